@@ -1,0 +1,179 @@
+"""Zip weight files that hold pickled objects, and what of a network they contain.
+
+The instructions in them are carried out by `foreign`; here are the records of the zip, the tensors' storages,
+and the walk through a recorded network.
+"""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.foreign import Machine
+from models.inert import Inert, NumpyArray, RefusedError, Storage, text_items
+from utils.errors import UserError
+
+MAX_PICKLE_BYTES = 64 << 20  # public files have less than 1 MB of instructions
+MAX_MODULES = 100_000
+MAX_NAME = 1000  # characters of a weight's name
+MAX_PLAIN_DEPTH = 12
+MAX_PLAIN_VALUES = 16384
+# What reading a damaged file can run into.
+_DAMAGE = (
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    RuntimeError,
+    struct.error,
+)
+
+
+def load_content(path: Path) -> Any:
+    """What a zip weight file holds: containers, numbers, text, tensors; Inert records of objects.
+
+    Executes nothing from it. Our own files are read the same way: torch's reader of plain values takes
+    them too, but a file made for it can crash that one. Raises UserError for what is no such file, what
+    could unfold to more than its own size, and what names anything that networks are not made of.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _Records(archive, path.stat().st_size).load()
+    except zipfile.BadZipFile as error:
+        raise UserError(_no_zip(path, error), path, "fetch or copy the file again") from error
+    except RefusedError as error:
+        raise UserError(f"refused: {error}", path, "use weights from a source you trust") from error
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror or error})", path, "check the path") from error
+    except _DAMAGE as error:
+        fault = f"it is no intact weight file ({error})"
+        raise UserError(fault, path, "fetch or copy the file again") from error
+
+
+def module_state(root: Inert) -> dict[str, Tensor]:
+    """The state dict of a recorded module: names with dots, tensors as they lie in the file."""
+    state: dict[str, Tensor] = {}
+    waiting: list[tuple[str, Any]] = [("", root)]
+    for _ in range(MAX_MODULES):  # modules that contain one another would never end
+        if not waiting:
+            break
+        prefix, module = waiting.pop()
+        if not isinstance(module, Inert) or len(prefix) > MAX_NAME:
+            continue
+        attributes = module.attributes
+        passing = attributes.get("_non_persistent_buffers_set")
+        buffers = text_items(attributes.get("_buffers"))
+        if isinstance(passing, set | list):
+            buffers = [(name, value) for name, value in buffers if name not in passing]
+        for name, value in [*text_items(attributes.get("_parameters")), *buffers]:
+            if isinstance(value, Tensor):
+                state[prefix + name] = value
+        # Last in, first out: reversed, the names come in the order of the layers.
+        for name, child in reversed(text_items(attributes.get("_modules"))):
+            waiting.append((f"{prefix}{name}.", child))
+    return state
+
+
+def submodules(root: Inert) -> Iterable[Inert]:
+    """The records of a module and all modules in it, each once."""
+    seen: set[int] = set()
+    waiting: list[Any] = [root]
+    while waiting:
+        module = waiting.pop()
+        if isinstance(module, Inert) and id(module) not in seen:
+            seen.add(id(module))
+            yield module
+            waiting.extend(child for _, child in text_items(module.attributes.get("_modules")))
+
+
+def plain_value(value: Any) -> Any:
+    """Containers, numbers and text without the rest; what has no plain form becomes None.
+
+    Tensors become lists. At most 16384 values are taken over: containers that share their content can
+    describe more of them than any memory holds.
+    """
+    return _plain(value, 0, iter(range(MAX_PLAIN_VALUES)))
+
+
+def _plain(value: Any, depth: int, budget: Iterator[int]) -> Any:
+    if next(budget, None) is None or depth > MAX_PLAIN_DEPTH:
+        return None
+    if isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, NumpyArray):
+        return value.value()
+    if isinstance(value, Inert) and value.kind == "argparse.Namespace":
+        value = value.attributes
+    if isinstance(value, dict):
+        pairs = ((key, item) for key, item in value.items() if isinstance(key, str | int))
+        return {key: _plain(item, depth + 1, budget) for key, item in pairs}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item, depth + 1, budget) for item in value]
+    if isinstance(value, Tensor) and value.numel() <= MAX_PLAIN_VALUES:
+        return value.tolist()
+    return None
+
+
+def _no_zip(path: Path, error: zipfile.BadZipFile) -> str:
+    """Why a file that is no intact zip cannot be read."""
+    with open(path, "rb") as stream:
+        start = stream.read(16)
+    if not start:
+        return "the file is empty"
+    if start.startswith(b"PK"):
+        return f"the file is damaged or cut off ({error})"
+    if start[:1] == b"\x80":
+        return "it is in torch's format before 1.6 (a bare pickle): load and save it with a newer torch first"
+    return "it is no weight file"
+
+
+class _Records:
+    """The records of a zip that torch.save wrote."""
+
+    def __init__(self, archive: zipfile.ZipFile, file_bytes: int) -> None:
+        self.archive = archive
+        self.records = {info.filename: info for info in archive.infolist()}
+        pickles = [name for name in self.records if name.count("/") == 1 and name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise ValueError("the zip holds no data.pkl")
+        self.root = pickles[0].removesuffix("data.pkl")
+        if f"{self.root}constants.pkl" in self.records:
+            raise RefusedError("it is a TorchScript export, which holds code")
+        # torch stores without compression. Compressed or shared records could unfold to any size.
+        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+            raise RefusedError("its records are compressed")
+        if sum(info.file_size for info in archive.infolist()) > file_bytes:
+            raise RefusedError("its records are larger than the file")
+        if self.records[pickles[0]].file_size > MAX_PICKLE_BYTES:
+            raise RefusedError(f"its instructions are longer than {MAX_PICKLE_BYTES >> 20} MB")
+        if f"{self.root}byteorder" in self.records and self._read("byteorder") != b"little":
+            raise ValueError("it is in big-endian byte order")
+        self.storages: dict[str, Tensor] = {}
+
+    def load(self) -> Any:
+        """The object that the instructions describe."""
+        return Machine(self.storage).run(self._read("data.pkl"))
+
+    def storage(self, wanted: Storage) -> Tensor:
+        """The elements of a storage, flat. Its size must be what the file announces."""
+        if wanted.key not in self.storages:
+            content = self._read(f"data/{wanted.key}")
+            if len(content) != wanted.count * wanted.dtype.itemsize:
+                raise ValueError(f"storage {wanted.key} has {len(content)} bytes for {wanted.count} elements")
+            flat = torch.frombuffer(bytearray(content or bytes(8)), dtype=wanted.dtype)
+            self.storages[wanted.key] = flat[: wanted.count]  # torch cannot wrap a buffer of nothing
+        flat = self.storages[wanted.key]
+        if flat.dtype != wanted.dtype or flat.numel() != wanted.count:
+            raise ValueError(f"storage {wanted.key} is asked for in two ways")
+        return flat
+
+    def _read(self, name: str) -> bytes:
+        return self.archive.read(self.records[self.root + name])

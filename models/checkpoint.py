@@ -1,0 +1,370 @@
+"""The one reader and writer of weight files."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.archive import load_content, module_state, plain_value, submodules
+from models.common import NORM_EPSILON
+from models.config import FOLDER, read_config
+from models.inert import Inert
+from models.layers import ACTIVATIONS
+from models.yolo import Model
+from utils.config.files import replace_atomically
+from utils.errors import UserError
+
+FORMAT, VERSION = "yolov5-distillation", 1
+_HALF_LIMIT = 65504.0  # the largest float16
+_WRAPPERS = ("module.", "_orig_mod.")  # what data parallel training and torch.compile put before names
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a weight file holds.
+
+    cfg: the network's config, empty where the file has none and none of the shipped ones fits;
+    state: float32 tensors by name, the averaged (EMA) ones where there are any, never fused; epoch: -1
+    when training is over; meta: plain values, for example training options; source: who wrote it.
+    """
+
+    path: Path
+    cfg: dict[str, Any]
+    state: dict[str, Tensor]
+    names: list[str]
+    epoch: int = -1
+    best_fitness: float | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+    source: Literal["own", "public"] = "own"
+
+
+def resolve_weights(name: Path | str) -> Path:
+    """The weight file of that name: as given, else in `weights/`. Raises UserError with near matches."""
+    given = Path(name)
+    folders = [Path("weights"), FOLDER.parent / "weights"]
+    places = list(dict.fromkeys([given, *(folder / given.name for folder in folders)]))
+    for place in places:
+        if place.is_file():
+            return place
+    known = {path.name for folder in (given.parent, *folders) for path in folder.glob("*.pt")}
+    near = get_close_matches(given.name, sorted(known), n=3)
+    hint = f"did you mean {', '.join(near)}?" if near else "put it there or give its path"
+    raise UserError(f"no such weight file (looked for {', '.join(map(str, places))})", name, hint)
+
+
+def read_checkpoint(path: Path | str, cfg: dict[str, Any] | Path | str | None = None) -> Checkpoint:
+    """Reads a weight file; nothing in it is executed.
+
+    Takes our own files, public YOLOv5 files and state dicts, bare or wrapped. `cfg` describes the
+    network of a file that does not. Raises UserError for everything else.
+    """
+    path = Path(path)
+    content = load_content(path)
+    if isinstance(content, dict) and content.get("format") == FORMAT:
+        checkpoint = _own(content, path)
+    else:
+        checkpoint = _public(content, path)
+    if cfg is not None:
+        content = read_config(cfg, nc=_class_count(checkpoint)).content
+        checkpoint = dataclasses.replace(checkpoint, cfg=content)
+    return checkpoint
+
+
+def build_model(
+    checkpoint: Checkpoint, nc: int | None = None, cfg: dict[str, Any] | Path | str | None = None
+) -> Model:
+    """The network of a checkpoint with exactly its weights, anchors and names, in training mode.
+
+    `cfg` describes the network in the place of the file's own config. Raises UserError where the
+    weights are not those of the network.
+    """
+    if not cfg and not checkpoint.cfg:
+        fix = "give the config of its network too (--cfg, for a teacher --teacher-cfg)"
+        raise UserError("it does not say what network it is", checkpoint.path, fix)
+    described = cfg or {**checkpoint.cfg, "yaml_file": f"network config in {checkpoint.path}"}
+    with torch.device("meta"):  # the weights come from the file: no memory and no time for random ones
+        model = Model(described, nc=nc or _class_count(checkpoint))
+    wanted = model.state_dict()
+    state = {name: value.clone() for name, value in checkpoint.state.items() if name in wanted}
+    for name, value in wanted.items():
+        if name not in state and (name.endswith("num_batches_tracked") or not value.is_meta):
+            state[name] = torch.zeros_like(value, device="cpu") if value.is_meta else value
+    _check_fit(wanted, state, checkpoint)
+    model.load_state_dict(state, assign=True)
+    model.yaml["anchors"] = _listed_anchors(model)
+    if len(checkpoint.names) == model.nc:
+        model.names = list(checkpoint.names)
+    return model
+
+
+def transfer_weights(model: Model, checkpoint: Checkpoint, exclude_anchors: bool = False) -> tuple[int, int]:
+    """Copies the entries whose name and shape agree; gives how many did, and of how many.
+
+    `exclude_anchors` leaves the model its own anchors.
+    """
+    own = model.state_dict()
+    fitting = {
+        name: value
+        for name, value in checkpoint.state.items()
+        if name in own
+        and own[name].shape == value.shape
+        and not (exclude_anchors and name.endswith(".anchors"))
+    }
+    model.load_state_dict(fitting, strict=False)
+    model.yaml["anchors"] = _listed_anchors(model)
+    return len(fitting), len(own)
+
+
+def save_checkpoint(
+    path: Path, *, model: Model, epoch: int, best_fitness: float | None, meta: Mapping[str, Any]
+) -> None:
+    """Writes the model as plain values and tensors, whole or not at all.
+
+    Tensors are float16, except anchors and what float16 cannot hold. Loads with `weights_only=True`.
+    """
+    cfg = {**model.yaml, "nc": model.nc, "anchors": _listed_anchors(model)}
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "cfg": _plain(cfg),
+        "names": list(model.names),
+        "stride": [float(stride) for stride in model.stride.tolist()],
+        "model": {name: _compact(name, value) for name, value in model.state_dict().items()},
+        "epoch": int(epoch),
+        "best_fitness": None if best_fitness is None else float(best_fitness),
+        "meta": _plain(meta),
+    }
+    replace_atomically(Path(path), lambda stream: torch.save(content, stream))
+
+
+def _compact(name: str, value: Tensor) -> Tensor:
+    value = value.detach().cpu().contiguous().clone()
+    if not value.is_floating_point() or name.endswith(".anchors") or not value.numel():
+        return value
+    return value.half() if value.abs().max() <= _HALF_LIMIT else value.float()
+
+
+def _plain(value: Any) -> Any:
+    """Dicts, lists, numbers and text of a value made of them, paths and numpy scalars."""
+    if isinstance(value, np.generic):  # before float: numpy's float64 is one, and would be pickled as numpy's
+        value = value.item()
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no place in a weight file")
+
+
+def _listed_anchors(model: Model) -> list[list[float]]:
+    """The model's anchors as a config writes them, in px."""
+    return [[round(size, 4) for size in level] for level in model.anchors_px.flatten(1).tolist()]
+
+
+def _own(content: dict[str, Any], path: Path) -> Checkpoint:
+    if not isinstance(content.get("version"), int) or content["version"] > VERSION:
+        raise UserError(f"it is of format version {content.get('version')}", path, "update this project")
+    try:
+        fitness = content["best_fitness"]
+        return Checkpoint(
+            path=path,
+            cfg=dict(content["cfg"]),
+            state=_clean_state(content["model"], path),
+            names=[str(name) for name in content["names"]],
+            epoch=int(content["epoch"]),
+            best_fitness=None if fitness is None else float(fitness),
+            meta=dict(content["meta"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        fault = f"it is no intact weight file ({error!r})"
+        raise UserError(fault, path, "fetch or copy the file again") from error
+
+
+def _public(content: Any, path: Path) -> Checkpoint:
+    """A public file, or a state dict that somebody saved."""
+    holder = content if isinstance(content, dict) else {}
+    network = content
+    for key in ("ema", "model", "state_dict", "model_state_dict"):
+        if isinstance(holder.get(key), dict | Inert):
+            network = holder[key]
+            break
+    if isinstance(network, Inert):
+        cfg, names, state = _from_module(_unwrapped(network), path)
+    elif isinstance(network, dict) and any(isinstance(value, Tensor) for value in network.values()):
+        state = _clean_state(network, path)
+        cfg, names = _guess_config(state), _names(holder.get("names"))
+    else:
+        raise UserError("it holds no network", path, "give weights of this project or public YOLOv5 ones")
+    epoch, fitness = plain_value(holder.get("epoch")), plain_value(holder.get("best_fitness"))
+    fitness = fitness[0] if isinstance(fitness, list) and fitness else fitness
+    known = {"ema", "model", "optimizer", "epoch", "best_fitness", "names"}
+    rest = {} if network is holder else {str(key): value for key, value in holder.items() if key not in known}
+    return Checkpoint(
+        path=path,
+        cfg=cfg,
+        state=state,
+        names=names,
+        epoch=epoch if isinstance(epoch, int) else -1,
+        best_fitness=float(fitness) if isinstance(fitness, int | float) else None,
+        meta=plain_value(rest),
+        source="public",
+    )
+
+
+def _unwrapped(record: Inert) -> Inert:
+    """The network inside of a wrapper such as DistributedDataParallel or an EMA, else the record."""
+    averaged = record.attributes.get("ema")
+    inside = averaged if isinstance(averaged, Inert) else record
+    return next((module for module in submodules(inside) if "yaml" in module.attributes), inside)
+
+
+def _from_module(module: Inert, path: Path) -> tuple[dict[str, Any], list[str], dict[str, Tensor]]:
+    """Config, class names and state of a recorded module."""
+    cfg = plain_value(module.attributes.get("yaml"))
+    state = _clean_state(module_state(module), path)
+    if not isinstance(cfg, dict) or not cfg.get("backbone"):
+        cfg = _guess_config(state)
+    elif activation := _activation(module, path):
+        cfg["activation"] = activation
+    return cfg, _names(module.attributes.get("names")), state
+
+
+def _activation(module: Inert, path: Path) -> str | None:
+    """The activation of its blocks as a config writes it, None for the usual SiLU."""
+    found = set()
+    for block in submodules(module):
+        children = block.attributes.get("_modules")
+        act = children.get("act") if isinstance(children, dict) and block.kind.endswith("Conv") else None
+        if isinstance(act, Inert) and not act.kind.endswith(".Identity"):
+            slope = act.attributes.get("negative_slope")
+            found.add((act.kind.rsplit(".", 1)[1], slope if isinstance(slope, int | float) else None))
+    if len(found) > 1 or any(name not in ACTIVATIONS for name, _ in found):
+        kinds = ", ".join(sorted(name for name, _ in found))
+        fix = f"a network with one of {', '.join(ACTIVATIONS)} can be read"
+        raise UserError(f"its blocks have the activations {kinds}", path, fix)
+    name, slope = found.pop() if found else ("SiLU", None)
+    return None if name == "SiLU" else f"nn.{name}()" if slope is None else f"nn.{name}({slope})"
+
+
+def _clean_state(state: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
+    """Names as our networks have them, float32, never fused. Raises UserError for broken values."""
+    clean: dict[str, Tensor] = {}
+    tensors = {
+        name: value for name, value in state.items() if isinstance(value, Tensor) and not value.is_sparse
+    }
+    held = {
+        value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in tensors.values()
+    }
+    if sum(value.nbytes for value in tensors.values()) > 2 * sum(held.values()):
+        raise UserError(
+            "refused: its tensors repeat one another", path, "use weights from a source you trust"
+        )
+    for name, value in tensors.items():
+        for wrapper in _WRAPPERS:
+            name = str(name).removeprefix(wrapper)
+        if name.endswith(".anchor_grid"):  # of v5.0: the anchors once more, in px
+            continue
+        value = value.float() if value.is_floating_point() else value
+        if value.is_floating_point() and not value.isfinite().all():
+            raise UserError(f"{name} is not finite", path, "the training that made it diverged")
+        clean[name if name.startswith("model.") else f"model.{name}"] = value
+    return _unfused(clean)
+
+
+def _unfused(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Gives every fused convolution a batch norm that only adds the bias: then it can be trained on."""
+    for name in [name for name in state if name.endswith(".conv.bias")]:
+        norm = name.removesuffix("conv.bias") + "bn."
+        if norm + "weight" not in state:
+            bias = state.pop(name)
+            state[norm + "weight"] = torch.ones_like(bias)
+            state[norm + "bias"] = bias
+            state[norm + "running_mean"] = torch.zeros_like(bias)
+            state[norm + "running_var"] = torch.full_like(bias, 1 - NORM_EPSILON)
+    return state
+
+
+def _names(value: Any) -> list[str]:
+    """Class names from a list, or from a dict by class id."""
+    plain = plain_value(value)
+    if isinstance(plain, dict) and all(isinstance(key, int) for key in plain):
+        plain = [plain[key] for key in sorted(plain)]
+    return [str(name) for name in plain] if isinstance(plain, list) else []
+
+
+def _class_count(checkpoint: Checkpoint) -> int | None:
+    """How many classes the head's outputs are for; None where that cannot be seen."""
+    anchors = checkpoint.cfg.get("anchors")
+    if isinstance(anchors, list) and anchors and isinstance(anchors[0], list):
+        anchors = len(anchors[0]) // 2
+    return _classes_of_head(checkpoint.state, anchors if isinstance(anchors, int) else 3)
+
+
+def _classes_of_head(state: Mapping[str, Tensor], anchors_per_cell: int) -> int | None:
+    index = _head_index(state)
+    if index is None:
+        return None
+    anchors = state.get(f"model.{index}.anchors")
+    count = anchors.shape[1] if anchors is not None and anchors.ndim == 3 else anchors_per_cell
+    outputs = len(state[f"model.{index}.m.0.weight"])
+    return outputs // count - 5 if count and outputs % count == 0 and outputs // count > 5 else None
+
+
+def _head_index(state: Mapping[str, Tensor]) -> int | None:
+    """The last layer's index, if it looks like Detect."""
+    indices = [int(found[1]) for name in state if (found := re.match(r"model\.(\d{1,4})\.", name))]
+    last = max(indices, default=-1)
+    return last if f"model.{last}.m.0.weight" in state else None
+
+
+def _guess_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The shipped config whose network has exactly these entries, else an empty dict."""
+    index, nc = _head_index(state), _classes_of_head(state, 3)
+    if index is None or nc is None:
+        return {}
+    for path in sorted(FOLDER.rglob("*.yaml"), key=lambda path: (len(path.parts), path.name)):
+        try:
+            content = read_config(path).content
+        except UserError:  # some other YAML that lies there
+            continue
+        if len(content["backbone"]) + len(content["head"]) != index + 1:
+            continue
+        with torch.device("meta"):
+            model = Model(content, nc=nc)
+        if _weight_shapes(model.state_dict()) == _weight_shapes(state):
+            return model.yaml
+    return {}
+
+
+def _weight_shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {k: v.shape for k, v in state.items() if not k.endswith((".anchors", "num_batches_tracked"))}
+
+
+def _check_fit(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
+    """Raises UserError that names the first weights which are not the network's."""
+    problems = [f"{name} is missing" for name in wanted if name not in state]
+    problems += [
+        f"{name} is {tuple(state[name].shape)} and the network's is {tuple(wanted[name].shape)}"
+        for name in wanted
+        if name in state and state[name].shape != wanted[name].shape
+    ]
+    problems += [f"{name} is not in the network" for name in checkpoint.state if name not in wanted]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError(
+            f"its weights are not those of its network: {'; '.join(problems[:3])}{more}",
+            checkpoint.path,
+            "give the config that belongs to them",
+        )

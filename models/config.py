@@ -1,0 +1,126 @@
+"""A network's config: the YAML file or dict that names its classes, anchors and layers."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from utils.errors import UserError
+
+FOLDER = Path(__file__).parent
+# Anchors for a cfg that only says how many: sizes in cells, in proportions that suit most data.
+# AutoAnchor fits them to the labels.
+START_SIZES = (1.25, 1.6), (2.0, 3.75), (4.1, 2.9)
+MAX_CLASSES = 100_000
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same loader in C, ten times as fast
+
+
+@dataclass(frozen=True)
+class Config:
+    """A config that has been read.
+
+    content: the dict with `nc` and `anchors` as they are used; where: the file, for messages.
+    """
+
+    content: dict[str, Any]
+    channels: int
+    nc: int
+    where: str
+
+    def anchors_px(self, strides: Sequence[float]) -> Tensor:
+        """Anchor widths and heights in px, (levels, anchors, 2), for a head with these strides."""
+        given = self.content["anchors"]
+        if isinstance(given, int):
+            cells = [[side * 1.5 ** (i // 3) for side in START_SIZES[i % 3]] for i in range(given)]
+            given = [[side * stride for size in cells for side in size] for stride in strides]
+        if len(given) != len(strides):
+            raise UserError(
+                f"it has anchors for {len(given)} levels and Detect has {len(strides)} inputs",
+                self.where,
+                "give one list of anchors for each level",
+            )
+        # On the CPU even where a network is laid out on the meta device to be filled from a file.
+        return torch.tensor(given, dtype=torch.float32, device="cpu").view(len(given), -1, 2)
+
+
+def read_config(
+    cfg: dict[str, Any] | Path | str,
+    *,
+    nc: int | None = None,
+    channels: int | None = None,
+    anchors: object = None,
+) -> Config:
+    """The config of a file or dict; what is passed goes before what it says. Raises UserError."""
+    if isinstance(cfg, dict):
+        content, where = copy.deepcopy(cfg), "network config"
+        where = str(content.pop("yaml_file", "")) or where
+    else:
+        path = find_config(cfg)
+        content, where = _load(path), str(path)
+    content["nc"] = _whole(content.get("nc") if nc is None else nc, "nc", MAX_CLASSES, where)
+    content["anchors"] = _checked_anchors(content.get("anchors") if anchors is None else anchors, where)
+    inputs = _whole(content.get("ch", 3) if channels is None else channels, "ch", 1024, where)
+    return Config(content, inputs, content["nc"], where)
+
+
+def find_config(name: Path | str) -> Path:
+    """The YAML file of that name: as given, else anywhere under `models/`, which some call `model/`."""
+    given = Path(name)
+    if os.path.isfile(given):
+        return given
+    known = {path.name: path for path in sorted(FOLDER.rglob("*.yaml"), reverse=True)}
+    known |= {path.relative_to(FOLDER).as_posix(): path for path in FOLDER.rglob("*.yaml")}
+    wanted = given.as_posix().removeprefix("models/").removeprefix("model/")
+    if wanted in known:
+        return known[wanted]
+    near = get_close_matches(wanted, known, n=3)
+    fix = f"did you mean {', '.join(near)}?" if near else "see the folder models for the networks that ship"
+    raise UserError("no such network config", name, fix)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"it cannot be read as YAML: {' '.join(str(error).split())}", path) from error
+    if not isinstance(content, dict):
+        raise UserError("it is no network config", path, "see models/yolov5s.yaml for the form")
+    return content
+
+
+def _whole(value: Any, key: str, most: int, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise UserError(f"{key} is {value!r}", where, f"it must be a whole number from 1 to {most}")
+    return value
+
+
+def _checked_anchors(value: Any, where: str) -> int | list[list[float]]:
+    """A count of anchors a cell, or a list a level: width, height, width, height, ... in px."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value <= 32:
+        return round(value)
+    try:
+        levels = [[float(x) for x in _flat(level)] for level in value]
+    except (TypeError, ValueError):
+        levels = []
+    sizes = [x for level in levels for x in level]
+    alike = len({len(level) for level in levels}) == 1 and len(levels[0]) % 2 == 0
+    if sizes and alike and all(0 < x < 1e5 for x in sizes):
+        return levels
+    raise UserError(
+        f"anchors are {str(value)[:80]}",
+        where,
+        "give each level as many sizes in pixels, like [10,13, 16,30, 33,23], or how many a cell is to have",
+    )
+
+
+def _flat(value: Any) -> list[Any]:
+    return [x for item in value for x in _flat(item)] if isinstance(value, list | tuple) else [value]

@@ -1,0 +1,70 @@
+"""From a network's raw outputs to boxes and scores.
+
+Shapes: B images, L levels, A anchors a cell, H W grid, K classes, N predictions (the sum of A * H * W
+over the levels).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+Grid = tuple[Tensor, Tensor, Tensor]
+
+
+def boxes_cxcywh_grid(raw_xywh: Tensor, anchors_grid: Tensor) -> Tensor:
+    """Boxes (..., 4) of raw outputs (..., 4), in grid units, the centre relative to its cell's corner.
+
+    The centre lies within -0.5..1.5, sizes within 0..4 anchors. `anchors_grid` (..., 2) is in grid
+    units (in another unit, sizes come out in that).
+    """
+    root = raw_xywh.sigmoid()
+    return torch.cat((root[..., :2] * 2 - 0.5, (root[..., 2:] * 2).square() * anchors_grid), -1)
+
+
+def decode(levels: Sequence[Tensor], anchors_px: Tensor, strides: Tensor) -> Tensor:
+    """All predictions of all levels, (B, N, 5 + K) float32: centre x, y, width, height in px, scores.
+
+    levels: raw (B, A, H, W, 5 + K); anchors_px: (L, A, 2); strides: (L,) in px. The order is by
+    level, then anchor, then row. Scores (objectness, classes) are sigmoids, 0..1.
+    """
+    batch, count, _, _, outputs = levels[0].shape
+    shapes = tuple((level.shape[2], level.shape[3]) for level in levels)
+    # What a tracer sees being made must not stay in the cache: it may hold no values.
+    grid = _grid.__wrapped__ if torch.compiler.is_compiling() else _grid
+    cells, level_of, anchor_of = grid(shapes, count, levels[0].device)
+    strides_px = strides.float()[level_of].unsqueeze(1)
+    anchors = anchors_px.float().reshape(-1, 2)[anchor_of]
+    raw = torch.empty((batch, len(cells), outputs), device=levels[0].device)
+    start = 0
+    for level in levels:  # one copy, whatever the memory order: a reshape and a cat would make two
+        end = start + count * level.shape[2] * level.shape[3]
+        raw[:, start:end].view(level.shape).copy_(level)
+        start = end
+    # The gradient of a sigmoid needs its output as it was.
+    decoded = raw.sigmoid().clone() if raw.requires_grad else raw.sigmoid_()
+    # In place: the scores are most of the memory and stay as they are.
+    decoded[..., :2].mul_(2 * strides_px).add_(cells * strides_px)
+    decoded[..., 2:4].mul_(2).square_().mul_(anchors)
+    return decoded
+
+
+@lru_cache(maxsize=64)
+def _grid(shapes: tuple[tuple[int, int], ...], anchors: int, device: torch.device) -> Grid:
+    """Of every prediction: its cell's corner, its level and its row among the anchors of all levels.
+
+    The corner is (N, 2) float32 in cells, x first, less the half cell by which a centre may reach out.
+    """
+    # A tensor made in inference mode could never again be part of a graph.
+    with torch.inference_mode(False), torch.no_grad():
+        corners, levels, rows = [], [], []
+        for level, (height, width) in enumerate(shapes):
+            y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+            corners.append(torch.stack((x, y), -1).reshape(-1, 2).repeat(anchors, 1))
+            levels.append(torch.full((anchors * height * width,), level))
+            rows.append((torch.arange(anchors) + level * anchors).repeat_interleave(height * width))
+        grid = torch.cat(corners).float() - 0.5, torch.cat(levels), torch.cat(rows)
+        return grid[0].to(device), grid[1].to(device), grid[2].to(device)

@@ -1,0 +1,228 @@
+"""What the globals in public weight files stand for: the list of what they may name, and its values.
+
+Classes of networks become `Inert` records; constructors of containers, tensors, numbers and paths become
+functions of this module with the same effect on plain values. Whatever is not on the list is refused.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+STORAGES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in STORAGES.values()}
+# Classes whose instances are kept as records: torch's layers, and what the YOLO family calls its own.
+NETWORK_CLASS = re.compile(
+    r"(torch\.nn\.(modules|parallel)(\.\w+)*|(yolov5\.)?(models(\.\w+)+|utils\.(activations|torch_utils)))"
+    r"\.([A-Z]\w*|autoShape)"
+)
+MAX_DIMENSIONS = 16
+MAX_ARRAY_BYTES = 1 << 16
+RECORDS = {f"datetime.{name}" for name in ("date", "datetime", "timedelta", "timezone")} | {
+    "argparse.Namespace"
+}
+PATH_CLASS = re.compile(r"pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path")
+NUMPY_CORE = re.compile(r"numpy\.(_core|core)\.(multiarray|numeric)")
+
+
+@dataclass(frozen=True)
+class Name:
+    """A global that the file names and that is on the list."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        """The dotted name."""
+        return f"{self.module}.{self.name}"
+
+
+@dataclass(eq=False)
+class Inert:
+    """An object that the file describes: its class by name, and its attributes."""
+
+    kind: str
+    arguments: tuple[Any, ...] = ()
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A storage as the instructions name it: its record's key and its elements."""
+
+    dtype: torch.dtype
+    key: str
+    count: int
+
+
+@dataclass
+class NumpyType:
+    """A numpy data type by its short code (`f8`) and byte order."""
+
+    code: str
+    order: str = "<"
+
+
+class RefusedError(Exception):
+    """What is wrong with the instructions."""
+
+
+def text_items(mapping: Any) -> list[tuple[str, Any]]:
+    """A mapping's entries whose key is text; nothing for what is no mapping."""
+    if not isinstance(mapping, dict):
+        return []
+    return [(key, value) for key, value in mapping.items() if isinstance(key, str)]
+
+
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_rest: Any) -> Tensor:
+    """A view of a flat storage; it must lie inside of it and not repeat elements."""
+    sizes, strides = [*size], [*stride]
+    numbers = [offset, *sizes, *strides]
+    whole = all(type(x) is int and x >= 0 for x in numbers)
+    if not isinstance(storage, Tensor) or not whole or not len(sizes) == len(strides) <= MAX_DIMENSIONS:
+        raise ValueError("a tensor has no proper size")
+    count = math.prod(sizes)
+    end = offset + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True)) if count else offset
+    if count > storage.numel() or (count and end >= storage.numel()):
+        raise ValueError("a tensor reaches outside of its storage")
+    return storage.as_strided(sizes, strides, offset)
+
+
+def _first(value: Any, *_rest: Any) -> Any:
+    return value
+
+
+def usable_key(value: Any) -> Any:
+    """A value that may be a key or a member of a set: the hash of nested tuples knows no depth limit."""
+    if value is None or isinstance(value, str | bytes | int | float | Name | Inert):
+        return value
+    raise ValueError(f"a {type(value).__name__} is a key")
+
+
+def dict_of(pairs: Iterable[Any]) -> dict[Any, Any]:
+    """A dict of key and value pairs."""
+    return {usable_key(key): value for key, value in pairs}
+
+
+def _dict_from(items: Any = (), *_rest: Any) -> dict[Any, Any]:
+    return (
+        dict(items) if isinstance(items, dict) else dict_of(items if isinstance(items, list | tuple) else ())
+    )
+
+
+def in_twos(items: list[Any]) -> Iterable[tuple[Any, Any]]:
+    """Pairs of neighbours. Raises ValueError for an odd count."""
+    return zip(items[::2], items[1::2], strict=True)
+
+
+def _sequence(kind: Callable[[Any], Any]) -> Callable[..., Any]:
+    def build(items: Any = ()) -> Any:
+        if not isinstance(items, list | tuple | set | frozenset):
+            raise ValueError(f"a container is made of {type(items).__name__}")
+        return kind(items if kind in (list, tuple) else map(usable_key, items))
+
+    return build
+
+
+def _encoded(text: Any, encoding: Any = "latin1") -> bytes:
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1", "utf-8", "ascii"):
+        raise ValueError("it encodes what is no text")
+    return text.encode(encoding)
+
+
+def _number(dtype: Any, content: Any = b"\0" * 8) -> Any:
+    """A numpy scalar from its bytes."""
+    return NumpyArray((), dtype, content).value()
+
+
+@dataclass(eq=False)
+class NumpyArray:
+    """A numpy array under construction: the file first makes an empty one, then fills it."""
+
+    shape: tuple[int, ...] = ()
+    dtype: Any = None
+    content: Any = b""
+
+    def value(self) -> Any:
+        """Numbers: one for a shape without dimensions, else a flat list; None for a large array."""
+        if not isinstance(self.dtype, NumpyType) or not isinstance(self.content, bytes):
+            raise ValueError("a numpy array has no proper content")
+        if len(self.content) > MAX_ARRAY_BYTES:
+            return None
+        if not re.fullmatch("[<>=][biuf][1248]", self.dtype.order + str(self.dtype.code)):
+            raise ValueError(f"a numpy array is of type {self.dtype.code}")
+        found = np.frombuffer(self.content, self.dtype.order + self.dtype.code).tolist()
+        return found[0] if self.shape == () and len(found) == 1 else found
+
+
+CONSTRUCTORS: dict[str, Callable[..., Any]] = {
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": _first,
+    "torch._utils._rebuild_parameter_with_state": _first,
+    "torch.Size": _sequence(tuple),
+    "torch.device": _first,
+    "collections.OrderedDict": _dict_from,
+    "collections.defaultdict": lambda _factory=None, items=(): _dict_from(items),
+    "collections.Counter": _dict_from,
+    "builtins.dict": _dict_from,
+    "builtins.list": _sequence(list),
+    "builtins.tuple": _sequence(tuple),
+    "builtins.set": _sequence(set),
+    "builtins.frozenset": _sequence(frozenset),
+    "builtins.complex": _first,
+    "_codecs.encode": _encoded,
+    "numpy.dtype": lambda code, *_rest: NumpyType(code),
+    "numpy.ndarray": lambda *_rest: NumpyArray(),
+    "copyreg._reconstructor": lambda name, *_rest: Inert(str(name)),
+}
+# Named only as arguments of the constructors above.
+ARGUMENTS = {"builtins.object", "builtins.int", "builtins.float"}
+
+
+def constructor(name: Name) -> Callable[..., Any]:
+    """What makes the value of a global that is called; refuses what is not on the list."""
+    text = str(name)
+    if text in CONSTRUCTORS:
+        return CONSTRUCTORS[text]
+    if NETWORK_CLASS.fullmatch(text) or text in RECORDS:
+        return lambda *arguments: Inert(text, arguments)
+    if PATH_CLASS.fullmatch(text):
+        return lambda *parts: "/".join(str(part) for part in parts).replace("//", "/")
+    if NUMPY_CORE.fullmatch(name.module):
+        return _number if name.name == "scalar" else lambda *_rest: NumpyArray()
+    raise RefusedError(f"it calls {text}")
+
+
+def is_known(name: Name) -> bool:
+    """Whether a global is on the list."""
+    text = str(name)
+    if name.module == "torch":
+        return name.name in STORAGES or name.name in DTYPES or text in CONSTRUCTORS
+    if NUMPY_CORE.fullmatch(name.module):
+        return name.name in ("scalar", "_reconstruct")
+    return bool(
+        text in CONSTRUCTORS
+        or text in ARGUMENTS
+        or text in RECORDS
+        or PATH_CLASS.fullmatch(text)
+        or NETWORK_CLASS.fullmatch(text)
+    )

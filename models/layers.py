@@ -1,0 +1,266 @@
+"""From the rows of a network's YAML to its layers.
+
+A row is `[from, repeats, block, arguments]`. `from` is the index of the layer whose output goes in
+(negative: counted back from this row), or a list of them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from torch import nn
+
+from models import common
+from utils.errors import UserError
+
+CHANNEL_STEP = 8
+# Far above any real network; they keep a damaged file from asking for all of the memory.
+MAX_ROWS, MAX_REPEATS, MAX_CHANNELS = 1000, 200, 16384
+
+
+@dataclass(frozen=True)
+class Port:
+    """What a layer gives: its channels, and how many image pixels one of its cells is wide."""
+
+    channels: int
+    stride: float
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The layers of a network without its Detect head.
+
+    sources: for each layer, and last for the head, the indices of the layers that feed it; -1 is
+    the image. ports: what each layer gives. detect: the ports that feed the head.
+    """
+
+    modules: list[nn.Module]
+    sources: list[tuple[int, ...]]
+    ports: list[Port]
+    detect: list[Port]
+
+
+Built = tuple[nn.Module, Port]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row with its inputs resolved and its multiples applied."""
+
+    repeats: int
+    arguments: list[Any]
+    inputs: list[Port]
+    width: float
+
+    def out_channels(self) -> int:
+        """The first argument as a channel count, scaled to the network's width."""
+        count = self.arguments[0]
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"its channels must be a whole number above 0, not {count!r}")
+        scaled = math.ceil(count * self.width / CHANNEL_STEP) * CHANNEL_STEP
+        if scaled > MAX_CHANNELS:
+            raise ValueError(f"{scaled} channels are more than {MAX_CHANNELS}")
+        return scaled
+
+    def argument(self, index: int, default: Any) -> Any:
+        """An argument that may be left out."""
+        return self.arguments[index] if index < len(self.arguments) else default
+
+
+Block = Callable[..., nn.Module]
+Builder = Callable[[_Row], Built]
+
+
+def _block(kind: Block, stride_at: int | None = None, stride: int = 1) -> Builder:
+    """A block of (c1, c2, ...) that is repeated as a whole; its stride is an argument or fixed."""
+
+    def build(row: _Row) -> Built:
+        c2, reduction = row.out_channels(), stride if stride_at is None else row.argument(stride_at, 1)
+        modules = []
+        channels = row.inputs[0].channels
+        for _ in range(row.repeats):
+            modules.append(kind(channels, c2, *row.arguments[1:]))
+            channels = c2
+        port = Port(c2, row.inputs[0].stride * reduction**row.repeats)
+        return modules[0] if len(modules) == 1 else nn.Sequential(*modules), port
+
+    return build
+
+
+def _stack(kind: Block) -> Builder:
+    """A block of (c1, c2, n, ...) that repeats something inside of itself."""
+
+    def build(row: _Row) -> Built:
+        source, c2 = row.inputs[0], row.out_channels()
+        return kind(source.channels, c2, row.repeats, *row.arguments[1:]), Port(c2, source.stride)
+
+    return build
+
+
+def _concat(row: _Row) -> Built:
+    strides = [source.stride for source in row.inputs]
+    if len(set(strides)) > 1:
+        raise ValueError(f"its inputs have different strides: {_listed(strides)}")
+    return common.Concat(row.argument(0, 1)), Port(sum(source.channels for source in row.inputs), strides[0])
+
+
+def _upsample(row: _Row) -> Built:
+    size, scale, mode = (*row.arguments, "nearest")[:3]
+    if size is not None or not isinstance(scale, int):
+        raise ValueError(f"it takes [None, a whole factor, mode], not {row.arguments!r}")
+    source = row.inputs[0]
+    return nn.Upsample(None, scale, mode), Port(source.channels, source.stride / scale)
+
+
+def _max_pool(row: _Row) -> Built:
+    source, stride = row.inputs[0], row.argument(1, row.arguments[0])
+    return nn.MaxPool2d(*row.arguments), Port(source.channels, source.stride * stride)
+
+
+def _batch_norm(row: _Row) -> Built:
+    return common.batch_norm(row.inputs[0].channels), row.inputs[0]
+
+
+def _zero_pad(row: _Row) -> Built:
+    return nn.ZeroPad2d(tuple(row.arguments[0])), row.inputs[0]
+
+
+BLOCKS: dict[str, Builder] = {
+    "Conv": _block(common.Conv, stride_at=2),
+    "DWConv": _block(common.DWConv, stride_at=2),
+    "GhostConv": _block(common.GhostConv, stride_at=2),
+    "GhostBottleneck": _block(common.GhostBottleneck, stride_at=2),
+    "Focus": _block(common.Focus, stride=2),
+    "Bottleneck": _block(common.Bottleneck),
+    "SPP": _block(common.SPP),
+    "SPPF": _block(common.SPPF),
+    "C3": _stack(common.C3),
+    "C3Ghost": _stack(common.C3Ghost),
+    "BottleneckCSP": _stack(common.BottleneckCSP),
+    "Concat": _concat,
+    "nn.Upsample": _upsample,
+    "nn.MaxPool2d": _max_pool,
+    "nn.ZeroPad2d": _zero_pad,
+    "nn.BatchNorm2d": _batch_norm,
+}
+
+ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
+    "SiLU": nn.SiLU,
+    "ReLU": nn.ReLU,
+    "ReLU6": nn.ReLU6,
+    "LeakyReLU": nn.LeakyReLU,
+    "Hardswish": nn.Hardswish,
+    "Mish": nn.Mish,
+    "GELU": nn.GELU,
+    "ELU": nn.ELU,
+    "Identity": nn.Identity,
+}
+
+
+def build_layers(cfg: Mapping[str, Any], channels: int, where: object) -> Layers:
+    """The layers that a config describes, for images of that many channels.
+
+    Raises UserError, naming `where` (the file) and the layer's index, for what cannot be built.
+    """
+    rows = [*_rows(cfg, "backbone", where), *_rows(cfg, "head", where)]
+    if len(rows) > MAX_ROWS:
+        raise UserError(f"it has {len(rows)} layers", where, f"a network may have {MAX_ROWS}")
+    depth, width = (_multiple(cfg, f"{side}_multiple", where) for side in ("depth", "width"))
+    image = Port(channels, 1)
+    built = Layers([], [], [], [])
+    for index, row in enumerate(rows):
+        name = row[2] if isinstance(row, list) and len(row) == 4 else row
+        try:
+            source, repeats, name, arguments = row
+            sources = _sources(source, index)
+            inputs = [built.ports[i] if i >= 0 else image for i in sources]
+            built.sources.append(sources)
+            if name == "Detect":
+                if index != len(rows) - 1:
+                    raise ValueError("Detect must be the last layer")
+                built.detect.extend(inputs)
+                return built
+            ready = _Row(_repeats(repeats, depth), _plain_arguments(arguments), inputs, width)
+            module, port = _builder(name)(ready)
+        except (TypeError, ValueError, IndexError, ArithmeticError, RuntimeError) as error:
+            fault = f"layer {index} ({name}) cannot be built: {error}"
+            raise UserError(fault, where, "a layer is [from, repeats, block, arguments]") from error
+        built.modules.append(module)
+        built.ports.append(port)
+    raise UserError("its last layer is no Detect", where, "end with [[layers], 1, Detect, [nc, anchors]]")
+
+
+def replace_activation(model: nn.Module, text: str, where: object) -> None:
+    """Puts another activation in the place of every SiLU; `text` is like `nn.LeakyReLU(0.1)`."""
+    found = re.fullmatch(r"\s*(?:torch\.)?(?:nn\.)?(\w+)\s*(?:\(\s*([-+.\deE]*)\s*\))?\s*", text)
+    if found is None or found[1] not in ACTIVATIONS:
+        known = ", ".join(f"nn.{name}" for name in ACTIVATIONS)
+        raise UserError(f"activation {text!r} is not known", where, f"choose from {known}")
+    arguments = [float(found[2])] if found[2] else []
+    for module in list(model.modules()):
+        if isinstance(getattr(module, "act", None), nn.SiLU):
+            module.act = ACTIVATIONS[found[1]](*arguments)
+
+
+def _rows(cfg: Mapping[str, Any], part: str, where: object) -> list[Any]:
+    rows = cfg.get(part)
+    if not isinstance(rows, list) or not rows:
+        raise UserError(f"it has no list of layers `{part}`", where, "see models/yolov5s.yaml for the form")
+    return rows
+
+
+def _multiple(cfg: Mapping[str, Any], key: str, where: object) -> float:
+    value = cfg.get(key, 1.0)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 16:
+        raise UserError(f"{key} is {value!r}", where, "it must be a number above 0, at most 16")
+    return float(value)
+
+
+def _sources(source: Any, index: int) -> tuple[int, ...]:
+    """Absolute indices of the layers that a row takes its input from; -1 is the image."""
+    absolute = []
+    for item in source if isinstance(source, list) else [source]:
+        if isinstance(item, bool) or not isinstance(item, int):
+            raise ValueError(f"`from` is {item!r}, not a layer index")
+        place = item if item >= 0 else index + item
+        # Only the first layer can see the image: as input of another it is most likely a slip.
+        if place >= index or place < (-1 if index == 0 else 0):
+            raise ValueError(f"`from` {item} names no earlier layer")
+        absolute.append(place)
+    if not absolute:
+        raise ValueError("`from` is empty")
+    return tuple(absolute)
+
+
+def _repeats(repeats: Any, depth: float) -> int:
+    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
+        raise ValueError(f"its repeats must be a whole number above 0, not {repeats!r}")
+    scaled = max(round(repeats * depth), 1) if repeats > 1 else 1
+    if scaled > MAX_REPEATS:
+        raise ValueError(f"{scaled} repeats are more than {MAX_REPEATS}")
+    return scaled
+
+
+def _plain_arguments(arguments: Any) -> list[Any]:
+    """A row's arguments; the word None, which YAML reads as text, is Python's."""
+    if not isinstance(arguments, list):
+        raise ValueError(f"its arguments must be a list, not {arguments!r}")
+    words = {"None": None, "True": True, "False": False}
+    return [words.get(item, item) if isinstance(item, str) else item for item in arguments]
+
+
+def _builder(name: Any) -> Builder:
+    if name not in BLOCKS:
+        near = get_close_matches(str(name), BLOCKS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(BLOCKS)}, Detect"
+        raise ValueError(f"no such block; {hint}")
+    return BLOCKS[name]
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)

@@ -1,0 +1,143 @@
+"""Suppression against the original's reference values, a slow reference and its promises."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from utils.boxes import NmsRules, non_max_suppression, pairwise_iou, suppress
+
+CASES = json.loads((Path(__file__).parent / "nms_reference.json").read_text())
+
+
+def _predictions(seed: int, rows: int, classes: int, images: int = 2) -> torch.Tensor:
+    random = np.random.RandomState(seed)
+    predictions = np.zeros((images, rows, 5 + classes))
+    predictions[..., :2] = random.uniform(0, 300, (images, rows, 2))
+    predictions[..., 2:4] = random.uniform(10, 120, (images, rows, 2))
+    predictions[..., 4:] = random.uniform(0, 1, (images, rows, 1 + classes)) ** 2
+    return torch.tensor(predictions, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"seed{case['seed']}")
+def test_reference_values_hold(case: dict[str, Any]) -> None:
+    kept = non_max_suppression(_predictions(case["seed"], case["n"], case["nc"]), **case["kwargs"])
+    assert [len(detections) for detections in kept] == case["kept"]
+    for detections, column_sums, top in zip(kept, case["sum"], case["top"], strict=True):
+        # The references are float32 sums of up to 300 coordinates of some hundred pixels.
+        torch.testing.assert_close(
+            detections.double().sum(0), torch.tensor(column_sums).double(), rtol=1e-6, atol=1e-3
+        )
+        torch.testing.assert_close(detections[: len(top)], torch.tensor(top), rtol=1e-5, atol=1e-4)
+
+
+def _slowly(predictions: torch.Tensor, conf: float, iou: float) -> list[list[float]]:
+    """Every class of every anchor, one at a time, best first: the definition written down."""
+    candidates = [
+        (float(row[4] * row[5 + label]), label, row)
+        for row in predictions
+        for label in range(len(row) - 5)
+        if row[4] > conf and row[4] * row[5 + label] > conf
+    ]
+    kept: list[list[float]] = []
+    for score, label, row in sorted(candidates, key=lambda candidate: -candidate[0]):
+        x, y, w, h = (float(value) for value in row[:4])
+        box = [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
+        rivals = [other for other in kept if other[5] == label]
+        if all(pairwise_iou(torch.tensor([box]), torch.tensor([r[:4]])).item() <= iou for r in rivals):
+            kept.append([*box, score, label])
+    return kept
+
+
+def test_agrees_with_the_definition() -> None:
+    predictions = _predictions(seed=5, rows=60, classes=4, images=1)
+    (kept,) = non_max_suppression(predictions, 0.1, 0.4, multi_label=True)
+    torch.testing.assert_close(kept, torch.tensor(_slowly(predictions[0], 0.1, 0.4)), rtol=1e-5, atol=1e-3)
+
+
+def test_rows_point_back_at_the_predictions() -> None:
+    predictions = _predictions(seed=6, rows=300, classes=3)
+    for image, kept in enumerate(suppress(predictions, NmsRules(conf_thres=0.1))):
+        source = predictions[image, kept.rows]
+        scores, labels = (source[:, 4:5] * source[:, 5:]).max(1)
+        assert torch.equal(kept.detections[:, 4], scores)
+        assert torch.equal(kept.detections[:, 5].long(), labels)
+        assert len(kept.rows) > 10
+
+
+def test_images_of_a_batch_do_not_touch_each_other() -> None:
+    predictions = _predictions(seed=7, rows=200, classes=3, images=4)
+    predictions[2, :, 4] = 0  # an image without candidates in the middle
+    together = non_max_suppression(predictions)
+    alone = [non_max_suppression(predictions[i : i + 1])[0] for i in range(4)]
+    assert len(together[2]) == 0 and together[2].shape == (0, 6)
+    assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
+
+
+def test_classes_compete_only_when_agnostic() -> None:
+    twins = torch.tensor([[[50.0, 50, 20, 20, 0.9, 0.9, 0.1], [50.0, 50, 20, 20, 0.9, 0.1, 0.8]]])
+    assert len(non_max_suppression(twins)[0]) == 2
+    (kept,) = non_max_suppression(twins, agnostic=True)
+    assert kept[:, 5].tolist() == [0.0]
+
+
+def test_neighbouring_classes_stay_apart_at_negative_coordinates() -> None:
+    # Moved apart by "class x (largest coordinate + 1)", the second box would land on the first.
+    boxes = torch.tensor([[[10.0, 10, 20, 20, 0.9, 0.9, 0.0], [-11.0, -11, 20, 20, 0.9, 0.0, 0.8]]])
+    assert len(non_max_suppression(boxes, iou_thres=0.1)[0]) == 2
+
+
+def test_only_wanted_classes_are_kept() -> None:
+    predictions = _predictions(seed=8, rows=200, classes=3)
+    everything = non_max_suppression(predictions)
+    wanted = non_max_suppression(predictions, classes=[2, 99])
+    for a, b in zip(everything, wanted, strict=True):
+        assert torch.equal(a[a[:, 5] == 2], b) and len(b) > 0
+    assert all(len(none) == 0 for none in non_max_suppression(predictions, classes=[]))
+    several = non_max_suppression(predictions, classes=[2], multi_label=True)
+    assert all(set(kept[:, 5].tolist()) == {2.0} for kept in several)
+
+
+def test_limits_hold_and_keep_the_best() -> None:
+    predictions = _predictions(seed=9, rows=500, classes=3)
+    full = non_max_suppression(predictions, 0.01, 0.9)
+    cut = non_max_suppression(predictions, 0.01, 0.9, max_det=7)
+    assert all(torch.equal(a[:7], b) for a, b in zip(full, cut, strict=True))
+    few = suppress(predictions, NmsRules(conf_thres=0.01, iou_thres=1.0, max_candidates=5))
+    everything = suppress(predictions, NmsRules(conf_thres=0.01, iou_thres=1.0))
+    assert all(torch.equal(a.detections[:5], b.detections) for a, b in zip(everything, few, strict=True))
+
+
+def test_half_precision_predictions_are_decided_in_full_precision() -> None:
+    predictions = _predictions(seed=10, rows=200, classes=3).half()
+    half, full = non_max_suppression(predictions), non_max_suppression(predictions.float())
+    for a, b in zip(half, full, strict=True):
+        assert a.dtype == torch.float32 and torch.equal(a, b)
+
+
+def test_values_that_are_not_numbers_are_no_candidates() -> None:
+    predictions = _predictions(seed=11, rows=50, classes=2, images=1)
+    predictions[0, ::2, 4:] = float("nan")
+    (kept,) = non_max_suppression(predictions, 0.01)
+    assert len(kept) > 0 and kept.isfinite().all()
+
+
+def test_one_class_is_the_same_with_and_without_multi_label() -> None:
+    predictions = _predictions(seed=12, rows=200, classes=1)
+    plain, multi = non_max_suppression(predictions), non_max_suppression(predictions, multi_label=True)
+    assert all(torch.equal(a, b) for a, b in zip(plain, multi, strict=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_and_cpu_keep_the_same() -> None:
+    predictions = _predictions(seed=13, rows=3000, classes=20)
+    for multi_label in (False, True):
+        on_cpu = non_max_suppression(predictions, 0.05, 0.6, multi_label=multi_label)
+        on_gpu = non_max_suppression(predictions.cuda(), 0.05, 0.6, multi_label=multi_label)
+        for a, b in zip(on_cpu, on_gpu, strict=True):
+            torch.testing.assert_close(a, b.cpu())

@@ -1,0 +1,206 @@
+"""The command line: what is understood, what is refused and how, and what a script returns."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from utils.config.absent_options import ABSENT
+from utils.config.cli import one_line, parse, run
+from utils.config.option_help import names_of, option_table
+from utils.config.options import DetectOptions, DistillOptions, TrainOptions
+from utils.config.options import TestOptions as ScoreOptions
+from utils.config.settings import settings_of
+from utils.errors import UsageError, UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def problems_of(options_class: type, *words: str) -> str:
+    with pytest.raises(UsageError) as caught:
+        parse(options_class, words)
+    return str(caught.value)
+
+
+def test_the_commands_of_the_readme_and_of_the_seed_are_understood() -> None:
+    seed = parse(
+        DistillOptions,
+        "--weights yolov5s.pt --teacher weights/yolov5l_voc.pt --distill_ratio 0.001 --teacher-cfg "
+        "model/yolov5l.yaml --data data/voc.yaml --epochs 30 --batch-size 16 --t_nms_thres .5 --distill "
+        "--dist_loss boxes --with-gt-loss".split(),
+    )
+    assert (seed.teacher, seed.distill_ratio, seed.t_nms_thres) == ("weights/yolov5l_voc.pt", 0.001, 0.5)
+    assert (seed.data, seed.with_gt_loss, seed.preset()) == (Path("data/voc.yaml"), True, "boxes")
+    train = parse(TrainOptions, ["--cfg", "a.yaml", "--weights", "", "--img", "320", "--device", "cpu"])
+    assert (train.weights, train.imgsz, train.device) == ("", 320, "cpu")
+    assert train.given == {"cfg", "weights", "imgsz", "device"}
+
+
+def test_values_are_left_as_they_are_and_names_may_have_underscores() -> None:
+    options = parse(
+        TrainOptions, ["--name", "my-run_1", "--data_dir=/a_b/c-d=e", "--exist_ok", "--save-period", "-1"]
+    )
+    assert (options.name, options.data_dir, options.exist_ok) == ("my-run_1", Path("/a_b/c-d=e"), True)
+    assert options.save_period == -1
+    assert parse(TrainOptions, ["--name", "-x"]).name == "-x"
+
+
+def test_values_may_be_many_optional_or_repeated() -> None:
+    assert parse(TrainOptions, ["--freeze", "10"]).freeze == (10,)
+    assert parse(TrainOptions, ["--freeze", "0", "1", "2", "--rect"]).freeze == (0, 1, 2)
+    assert parse(DetectOptions, ["--classes", "0", "2", "--img", "64", "96"]).imgsz == (64, 96)
+    assert parse(TrainOptions, ["--cache", "--rect"]).cache == "ram"
+    assert parse(TrainOptions, ["--cache", "disk"]).cache == "disk"
+    assert parse(TrainOptions, []).cache is None and parse(TrainOptions, []).resume is None
+    assert parse(TrainOptions, ["--epochs", "3", "--epochs", "5"]).epochs == 5
+    assert parse(DistillOptions, ["--teacher", "t", "--no_with_gt_loss", "--with-gt-loss"]).with_gt_loss
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--epochs 0", "--epochs 0: must be a whole number of 1 or more"),
+        ("--batch -3", "--batch -3: must be a whole number of 1 or more"),
+        ("--epochs 1.5", "--epochs 1.5: must be a whole number of 1 or more"),
+        ("--epochs 1_000", "--epochs 1_000: must be a whole number"),
+        ("--epochs ten", "--epochs ten: must be a whole number of 1 or more"),
+        ("--epochs --rect", "--epochs: needs a value, a whole number of 1 or more"),
+        ("--imgsz 16", "--imgsz 16: must be a whole number from 32 to 16384"),
+        ("--label-smoothing nan", "--label-smoothing nan: must be a number from 0 to 1"),
+        ("--label_smoothing inf", "--label_smoothing inf: must be a number from 0 to 1"),
+        ("--freeze", "--freeze: needs a value"),
+        ("--freeze 0 -1", "--freeze 0 -1: must be a whole number of 0 or more"),
+        ("--seed " + "9" * 400, "0 to 4294967295"),
+        ("--optimizer sgd", "--optimizer sgd: must be one of SGD, Adam, AdamW, did you mean 'SGD'?"),
+        ("--cache disc", "--cache disc: must be one of ram, disk, did you mean 'disk'?"),
+        ("--epoch 3", "--epoch: no such option, did you mean '--epochs'?"),
+        ("--img_sizes 3", "--img_sizes: no such option, did you mean '--img-size'?"),
+        ("-epochs 3", "-epochs: no such option, did you mean '--epochs'?"),
+        ("--no-ampp", "did you mean '--no-amp'?"),
+        ("--qqqq", "--qqqq: no such option, see --help"),
+        ("--evolution", "--evolution: no such option, see --help"),
+        ("--evolve 300", "--evolve: is not supported: choose"),
+        ("--upload_dataset", "--upload_dataset: is not supported"),
+        ("--local_rank=0", "--local_rank: is not supported"),
+        ("--adam", "--adam: does not exist, use --optimizer Adam"),
+        ("--notest", "--notest: does not exist, use --noval"),
+        ("--no-rect", "--no-rect: no such option"),
+        ("--img 640 480", "'480': not expected here, --img takes no further value"),
+        ("--rect 1", "'1': not expected here, --rect takes no further value"),
+        ("--rect=true", "--rect=true: --rect takes no value"),
+        ("train", "'train': not expected here, options start with --"),
+        ("--hyp=", "--hyp '': must not be empty"),
+    ],
+)  # fmt: skip
+def test_wrong_words_are_told_with_what_is_expected(words: str, told: str) -> None:
+    message = problems_of(TrainOptions, *words.split())
+    assert told in message and "\n" not in message
+
+
+@pytest.mark.parametrize("options_class", [TrainOptions, ScoreOptions, DetectOptions])
+@pytest.mark.parametrize("name", ABSENT)
+def test_options_of_other_yolov5s_are_told_without_a_guess(options_class: type, name: str) -> None:
+    message = problems_of(options_class, f"--{name.replace('-', '_')}", "value", "more")
+    assert "did you mean" not in message and message.count("; ") == 0
+    assert not [known for known in settings_of(options_class).values() if f"--{name}" in names_of(known)]
+
+
+def test_a_square_may_be_given_by_height_and_width() -> None:
+    for options_class in (TrainOptions, ScoreOptions):
+        options = parse(options_class, ["--img", "320", "320", "--batch", "4"])
+        assert (options.imgsz, options.batch_size) == (320, 4)
+        assert "'320': not expected here" in problems_of(options_class, "--img", "320", "320", "320")
+        assert "'4': not expected here" in problems_of(options_class, "--batch", "4", "4")
+    assert parse(DetectOptions, ["--img", "320", "320"]).imgsz == (320, 320)
+
+
+def test_all_problems_are_told_at_once() -> None:
+    message = problems_of(TrainOptions, *"--epochs 0 --epoch 5 --imgsz 64 32 --optimizer SDG --seed".split())
+    for part in ("--epochs 0", "--epoch:", "'32'", "'SGD'", "--seed:"):
+        assert part in message
+
+
+def test_the_distillation_ratio_is_a_number() -> None:
+    assert "--distill-ratio nan: must be a number of 0 or more" in problems_of(
+        DistillOptions, "--teacher", "t", "--distill-ratio", "nan"
+    )
+
+
+def fail(error: BaseException):
+    def main(options):
+        raise error
+
+    return main
+
+
+def test_errors_of_the_user_are_one_line_and_an_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(TrainOptions, fail(UserError("is no picture", "a\nb.jpg", "delete it")), "", []) == 1
+    assert capsys.readouterr().err == "error: a b.jpg: is no picture; delete it\n"
+    assert run(TrainOptions, fail(UsageError("does not exist", "--device")), "", []) == 2
+    assert capsys.readouterr().err == "error: --device: does not exist\n"
+    assert run(TrainOptions, fail(KeyboardInterrupt()), "", []) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert run(TrainOptions, fail(AssertionError("never called")), "", ["--epochs", "0"]) == 2
+    assert capsys.readouterr().err.startswith("error: --epochs 0")
+
+
+def test_debug_adds_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(TrainOptions, fail(UserError("is gone", "x.pt")), "", ["--debug", "--epochs", "3"]) == 1
+    said = capsys.readouterr().err
+    assert "Traceback" in said and said.endswith("error: x.pt: is gone\n")
+
+
+def test_our_own_mistakes_keep_their_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run(TrainOptions, fail(ZeroDivisionError()), "", [])
+
+
+def test_a_run_that_ends_well_gives_0_and_remarks_what_had_no_effect(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    seen = []
+    assert run(TrainOptions, seen.append, "", ["--no-amp", "--amp-dtype", "fp16"]) == 0
+    assert capsys.readouterr().err == "warning: --amp-dtype has no effect with --no-amp\n"
+    assert seen[0].amp is False
+
+
+def test_help_and_version_win_over_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
+    never = fail(AssertionError("never called"))
+    assert run(TrainOptions, never, "Does this.", ["--epochs", "x", "-h"]) == 0
+    said = capsys.readouterr().out
+    assert "Does this." in said and "--batch-size, --batch N" in said and "1 or more, default 16" in said
+    assert run(TrainOptions, never, None, ["--version"]) == 0
+    version = capsys.readouterr().out.split()[1]
+    assert f'version = "{version}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_a_message_cannot_command_the_terminal() -> None:
+    assert one_line("bad \x1b[2J name\r\n  next\tline größer") == "bad \\x1b[2J name next\\tline größer"
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "train.py"), "--help"],
+            stdout=write,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_tables_of_options_have_a_row_for_each_option_once() -> None:
+    whole, added = option_table(DistillOptions), option_table(DistillOptions, beyond=TrainOptions)
+    assert "| `--imgsz`, `--img`, `--img-size` | `640` | side of" in whole
+    assert "`--no-with-gt-loss` | `on` |" in added and "`--imgsz`" not in added
+    assert "(`response` or `boxes` or `objectness` or `l2` or `kl`)" in added
+    for line in whole.splitlines():
+        assert not line or line.count("|") == 4

@@ -1,0 +1,83 @@
+"""Files that are whole or not there, and run folders that nobody shares."""
+
+from __future__ import annotations
+
+import os
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from utils.config.files import next_run_folder, replace_atomically, user_cache_dir, write_text_atomically
+from utils.errors import UserError
+
+
+def test_a_write_that_breaks_off_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    path.write_bytes(b"old")
+
+    def break_off(stream):
+        stream.write(b"half of the n")
+        raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        replace_atomically(path, break_off)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["weights.pt"]
+
+
+def test_a_written_file_can_be_read_by_whom_the_umask_allows(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        write_text_atomically(tmp_path / "opt.yaml", "name: größer\n")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "opt.yaml").read_text(encoding="utf-8") == "name: größer\n"
+    assert stat.S_IMODE((tmp_path / "opt.yaml").stat().st_mode) == 0o644
+
+
+def test_a_full_disk_or_missing_folder_is_the_users_to_mend(tmp_path: Path) -> None:
+    def full(stream):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match=r"a\.pt: cannot be written \(No space left on device\)"):
+        replace_atomically(tmp_path / "a.pt", full)
+    with pytest.raises(UserError, match="No such file or directory"):
+        write_text_atomically(tmp_path / "gone" / "a.txt", "")
+    assert os.listdir(tmp_path) == []
+
+
+def test_runs_that_begin_together_get_a_folder_each(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: next_run_folder(tmp_path / "runs", "exp"), range(40)))
+    assert {folder.name for folder in folders} == {"exp", *(f"exp{number}" for number in range(2, 41))}
+
+
+def test_exist_ok_takes_the_folder_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "exp").mkdir()
+    (tmp_path / "exp" / "kept.txt").write_text("kept")
+    assert next_run_folder(tmp_path, "exp", exist_ok=True) == tmp_path / "exp"
+    assert next_run_folder(tmp_path, "exp", exist_ok=False) == tmp_path / "exp2"
+    assert (tmp_path / "exp" / "kept.txt").read_text() == "kept"
+
+
+def test_a_name_may_hold_folders(tmp_path: Path) -> None:
+    assert next_run_folder(tmp_path, "bccd/small") == tmp_path / "bccd" / "small"
+    assert next_run_folder(tmp_path, "bccd/small") == tmp_path / "bccd" / "small2"
+
+
+def test_a_file_where_the_runs_should_go_is_named(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("not a folder")
+    with pytest.raises(UserError, match=r"runs/exp: the run's folder cannot be made"):
+        next_run_folder(tmp_path / "runs", "exp")
+
+
+def test_the_cache_folder_is_where_the_user_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("YOLO_CACHE_DIR", "/some/where")
+    assert user_cache_dir() == Path("/some/where")
+    monkeypatch.delenv("YOLO_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    assert user_cache_dir() == Path("/caches/yolov5-distillation")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert user_cache_dir() == Path.home() / ".cache" / "yolov5-distillation"

@@ -1,0 +1,167 @@
+"""Picture files of every kind end up as upright 8-bit BGR; broken ones are recognised."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from utils.datasets.images import (
+    UnreadableImageError,
+    check_image,
+    read_for_evaluation,
+    read_for_training,
+    read_image,
+    scaled_wh,
+)
+
+SMOOTH = cv2.resize(
+    np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8),
+    (96, 64),
+    interpolation=cv2.INTER_CUBIC,
+)
+
+
+def encoded(suffix: str, image: np.ndarray = SMOOTH) -> bytes:
+    return cv2.imencode(suffix, image)[1].tobytes()
+
+
+def with_orientation(jpeg: bytes, orientation: int) -> bytes:
+    """The file with an EXIF block that holds one tag, the orientation."""
+    tiff = b"MM\0*\0\0\0\x08\0\x01" + struct.pack(">HHIHH", 0x0112, 3, 1, orientation, 0) + b"\0\0\0\0"
+    body = b"Exif\0\0" + tiff
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + jpeg[2:]
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp", ".tiff", ".ppm"])
+def test_common_formats_are_read_and_measured(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(encoded(suffix))
+    assert check_image(path) == (96, 64)
+    assert read_image(path).shape == (64, 96, 3)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [SMOOTH[..., 0], np.dstack([SMOOTH, SMOOTH[..., :1]]), SMOOTH.astype(np.uint16) * 257],
+    ids=["grey", "alpha", "16 bit"],
+)
+def test_unusual_depths_become_8_bit_bgr(tmp_path, image):
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(".png", image))
+    read = read_image(path)
+    assert (read.shape, read.dtype) == ((64, 96, 3), np.uint8)
+    expected = SMOOTH[..., :1].repeat(3, 2) if image.ndim == 2 else SMOOTH
+    assert np.abs(read.astype(int) - expected).max() <= 1
+    assert check_image(path) == (96, 64)
+
+
+def test_a_cmyk_jpeg_is_read_in_colour(tmp_path):
+    pillow = pytest.importorskip("PIL.Image")
+    path = tmp_path / "a.jpg"
+    pillow.fromarray(np.ascontiguousarray(SMOOTH[..., ::-1])).convert("CMYK").save(path, quality=95)
+    assert check_image(path) == (96, 64)
+    assert np.abs(read_image(path).astype(int) - SMOOTH).mean() < 8
+
+
+@pytest.mark.parametrize(("orientation", "wh"), [(1, (96, 64)), (3, (96, 64)), (6, (64, 96)), (8, (64, 96))])
+def test_the_index_measures_a_rotated_photo_as_the_loader_reads_it(tmp_path, orientation, wh):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(with_orientation(encoded(".jpg"), orientation))
+    assert check_image(path) == wh
+    assert read_image(path).shape[1::-1] == wh
+    half = (wh[0] // 2, wh[1] // 2)
+    shrunk = cv2.resize(read_image(path), half, interpolation=cv2.INTER_AREA)
+    assert np.abs(read_for_training(path, wh, half).astype(int) - shrunk).max() < 12
+
+
+def test_file_names_may_hold_spaces_and_any_script(tmp_path):
+    path = tmp_path / "größe 写真 ß.jpg"
+    path.write_bytes(encoded(".jpg"))
+    assert check_image(path) == (96, 64)
+    assert read_for_evaluation(path, (48, 32)).shape == (32, 48, 3)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "empty"),
+        (b"no picture at all", "decode"),
+        (encoded(".jpg")[:-400], "cut off"),
+        (encoded(".png")[:-20], "cut off"),
+        (encoded(".jpg")[:30] + b"\xff\xd9", "decode"),
+    ],
+    ids=["empty", "text", "cut jpeg", "cut png", "header only"],
+)
+def test_a_broken_picture_is_refused_with_the_reason(tmp_path, content, why):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    with pytest.raises(UnreadableImageError, match=why):
+        check_image(path)
+    assert path.read_bytes() == content
+
+
+def test_a_missing_picture_is_refused(tmp_path):
+    with pytest.raises(UnreadableImageError, match="No such file"):
+        check_image(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("progressive", [0, 1])
+@pytest.mark.parametrize("missing", [1, 2])
+def test_a_jpeg_without_its_end_mark_is_used(tmp_path, missing, progressive):
+    whole = cv2.imencode(".jpg", SMOOTH, [cv2.IMWRITE_JPEG_PROGRESSIVE, progressive])[1].tobytes()
+    path = tmp_path / "a.jpg"
+    path.write_bytes(whole)
+    expected = read_image(path)
+    path.write_bytes(whole[:-missing])
+    assert check_image(path) == (96, 64)
+    assert np.array_equal(read_image(path), expected)
+    assert np.array_equal(read_for_evaluation(path, (96, 64)), expected)
+    assert np.array_equal(read_for_training(path, (96, 64), (96, 64)), expected)
+    assert read_for_training(path, (96, 64), (48, 32)).shape == (32, 48, 3)
+
+
+@pytest.mark.parametrize("progressive", [0, 1])
+@pytest.mark.parametrize("kept", [0.3, 0.5, 0.7, 0.9])
+def test_half_a_jpeg_is_neither_whole_nor_read(tmp_path, kept, progressive):
+    whole = cv2.imencode(".jpg", SMOOTH, [cv2.IMWRITE_JPEG_PROGRESSIVE, progressive])[1].tobytes()
+    path = tmp_path / "a.jpg"
+    path.write_bytes(whole[: int(len(whole) * kept)])
+    for read in (check_image, read_image):
+        with pytest.raises(UnreadableImageError):
+            read(path)
+
+
+def test_bytes_after_the_end_mark_do_no_harm(tmp_path):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(encoded(".jpg") + b"\0" * 100)
+    assert check_image(path) == (96, 64)
+
+
+@pytest.mark.parametrize(
+    ("wh", "size", "expected"),
+    [
+        ((640, 480), 320, (320, 240)),
+        ((333, 500), 640, (426, 640)),
+        ((10000, 3), 320, (320, 1)),
+        ((50, 50), 64, (64, 64)),
+    ],
+)
+def test_the_longer_side_is_scaled_to_the_image_size(wh, size, expected):
+    assert scaled_wh(*wh, size) == expected
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4, 9])
+def test_decoding_at_a_part_of_the_size_stays_close_to_a_full_decode(tmp_path, factor):
+    wh = (288, 216)
+    large = cv2.resize(SMOOTH, (wh[0] * factor, wh[1] * factor), interpolation=cv2.INTER_CUBIC)
+    path = tmp_path / "a.jpg"
+    path.write_bytes(encoded(".jpg", large))
+    fast = read_for_training(path, (wh[0] * factor, wh[1] * factor), wh)
+    full = cv2.resize(cv2.imread(str(Path(path))), wh, interpolation=cv2.INTER_AREA)
+    # Smooth content: what is left is the rounding of two ways to average.
+    assert fast.shape == full.shape
+    assert np.abs(fast.astype(int) - full).mean() < 1.0

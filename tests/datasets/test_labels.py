@@ -1,0 +1,81 @@
+"""Label lines: what is accepted, what is corrected, what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from utils.datasets.labels import correct_boxes, parse_yolo
+
+
+def test_a_line_becomes_a_class_and_a_corner_box():
+    boxes, wrong = parse_yolo(b"1 0.5 0.4 0.2 0.6\n\n0 0.25 0.25 0.5 0.5\n", 2)
+    assert wrong == []
+    np.testing.assert_allclose(boxes, [[1, 0.4, 0.1, 0.6, 0.7], [0, 0, 0, 0.5, 0.5]], atol=1e-12)
+
+
+def test_a_polygon_becomes_its_bounding_box():
+    boxes, wrong = parse_yolo(b"0 0.1 0.2 0.5 0.1 0.3 0.9\n", 1)
+    assert wrong == []
+    np.testing.assert_allclose(boxes, [[0, 0.1, 0.1, 0.5, 0.9]])
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b"\xef\xbb\xbf0 0.5 0.5 1 1\r\n"])
+def test_empty_files_windows_line_ends_and_byte_order_marks_are_fine(content):
+    boxes, wrong = parse_yolo(content, 1)
+    assert wrong == []
+    assert len(boxes) == (b"0" in content)
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("0 0.5 0.5 0.2", "4 numbers"),
+        ("0 0.5 0.5 0.2 0.2 0.9", "6 numbers"),
+        ("0 0.1 0.1 0.2 0.2 0.3 0.3 0.4", "8 numbers"),
+        ("0", "1 numbers"),
+        ("cat 0.5 0.5 0.2 0.2", "not a row of numbers"),
+        ("1_0 0.5 0.5 0.2 0.2", "not a row of numbers"),
+        ("0 0.5 0.5 0.2 0.2_5", "not a row of numbers"),
+        ("0 0.5 nan 0.2 0.2", "not finite"),
+        ("0 0.5 inf 0.2 0.2", "not finite"),
+        ("2 0.5 0.5 0.2 0.2", "class 2 is not one of 0..1"),
+        ("-1 0.5 0.5 0.2 0.2", "class -1"),
+        ("0.5 0.5 0.5 0.2 0.2", "class 0.5"),
+        ("0 320 240 50 50", "fractions"),
+        ("0 0.5 0.5 -0.2 0.2", "negative size"),
+        ("\x00\xff", "not a row of numbers"),
+    ],
+)
+def test_a_wrong_line_is_reported_with_its_number(line, what):
+    boxes, wrong = parse_yolo(f"0 0.5 0.5 0.1 0.1\n{line}\n1 0.5 0.5 0.1 0.1".encode("latin-1"), 2)
+    assert len(boxes) == 2
+    [(number, text)] = wrong
+    assert number == 2
+    assert what in text
+
+
+def test_a_good_box_passes_unchanged_and_without_a_word():
+    labels, notes = correct_boxes(np.array([[1, 0.25, 0.25, 0.75, 0.5], [0, 0, 0, 1, 1.0]]))
+    assert notes == []
+    assert labels.dtype == np.float32
+    np.testing.assert_allclose(labels, [[1, 0.5, 0.375, 0.5, 0.25], [0, 0.5, 0.5, 1, 1]])
+
+
+def test_a_box_that_sticks_out_is_clipped_and_said_so():
+    labels, notes = correct_boxes(np.array([[0, -0.5, 0.2, 0.5, 0.4], [0, 0.1, 0.1, 1.0005, 0.9]]))
+    np.testing.assert_allclose(labels[0], [0, 0.25, 0.3, 0.5, 0.2], atol=1e-6)
+    assert notes == ["1 boxes reached out of the picture and were clipped"]  # rounding is not worth a word
+    assert (labels[:, 1:3] + labels[:, 3:] / 2 <= 1).all()
+
+
+def test_empty_and_repeated_labels_go_and_the_order_stays():
+    rows = [[1, 0.5, 0.5, 0.9, 0.9], [0, 0.2, 0.2, 0.2, 0.4], [1, 0.5, 0.5, 0.9, 0.9], [0, 0, 0, 0.1, 0.1]]
+    labels, notes = correct_boxes(np.array(rows))
+    assert labels[:, 0].tolist() == [1, 0]
+    assert len(notes) == 2
+
+
+def test_no_boxes_give_an_empty_array_of_five_columns():
+    labels, notes = correct_boxes(np.zeros((0, 5)))
+    assert (labels.shape, notes) == ((0, 5), [])

@@ -1,0 +1,248 @@
+"""Batches as training and evaluation get them."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import utils.datasets.store as store_module
+from utils.batch import Batch
+from utils.datasets.index import DatasetIndex
+from utils.datasets.loader import AugmentSettings, TrainLoader, eval_loader, train_loader
+from utils.datasets.sampling import TrainingOrder
+from utils.errors import UserError
+
+STRONG = AugmentSettings(
+    hsv_h=0.015, hsv_s=0.7, hsv_v=0.4, degrees=10, translate=0.1, scale=0.5, shear=2, perspective=0.0003,
+    flipud=0.5, fliplr=0.5, mosaic=0.7, mixup=0.5,
+)  # fmt: skip
+PLAIN = AugmentSettings(translate=0.1, scale=0.5, fliplr=0.5, mosaic=1.0)
+COLOURS = [(220, 30, 30), (30, 220, 30), (30, 30, 220)]
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> DatasetIndex:
+    """Eleven grey pictures of several sizes, up to three coloured rectangles each; the last is unlabelled."""
+    rng = np.random.default_rng(0)
+    paths, labels, sizes = [], [], []
+    for number in range(11):
+        width, height = [(96, 72), (72, 96), (64, 64), (200, 150)][number % 4]
+        image = np.full((height, width, 3), 120, np.uint8)
+        rows = []
+        for colour in range(number % 4):
+            left = colour * width // 3
+            x1, y1 = left + int(rng.integers(0, 5)), int(rng.integers(0, height // 2))
+            x2, y2 = (
+                left + width // 3 - int(rng.integers(0, 5)),
+                y1 + int(rng.integers(height // 4, height // 2)),
+            )
+            image[y1:y2, x1:x2] = COLOURS[colour][::-1]
+            rows.append(
+                [colour, (x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height]
+            )
+        path = tmp_path / f"{number:02d}.png"
+        cv2.imwrite(str(path), image)
+        paths.append(str(path))
+        labels.append(np.array(rows, np.float32).reshape(-1, 5))
+        sizes.append((width, height))
+    labelled = np.arange(11) < 10
+    return DatasetIndex(paths, labels, np.array(sizes), labelled, [], ["red", "green", "blue"])
+
+
+def make(index: DatasetIndex, workers: int = 0, seed: int = 0, augment=STRONG, **kwargs) -> TrainLoader:
+    return train_loader(
+        index, image_size=64, batch_size=4, augment=augment, workers=workers, seed=seed, **kwargs
+    )
+
+
+def assert_equal(ones: list[Batch], others: list[Batch]) -> None:
+    for one, other in zip(ones, others, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.targets, other.targets)
+        assert torch.equal(one.labelled, other.labelled)
+        assert one.paths == other.paths
+
+
+def test_batches_are_a_pure_function_of_seed_and_epoch_whatever_the_workers(index):
+    alone, shared = make(index), make(index, workers=2)
+    epochs = []
+    for epoch in (0, 1, 0):
+        alone.set_epoch(epoch)
+        shared.set_epoch(epoch)
+        epochs.append(list(alone))
+        assert_equal(epochs[-1], list(shared))
+    assert_equal(epochs[0], epochs[2])
+    assert not torch.equal(epochs[0][0].images, epochs[1][0].images)
+    assert not torch.equal(epochs[0][0].images, next(iter(make(index, seed=1))).images)
+
+
+def test_a_batch_has_the_promised_shapes_and_memory_order(index):
+    loader = make(index)
+    batches = list(loader)
+    assert len(loader) == len(batches) == 3
+    assert [len(batch.images) for batch in batches] == [4, 4, 3]
+    for batch in batches:
+        assert batch.images.dtype == torch.uint8
+        assert batch.images.shape[1:] == (3, 64, 64)
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        assert (batch.targets.dtype, batch.targets.shape[1]) == (torch.float32, 6)
+        assert batch.letterboxes == ()
+        assert [bool(flag) for flag in batch.labelled] == [
+            not path.endswith("10.png") for path in batch.paths
+        ]
+        boxes = batch.targets[:, 2:]
+        assert (
+            (boxes[:, :2] - boxes[:, 2:] / 2 > -1e-6) & (boxes[:, :2] + boxes[:, 2:] / 2 < 1 + 1e-6)
+        ).all()
+        assert (batch.targets[:, 0] == batch.targets[:, 0].sort().values).all()
+
+
+@pytest.mark.parametrize("rect", [False, True])
+@pytest.mark.parametrize("mosaic", [0.0, 1.0])
+def test_the_middle_of_every_box_has_the_colour_of_its_class(index, mosaic, rect):
+    settings = replace(PLAIN, mosaic=mosaic, flipud=0.5)
+    count = 0
+    for epoch in range(3):
+        loader = make(index, augment=settings, rect=rect)
+        loader.set_epoch(epoch)
+        for batch in loader:
+            height, width = batch.images.shape[2:]
+            for place, name, cx, cy, *_ in batch.targets.tolist():
+                found = batch.images[int(place), :, int(cy * height), int(cx * width)].tolist()
+                assert np.abs(np.subtract(found, COLOURS[int(name)])).max() < 12
+                count += 1
+    assert count > 30
+
+
+def test_rect_training_uses_little_padding_and_every_picture_once(index):
+    batches = list(make(index, augment=AugmentSettings(), rect=True))
+    assert sorted(path for batch in batches for path in batch.paths) == sorted(index.paths)
+    for batch in batches:
+        height, width = batch.images.shape[2:]
+        assert height % 32 == width % 32 == 0
+        assert max(height, width) == 64
+
+
+@pytest.mark.parametrize("cache", ["ram", "disk"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_cached_pictures_give_the_same_batches(index, cache, workers, cache_folder):
+    loader = make(index, workers, cache=cache)
+    assert "11 pictures cached" in loader.notes[0]
+    assert_equal(list(loader), list(make(index)))
+    assert sorted(path.suffix for path in cache_folder.rglob("*") if path.is_file()) == [".raw"] * (
+        cache == "disk"
+    )
+
+
+def test_a_disk_cache_is_used_again_and_never_for_other_pictures(index, monkeypatch):
+    first = list(make(index, cache="disk"))
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module.PictureStore, "_all", lambda self: pytest.fail("made again"))
+        assert_equal(list(make(index, cache="disk")), first)
+    for path in index.paths:
+        cv2.imwrite(path, 255 - cv2.imread(path))
+    assert_equal(list(make(index, cache="disk")), list(make(index)))
+
+
+def test_pictures_are_not_cached_where_memory_or_disk_is_short(index, monkeypatch):
+    monkeypatch.setattr(store_module, "free_memory", lambda: 1000)
+    loader = make(index, cache="ram")
+    assert "not cached in memory" in loader.notes[0]
+    monkeypatch.setattr(store_module, "free_disk", lambda folder: 1000)
+    loader_on_disk = make(index, cache="disk")
+    assert "not cached on disk" in loader_on_disk.notes[0]
+    assert_equal(list(loader), list(loader_on_disk))
+
+
+def test_free_memory_is_a_plausible_number_of_bytes():
+    free = store_module.free_memory()
+    assert free is None or 2**20 < free < 2**50
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_goes_away_is_named_in_one_line(index, workers):
+    Path(index.paths[3]).write_bytes(b"")
+    for loader in (make(index, workers), eval_loader(index, image_size=64, batch_size=4, workers=workers)):
+        # Not pytest.raises: what it keeps would keep the workers.
+        try:
+            list(loader)
+            message = "no error"
+        except UserError as error:
+            message = str(error)
+        assert message.startswith(f"{index.paths[3]}: ")
+        assert "\n" not in message
+
+
+def test_image_weights_draw_pictures_with_rare_classes(index):
+    loader = make(index, image_weights=np.array([0.0, 0.0, 1.0]))
+    own = [path for epoch in range(3) for path in paths_of(loader, epoch)]
+    assert {Path(path).stem for path in own} <= {"03", "07"}
+    loader.set_image_weights(np.zeros(3))  # nothing to prefer: back to each once
+    assert sorted(paths_of(loader, 0)) == sorted(index.paths)
+
+
+def paths_of(loader: TrainLoader, epoch: int) -> list[str]:
+    loader.set_epoch(epoch)
+    return [path for batch in loader for path in batch.paths]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("rect", [True, False])
+def test_evaluation_gives_every_picture_once_with_its_way_back(index, rect, workers):
+    loader = eval_loader(index, image_size=64, batch_size=4, workers=workers, rect=rect)
+    batches = list(loader)
+    assert len(loader) == len(batches) == 3
+    assert sorted(path for batch in batches for path in batch.paths) == sorted(index.paths)
+    for batch in batches:
+        height, width = batch.images.shape[2:]
+        assert max(height, width) == (96 if rect else 64)  # half a stride of padding, rounded up
+        assert len(batch.letterboxes) == len(batch.paths)
+        for place, (path, letterbox) in enumerate(zip(batch.paths, batch.letterboxes, strict=True)):
+            number = index.paths.index(path)
+            original_w, original_h = index.sizes_wh[number]
+            assert letterbox.original_hw == (original_h, original_w)
+            rows = batch.targets[batch.targets[:, 0] == place].numpy()
+            np.testing.assert_array_equal(rows[:, 1], index.labels[number][:, 0])
+            centres = rows[:, 2:4] * [width, height] - [letterbox.pad[1], letterbox.pad[0]]
+            centres /= [letterbox.scale[1] * original_w, letterbox.scale[0] * original_h]
+            np.testing.assert_allclose(centres, index.labels[number][:, 1:3], atol=1e-5)
+            for _, name, cx, cy, *_ in rows:
+                found = batch.images[place, :, int(cy * height), int(cx * width)].tolist()
+                assert np.abs(np.subtract(found, COLOURS[int(name)])).max() < 12
+
+
+def test_evaluation_repeats_itself_and_fills_the_border_with_grey(index):
+    loader = eval_loader(index, image_size=64, batch_size=11, workers=0, rect=False)
+    [first], [second] = list(loader), list(loader)
+    assert_equal([first], [second])
+    assert (first.images[0, :, :8] == 114).all()  # 96 x 72 becomes 64 x 48
+    assert (first.images[0, :, 8:56] != 114).any()
+
+
+def test_a_picture_smaller_than_the_image_size_is_enlarged(index):
+    [batch] = eval_loader(index, image_size=128, batch_size=11, workers=0, rect=False)
+    assert batch.letterboxes[2].scale == (2.0, 2.0)
+    assert batch.letterboxes[2].pad == (0.0, 0.0)
+
+
+def test_more_workers_than_processors_or_batches_are_not_started(index):
+    loader = eval_loader(index, image_size=64, batch_size=11, workers=64)
+    assert loader.num_workers == 1
+    assert eval_loader(index, image_size=64, batch_size=11, workers=0).num_workers == 0
+
+
+@pytest.mark.parametrize("cache", [None, "ram", "disk"])
+def test_a_dataset_survives_the_way_to_a_worker_that_is_not_forked(index, cache):
+    loader = make(index, cache=cache)
+    [order, *_] = TrainingOrder(len(index), 4, (64, 64), seed=0)
+    before = loader.dataset[order]
+    sent = pickle.dumps(loader.dataset)
+    if cache == "disk":
+        assert len(sent) < 20_000  # the name of the file, not the pictures
+    assert_equal([pickle.loads(sent)[order]], [before])

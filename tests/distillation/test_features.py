@@ -1,0 +1,73 @@
+"""Feature losses by hand, and the properties that hold for each."""
+
+import math
+
+import pytest
+import torch
+
+from utils.distillation.features import SCORE_GAIN, FeatureLoss, channelwise_divergence, standardised
+
+KINDS = ("cwd", "pkd", "score-l2")
+
+
+def maps(seed, channels=(4, 6), size=8, batch=2):
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(
+        torch.randn(batch, c, size // 2**i, size // 2**i, generator=generator) for i, c in enumerate(channels)
+    )
+
+
+def raw_levels(features, objectness=2.0):
+    return [
+        torch.full((f.shape[0], 3, *f.shape[2:], 7), -1.0).index_fill(4, torch.tensor([4]), objectness)
+        for f in features
+    ]
+
+
+def test_channelwise_divergence_of_two_cells_by_hand():
+    own, target = torch.zeros(1, 1, 1, 2), torch.tensor([[[[0.0, math.log(3)]]]])
+    wanted = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
+    assert float(channelwise_divergence(own, target)) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_standardised_channels_have_mean_zero_and_variance_one():
+    x = standardised(5 + 3 * torch.randn(4, 2, 8, 8))
+    assert float(x.mean().abs()) < 1e-5
+    torch.testing.assert_close(x.var((0, 2, 3), unbiased=False), torch.ones(2), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_features_have_no_loss(kind):
+    loss = FeatureLoss(kind, (4, 6), (4, 6))
+    own = maps(0)
+    projected = [project(x).detach() for project, x in zip(loss.projections, own, strict=True)]
+    assert float(loss(own, projected, raw_levels(own)).detach()) == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_channels_and_sizes_are_brought_together_and_the_projections_learn(kind):
+    loss = FeatureLoss(kind, (4, 6), (5, 8))
+    own = tuple(x.requires_grad_() for x in maps(0))
+    wanted = maps(1, channels=(5, 8), size=16)
+    total = loss(own, wanted, raw_levels(own))
+    total.backward()
+    assert torch.isfinite(total) and total.dtype == torch.float32
+    assert all(parameter.grad is not None for parameter in loss.parameters())
+    assert all(float(x.grad.abs().sum()) > 0 for x in own)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_reduced_precision_stays_finite(kind, dtype):
+    loss = FeatureLoss(kind, (4, 6), (4, 6)).to(dtype)
+    own = tuple((40 * x).to(dtype) for x in maps(0))
+    assert torch.isfinite(loss(own, tuple((40 * x).to(dtype) for x in maps(1)), raw_levels(own)))
+
+
+def test_squared_error_counts_where_the_teacher_sees_something():
+    loss = FeatureLoss("score-l2", (2,), (2,))
+    raw = torch.full((1, 3, 1, 2, 7), -30.0)
+    raw[0, 1, 0, 1, 4:6] = 30.0  # an object in the second cell
+    own, target = torch.zeros(1, 2, 1, 2), torch.tensor([[[[9.0, 2.0]], [[9.0, 4.0]]]])
+    assert float(loss.distance(own, target, raw)) == pytest.approx(SCORE_GAIN * (4 + 16) / 2, rel=1e-5)
+    assert float(loss.distance(own, target, torch.full_like(raw, -30.0))) == pytest.approx(0, abs=1e-5)

@@ -1,0 +1,197 @@
+"""The presets against the seed's values and against the properties every distillation loss needs."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from utils.batch import Batch, StudentOutput
+from utils.distillation.presets import DenseOutputs, ObjectnessGated, PseudoBoxes
+from utils.distillation.response import Response
+from utils.distillation.teacher import TeacherOutput
+from utils.losses.detection import DetectionLoss, LossGains
+
+CASES = json.loads(Path(__file__).with_name("dense_reference.json").read_text())
+STRIDES = (8, 16, 32)
+GAINS = LossGains()
+ANCHORS_GRID = torch.tensor(
+    [
+        [[10, 13], [16, 30], [33, 23]],
+        [[30, 61], [62, 45], [59, 119]],
+        [[116, 90], [156, 198], [373, 326]],
+    ]
+) / torch.tensor(STRIDES).view(3, 1, 1)
+DENSE = {
+    "l2": DenseOutputs(GAINS, "l2", 20.0),
+    "kl": DenseOutputs(GAINS, "kl", 20.0),
+    "objectness": ObjectnessGated(GAINS),
+    "response": Response(GAINS, ANCHORS_GRID),
+}
+
+
+class Decoder:
+    """As much of a student as pseudo-boxes need: decoding with the default anchors."""
+
+    def decode_levels(self, levels):
+        from models.decode import decode
+
+        strides = torch.tensor(STRIDES, dtype=torch.float32)
+        return decode(levels, ANCHORS_GRID * strides.view(3, 1, 1), strides)
+
+
+def pseudo_boxes(soft=False, confidence=0.25):
+    detection = DetectionLoss(ANCHORS_GRID, 3, GAINS)
+    return PseudoBoxes(
+        detection, Decoder().decode_levels, confidence=confidence, overlap=0.45, soft=soft, temperature=2.0
+    )
+
+
+ALL = {**DENSE, "boxes": pseudo_boxes(), "boxes soft": pseudo_boxes(soft=True)}
+
+
+def levels_of(seed, scale=1.5, size=128, nc=3, batch=2, r=None):
+    r = r or np.random.RandomState(seed)
+    return tuple(
+        torch.tensor(scale * r.standard_normal((batch, 3, size // s, size // s, 5 + nc)), dtype=torch.float32)
+        for s in STRIDES
+    )
+
+
+def batch_of(count=2, size=128):
+    return Batch(torch.zeros(count, 3, size, size), torch.zeros(0, 6), torch.ones(count, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["loss"])
+def test_dense_presets_equal_the_seeds_values(case):
+    r = np.random.RandomState(case["seed"])
+    student = [level.requires_grad_() for level in levels_of(None, r=r)]
+    teacher = levels_of(None, r=r)
+    preset = DenseOutputs(LossGains(**case["gains"]), case["loss"], case["temperature"])
+    total = (
+        sum(preset(batch_of(), StudentOutput((), student), TeacherOutput(teacher)).values()) * case["batch"]
+    )
+    total.backward()
+    assert float(total.detach()) == pytest.approx(case["total"], rel=1e-5)
+    for level, wanted in zip(student, case["grad_abs_sum"], strict=True):
+        assert float(level.grad.abs().sum()) == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient(name):
+    teacher = levels_of(1)
+    student = [level.clone().requires_grad_() for level in teacher]
+    terms = DENSE[name](batch_of(), StudentOutput((), student), TeacherOutput(teacher))
+    sum(terms.values()).backward()
+    # log-softmax minus itself may leave a rounding error of one unit in the last place.
+    assert sum(float(value.detach()) for value in terms.values()) == pytest.approx(0, abs=1e-6)
+    assert all(float(level.grad.abs().max()) < 1e-6 for level in student)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_better_student_has_a_smaller_loss(name):
+    teacher = levels_of(1, scale=4)
+    far = levels_of(2, scale=4)
+    near = tuple(t + 0.1 * (f - t) for t, f in zip(teacher, far, strict=True))
+    losses = [
+        float(sum(ALL[name](batch_of(), StudentOutput((), levels), TeacherOutput(teacher)).values()))
+        for levels in (near, far)
+    ]
+    assert losses[0] < losses[1]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_batch_without_a_confident_teacher_cell_is_finite(name):
+    teacher = levels_of(1)
+    for level in teacher:
+        level[..., 4] = -30
+    student = [level.requires_grad_() for level in levels_of(2)]
+    terms = ALL[name](batch_of(), StudentOutput((), student), TeacherOutput(teacher))
+    sum(terms.values()).backward()
+    assert all(torch.isfinite(value) for value in terms.values())
+    assert all(torch.isfinite(level.grad).all() for level in student)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ALL)
+def test_reduced_precision_logits_of_40_stay_finite(name, dtype):
+    student = [(level.sign() * 40).to(dtype).requires_grad_() for level in levels_of(2, size=64)]
+    teacher = tuple((level.sign() * 40).to(dtype) for level in levels_of(1, size=64))
+    terms = ALL[name](batch_of(size=64), StudentOutput((), student), TeacherOutput(teacher))
+    sum(terms.values()).backward()
+    assert all(value.dtype == torch.float32 and torch.isfinite(value) for value in terms.values())
+    assert all(torch.isfinite(level.grad).all() for level in student)
+
+
+@pytest.mark.parametrize("name", ["l2", "kl", "objectness", "response"])
+def test_dense_class_and_box_terms_ignore_cells_where_the_teacher_sees_nothing(name):
+    teacher = levels_of(1, size=64)
+    for level in teacher:
+        level[..., 4] = -40.0
+    student = levels_of(2, size=64)
+    terms = DENSE[name](batch_of(size=64), StudentOutput((), student), TeacherOutput(teacher))
+    assert float(terms["box"]) < 1e-12 and float(terms["cls"]) < 1e-12
+    if name in ("objectness", "response"):
+        assert float(terms["obj"]) > 0.1  # a false positive of the student is punished all the same
+
+
+def test_pseudo_targets_are_the_teachers_detections_with_their_logits():
+    teacher = tuple(torch.full((1, 3, 64 // s, 64 // s, 8), -10.0) for s in STRIDES)
+    # One object: cell (3, 2) of the middle level, anchor 1 (62 x 45 px), in the middle of the cell.
+    teacher[1][0, 1, 2, 3] = torch.tensor([0.0, 0.0, 0.0, 0.0, 5.0, -3.0, 6.0, -2.0])
+    targets, logits = pseudo_boxes().pseudo_targets(batch_of(1, 64), TeacherOutput(teacher))
+    wanted = torch.tensor([[0, 1, 3.5 * 16 / 64, 2.5 * 16 / 64, 62 / 64, 45 / 64]])
+    torch.testing.assert_close(targets, wanted, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits, torch.tensor([[-3.0, 6.0, -2.0]]))
+
+
+def test_pseudo_boxes_equal_the_ground_truth_loss_for_the_same_boxes():
+    """Box and objectness terms are those of the ground-truth loss when teacher and labels agree."""
+    preset = pseudo_boxes()
+    teacher = TeacherOutput(levels_of(1, scale=4, size=64))
+    targets, _ = preset.pseudo_targets(batch_of(size=64), teacher)
+    assert len(targets) > 10
+    student = StudentOutput((), levels_of(2, size=64))
+    wanted = preset.detection(
+        Batch(torch.zeros(2, 3, 64, 64), targets, torch.ones(2, dtype=torch.bool)), student
+    )
+    terms = preset(batch_of(size=64), student, teacher)
+    assert float(terms["box"]) == pytest.approx(float(wanted["box"]))
+    assert float(terms["obj"]) == pytest.approx(float(wanted["obj"]))
+
+
+def test_the_response_of_one_object_is_what_the_equations_say():
+    """One cell of the middle level, worked out by hand; every other cell agrees."""
+    teacher = tuple(torch.full((1, 3, 64 // s, 64 // s, 8), -30.0) for s in STRIDES)
+    student = tuple(level.clone() for level in teacher)
+    teacher[1][0, 1, 2, 3] = torch.tensor([0.0, 0.0, 0.0, 0.0, 2.0, 1.0, -1.0, -2.0])
+    student[1][0, 1, 2, 3] = torch.tensor([0.0, 0.0, 0.0, 0.0, -1.0, 0.0, -1.0, -2.0])
+    terms = Response(LossGains(box=1, obj=1, cls=1), ANCHORS_GRID)(
+        batch_of(1, 64), StudentOutput((), student), TeacherOutput(teacher)
+    )
+    wanted, given = 1 / (1 + math.exp(-1)), 0.5
+    entropy = -(wanted * math.log(given) + (1 - wanted) * math.log(1 - given))
+    weight = 1 / (1 + math.exp(-2))  # below 1, so that the sum of weights counts as 1
+    assert float(terms["cls"]) == pytest.approx(weight * (wanted - given) * entropy / 3, rel=1e-4)
+    assert float(terms["box"]) == pytest.approx(0, abs=1e-5)
+    seen, found = weight, 1 / (1 + math.exp(1))
+    entropy = -(seen * math.log(found) + (1 - seen) * math.log(1 - found))
+    assert float(terms["obj"]) == pytest.approx((seen - found) * entropy / (3 * 4 * 4), rel=1e-4)
+
+
+def test_the_response_does_not_shrink_with_the_picture():
+    """A picture with more background has the same loss of classes and boxes for the same objects."""
+
+    def terms(size):
+        teacher = tuple(torch.full((1, 3, size // s, size // s, 8), -30.0) for s in STRIDES)
+        student = tuple(level.clone() for level in teacher)
+        teacher[0][0, :, :2, :2] = 3.0
+        student[0][0, :, :2, :2] = 1.0
+        preset = Response(GAINS, ANCHORS_GRID)
+        return preset(batch_of(1, size), StudentOutput((), student), TeacherOutput(teacher))
+
+    small, large = terms(64), terms(256)
+    for name in ("box", "cls"):
+        assert float(small[name]) == pytest.approx(float(large[name]), rel=1e-5)

@@ -1,0 +1,191 @@
+"""A teacher is frozen, fits the student or is refused, and lies outside of everything trained."""
+
+import pytest
+import torch
+
+from models.yolo import Model
+from utils.batch import Batch, Progress, StudentOutput
+from utils.distillation.distiller import Distiller
+from utils.distillation.matching import anchors_rescaled, objectness_of
+from utils.distillation.presets import DenseOutputs
+from utils.distillation.teacher import Teacher
+from utils.errors import UserError
+from utils.losses.detection import LossGains
+
+NAMES = ["cell", "dot", "ring"]
+
+
+def network(seed=0, names=NAMES, cfg="models/yolov5n.yaml"):
+    torch.manual_seed(seed)
+    model = Model(cfg, nc=len(names))
+    model.names = list(names)
+    return model
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def test_outputs_carry_no_gradient_and_equal_the_unfused_network(images):
+    model = network().eval()
+    with torch.no_grad():
+        expected = model.forward_head(model.forward_features(images))
+    teacher = Teacher(network())
+    teacher.fit_to(network(1), NAMES)
+    levels = teacher(images).levels
+    assert not any(level.requires_grad for level in levels)
+    for got, want in zip(levels, expected, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+
+
+def test_train_mode_of_the_step_does_not_reach_the_teacher(images):
+    teacher = Teacher(network())
+    distiller = Distiller(teacher, DenseOutputs(LossGains(), "l2", 1.0), ratio=0.5)
+    distiller.train()
+    before = teacher.checksum()
+    student = network(1)
+    teacher.fit_to(student, NAMES)
+    features = student.forward_features(images)
+    output = StudentOutput(features, student.forward_head(features))
+    batch = Batch(images, torch.zeros(0, 6), torch.ones(2, dtype=torch.bool))
+    distiller(batch, output, Progress(0, 0, 1, 1))
+    assert not teacher.model.training
+    assert teacher.checksum() == before
+    distiller.finish()
+    assert distiller.state_dict() == {} and list(distiller.parameters()) == []
+
+
+def test_a_changed_teacher_is_noticed_at_the_end():
+    teacher = Teacher(network())
+    distiller = Distiller(teacher, DenseOutputs(LossGains(), "l2", 1.0), ratio=1.0)
+    with torch.no_grad():
+        next(teacher.model.parameters()).add_(1)
+    with pytest.raises(AssertionError, match="changed"):
+        distiller.finish()
+
+
+def test_the_ratio_scales_every_term(images):
+    teacher = Teacher(network())
+    student = network(1)
+    teacher.fit_to(student, NAMES)
+    features = student.forward_features(images)
+    output = StudentOutput(features, student.forward_head(features))
+    batch = Batch(images, torch.zeros(0, 6), torch.ones(2, dtype=torch.bool))
+    one, three = (
+        Distiller(teacher, DenseOutputs(LossGains(), "l2", 1.0), ratio)(batch, output, Progress(0, 0, 1, 1))
+        for ratio in (1.0, 3.0)
+    )
+    assert set(one) == {"distill_box", "distill_obj", "distill_cls"}
+    for name in one:
+        assert float(three[name].detach()) == pytest.approx(3 * float(one[name].detach()), rel=1e-5)
+
+
+def test_classes_in_another_order_are_put_into_the_students(images):
+    teacher = Teacher(network())
+    teacher.fit_to(network(1), NAMES)
+    plain = teacher(images).levels
+    teacher.fit_to(network(1), ["ring", "cell", "dot"])
+    assert teacher.model.names == ["ring", "cell", "dot"]
+    for got, raw in zip(teacher(images).levels, plain, strict=True):
+        torch.testing.assert_close(got[..., 5:], raw[..., [7, 5, 6]], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(got[..., :5], raw[..., :5], atol=1e-5, rtol=1e-5)
+    teacher.assert_unchanged()
+
+
+def test_classes_are_matched_by_name_and_what_one_side_lacks_is_left_out(images):
+    teacher, student = Teacher(network(names=["dot", "cat", "cell"])), network(1)
+    teacher.fit_to(student, NAMES)
+    classes = teacher.fit.classes
+    assert (classes.student, classes.teacher) == ((0, 1), (2, 0))
+    assert "ring" in str(classes) and "cat" in str(classes)
+    taught = teacher(images)
+    features = student.forward_features(images)
+    output = StudentOutput(features, student.forward_head(features))
+    own = teacher.fit.of_student(output)
+    for mine, theirs, raw, level in zip(
+        own.levels, taught.levels, taught.own_levels, output.levels, strict=True
+    ):
+        assert mine.shape == theirs.shape and mine.shape[-1] == 7
+        torch.testing.assert_close(theirs[..., 5:], raw[..., [7, 5]])
+        torch.testing.assert_close(mine, level[..., :7])
+
+
+def test_an_object_of_an_ignored_class_is_none():
+    level = torch.full((1, 1, 1, 2, 8), -4.0)
+    level[..., 4] = 5.0
+    level[0, 0, 0, 0, 6] = 6.0  # surely the second class
+    level[0, 0, 0, 1, 5] = 6.0  # surely the first
+    seen = objectness_of(level, [0, 2]).sigmoid().flatten()
+    assert seen[0] < 0.03 and seen[1] > 0.98
+
+
+def test_levels_of_another_head_are_matched_by_their_cells(images):
+    six, five = network(cfg="models/hub/yolov5n6.yaml"), network(1)
+    six_as_teacher, five_as_teacher = Teacher(six), Teacher(network(2))
+    six_as_teacher.fit_to(five, NAMES)
+    assert [(pair.student, pair.teacher) for pair in six_as_teacher.fit.levels] == [(0, 0), (1, 1), (2, 2)]
+    five_as_teacher.fit_to(network(cfg="models/hub/yolov5n6.yaml"), NAMES)
+    assert len(five_as_teacher.fit.levels) == 3
+    for taught in (six_as_teacher(images), five_as_teacher(images)):
+        assert [level.shape[2] for level in taught.levels] == [8, 4, 2]
+
+
+def test_a_teacher_may_see_larger_pictures(images):
+    teacher, student = Teacher(network(), scale=2.0), network(1)
+    teacher.fit_to(student, NAMES)
+    assert [(pair.student, pair.teacher) for pair in teacher.fit.levels] == [(0, 1), (1, 2)]
+    taught = teacher(images)
+    assert [level.shape[2] for level in taught.levels] == [8, 4]
+    # The same boxes in pixels: anchors of 30 to 119 px at twice the size are 15 to 60 px here.
+    pair = teacher.fit.levels[0]
+    raw = taught.own_levels[pair.teacher][:, pair.anchor_of, ..., 2:4]
+    anchors_px = teacher.model.anchors_px[1][pair.anchor_of] / 2
+    before = (2 * raw.sigmoid()) ** 2 * anchors_px[None, :, None, None]
+    moved = (2 * taught.levels[0][..., 2:4].sigmoid()) ** 2 * student.anchors_px[0][None, :, None, None]
+    torch.testing.assert_close(moved, before, atol=1e-2, rtol=1e-2)
+
+
+def test_a_teacher_without_common_cells_is_refused_with_both_sides_named():
+    teacher = Teacher(network(), "teacher.pt", scale=1.5)
+    with pytest.raises(UserError) as error:
+        teacher.fit_to(network(1), NAMES)
+    for word in ("teacher.pt", "[8, 16, 32]", "1.5 times", "--teacher-img-size"):
+        assert word in str(error.value)
+
+
+def test_boxes_are_the_same_relative_to_other_anchors():
+    level = torch.randn(1, 3, 4, 4, 8, generator=torch.Generator().manual_seed(0))
+    own, other = torch.tensor([[2.0, 3], [4, 6], [8, 7]]), torch.tensor([[3.0, 3], [4, 5], [9, 10]])
+    moved = anchors_rescaled(level, own, other)
+    for anchor in range(3):
+        before = (2 * level[:, anchor, ..., 2:4].sigmoid()) ** 2 * own[anchor]
+        after = (2 * moved[:, anchor, ..., 2:4].sigmoid()) ** 2 * other[anchor]
+        torch.testing.assert_close(
+            after, before.clamp(max=4 * other[anchor].min() * 10), atol=1e-3, rtol=1e-3
+        )
+    torch.testing.assert_close(moved[..., 4:], level[..., 4:])
+
+
+def test_classes_that_the_file_does_not_name_are_taken_to_be_the_data_s(tmp_path, images):
+    weights = tmp_path / "bare.pt"
+    torch.save(network().state_dict(), weights)
+    teacher = Teacher.from_file(weights, torch.device("cpu"), "models/yolov5n.yaml")
+    assert teacher.names is None
+    teacher.fit_to(network(1), NAMES)
+    assert teacher(images).levels[0].shape[-1] == 5 + len(NAMES)
+
+
+def test_a_single_class_may_be_called_anything_and_spelling_does_not_count():
+    Teacher(network(names=["person"])).fit_to(network(names=["item"]), ["item"])
+    teacher = Teacher(network(names=["Traffic-Light", "dining_table"]))
+    teacher.fit_to(network(names=["dining table", "traffic light"]), ["dining table", "traffic light"])
+    assert teacher.names == ["dining_table", "Traffic-Light"]
+    assert Teacher(network(names=["cat", "dog"])).names == ["cat", "dog"]
+
+
+def test_unnamed_classes_of_another_number_are_refused(tmp_path):
+    torch.save(network().state_dict(), tmp_path / "bare.pt")
+    teacher = Teacher.from_file(tmp_path / "bare.pt", torch.device("cpu"), "models/yolov5n.yaml")
+    with pytest.raises(UserError, match="3 classes without names.*2 classes"):
+        teacher.fit_to(network(names=["a", "b"]), ["a", "b"])

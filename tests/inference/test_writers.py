@@ -1,0 +1,216 @@
+"""Files that detection leaves: names, labels, tables, crops, pictures, videos."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from utils.errors import UserError
+from utils.inference.frames import Frame
+from utils.inference.outputs import OutputChoice, Outputs
+from utils.inference.writers import NameBook, label_lines, safe_name, write_picture
+
+IMAGE = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+DETECTIONS = torch.tensor([[10.0, 20, 30, 40, 0.9, 1], [0, 0, 80, 60, 0.25, 0]])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["../../etc/passwd", "a/b\\c", "tab\tnew\nline\0", "..", "", ".", "con", "LPT1.txt", "x" * 500, "a:b*?"],
+)
+def test_names_are_one_harmless_component(text: str, tmp_path: Path) -> None:
+    name = safe_name(text)
+    assert (tmp_path / name).parent == tmp_path and name not in ("", ".", "..")
+    assert name.isprintable() and len(name) <= 121
+    assert name.partition(".")[0].lower() not in ("con", "lpt1")
+    (tmp_path / name).write_text("can be made")
+
+
+def test_ordinary_names_stay_as_they_are() -> None:
+    assert [safe_name(t) for t in ("person", "hot dog", "köpek-2", "犬")] == [
+        "person",
+        "hot dog",
+        "köpek-2",
+        "犬",
+    ]
+
+
+def test_two_keys_never_share_a_name() -> None:
+    book = NameBook()
+    names = [
+        book.name(key, stem, ".jpg") for key, stem in (("x/a", "a"), ("y/a", "a"), ("z", "A"), ("w", "a_2"))
+    ]
+    assert names == ["a.jpg", "a_2.jpg", "A_3.jpg", "a_2_2.jpg"]
+    assert book.name("y/a", "a", ".jpg") == "a_2.jpg"
+
+
+def test_a_number_never_leads_to_the_name_of_a_file_to_come() -> None:
+    book = NameBook()
+    for stem in ("a", "a", "a_2"):
+        book.expect(stem)
+    assert [book.name(key, stem) for key, stem in ((1, "a"), (2, "a"), (3, "a_2"))] == ["a", "a_3", "a_2"]
+
+
+@pytest.mark.parametrize("order", [("v.mp4", "v_1.jpg"), ("v_1.jpg", "v.mp4")])
+@pytest.mark.parametrize("expected", [True, False])
+def test_frames_of_a_video_and_pictures_never_share_a_label_file(
+    tmp_path: Path, order: tuple[str, str], expected: bool
+) -> None:
+    files = [str(tmp_path / name) for name in order]
+    for file in files:
+        Path(file).write_bytes(b"")
+    choice = OutputChoice(pictures=False, labels=True)
+    with Outputs(tmp_path / "out", ["a", "b"], choice, files if expected else ()) as outputs:
+        for file in files:
+            for number in (0, 1) if file.endswith(".mp4") else (None,):
+                outputs.write(Frame(IMAGE, file, number), DETECTIONS, None)
+    names = sorted(path.name for path in (tmp_path / "out" / "labels").iterdir())
+    assert len(names) == 3
+    if expected:
+        assert names == ["v_1.txt", "v_2_1.txt", "v_2_2.txt"]
+
+
+def test_a_video_alone_numbers_its_frames_behind_its_name(tmp_path: Path) -> None:
+    for name in ("v.mp4", "v_1.mp4"):
+        (tmp_path / name).write_bytes(b"")
+    files = [str(tmp_path / "v.mp4"), str(tmp_path / "v_1.mp4")]
+    with Outputs(tmp_path / "out", ["a", "b"], OutputChoice(pictures=False, labels=True), files) as outputs:
+        for file in files:
+            outputs.write(Frame(IMAGE, file, 0), DETECTIONS, None)
+    assert sorted(p.name for p in (tmp_path / "out" / "labels").iterdir()) == ["v_1.txt", "v_1_1.txt"]
+
+
+def test_what_comes_from_an_address_has_the_name_of_the_file_there(tmp_path: Path) -> None:
+    choice = OutputChoice(labels=True, table=True)
+    with Outputs(tmp_path, ["a", "b"], choice) as outputs:
+        outputs.write(Frame(IMAGE, "http://x/y/a%20b.PNG?c=d.gif"), DETECTIONS, IMAGE)
+        outputs.write(Frame(IMAGE, "http://x/v.mp4", 0), DETECTIONS, IMAGE)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "a b.png",
+        "labels",
+        "predictions.csv",
+        "v.mp4",
+    ]
+    assert sorted(path.name for path in (tmp_path / "labels").iterdir()) == ["a b.txt", "v_1.txt"]
+    assert "\na b.PNG,b,0.9000,," in (tmp_path / "predictions.csv").read_text()
+
+
+def test_an_address_may_be_longer_than_any_file_name(tmp_path: Path) -> None:
+    with Outputs(tmp_path, ["a", "b"], OutputChoice(pictures=False, labels=True)) as outputs:
+        outputs.write(Frame(IMAGE, f"rtsp://cam/{'k' * 400}.sdp", 0, live=True), DETECTIONS, None)
+    assert len(list((tmp_path / "labels").iterdir())) == 1
+
+
+def test_a_file_name_that_is_no_text_is_written_out(tmp_path: Path) -> None:
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/p\xff.png")
+    Path(path).write_bytes(b"")
+    choice = OutputChoice(labels=True, crops=True, table=True)
+    with Outputs(tmp_path / "out", ["a", "b"], choice) as outputs:
+        outputs.write(Frame(IMAGE, path), DETECTIONS, IMAGE)
+    assert "p\\udcff.png,b," in (tmp_path / "out" / "predictions.csv").read_text(encoding="utf-8")
+    assert len(list((tmp_path / "out" / "labels").iterdir())) == 1
+
+
+@pytest.mark.parametrize("blocked", ["labels", "predictions.csv", "crops"])
+def test_what_cannot_be_written_is_one_error(tmp_path: Path, blocked: str) -> None:
+    if blocked == "predictions.csv":
+        (tmp_path / blocked).mkdir()
+    else:
+        (tmp_path / blocked).write_text("in the way")
+    choice = OutputChoice(pictures=False, labels=True, crops=True, table=True)
+    with (
+        pytest.raises(UserError, match=rf"{blocked}.*cannot be written"),
+        Outputs(tmp_path, ["a", "b"], choice) as outputs,
+    ):
+        outputs.write(Frame(IMAGE, "x.jpg"), DETECTIONS, None)
+
+
+def test_label_lines_are_normalised_with_the_confidence_last() -> None:
+    plain = label_lines(DETECTIONS, (60, 80), with_confidence=False).splitlines()
+    assert plain == ["1 0.25 0.5 0.25 0.333333", "0 0.5 0.5 1 1"]
+    assert label_lines(DETECTIONS, (60, 80), with_confidence=True).splitlines()[0].endswith(" 0.9")
+    assert label_lines(torch.zeros(0, 6), (60, 80), with_confidence=True) == ""
+
+
+def test_a_picture_leaves_all_files_that_are_wanted(tmp_path: Path) -> None:
+    choice = OutputChoice(labels=True, confidences=True, crops=True, table=True)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "pic.png").write_bytes(b"")
+    frame = Frame(IMAGE, str(tmp_path / "in" / "pic.png"))
+    with Outputs(tmp_path, ["cat", "a/../b"], choice) as outputs:
+        outputs.write(frame, DETECTIONS, IMAGE)
+    assert np.array_equal(cv2.imread(str(tmp_path / "pic.png")), IMAGE)
+    assert len((tmp_path / "labels" / "pic.txt").read_text().splitlines()) == 2
+    with (tmp_path / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["Image Name"], r["Prediction"], r["Confidence"]) for r in rows] == [
+        ("pic.png", "a/../b", "0.9000"),
+        ("pic.png", "cat", "0.2500"),
+    ]
+    crops = sorted(path.relative_to(tmp_path / "crops") for path in (tmp_path / "crops").rglob("*.jpg"))
+    assert crops == [Path("a_.._b/pic.jpg"), Path("cat/pic.jpg")]
+    # From 20 - 15.2 to 20 + 15.2: half of 20 px and 2 % more, and 5 px on each side; started pixels count.
+    assert cv2.imread(str(tmp_path / "crops" / "a_.._b" / "pic.jpg")).shape == (32, 32, 3)
+    assert cv2.imread(str(tmp_path / "crops" / "cat" / "pic.jpg")).shape == IMAGE.shape
+
+
+def test_pictures_of_the_same_name_do_not_overwrite_each_other(tmp_path: Path) -> None:
+    frames = []
+    for number, folder in enumerate(("one", "two")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "pic.png").write_bytes(b"")
+        frames.append(Frame(np.full_like(IMAGE, number), str(tmp_path / folder / "pic.png")))
+    with Outputs(tmp_path / "out", ["a", "b"], OutputChoice(labels=True)) as outputs:
+        for frame in frames:
+            outputs.write(frame, DETECTIONS, frame.image)
+    assert cv2.imread(str(tmp_path / "out" / "pic.png")).max() == 0
+    assert cv2.imread(str(tmp_path / "out" / "pic_2.png")).min() == 1
+    assert sorted(p.name for p in (tmp_path / "out" / "labels").iterdir()) == ["pic.txt", "pic_2.txt"]
+
+
+def test_nothing_found_leaves_no_label_file(tmp_path: Path) -> None:
+    with Outputs(tmp_path, ["a", "b"], OutputChoice(pictures=False, labels=True)) as outputs:
+        outputs.write(Frame(IMAGE, "x.jpg"), torch.zeros(0, 6), None)
+    assert list((tmp_path / "labels").iterdir()) == []
+
+
+def _read_video(path: Path) -> tuple[list[np.ndarray], float]:
+    capture = cv2.VideoCapture(str(path))
+    frames = []
+    while (read := capture.read())[0]:
+        frames.append(read[1])
+    return frames, capture.get(cv2.CAP_PROP_FPS)
+
+
+def test_a_video_keeps_size_and_duration(tmp_path: Path) -> None:
+    choice = OutputChoice(labels=True, vid_stride=2)
+    with Outputs(tmp_path, ["a", "b"], choice) as outputs:
+        for number in range(0, 10, 2):
+            outputs.write(Frame(IMAGE, "rtsp://cam/../x", number, fps=20.0, live=True), DETECTIONS, IMAGE)
+    (video,) = tmp_path.glob("*.mp4")
+    frames, fps = _read_video(video)
+    assert len(frames) == 5 and frames[0].shape == IMAGE.shape and fps == 10
+    stem = video.stem
+    assert sorted(p.name for p in (tmp_path / "labels").iterdir()) == sorted(
+        f"{stem}_{n}.txt" for n in (1, 3, 5, 7, 9)
+    )
+
+
+def test_streams_in_turn_go_into_a_video_each(tmp_path: Path) -> None:
+    with Outputs(tmp_path, ["a", "b"], OutputChoice()) as outputs:
+        for number in range(4):
+            for source in ("0", "1"):
+                outputs.write(Frame(IMAGE, source, number, live=True), DETECTIONS, IMAGE)
+    assert sorted(path.name for path in tmp_path.glob("*.mp4")) == ["0.mp4", "1.mp4"]
+    assert len(_read_video(tmp_path / "0.mp4")[0]) == len(_read_video(tmp_path / "1.mp4")[0]) == 4
+
+
+def test_a_picture_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be written"):
+        write_picture(tmp_path / "missing" / "a.jpg", IMAGE)

@@ -1,0 +1,311 @@
+"""The training scripts as a person runs them: subprocesses on a small picture set."""
+
+import csv
+import hashlib
+import re
+import shutil
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ["--img", "64", "--batch", "4", "--workers", "0", "--device", "cpu", "--noautoanchor"]
+PRESETS = {
+    "response": ["--distill-loss", "response"],
+    "boxes": ["--distill-loss", "boxes", "--t_conf_thres", "0.05"],
+    "boxes soft": ["--distill_loss", "boxes", "--soft-loss", "--t-conf-thres", "0.05"],
+    "objectness": ["--full-output-loss"],
+    "l2": ["--dist_loss", "l2"],
+    "kl": ["--dist-loss", "kl", "--temperature", "5"],
+}
+
+
+def make_set(root, images=8, names=("square", "disc")):
+    """Squares and discs on noise, in YOLO layout; gives the YAML."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for folder in ("images", "labels"):
+            (root / folder / split).mkdir(parents=True)
+        for number in range(images):
+            picture = rng.integers(80, 140, (64, 64, 3), dtype=np.uint8)
+            lines = []
+            for kind in rng.integers(0, 2, 2):
+                x, y = rng.integers(12, 52, 2).tolist()
+                if kind == 0:
+                    cv2.rectangle(picture, (x - 8, y - 8), (x + 8, y + 8), (230, 40, 40), -1)
+                else:
+                    cv2.circle(picture, (x, y), 8, (40, 230, 40), -1)
+                lines.append(f"{kind} {x / 64} {y / 64} {17 / 64} {17 / 64}")
+            cv2.imwrite(str(root / "images" / split / f"{number}.png"), picture)
+            (root / "labels" / split / f"{number}.txt").write_text("\n".join(lines))
+    settings = {"path": str(root), "train": "images/train", "val": "images/val", "names": list(names)}
+    (root / "set.yaml").write_text(yaml.safe_dump(settings))
+    return root / "set.yaml"
+
+
+@pytest.fixture(scope="module")
+def small_set(tmp_path_factory):
+    return make_set(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="module")
+def teacher(small_set, run_script_session, tmp_path_factory):
+    """A network of another size, trained for a moment by train.py."""
+    project = tmp_path_factory.mktemp("teacher")
+    cfg = yaml.safe_load(open(ROOT / "models/yolov5n.yaml", encoding="utf-8"))
+    cfg["width_multiple"] = 0.375
+    (project / "wide.yaml").write_text(yaml.safe_dump(cfg))
+    done = run_script_session(
+        "train.py", "--data", small_set, "--cfg", project / "wide.yaml", "--weights", "", "--epochs", 2,
+        "--project", project, *SMALL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return project / "exp" / "weights" / "best.pt"
+
+
+def rows_of(folder):
+    with open(folder / "results.csv", encoding="utf-8") as stream:
+        return [{key.strip(): value for key, value in row.items()} for row in csv.DictReader(stream)]
+
+
+def test_a_run_leaves_weights_scores_settings_and_pictures(teacher):
+    folder = teacher.parent.parent
+    for name in (
+        "weights/best.pt", "weights/last.pt", "weights/state.pt", "results.csv", "opt.yaml", "hyp.yaml",
+        "train_batch0.jpg", "labels.jpg", "results.png", "confusion_matrix.png", "PR_curve.png",
+        "val_batch0_pred.jpg", "val_batch0_labels.jpg",
+    ):  # fmt: skip
+        assert (folder / name).is_file(), name
+    rows = rows_of(folder)
+    assert len(rows) == 2
+    for column in ("train/box_loss", "val/obj_loss", "metrics/mAP_0.5:0.95", "x/lr0"):
+        assert np.isfinite(float(rows[-1][column]))
+
+
+def test_checkpoints_hold_nothing_but_tensors_and_plain_values(teacher):
+    for name in ("best.pt", "last.pt", "state.pt"):
+        assert isinstance(torch.load(teacher.parent / name, weights_only=True), dict)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_each_preset_trains_with_falling_losses_and_leaves_the_teacher_as_it_was(
+    preset, teacher, small_set, run_script, tmp_path
+):
+    before = hashlib.sha256(teacher.read_bytes()).hexdigest()
+    done = run_script(
+        "train_distill.py", "--weights", "", "--cfg", "models/yolov5n.yaml", "--teacher", teacher,
+        "--distill_ratio", "1", "--data", small_set, "--epochs", "2", "--project", tmp_path, *SMALL,
+        *PRESETS[preset],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert hashlib.sha256(teacher.read_bytes()).hexdigest() == before
+    assert re.search(r"teacher .*mAP50 \d\.\d+", done.stdout + done.stderr)
+    rows = rows_of(tmp_path / "exp")
+    names = [name for name in rows[0] if name.startswith("train/")]
+    assert {"train/distill_box_loss", "train/distill_obj_loss", "train/distill_cls_loss"} <= set(names)
+    assert all(np.isfinite(float(row[name])) for row in rows for name in names)
+    assert float(rows[0]["train/distill_grad_ratio"]) > 0
+    total = [sum(float(row[name]) for name in names if name.endswith("_loss")) for row in rows]
+    assert total[1] < total[0]
+    student = torch.load(tmp_path / "exp/weights/last.pt", weights_only=True)
+    plain = torch.load(teacher, weights_only=True)
+    assert set(student["model"]) == set(plain["model"])
+
+
+def test_the_teacher_alone_can_teach(teacher, small_set, run_script, tmp_path):
+    done = run_script(
+        "train_distill.py", "--weights", "", "--cfg", "models/yolov5n.yaml", "--t_weights", teacher,
+        "--no-with-gt-loss", "--data", small_set, "--epochs", "1", "--project", tmp_path, *SMALL, "--noplots",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    names = [name for name in rows_of(tmp_path / "exp")[0] if name.startswith("train/")]
+    assert names and all(name.startswith("train/distill_") for name in names)
+
+
+def test_a_public_file_is_a_start_and_a_teacher(public_yolov5n, run_script, tmp_path):
+    names = yaml.safe_load((ROOT / "data/coco.yaml").read_text(encoding="utf-8"))["names"]
+    data = make_set(tmp_path / "set", images=4, names=names)
+    done = run_script(
+        "train_distill.py", "--weights", public_yolov5n, "--teacher", public_yolov5n, "--data", data,
+        "--epochs", "1", "--project", tmp_path / "runs", *SMALL, "--noplots",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    matched, total = re.search(r"(\d+) of (\d+) weights fit", done.stdout).groups()
+    assert matched == total
+    (row,) = rows_of(tmp_path / "runs/exp")
+    assert float(row["train/distill_grad_ratio"]) > 0
+
+
+def test_a_teacher_of_other_classes_teaches_those_it_shares(teacher, run_script, tmp_path, tmp_path_factory):
+    other = make_set(tmp_path_factory.mktemp("other"), images=4, names=("square", "triangle"))
+    done = run_script(
+        "train_distill.py", "--weights", "", "--cfg", "models/yolov5n.yaml", "--teacher", teacher,
+        "--data", other, "--epochs", "1", "--project", tmp_path, "--noplots", *SMALL,
+        "--distill-loss", "response",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "1 of 2 classes known" in done.stdout and "disc" in done.stdout and "triangle" in done.stdout
+
+
+def test_a_teacher_with_nothing_in_common_teaches_features_or_is_refused(
+    teacher, run_script, tmp_path, tmp_path_factory
+):
+    other = make_set(tmp_path_factory.mktemp("alien"), images=4, names=("cat", "dog"))
+    common = [
+        "train_distill.py", "--weights", "", "--cfg", "models/yolov5n.yaml", "--teacher", teacher,
+        "--data", other, "--epochs", "1", "--project", tmp_path / "runs", "--noplots", *SMALL,
+    ]  # fmt: skip
+    refused = run_script(*common, "--no-with-gt-loss")
+    assert refused.returncode == 1 and "none of the data's classes" in refused.stderr
+    assert "Traceback" not in refused.stderr and not (tmp_path / "runs").exists()
+    done = run_script(*common)
+    assert done.returncode == 0, done.stderr
+    assert "only features" in done.stdout
+    (row,) = rows_of(tmp_path / "runs/exp")
+    assert [name for name in row if name.startswith("train/distill")] == [
+        "train/distill_feature_loss", "train/distill_grad_ratio",
+    ]  # fmt: skip
+
+
+def test_projections_of_features_resume_and_stay_out_of_the_weights(teacher, small_set, run_script, tmp_path):
+    done = run_script(
+        "train_distill.py", "--weights", "", "--cfg", "models/yolov5n.yaml", "--teacher", teacher,
+        "--data", small_set, "--epochs", "1", "--project", tmp_path, "--noplots", *SMALL,
+        "--distill-loss", "response", "--feature-loss", "pkd", "--feature-ratio", "0.5",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    state = torch.load(tmp_path / "exp/weights/state.pt", weights_only=True)
+    projections = {name for name in state["losses"] if "projections" in name}
+    assert len(projections) == 6
+    student = torch.load(tmp_path / "exp/weights/last.pt", weights_only=True)
+    assert set(student["model"]) == set(torch.load(teacher, weights_only=True)["model"])
+    resumed = run_script("train_distill.py", "--resume", tmp_path / "exp", "--epochs", "2")
+    assert resumed.returncode == 0, resumed.stderr
+    after = torch.load(tmp_path / "exp/weights/state.pt", weights_only=True)
+    assert any(not torch.equal(state["losses"][name], after["losses"][name]) for name in projections)
+
+
+def test_a_resumed_run_ends_with_the_weights_of_one_that_never_stopped(
+    small_set, run_script, start_script, tmp_path
+):
+    common = [
+        "--data", small_set, "--cfg", "models/yolov5n.yaml", "--weights", "", "--noplots", "--epochs", "8",
+        *SMALL,
+    ]  # fmt: skip
+    whole = run_script("train.py", *common, "--project", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    folder = tmp_path / "cut" / "exp"
+    killed = start_script("train.py", *common, "--project", tmp_path / "cut")
+    limit = time.monotonic() + 120
+    while not (folder / "weights/state.pt").is_file():
+        assert killed.poll() is None and time.monotonic() < limit
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    assert len(rows_of(folder)) < 8
+    done = run_script("train.py", "--resume", folder)
+    assert done.returncode == 0, done.stderr
+    first, second = (
+        torch.load(tmp_path / name / "exp/weights/state.pt", weights_only=True) for name in ("whole", "cut")
+    )
+    for key in ("model", "ema"):
+        assert all(torch.equal(first[key][name], second[key][name]) for name in first[key])
+    assert [row["epoch"] for row in rows_of(folder)] == [str(epoch) for epoch in range(8)]
+
+
+def test_a_run_goes_on_without_the_files_it_started_from(small_set, run_script, tmp_path):
+    start, cfg = tmp_path / "start.pt", tmp_path / "net.yaml"
+    shutil.copy(ROOT / "models/yolov5n.yaml", cfg)
+    common = ["--data", small_set, "--noplots", *SMALL, "--project", tmp_path, "--image-weights"]
+    first = run_script("train.py", *common, "--cfg", cfg, "--weights", "", "--epochs", "1", "--name", "first")
+    assert first.returncode == 0, first.stderr
+    shutil.copy(tmp_path / "first/weights/last.pt", start)
+    second = run_script("train.py", *common, "--weights", start, "--epochs", "1", "--name", "second")
+    assert second.returncode == 0, second.stderr
+    start.unlink()
+    cfg.unlink()
+    done = run_script("train.py", "--resume", tmp_path / "second", "--epochs", "2")
+    assert done.returncode == 0, done.stderr
+    assert len(rows_of(tmp_path / "second")) == 2
+    again = run_script("train.py", "--resume", tmp_path / "second")
+    assert again.returncode == 0 and "all 2 epochs are done" in again.stdout
+    changed = yaml.safe_load(small_set.read_text())
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump({**changed, "names": ["disc", "square"]}))
+    state = torch.load(tmp_path / "second/weights/state.pt", weights_only=True)
+    state["run"]["options"]["data"] = str(tmp_path / "other.yaml")
+    torch.save(state, tmp_path / "second/weights/state.pt")
+    refused = run_script("train.py", "--resume", tmp_path / "second", "--epochs", "3")
+    assert refused.returncode == 1 and "classes" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_a_folder_that_is_used_again_keeps_no_weights_of_the_run_before(
+    teacher, small_set, run_script, tmp_path
+):
+    folder = tmp_path / "exp" / "weights"
+    folder.mkdir(parents=True)
+    for name in ("best.pt", "last.pt", "state.pt", "epoch3.pt"):
+        shutil.copy(teacher, folder / name)
+    done = run_script(
+        "train.py", "--data", small_set, "--cfg", "models/yolov5n.yaml", "--weights", "", "--epochs", "1",
+        "--project", tmp_path, "--exist-ok", "--noplots", *SMALL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert not (folder / "epoch3.pt").exists()
+    assert (folder / "best.pt").read_bytes() != teacher.read_bytes()
+
+
+def test_a_run_without_a_score_yet_has_patience(small_set, run_script, tmp_path):
+    """A network that finds nothing scores 0 in every epoch."""
+    done = run_script(
+        "train.py", "--data", small_set, "--cfg", "models/yolov5n.yaml", "--weights", "", "--epochs", "3",
+        "--patience", "1", "--project", tmp_path, "--noplots", *SMALL, "--hyp", _still(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = rows_of(tmp_path / "exp")
+    scores = [float(row["metrics/mAP_0.5"]) for row in rows]
+    assert len(rows) == 3 or scores != [0.0] * len(scores)
+
+
+def _still(folder):
+    """Hyperparameters with which nothing is learnt."""
+    settings = yaml.safe_load((ROOT / "data/hyp.scratch.yaml").read_text(encoding="utf-8"))
+    path = folder / "still.yaml"
+    path.write_text(yaml.safe_dump({**settings, "lr0": 1e-9, "warmup_bias_lr": 0.0}))
+    return path
+
+
+def test_what_a_run_was_started_with_cannot_change_when_it_goes_on(teacher, run_script):
+    done = run_script("train.py", "--resume", teacher.parent.parent, "--batch-size", "2")
+    assert done.returncode == 2 and "--batch-size" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_distilled_run_is_not_resumed_by_the_plain_script(teacher, small_set, run_script, tmp_path):
+    done = run_script(
+        "train_distill.py", "--weights", "", "--cfg", "models/yolov5n.yaml", "--teacher", teacher,
+        "--data", small_set, "--epochs", "1", "--project", tmp_path, *SMALL, "--noplots",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    refused = run_script("train.py", "--resume", tmp_path / "exp")
+    assert refused.returncode != 0 and "train_distill.py --resume" in refused.stderr
+    extended = run_script("train_distill.py", "--resume", tmp_path / "exp", "--epochs", "2")
+    assert extended.returncode == 0, extended.stderr
+    assert len(rows_of(tmp_path / "exp")) == 2
+
+
+def test_training_works_without_distillation(small_set, run_script, tmp_path):
+    """The two know each other in train_distill.py alone."""
+    for folder in ("models", "utils", "data"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "train.py", tmp_path / "train.py")
+    shutil.rmtree(tmp_path / "utils/distillation")
+    done = run_script(
+        tmp_path / "train.py", "--data", small_set, "--cfg", "models/yolov5n.yaml", "--weights", "",
+        "--epochs", "1", *SMALL, "--noplots", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs/train/exp/weights/best.pt").is_file()

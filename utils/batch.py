@@ -1,0 +1,106 @@
+"""The values that travel between loader, model, losses and loop.
+
+Shapes: B images, C channels, H W pixels or cells, A anchors a cell, K classes, M targets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Letterbox:
+    """How an image was scaled and padded into its place in a batch.
+
+    `original_hw` is the file's size in pixels, `scale` the factors (height, width) that were
+    applied, `pad` the left-out border (top, left) in pixels of the batch image.
+    """
+
+    original_hw: tuple[int, int]
+    scale: tuple[float, float]
+    pad: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images with their ground truth.
+
+    images: (B, 3, H, W), RGB; uint8 0..255 from the loader, float 0..1 after `to_float`.
+    targets: (M, 6) float32: image index in the batch, class, then centre x, centre y, width,
+        height, normalised to the batch image.
+    labelled: (B,) bool: False where nobody labelled the image (its ground truth is unknown,
+        not empty).
+    paths: the B files (the first of the four for a mosaic).
+    letterboxes: B entries when the images were letterboxed (evaluation), empty otherwise.
+    """
+
+    images: Tensor
+    targets: Tensor
+    labelled: Tensor
+    paths: tuple[str, ...] = ()
+    letterboxes: tuple[Letterbox, ...] = ()
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on another device; the copies overlap with computation where they can."""
+        return replace(
+            self,
+            images=self.images.to(device, non_blocking=True),
+            targets=self.targets.to(device, non_blocking=True),
+            labelled=self.labelled.to(device, non_blocking=True),
+        )
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory, from which copies to a GPU overlap with its work."""
+        return replace(
+            self,
+            images=self.images.pin_memory(),
+            targets=self.targets.pin_memory(),
+            labelled=self.labelled.pin_memory(),
+        )
+
+    def to_float(self, dtype: torch.dtype = torch.float32) -> Batch:
+        """The batch with images scaled to 0..1, in channels-last memory order."""
+        if self.images.is_floating_point():
+            return self
+        images = self.images.to(dtype, memory_format=torch.channels_last).div_(255)
+        return replace(self, images=images)
+
+
+@dataclass(frozen=True)
+class StudentOutput:
+    """One forward pass of the network in training.
+
+    features: the inputs of the Detect layer, a (B, C_l, H_l, W_l) tensor a level.
+    levels: its raw outputs, a (B, A, H_l, W_l, 5 + K) tensor a level: x, y, w, h, objectness,
+        classes, all logits.
+    """
+
+    features: tuple[Tensor, ...]
+    levels: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where in the run a step stands; schedules are pure functions of it.
+
+    step: batches since the start of the run (0-based); epoch: 0-based.
+    """
+
+    step: int
+    epoch: int
+    steps_per_epoch: int
+    epochs: int
+
+    def warmed(self, warmup_epochs: float) -> float:
+        """How much of a warm-up of so many epochs (at least 100 steps) is done, 0..1; 1 without one."""
+        if warmup_epochs <= 0:
+            return 1.0
+        return min(self.step / max(round(warmup_epochs * self.steps_per_epoch), 100), 1.0)
+
+    @property
+    def fraction(self) -> float:
+        """How much of the run is done, 0..1."""
+        return self.step / max(self.steps_per_epoch * self.epochs, 1)

@@ -1,0 +1,213 @@
+"""Boxes: formats, overlap, and non-maximum suppression.
+
+Shapes: B images, N predictions an image, K classes, n boxes kept. Boxes are `xyxy` (left, top, right,
+bottom) or `cxcywh` (centre, width, height), always in the frame and the unit of the caller.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.ops import batched_nms, box_iou, nms
+
+Boxes = TypeVar("Boxes", Tensor, NDArray[Any])
+IouKind = Literal["iou", "giou", "diou", "ciou"]
+
+
+def cxcywh_to_xyxy(boxes: Boxes) -> Boxes:
+    """The same boxes as corners; (..., 4) in and out, torch or NumPy."""
+    half = boxes[..., 2:4] / 2
+    return _join(boxes[..., :2] - half, boxes[..., :2] + half)
+
+
+def xyxy_to_cxcywh(boxes: Boxes) -> Boxes:
+    """The same boxes as centre and size; (..., 4) in and out, torch or NumPy."""
+    top_left, bottom_right = boxes[..., :2], boxes[..., 2:4]
+    return _join((top_left + bottom_right) / 2, bottom_right - top_left)
+
+
+def _join(first: Boxes, second: Boxes) -> Boxes:
+    if isinstance(first, Tensor):
+        return torch.cat((first, second), dim=-1)
+    return np.concatenate((first, second), axis=-1)
+
+
+def pairwise_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
+    """The overlap of every box of one set with every box of another.
+
+    a_xyxy (N, 4) and b_xyxy (M, 4) give (N, M) values in 0..1; boxes without area overlap nothing.
+    """
+    iou: Tensor = box_iou(a_xyxy.float(), b_xyxy.float())
+    return iou.nan_to_num_(0.0)
+
+
+def aligned_iou(a_cxcywh: Tensor, b_cxcywh: Tensor, kind: IouKind = "ciou", eps: float = 1e-7) -> Tensor:
+    """The overlap of each box with its partner, differentiable in both.
+
+    a_cxcywh and b_cxcywh are (..., 4) in any common unit; the result is (...) float32, whatever the
+    precision of the input: at most 1 (up to rounding); at least 0 (iou), -1 (giou, diou) or somewhat
+    below -1 (ciou). The trade-off factor of CIoU takes no part in the gradient.
+
+    Source: GIoU, Rezatofighi et al. 2019, eq. 1; DIoU and CIoU, Zheng et al. 2020, eq. 6 to 11.
+    """
+    a_x, a_y, a_w, a_h = a_cxcywh.float().unbind(-1)
+    b_x, b_y, b_w, b_h = b_cxcywh.float().unbind(-1)
+    overlap_w = _overlap(a_x, a_w, b_x, b_w)
+    overlap_h = _overlap(a_y, a_h, b_y, b_h)
+    intersection = overlap_w.clamp(min=0) * overlap_h.clamp(min=0)
+    union = a_w * a_h + b_w * b_h - intersection + eps
+    iou = intersection / union
+    if kind == "iou":
+        return iou
+    hull_w = _hull(a_x, a_w, b_x, b_w)
+    hull_h = _hull(a_y, a_h, b_y, b_h)
+    if kind == "giou":
+        hull = hull_w * hull_h + eps
+        return iou - (hull - union) / hull
+    centre_distance = (a_x - b_x).square() + (a_y - b_y).square()
+    diou = iou - centre_distance / (hull_w.square() + hull_h.square() + eps)
+    if kind == "diou":
+        return diou
+    shape_gap = torch.atan(b_w / (b_h + eps)) - torch.atan(a_w / (a_h + eps))
+    shape_term = (4 / math.pi**2) * shape_gap.square()
+    with torch.no_grad():
+        # Rounding can lift the overlap of equal boxes above 1: unclamped that made 0 / 0 here.
+        trade_off = shape_term / (shape_term + (1 - iou).clamp(min=0) + eps)
+    return diou - trade_off * shape_term
+
+
+def _overlap(a_centre: Tensor, a_size: Tensor, b_centre: Tensor, b_size: Tensor) -> Tensor:
+    """The length two intervals share, negative where they are apart."""
+    right = torch.minimum(a_centre + a_size / 2, b_centre + b_size / 2)
+    left = torch.maximum(a_centre - a_size / 2, b_centre - b_size / 2)
+    return right - left
+
+
+def _hull(a_centre: Tensor, a_size: Tensor, b_centre: Tensor, b_size: Tensor) -> Tensor:
+    """The length of the shortest interval that covers both."""
+    right = torch.maximum(a_centre + a_size / 2, b_centre + b_size / 2)
+    left = torch.minimum(a_centre - a_size / 2, b_centre - b_size / 2)
+    return right - left
+
+
+@dataclass(frozen=True, kw_only=True)
+class NmsRules:
+    """What non-maximum suppression keeps.
+
+    conf_thres: an anchor needs an objectness above it, and so does objectness times class score.
+    iou_thres: a box is dropped when it overlaps a better one of its class by more.
+    classes: keep only these, all when None. agnostic: boxes of different classes compete too.
+    multi_label: an anchor yields a box for every class above the threshold (evaluation) instead of
+        one for its best class.
+    max_candidates: an image's best so many enter; max_det: its best so many come out.
+    """
+
+    conf_thres: float = 0.25
+    iou_thres: float = 0.45
+    classes: Sequence[int] | None = None
+    agnostic: bool = False
+    multi_label: bool = False
+    max_det: int = 300
+    max_candidates: int = 30_000
+
+
+class Kept(NamedTuple):
+    """What suppression kept of one image, most confident first.
+
+    detections: (n, 6) float32: x1, y1, x2, y2 in the frame of the predictions, confidence, class.
+    rows: (n,) int64: where in the image's N predictions each comes from.
+    """
+
+    detections: Tensor
+    rows: Tensor
+
+
+def non_max_suppression(
+    predictions: Tensor,
+    conf_thres: float = 0.25,
+    iou_thres: float = 0.45,
+    *,
+    classes: Sequence[int] | None = None,
+    agnostic: bool = False,
+    multi_label: bool = False,
+    max_det: int = 300,
+) -> list[Tensor]:
+    """The detections of each image; `suppress` tells also which predictions they come from.
+
+    predictions: (B, N, 5 + K) decoded: cx, cy, w, h in pixels, objectness, class scores in 0..1.
+    Gives B tensors (n, 6) float32: x1, y1, x2, y2 in pixels, confidence, class; best first.
+    """
+    rules = NmsRules(
+        conf_thres=conf_thres,
+        iou_thres=iou_thres,
+        classes=classes,
+        agnostic=agnostic,
+        multi_label=multi_label,
+        max_det=max_det,
+    )
+    return [kept.detections for kept in suppress(predictions, rules)]
+
+
+@torch.no_grad()
+def suppress(predictions: Tensor, rules: NmsRules) -> list[Kept]:
+    """The detections of each image with the predictions they come from.
+
+    predictions: as for `non_max_suppression`. There is no time limit: every image of a batch gets
+    its full answer.
+    """
+    image, row, candidates = _candidates(predictions, rules)
+    counts = torch.bincount(image, minlength=len(predictions)).tolist()
+    # `image` ascends, so that one split cuts candidates and rows into images without a search each.
+    return [
+        _suppress_image(detections, rows, rules)
+        for detections, rows in zip(torch.split(candidates, counts), torch.split(row, counts), strict=True)
+    ]
+
+
+def _candidates(predictions: Tensor, rules: NmsRules) -> tuple[Tensor, Tensor, Tensor]:
+    """Image (C,), row (C,) and box, confidence, class (C, 6) of all that passes the thresholds."""
+    image, row = (predictions[..., 4] > rules.conf_thres).nonzero(as_tuple=True)
+    rows = predictions[image, row].float()  # float32: half precision resolves .5 px at x = 1000
+    scores = rows[:, 5:] * rows[:, 4:5]
+    if rules.classes is not None:
+        wanted = torch.zeros(scores.shape[1], dtype=torch.bool, device=scores.device)
+        wanted[[c for c in rules.classes if 0 <= c < scores.shape[1]]] = True
+    if rules.multi_label and scores.shape[1] > 1:
+        passing = scores > rules.conf_thres
+        if rules.classes is not None:
+            passing &= wanted
+        kept, label = passing.nonzero(as_tuple=True)
+        confidence = scores[kept, label]
+    else:
+        best, best_label = scores.max(dim=1)
+        passing = best > rules.conf_thres
+        if rules.classes is not None:
+            passing &= wanted[best_label]
+        kept = passing.nonzero(as_tuple=True)[0]
+        confidence, label = best[kept], best_label[kept]
+    boxes = cxcywh_to_xyxy(rows[kept, :4])
+    return image[kept], row[kept], torch.cat((boxes, confidence[:, None], label[:, None].float()), dim=1)
+
+
+def _suppress_image(detections: Tensor, rows: Tensor, rules: NmsRules) -> Kept:
+    if len(detections) > rules.max_candidates:
+        best = detections[:, 4].topk(rules.max_candidates).indices
+        detections, rows = detections[best], rows[best]
+    if len(detections) == 0:
+        return Kept(detections, rows)
+    boxes, confidence = detections[:, :4], detections[:, 4]
+    if rules.agnostic:
+        kept = nms(boxes, confidence, rules.iou_thres)
+    else:
+        # batched_nms moves classes apart by their number times the largest coordinate: with negative
+        # coordinates neighbours in number would still touch.
+        kept = batched_nms(boxes - boxes.min(), confidence, detections[:, 5].long(), rules.iou_thres)
+    kept = kept[: rules.max_det]
+    return Kept(detections[kept], rows[kept])

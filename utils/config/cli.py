@@ -1,0 +1,168 @@
+"""From a command line to an options object, and from errors to exit codes.
+
+argparse is not used: it stops at the first problem, proposes no name for a mistyped one, and words
+help and messages differently from Python to Python. Here all problems are told at once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from utils.config.absent_options import ABSENT
+from utils.config.option_help import help_text, names_of, opposites_of
+from utils.config.options_base import Options
+from utils.config.settings import Setting, did_you_mean, settings_of
+from utils.config.version import VERSION
+from utils.errors import UsageError, UserError
+
+__all__ = ["parse", "run"]
+
+AnyOptions = TypeVar("AnyOptions", bound=Options)
+_NEAR_OPTION = 0.8  # part of the letters in common, the dashes in front among them
+_SIDE = "imgsz"
+INTERRUPTED = 130  # as a shell has it: 128 and the signal's number
+PIPE_CLOSED = 141
+HELP, VERSION_FLAG, DEBUG = ("-h", "--help"), "--version", "--debug"
+
+
+def run(
+    options_class: type[AnyOptions],
+    main: Callable[[AnyOptions], object],
+    description: str | None,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Runs a script: options from `argv` (else the process's), then `main`; gives the exit code.
+
+    What the user can mend is said in one line on standard error: exit code 2 for options and
+    settings, 1 for the rest. `--debug` adds the traceback. Other errors are not caught.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if not set(HELP).isdisjoint(words):
+            print(help_text(options_class, Path(sys.argv[0]).name, description or ""))
+        elif VERSION_FLAG in words:
+            print(f"yolov5-distillation {VERSION}")
+        else:
+            options = parse(options_class, [word for word in words if word != DEBUG])
+            for remark in options.remarks():
+                print(f"warning: {one_line(remark)}", file=sys.stderr)
+            main(options)
+        sys.stdout.flush()
+    except UserError as error:
+        if DEBUG in words:
+            traceback.print_exc()
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output (as in `| head`) has gone; Python would complain when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    return 0
+
+
+def parse(options_class: type[AnyOptions], words: Sequence[str]) -> AnyOptions:
+    """The options that a command line gives.
+
+    `--name value`, `--name=value`, `--switch`, `--no-switch`; names with dashes or underscores, never
+    shortened. A name that comes twice counts with its last value.
+
+    Raises:
+        UsageError: with everything that is wrong with the words, else with the values.
+    """
+    reading = _Reading(options_class)
+    queue = list(words)
+    while queue:
+        reading.take(queue)
+    if reading.problems:
+        raise UsageError("; ".join(reading.problems))
+    return options_class(given=frozenset(reading.values), **reading.values)
+
+
+def one_line(text: str) -> str:
+    """The text without line breaks, and with anything that a terminal might obey written out."""
+    text = re.sub(r"\s*[\r\n]+\s*", " ", text.strip())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+@dataclass
+class _Reading:
+    """Words on their way to values."""
+
+    options_class: type[Options]
+    values: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.known: dict[str, Setting] = {}
+        self.opposites: dict[str, Setting] = {}
+        for setting in settings_of(self.options_class).values():
+            self.known.update(dict.fromkeys(names_of(setting), setting))
+            self.opposites.update(dict.fromkeys(opposites_of(setting), setting))
+        self.latest = ""  # the option before, for messages
+
+    def take(self, queue: list[str]) -> None:
+        """Takes one option with its values off the queue."""
+        word = queue.pop(0)
+        name, equals, attached = word.partition("=")
+        plain = name.replace("_", "-")
+        setting = self.known.get(plain) or self.opposites.get(plain)
+        if setting is None:
+            self._complain(word, plain, queue)
+            return
+        self.latest = name
+        if setting.switch:
+            if equals:
+                self.problems.append(f"{word}: {name} takes no value")
+            self.values[setting.name] = plain in self.known
+            return
+        found = [attached] if equals else _following(setting, queue)
+        if found or setting.bare is None:
+            self._convert(setting, name, found)
+        else:
+            self.values[setting.name] = setting.bare
+
+    def _convert(self, setting: Setting, name: str, found: list[str]) -> None:
+        if not found:
+            self.problems.append(f"{name}: needs a value, {setting.expected}")
+            return
+        try:
+            self.values[setting.name] = setting.from_words(found)
+        except ValueError as error:
+            self.problems.append(f"{name} {' '.join(found) or repr('')}: {error}")
+
+    def _complain(self, word: str, name: str, queue: list[str]) -> None:
+        """Notes an unknown option, with what follows it, or a word that belongs to no option."""
+        if not word.startswith("-") or _is_number(word):
+            place = f"{self.latest} takes no further value" if self.latest else "options start with --"
+            self.problems.append(f"{word!r}: not expected here, {place}")
+            return
+        absent = ABSENT.get(name.lstrip("-"))
+        hint = did_you_mean("--" + name.lstrip("-"), [*self.known, *self.opposites], _NEAR_OPTION)
+        what = absent or f"no such option{hint or ', see --help'}"
+        self.problems.append(f"{word.partition('=')[0]}: {what}")
+        while queue and not queue[0].startswith("--"):
+            queue.pop(0)
+
+
+def _following(setting: Setting, queue: list[str]) -> list[str]:
+    """Takes the words off the queue that are the option's values."""
+    found: list[str] = []
+    while queue and (setting.many or not found) and not queue[0].startswith("--"):
+        found.append(queue.pop(0))
+    if setting.name == _SIDE and not setting.many and found and queue[:1] == found:
+        queue.pop(0)  # height and width of a square
+    return found
+
+
+def _is_number(word: str) -> bool:
+    return re.fullmatch(r"-?[0-9.]+", word) is not None

@@ -1,0 +1,255 @@
+"""Dataset settings: which pictures, which labels, which class names."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+from utils.config.schema import load_yaml
+from utils.errors import UserError
+
+Layout = Literal["yolo", "voc"]
+ROOT = Path(__file__).resolve().parents[2]
+_SHIPPED = ROOT / "data"
+SPLITS = ("train", "val", "test", "unlabeled")
+# Exports of labelling services carry these; they say nothing about the data itself.
+_REMARKS = frozenset({"roboflow", "description", "license", "author", "version", "url"})
+_KEYS = frozenset({"path", "layout", "names", "nc", "download", *SPLITS})
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """A dataset YAML, checked, with every path made absolute.
+
+    root: the folder that holds the data.
+    splits: the entries of each split that the YAML names: picture folders or lists (layout
+        `yolo`), `ImageSets` lists (layout `voc`). They need not exist yet: see `entries`.
+    names: class names, in the order of their ids.
+    download: the YAML's own words or address on how to get the data; it is shown, never run.
+    remarks: what is odd in the YAML and may be meant, for the console.
+    digest: changes when anything of the data above changes.
+    """
+
+    yaml_path: Path
+    root: Path
+    layout: Layout
+    splits: dict[str, tuple[Path, ...]]
+    names: list[str]
+    nc: int
+    download: str | None
+    digest: str
+    remarks: tuple[str, ...] = ()
+
+    def entries(self, split: str) -> tuple[Path, ...]:
+        """The folders and lists of a split, all of which exist.
+
+        Raises:
+            UserError: when the YAML has no such split or something of it is missing.
+        """
+        if split not in self.splits:
+            have = ", ".join(self.splits) or "none"
+            raise UserError(f"has no split '{split}' (it has: {have})", self.yaml_path, f"add '{split}:'")
+        missing = [entry for entry in self.splits[split] if not os.path.exists(entry)]
+        if missing:
+            raise _missing_data(self.yaml_path, missing, self.download, f"split '{split}'")
+        return self.splits[split]
+
+
+def load_dataset_config(path: str | Path, data_dir: str | Path | None = None) -> DatasetConfig:
+    """The checked settings of a dataset.
+
+    The YAML's `path` is resolved against the folder of the YAML; when it is a list, the first
+    folder that exists counts. `data_dir` goes before `path`. Without both the root is the folder
+    of the YAML, or the working folder where the data is there alone.
+
+    Raises:
+        UserError: with all problems of the file at once, or when the data is nowhere.
+    """
+    path = _find_yaml(Path(path))
+    data, lines = load_yaml(path)
+    _refuse(_problems(data), path, lines)
+    names = _names_in_order(data["names"])
+    download = str(data["download"]).strip() if data.get("download") else None
+    if data_dir or data.get("path"):
+        root = _find_root(path, data.get("path", "."), data_dir, download)
+    else:
+        entries = [entry for split in SPLITS for entry in _as_list(data.get(split) or [])]
+        root = _root_of_entries(path, entries)
+    layout: Layout = "voc" if data.get("layout") == "voc" else "yolo"
+    splits = {
+        split: tuple(_resolve(root, entry) for entry in _as_list(data[split]))
+        for split in SPLITS
+        if data.get(split)
+    }
+    described = [str(root), layout, {k: [str(p) for p in v] for k, v in splits.items()}, names]
+    digest = hashlib.sha256(json.dumps(described).encode()).hexdigest()
+    doubles = _doubles(names)
+    remarks = (f"{path}: class names appear twice: {doubles}",) if doubles else ()
+    return DatasetConfig(path, root, layout, splits, names, len(names), download, digest, remarks)
+
+
+def load_names(path: str | Path) -> list[str]:
+    """The class names of a dataset YAML; the data itself need not be there.
+
+    Raises:
+        UserError: when the file is wrong.
+    """
+    path = _find_yaml(Path(path))
+    data, lines = load_yaml(path)
+    _refuse(_names_problems(data), path, lines)
+    return _names_in_order(data["names"])
+
+
+def _find_yaml(path: Path) -> Path:
+    """The path from the working folder or the project's own, else a file of that name among those that ship.
+
+    Large and small letters of a shipped file's name may differ; its suffix may be left out.
+    """
+    if os.path.exists(path):
+        return path
+    shipped = {file.name.casefold(): file for file in sorted(_SHIPPED.glob("*.yaml")) if not _is_hyp(file)}
+    tried = [ROOT / path]
+    if os.path.exists(tried[0]):
+        return tried[0]
+    if path.parent in (Path(), Path("data")):
+        tried.append(_SHIPPED / path.with_suffix(".yaml").name)
+        if found := shipped.get(tried[-1].name.casefold()):
+            return found
+    near = get_close_matches(path.stem.casefold(), [file.stem for file in shipped.values()], 1)
+    places = " nor ".join(str(place) for place in dict.fromkeys(tried) if place != path)
+    raise UserError(
+        "is not there"
+        + (f", nor is {places}" if places else "")
+        + (f", did you mean data/{near[0]}.yaml?" if near else ""),
+        path,
+        "give the path of a dataset YAML",
+    )
+
+
+def _is_hyp(file: Path) -> bool:
+    return file.name.startswith("hyp.")
+
+
+def _refuse(problems: list[tuple[str, str]], path: Path, lines: dict[str, int]) -> None:
+    """Raises a UserError with all problems, each with the line of its key; none passes."""
+    if problems:
+        listed = (f"line {lines[key]}: {text}" if key in lines else text for key, text in problems)
+        raise UserError("; ".join(listed), path)
+
+
+def _problems(data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Everything wrong with the settings: (key, what) pairs."""
+    found = [(key, _unknown(key)) for key in data if key not in _KEYS | _REMARKS]
+    if data.get("layout", "yolo") not in ("yolo", "voc"):
+        found.append(("layout", f"layout '{data['layout']}' is neither 'yolo' nor 'voc'"))
+    if not any(data.get(split) for split in SPLITS):
+        found.append(("", "names no split: needs 'train:' and 'val:'"))
+    for key in ("path", *SPLITS):
+        if key in data and data[key] is not None and not _is_text(data[key]):
+            found.append((key, f"'{key}' must be a path or a list of paths"))
+    return found + _names_problems(data)
+
+
+def _names_problems(data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    names = data.get("names")
+    if names is None:
+        return [("", "has no class names: needs 'names: [first, second, ...]'")]
+    if isinstance(names, Mapping):
+        if sorted(map(str, names)) != sorted(map(str, range(len(names)))):
+            return [("names", f"the ids of 'names' must run from 0 to {len(names) - 1} without a gap")]
+    elif not isinstance(names, list):
+        return [("names", "'names' must be a list or 'id: name' lines")]
+    if not names:
+        return [("names", "'names' is empty")]
+    found = []
+    entries = names.values() if isinstance(names, Mapping) else names
+    if any(isinstance(entry, bool) for entry in entries):
+        found.append(("names", "yes, no, on, off and the like are no text in YAML: quote it, as in 'yes'"))
+    elif not all(isinstance(entry, str | int | float) for entry in entries):
+        found.append(("names", "every class name must be text"))
+    elif data.get("layout") == "voc" and (doubles := _doubles(_names_in_order(names))):
+        found.append(("names", f"class names appear twice, annotations cannot tell them apart: {doubles}"))
+    if data.get("nc") is not None and data["nc"] != len(names):
+        found.append(("nc", f"nc is {data['nc']} but 'names' has {len(names)} entries"))
+    return found
+
+
+def _names_in_order(names: Mapping[Any, Any] | list[Any]) -> list[str]:
+    if isinstance(names, Mapping):
+        return [str(name) for _, name in sorted(names.items(), key=lambda item: int(item[0]))]
+    return [str(name) for name in names]
+
+
+def _doubles(names: list[str]) -> str:
+    """The names that are there more than once, in one text."""
+    return ", ".join(name for name, count in Counter(names).items() if count > 1)
+
+
+def _unknown(key: object) -> str:
+    near = get_close_matches(str(key), sorted(_KEYS), 1)
+    return f"unknown key '{key}'" + (f", did you mean '{near[0]}'?" if near else "")
+
+
+def _is_text(value: object) -> bool:
+    entries = value if isinstance(value, list) else [value]
+    return bool(entries) and all(isinstance(entry, str) and entry for entry in entries)
+
+
+def _as_list(value: str | list[str]) -> list[str]:
+    return value if isinstance(value, list) else [value]
+
+
+def _find_root(
+    yaml_path: Path, value: str | list[str], data_dir: str | Path | None, download: str | None
+) -> Path:
+    if data_dir:
+        candidates = [Path(data_dir).expanduser()]
+    else:
+        candidates = [yaml_path.parent / Path(entry).expanduser() for entry in _as_list(value)]
+    # Not Path.resolve: a link to the data stays the name that the user knows.
+    candidates = [_absolute(candidate) for candidate in candidates]
+    for candidate in candidates:
+        if os.path.isdir(candidate):
+            return candidate
+    raise _missing_data(yaml_path, candidates, download, "the data")
+
+
+def _root_of_entries(yaml_path: Path, entries: list[str]) -> Path:
+    """The folder of the YAML, or the working folder where only that has any of the entries.
+
+    YAML files of before `path:` was known are meant from the working folder.
+    """
+    for root in (yaml_path.parent, Path()):
+        if any(os.path.exists(_resolve(root, entry)) for entry in entries):
+            return _absolute(root)
+    return _absolute(yaml_path.parent)
+
+
+def _resolve(root: Path, entry: str) -> Path:
+    """A split's entry under the root; exports that write `../train` for `train` are understood."""
+    path = _absolute(root / Path(entry).expanduser())
+    if not os.path.exists(path) and entry.startswith("../"):
+        inside = _absolute(root / entry.removeprefix("../"))
+        return inside if os.path.exists(inside) else path
+    return path
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))
+
+
+def _missing_data(yaml_path: Path, looked_for: list[Path], download: str | None, what: str) -> UserError:
+    tried = " or ".join(str(path) for path in looked_for)
+    get_it = f"get it ({' '.join(download.split())}) or " if download else ""
+    return UserError(
+        f"{what} is not there: looked for {tried}",
+        yaml_path,
+        f"{get_it}point at your copy with --data-dir DIR or 'path:'",
+    )

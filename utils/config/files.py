@@ -1,0 +1,93 @@
+"""Files that are whole or not there, folders that belong to one run, and the user's cache folder."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from utils.errors import UserError
+
+
+def replace_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Puts a file in its place at once: `write` fills one beside it, which is synced and renamed.
+
+    Whatever goes wrong before the renaming leaves the old file as it was and nothing beside it.
+
+    Raises:
+        UserError: the system refuses to write there (no room, no permission, no such folder).
+    """
+    # Not tempfile.mkstemp, which gives files that only their owner may read, whatever the umask.
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        try:
+            with open(beside, "xb") as stream:
+                write(stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise _refused("cannot be written", path, error) from error
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Writes text as UTF-8, whole or not at all.
+
+    Raises:
+        UserError: as `replace_atomically`.
+    """
+
+    def write(stream: BinaryIO) -> None:
+        stream.write(text.encode("utf-8"))
+
+    replace_atomically(path, write)
+
+
+def next_run_folder(project: Path, name: str, exist_ok: bool = False) -> Path:
+    """Makes a run's folder and gives it: project/name, else name2, name3, ...
+
+    With `exist_ok` it is project/name, new or not. The folder is claimed by making it, so that two
+    runs that begin at the same moment never share one.
+
+    Raises:
+        UserError: the system refuses to make it.
+    """
+    first = project / name
+    try:
+        first.parent.mkdir(parents=True, exist_ok=True)
+        if exist_ok:
+            first.mkdir(exist_ok=True)
+            return first
+        folder, number = first, 1
+        while not _made(folder):
+            number += 1
+            folder = first.with_name(f"{first.name}{number}")
+        return folder
+    except OSError as error:
+        raise _refused("the run's folder cannot be made", first, error) from error
+
+
+def user_cache_dir() -> Path:
+    """Where indexes and disk caches go: $YOLO_CACHE_DIR, else yolov5-distillation in the cache folder."""
+    chosen = os.environ.get("YOLO_CACHE_DIR")
+    if chosen:
+        return Path(chosen).expanduser()
+    shared = os.environ.get("XDG_CACHE_HOME")
+    return (Path(shared) if shared else Path.home() / ".cache") / "yolov5-distillation"
+
+
+def _made(folder: Path) -> bool:
+    """Makes a folder; False where there is something of that name."""
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        return False
+    return True
+
+
+def _refused(what: str, path: Path, error: OSError) -> UserError:
+    return UserError(f"{what} ({error.strerror or error})", path, "make room, mend it or name another place")

@@ -1,0 +1,86 @@
+"""What the options of all scripts share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from utils.config.settings import at_least, between, option, out_of_range, read_plain, to_plain
+from utils.errors import UsageError
+
+MODEL, DATA, LENGTH, LEARNING, MACHINE = "Network", "Data", "Length of the run", "Learning", "Machine"
+TEACHER, DETECTIONS, RESULTS = "Teacher", "Detections", "Results"
+GROUPS = (MODEL, TEACHER, DATA, LENGTH, LEARNING, DETECTIONS, MACHINE, RESULTS)  # in the order of --help
+
+MAX_SIDE = 16_384  # a mosaic of twice that side is the largest picture that OpenCV can warp
+Self = TypeVar("Self", bound="Options")
+
+
+def run_folders(default: str) -> Any:
+    """The field of the folder that holds the folders of runs."""
+    return option(Path(default), "folder of the runs", group=RESULTS)
+
+
+def image_size(default: int | tuple[int, ...], help: str) -> Any:
+    """The field of a picture's side, under all its public names."""
+    limits = between(32, MAX_SIDE)
+    return option(default, help, aliases=("img", "img-size"), limits=limits, unit="pixels", group=DATA)
+
+
+def loader_workers() -> Any:
+    """The field of the number of processes that make batches."""
+    text = "processes that make batches, at most one a core; 0 makes them in the main one"
+    return option(8, text, limits=at_least(0), group=MACHINE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What all options objects share.
+
+    given: the fields that the command line named, whatever value it gave them. A script's own class
+    declares `weights` and `project` again, with its own words and default.
+    """
+
+    given: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
+    weights: str = option("yolov5s.pt", "weight file", group=MODEL)
+    device: str = option(
+        "", "cpu, or the number of a GPU; '' takes the first GPU, else the CPU", group=MACHINE
+    )
+    project: Path = run_folders("runs")
+    name: str = option("exp", "the run's folder in it; a number is added when it is taken", group=RESULTS)
+    exist_ok: bool = option(False, "write into a folder that is there already", group=RESULTS)
+
+    def __post_init__(self) -> None:
+        """Raises UsageError with everything that is out of range or contradicts itself."""
+        wrong = [f"{setting.flag} {value}: {what}" for setting, value, what in out_of_range(self)]
+        wrong += self.contradictions()
+        if wrong:
+            raise UsageError("; ".join(wrong))
+
+    def contradictions(self) -> Iterator[str]:
+        """What cannot be meant, each as `--option: what is wrong`."""
+        if not self.name.strip("/\\. "):
+            yield f"--name {self.name!r}: must be the name of a folder"
+
+    def remarks(self) -> Iterator[str]:
+        """What was given and has no effect, each as `--option: why`."""
+        yield from ()
+
+
+def options_to_dict(options: Options) -> dict[str, Any]:
+    """The values as plain data: numbers, text (paths too), lists and None."""
+    return to_plain(options)
+
+
+def options_from_dict(options_class: type[Self], data: Mapping[str, Any]) -> Self:
+    """The options that `options_to_dict` described; what is missing has its default.
+
+    Raises:
+        UsageError: names every unknown key and every wrong value.
+    """
+    values, problems = read_plain(options_class, data)
+    if problems:
+        raise UsageError("; ".join(what for _, what in problems))
+    return options_class(**values)

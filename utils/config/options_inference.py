@@ -1,0 +1,127 @@
+"""The options of test.py and detect.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from utils.config.options_base import (
+    DATA,
+    DETECTIONS,
+    MACHINE,
+    MODEL,
+    RESULTS,
+    Options,
+    image_size,
+    loader_workers,
+    run_folders,
+)
+from utils.config.settings import at_least, between, option
+
+
+def confidence(default: float) -> Any:
+    """The field of the least confidence."""
+    text = "least confidence of a detection"
+    return option(default, text, aliases=("conf",), limits=between(0, 1), group=DETECTIONS)
+
+
+def overlap(default: float) -> Any:
+    """The field of the largest overlap."""
+    text = "largest overlap of two detections of a class"
+    return option(default, text, aliases=("iou",), limits=between(0, 1), unit="IoU", group=DETECTIONS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceOptions(Options):
+    """What the options of test.py and detect.py share."""
+
+    half: bool = option(False, "compute in float16 where the device is a GPU", group=MACHINE)
+    augment: bool = option(False, "average over three sizes and a flip", group=MODEL)
+    save_txt: bool = option(False, "write a label file for every picture", group=RESULTS)
+    save_conf: bool = option(False, "with confidences in the label files", group=RESULTS)
+
+    def contradictions(self) -> Iterator[str]:
+        """What cannot be meant, each as `--option: what is wrong`."""
+        yield from super().contradictions()
+        if not self.weights:
+            yield "--weights '': name a weight file"
+
+    def remarks(self) -> Iterator[str]:
+        """What was given and has no effect, each as `--option: why`."""
+        if self.save_conf and not self.save_txt:
+            yield "--save-conf has no effect without --save-txt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestOptions(InferenceOptions):
+    """The options of test.py."""
+
+    weights: str = option("yolov5s.pt", "weights to score", group=MODEL)
+    data: Path = option(Path("data/coco128.yaml"), "dataset YAML", group=DATA)
+    data_dir: Path | None = option(None, "folder with the data, in place of the YAML's path", group=DATA)
+    task: Literal["train", "val", "test", "speed"] = option(
+        "val", "the split to score; speed times val in squares, with the thresholds of detect.py", group=DATA
+    )
+    imgsz: int = image_size(640, "longer side of the pictures")
+    batch_size: int = option(32, "pictures in a batch", aliases=("batch",), limits=at_least(1), group=DATA)
+    rect: bool = option(True, "batches of equal aspect, with little padding, instead of squares", group=DATA)
+    single_cls: bool = option(False, "treat all classes as one", group=DATA)
+    conf_thres: float = confidence(0.001)
+    iou_thres: float = overlap(0.6)
+    max_det: int = option(300, "most detections of a picture", limits=at_least(1), group=DETECTIONS)
+    workers: int = loader_workers()
+    verbose: bool = option(False, "show the scores of every class", group=RESULTS)
+    save_json: bool = option(
+        False, "write all detections in COCO's format; scored by pycocotools if installed", group=RESULTS
+    )
+    noplots: bool = option(False, "leave out all pictures and charts", group=RESULTS)
+    project: Path = run_folders("runs/test")
+
+    def remarks(self) -> Iterator[str]:
+        """What was given and has no effect, each as `--option: why`."""
+        yield from super().remarks()
+        if self.task == "speed":
+            for name in sorted(self.given & {"save_txt", "save_json", "conf_thres", "iou_thres", "rect"}):
+                yield f"--{name.replace('_', '-')} has no effect with --task speed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectOptions(InferenceOptions):
+    """The options of detect.py."""
+
+    weights: str = option("yolov5s.pt", "weights to detect with", group=MODEL)
+    source: str = option(
+        "data/images",
+        "picture, folder, pattern, video, stream address, list of them, or camera number",
+        group=DATA,
+    )
+    data: str = option("", "dataset YAML with other class names than those inside the weights", group=DATA)
+    imgsz: tuple[int, ...] = image_size((640,), "sides to detect at: one number, or height and width")
+    vid_stride: int = option(
+        1, "take every so many frames of a video", limits=at_least(1), unit="frames", group=DATA
+    )
+    conf_thres: float = confidence(0.25)
+    iou_thres: float = overlap(0.45)
+    max_det: int = option(1000, "most detections of a picture", limits=at_least(1), group=DETECTIONS)
+    classes: tuple[int, ...] = option(
+        (), "only these classes, by number", limits=at_least(0), group=DETECTIONS
+    )
+    agnostic_nms: bool = option(False, "let boxes of different classes suppress each other", group=DETECTIONS)
+    view_img: bool = option(False, "show the pictures in a window", group=RESULTS)
+    nosave: bool = option(False, "write no pictures and videos", group=RESULTS)
+    save_csv: bool = option(False, "write all detections into predictions.csv", group=RESULTS)
+    save_crop: bool = option(False, "write every detection as a picture", group=RESULTS)
+    line_thickness: int = option(3, "of the boxes", limits=between(1, 100), unit="pixels", group=RESULTS)
+    hide_labels: bool = option(False, "draw boxes without names", group=RESULTS)
+    hide_conf: bool = option(False, "draw names without confidences", group=RESULTS)
+    project: Path = run_folders("runs/detect")
+
+    def contradictions(self) -> Iterator[str]:
+        """What cannot be meant, each as `--option: what is wrong`."""
+        yield from super().contradictions()
+        if not self.source:
+            yield "--source '': name a picture, folder, video, stream or camera"
+        if len(self.imgsz) not in (1, 2):
+            yield f"--imgsz: takes one number, or height and width, not {len(self.imgsz)} numbers"

@@ -1,0 +1,117 @@
+"""YAML files as plain data or as typed settings, with lines for messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from utils.config.settings import SettingsError, read_plain
+from utils.errors import UsageError, UserError
+
+MAX_BYTES = 4 * 2**20
+Settings = TypeVar("Settings")
+_MERGE = "<<"  # YAML's own key for taking over another mapping; it may come several times
+
+
+def load_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """The mapping in a YAML file, and the line (from 1) of each of its top keys.
+
+    Only plain values are made: a tag that asks for an object is an error, and so is a key given
+    twice, of which YAML readers quietly keep the last.
+
+    Raises:
+        UserError: names the file and, where there is one, the line.
+    """
+    node, data = _parsed(_read_text(path), path)
+    doubles = list(_doubles(node)) if node else []
+    if doubles:
+        raise UserError("; ".join(doubles), path, "keep one of them")
+    if not isinstance(node, yaml.MappingNode) or not isinstance(data, dict):
+        raise UserError("needs 'key: value' lines", path)
+    lines = {str(key.value): key.start_mark.line + 1 for key, _ in node.value}
+    return {str(key): value for key, value in data.items()}, lines
+
+
+def settings_from(owner: type[Settings], data: dict[str, Any], lines: dict[str, int], path: Path) -> Settings:
+    """A dataclass of settings, filled with what `load_yaml` gave; what is missing has its default.
+
+    Raises:
+        UsageError: names every unknown key and every wrong value with its line.
+    """
+    values, problems = read_plain(owner, data)
+    try:
+        settings = owner(**values)
+    except SettingsError as error:
+        problems += error.problems
+    if problems:
+        problems.sort(key=lambda problem: lines.get(problem[0], 0))
+        listed = (f"line {lines[key]}: {what}" if key in lines else what for key, what in problems)
+        raise UsageError("; ".join(listed), path)
+    return settings
+
+
+def yaml_text(data: dict[str, Any]) -> str:
+    """Plain data as YAML, in its own order."""
+    return str(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110))
+
+
+def _read_text(path: Path) -> str:
+    try:
+        with open(path, "rb") as stream:
+            content = stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", path, "check the path") from error
+    if len(content) > MAX_BYTES:
+        raise UserError(f"has more than {MAX_BYTES // 2**20} MiB, too much for a settings file", path)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError("is not text in UTF-8", f"{path}, line {line}", "save it as UTF-8") from error
+
+
+def _parsed(text: str, path: Path) -> tuple[yaml.Node | None, Any]:
+    """The YAML's nodes as written, with aliases and merges, and its values."""
+    try:
+        node = yaml.compose(text, yaml.SafeLoader)
+        return node, yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise _invalid(path, mark.line + 1 if mark else None, error.problem or str(error)) from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise _invalid(path, line, f"character {error.character:#04x}") from error
+    except RecursionError as error:
+        raise _invalid(path, None, "nested too deep") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or number that Python cannot hold
+        raise _invalid(path, None, str(error)) from error
+
+
+def _invalid(path: Path, line: int | None, what: str) -> UserError:
+    return UserError(f"is not valid YAML ({what})", f"{path}, line {line}" if line else path)
+
+
+def _doubles(root: yaml.Node) -> Iterator[str]:
+    """What to say of each key that stands twice in one mapping."""
+    seen_nodes: set[int] = set()  # an alias may point back at what holds it
+    pending = [root]
+    while pending:
+        node = pending.pop()
+        if id(node) in seen_nodes or isinstance(node, yaml.ScalarNode):
+            continue
+        seen_nodes.add(id(node))
+        if not isinstance(node, yaml.MappingNode):
+            pending.extend(node.value)
+            continue
+        first: dict[tuple[str, str], tuple[int, yaml.Node]] = {}
+        for key, value in node.value:
+            pending.extend((key, value))
+            if not isinstance(key, yaml.ScalarNode) or key.value == _MERGE:
+                continue
+            line = key.start_mark.line + 1
+            earlier = first.setdefault((key.tag, key.value), (line, key))
+            if earlier[1] is not key:
+                yield f"lines {earlier[0]} and {line}: '{key.value}' is given twice"

@@ -1,0 +1,306 @@
+"""Typed settings: what a dataclass field may hold, from its annotation and its `option(...)`.
+
+Command line, YAML files and direct construction all check with the same `Setting`, so a range is
+written once and every message about it reads the same.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import types
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+
+from utils.errors import UsageError
+
+_KEY = "option"
+_HUGE = 1e300  # no setting comes near; whole numbers beyond it have no float
+_WHOLE = re.compile(r"[+-]?[0-9]+")
+_NOUNS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Path: "a path"}
+
+
+class SettingsError(UsageError):
+    """Settings that cannot be right; `problems` has (key, what) pairs."""
+
+    def __init__(self, problems: Sequence[tuple[str, str]]) -> None:
+        super().__init__("; ".join(what for _, what in problems))
+        self.problems = list(problems)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The numbers from `low` to `high`; with `open_low` without `low` itself."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+
+    def __contains__(self, number: float) -> bool:
+        above = number > self.low if self.open_low else number >= self.low
+        return above and number <= self.high and abs(number) < math.inf  # no NaN passes this
+
+    def __str__(self) -> str:
+        if self.low == -math.inf:
+            return "" if self.high == math.inf else f"up to {self.high:g}"
+        low = f"above {self.low:g}" if self.open_low else f"{self.low:g} or more"
+        if self.high == math.inf:
+            return low
+        return f"{low}, up to {self.high:g}" if self.open_low else f"{self.low:g} to {self.high:.10g}"
+
+
+def at_least(low: float) -> Limits:
+    """`low` or more."""
+    return Limits(low)
+
+
+def above(low: float) -> Limits:
+    """More than `low`."""
+    return Limits(low, open_low=True)
+
+
+def between(low: float, high: float) -> Limits:
+    """`low` to `high`, both included."""
+    return Limits(low, high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Declaration:
+    """What a field says beside its annotation and default."""
+
+    help: str
+    aliases: tuple[str, ...]
+    limits: Limits
+    unit: str
+    group: str
+    bare: Any
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    aliases: Sequence[str] = (),
+    limits: Limits = Limits(),  # noqa: B008 - frozen
+    unit: str = "",
+    group: str = "",
+    bare: Any = None,
+) -> Any:
+    """A dataclass field that is a setting.
+
+    help: what it does, in words that continue its name. aliases: other names on the command line,
+    without dashes. unit: of a number. bare: the value of the option's name alone, where a value may
+    be left out.
+    """
+    declared = _Declaration(
+        help=help, aliases=tuple(aliases), limits=limits, unit=unit, group=group, bare=bare
+    )
+    return field(default=default, metadata={_KEY: declared})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A field as a setting.
+
+    kind: type of one value. choices: the only values, all when empty. many: a tuple of values.
+    optional: None is a value. The rest as in `option`.
+    """
+
+    name: str
+    kind: type
+    choices: tuple[str, ...]
+    many: bool
+    optional: bool
+    default: Any
+    help: str
+    aliases: tuple[str, ...]
+    limits: Limits
+    unit: str
+    group: str
+    bare: Any
+
+    @property
+    def flag(self) -> str:
+        """The option's name on the command line."""
+        return f"--{self.name.replace('_', '-')}"
+
+    @property
+    def switch(self) -> bool:
+        """Whether it is on or off and takes no value on the command line."""
+        return self.kind is bool
+
+    @property
+    def expected(self) -> str:
+        """What a value must be, in words."""
+        if self.choices:
+            return f"one of {', '.join(self.choices)}" if len(self.choices) > 1 else self.choices[0]
+        allowed = str(self.limits)
+        if not allowed:
+            return _NOUNS[self.kind]
+        if self.limits.open_low:
+            return f"{_NOUNS[self.kind]} {allowed}"
+        return f"{_NOUNS[self.kind]}{' of' if self.limits.high == math.inf else ' from'} {allowed}"
+
+    def from_words(self, words: Sequence[str]) -> Any:
+        """The value of words of the command line.
+
+        Raises:
+            ValueError: with what is expected instead.
+        """
+        if self.many:
+            return tuple(self._from_word(word) for word in words)
+        (word,) = words
+        return self._from_word(word)
+
+    def from_plain(self, value: Any) -> Any:
+        """The value of what a YAML file says.
+
+        Raises:
+            ValueError: with what is expected instead.
+        """
+        if value is None and self.optional:
+            return None
+        if self.many:
+            entries = value if isinstance(value, list | tuple) else [value]
+            return tuple(self._from_plain(entry) for entry in entries)
+        return self._from_plain(value)
+
+    def check(self, value: Any) -> None:
+        """Passes a value of the right type.
+
+        Raises:
+            ValueError: with what is expected where it is out of range.
+        """
+        for entry in value if self.many else (value,):
+            self._checked(entry)
+
+    def _from_word(self, word: str) -> Any:
+        if self.kind is int:
+            return self._checked(int(word) if _WHOLE.fullmatch(word) else math.nan)
+        if self.kind is float:
+            return self._checked(_number(word))
+        if self.kind is Path:
+            if not word and self.optional:
+                return None
+            return self._checked(Path(word)) if word else self._refuse("must not be empty")
+        return self._checked(word)
+
+    def _from_plain(self, value: Any) -> Any:
+        if self.kind in (int, float):
+            # YAML takes 1e-3 for text: it wants 1.0e-3.
+            number = _number(value) if isinstance(value, str) else value
+            if isinstance(number, bool) or not isinstance(number, int | float) or not abs(number) < _HUGE:
+                return self._refuse()
+            if self.kind is int and number != int(number):
+                return self._refuse()
+            return self._checked(self.kind(number))
+        if self.kind is Path and isinstance(value, str):
+            return self._from_word(value)
+        return self._checked(value) if isinstance(value, self.kind) else self._refuse()
+
+    def _checked(self, value: Any) -> Any:
+        if value is None and self.optional:
+            return None
+        if self.kind in (int, float) and value not in self.limits:
+            self._refuse()
+        if self.choices and value not in self.choices:
+            self._refuse(f"must be {self.expected}{did_you_mean(str(value), self.choices)}")
+        return value
+
+    def _refuse(self, message: str = "") -> NoReturn:
+        raise ValueError(message or f"must be {self.expected}")
+
+
+def settings_of(owner: type) -> Mapping[str, Setting]:
+    """The settings of a dataclass, by field name, in the order of the fields."""
+    hints = get_type_hints(owner)
+    found = {}
+    for entry in fields(owner):
+        if _KEY in entry.metadata:
+            assert entry.default is not MISSING
+            kind, choices, many, optional = _read_annotation(hints[entry.name])
+            found[entry.name] = Setting(
+                name=entry.name,
+                kind=kind,
+                choices=choices,
+                many=many,
+                optional=optional,
+                default=entry.default,
+                **vars(entry.metadata[_KEY]),
+            )
+    return types.MappingProxyType(found)
+
+
+def read_plain(owner: type, data: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """Plain data as values for a dataclass, and all problems as (key, what) pairs."""
+    settings = settings_of(owner)
+    values, problems = {}, []
+    for key, value in data.items():
+        if key not in settings:
+            problems.append((key, f"unknown key '{key}'{did_you_mean(key, settings)}"))
+            continue
+        try:
+            values[key] = settings[key].from_plain(value)
+        except ValueError as error:
+            problems.append((key, f"{key}: {value!r} {error}"))
+    return values, problems
+
+
+def out_of_range(settings: Any) -> Iterator[tuple[Setting, Any, str]]:
+    """Each value of a dataclass that its setting does not allow, and what is expected."""
+    for name, setting in settings_of(type(settings)).items():
+        value = getattr(settings, name)
+        try:
+            setting.check(value)
+        except ValueError as error:
+            yield setting, value, str(error)
+
+
+def to_plain(settings: Any) -> dict[str, Any]:
+    """The values of a dataclass as plain data: numbers, text, lists and None."""
+    values = {name: getattr(settings, name) for name in settings_of(type(settings))}
+    return {name: _plain(value) for name, value in values.items()}
+
+
+def did_you_mean(name: str, known: Iterable[str], nearness: float = 0.6) -> str:
+    """The end of a sentence that proposes the nearest known name; empty where none is near.
+
+    nearness: the part of the letters that both have in common, 0..1.
+    """
+    folded = {entry.casefold(): entry for entry in known}
+    near = get_close_matches(name.casefold(), list(folded), 1, nearness)
+    return f", did you mean '{folded[near[0]]}'?" if near else ""
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return [_plain(entry) for entry in value] if isinstance(value, tuple) else value
+
+
+def _number(text: str) -> float:
+    """The number that a text stands for, else NaN, which no range holds."""
+    try:
+        return float(text) if "_" not in text else math.nan
+    except ValueError:
+        return math.nan
+
+
+def _read_annotation(hint: Any) -> tuple[type, tuple[str, ...], bool, bool]:
+    """(kind, choices, many, optional) of an annotation."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        (inner,) = (argument for argument in arguments if argument is not type(None))
+        kind, choices, many, _ = _read_annotation(inner)
+        return kind, choices, many, True
+    if origin is Literal:
+        return str, arguments, False, False
+    if origin is tuple:
+        assert arguments[1:] == (Ellipsis,), hint
+        kind, choices, _, _ = _read_annotation(arguments[0])
+        return kind, choices, True, False
+    assert hint in _NOUNS, f"no setting can be a {hint}"
+    return hint, (), False, False

@@ -1,0 +1,178 @@
+"""Generates the demo set: six kinds of shapes among clutter, in YOLO layout.
+
+    python -m utils.datasets.demo --out datasets/demo
+
+The pictures and labels are the same on every machine. A set that is complete is left as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import cv2
+from tqdm import tqdm
+
+from utils.datasets.demo_scene import Scene, make_scene
+from utils.errors import UsageError, UserError
+
+VERSION = 1  # to be raised with every change to a pixel or a label
+COUNTS = {"train": 480, "val": 100, "test": 120}
+_SEED = 20
+_MANIFEST = "manifest.json"
+_FOLDER = Path("datasets/demo")
+
+
+def write_demo_set(out: Path, counts: Mapping[str, int], *, progress: bool = True) -> bool:
+    """Makes the folder `out` hold the demo set; False when it did already.
+
+    counts: pictures of the splits train, val and test. A picture depends on its split and number
+    alone: with other counts the first ones stay the same.
+
+    The set is built beside `out` and then renamed, so `out` is never half there. An older or
+    damaged demo set is replaced; a folder that holds anything else is an error.
+
+    Raises:
+        UserError: `out` holds files that are not of a demo set, or cannot be written.
+    """
+    if _is_complete(out, counts):
+        return False
+    _refuse_foreign(out)
+    beside = out.parent / f".{out.name}.{os.getpid()}.tmp"
+    retired = out.parent / f".{out.name}.{os.getpid()}.old"
+    try:
+        _build(beside, counts, progress)
+        if out.exists():
+            out.rename(retired)
+        beside.rename(out)
+    except OSError as error:
+        problem = error.strerror or str(error)
+        raise UserError(f"cannot be written ({problem})", out, "make room or choose another --out") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(retired, ignore_errors=True)
+    return True
+
+
+def label_text(scene: Scene) -> str:
+    """The label file of a scene: lines of class, centre x, centre y, width, height, normalised."""
+    height, width = scene.image.shape[:2]
+    lines = []
+    for class_id, (left, top, right, bottom) in zip(
+        scene.class_ids.tolist(), scene.boxes_xyxy_px.tolist(), strict=True
+    ):
+        centre = f"{(left + right) / (2 * width):.6f} {(top + bottom) / (2 * height):.6f}"
+        lines.append(f"{class_id} {centre} {(right - left) / width:.6f} {(bottom - top) / height:.6f}\n")
+    return "".join(lines)
+
+
+def demo_scene(split: str, number: int) -> Scene:
+    """The scene of a picture of the set."""
+    return make_scene(_SEED, list(COUNTS).index(split), number)
+
+
+def _pictures(counts: Mapping[str, int]) -> Iterator[tuple[str, int, str]]:
+    """Split, number and name of every picture of the set."""
+    for split, count in counts.items():
+        for number in range(count):
+            yield split, number, f"{split}_{number:05d}"
+
+
+def _build(folder: Path, counts: Mapping[str, int], progress: bool) -> None:
+    for kind in ("images", "labels"):
+        for split in counts:
+            (folder / kind / split).mkdir(parents=True)
+    total = sum(counts.values())
+    for split, number, name in tqdm(
+        _pictures(counts), "drawing the demo set", total, unit=" pictures", disable=not progress
+    ):
+        scene = demo_scene(split, number)
+        done, encoded = cv2.imencode(".png", scene.image)
+        assert done, "OpenCV writes PNG in every build"
+        (folder / "images" / split / f"{name}.png").write_bytes(encoded.tobytes())
+        (folder / "labels" / split / f"{name}.txt").write_bytes(label_text(scene).encode())
+    manifest = {"version": VERSION, "counts": dict(counts), "digest": _digest(folder, counts)}
+    (folder / _MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def _digest(folder: Path, counts: Mapping[str, int]) -> str:
+    """Stands for all labels, and for the size of every picture's file.
+
+    Raises:
+        FileNotFoundError: something is missing.
+    """
+    digest = hashlib.sha256()
+    for split, _, name in _pictures(counts):
+        size = (folder / "images" / split / f"{name}.png").stat().st_size
+        digest.update(f"{name} {size}\n".encode())
+        digest.update((folder / "labels" / split / f"{name}.txt").read_bytes())
+    return digest.hexdigest()
+
+
+def _is_complete(out: Path, counts: Mapping[str, int]) -> bool:
+    try:
+        manifest = json.loads((out / _MANIFEST).read_text(encoding="utf-8"))
+        expected = {"version": VERSION, "counts": dict(counts), "digest": _digest(out, counts)}
+    except (OSError, ValueError):
+        return False
+    return bool(manifest == expected)
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Raises UserError when replacing `out` would lose anything but a demo set."""
+    if not out.exists():
+        return
+    fix = "choose another folder with --out, or move it away"
+    if not out.is_dir():
+        raise UserError("is a file", out, fix)
+    files = [path for path in out.rglob("*") if not path.is_dir()]
+    if files and not (out / _MANIFEST).is_file():
+        raise UserError(f"exists and is no demo set (it holds {files[0].relative_to(out)})", out, fix)
+    for path in files:
+        if not _is_ours(path.relative_to(out)):
+            raise UserError(f"would be replaced, but holds a file of yours ({path.name})", out, fix)
+
+
+def _is_ours(path: Path) -> bool:
+    if path == Path(_MANIFEST):
+        return True
+    ending = {"images": ".png", "labels": ".txt"}.get(path.parts[0])
+    known = len(path.parts) == 3 and path.parts[1] in COUNTS and path.suffix == ending
+    return known and path.stem.startswith(f"{path.parts[1]}_")
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m utils.datasets.demo", description="Draws the demo set.")
+    parser.add_argument("--out", type=Path, default=_FOLDER, help="the folder (default %(default)s)")
+    for split, count in COUNTS.items():
+        parser.add_argument(
+            f"--{split}", type=int, default=count, metavar="N", help=f"{split} pictures (default {count})"
+        )
+    arguments = parser.parse_args(argv)
+    for split in COUNTS:
+        if getattr(arguments, split) < 1:
+            raise UsageError("each split needs a picture", f"--{split} {getattr(arguments, split)}")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; gives the exit code."""
+    try:
+        arguments = _arguments(argv)
+        counts = {split: getattr(arguments, split) for split in COUNTS}
+        written = write_demo_set(arguments.out, counts)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"demo set {'written to' if written else 'is complete in'} {arguments.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,268 @@
+"""The index of a split: pictures, their sizes and their labels, checked once and remembered.
+
+Shapes: N pictures, T labels in all, n labels of one picture, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from utils.config.dataset import DatasetConfig
+from utils.datasets.images import UnreadableImageError, check_image
+from utils.datasets.index_cache import CheckedPictures, content_digest, read_cache, write_cache
+from utils.datasets.labels import Labels, correct_boxes, parse_yolo
+from utils.datasets.sources import Source, list_sources
+from utils.datasets.voc import AnnotationError, parse_voc
+from utils.errors import UserError
+
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
+_THREADS = 8
+_SHOWN = 10
+_SINGLE_CLASS_NAME = "object"
+
+
+@dataclass
+class DatasetIndex:
+    """What is known of a split before any picture is loaded.
+
+    paths: N files, all of which were readable.
+    labels: N arrays (n, 5) float32: class, centre x, centre y, width, height, normalised.
+    sizes_wh: (N, 2) int64, pixels as the loader reads them (EXIF orientation applied).
+    labelled: (N,) bool; False where nobody labelled the picture (its truth is unknown, not empty).
+    problems: sentences about what was skipped or corrected, for the console.
+    names: class names in the order of their ids.
+    """
+
+    paths: list[str]
+    labels: list[Labels]
+    sizes_wh: NDArray[np.int64]
+    labelled: NDArray[np.bool_]
+    problems: list[str]
+    names: list[str]
+
+    def __len__(self) -> int:
+        """The number of pictures."""
+        return len(self.paths)
+
+    @property
+    def nc(self) -> int:
+        """The number of classes."""
+        return len(self.names)
+
+    def all_labels(self) -> Labels:
+        """The labels of all pictures in one (T, 5) array."""
+        parts: list[Labels] = [np.zeros((0, 5), np.float32), *self.labels]
+        joined: Labels = np.concatenate(parts)
+        return joined
+
+    def label_owners(self) -> NDArray[np.int64]:
+        """The picture number of each row of `all_labels` (T,)."""
+        return np.repeat(np.arange(len(self)), [len(labels) for labels in self.labels])
+
+    def box_sizes_px(self, image_size: int) -> NDArray[np.float32]:
+        """Width and height of all boxes (T, 2), pixels, each picture's longer side scaled to `image_size`."""
+        scaled = self.sizes_wh * (image_size / self.sizes_wh.max(1, keepdims=True))
+        sizes: NDArray[np.float32] = self.all_labels()[:, 3:] * scaled[self.label_owners()].astype(np.float32)
+        return sizes
+
+    def class_counts(self) -> NDArray[np.int64]:
+        """How many labels each class has (K,)."""
+        return np.bincount(self.all_labels()[:, 0].astype(np.int64), minlength=self.nc)
+
+    def class_weights(self) -> NDArray[np.float64]:
+        """Inverse frequencies of the classes (K,), summing to 1; no label counts as one."""
+        weights = 1.0 / np.maximum(self.class_counts(), 1)
+        return np.asarray(weights / weights.sum(), np.float64)
+
+    def image_weights(self, class_weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The sum of the class weights (K,) of each picture's labels (N,)."""
+        of_label = class_weights[self.all_labels()[:, 0].astype(np.int64)]
+        sums = np.bincount(self.label_owners(), weights=of_label, minlength=len(self))
+        return sums.astype(np.float64)
+
+
+def build_index(
+    config: DatasetConfig,
+    split: str,
+    *,
+    single_cls: bool = False,
+    cache_dir: Path | None = None,
+    progress: bool = True,
+) -> DatasetIndex:
+    """The checked index of a split.
+
+    The result is remembered in the user's cache folder (or `cache_dir`) under a digest of all it
+    was made of, the bytes of the label files among it. Nothing is ever written beside the data.
+    The split `unlabeled` gets no labels, whatever lies beside its pictures.
+
+    Raises:
+        UserError: no pictures, no label files, one that cannot be read, or wrong label lines (the
+            first few are named).
+    """
+    sources = list_sources(config, split)
+    has_truth = split != "unlabeled"
+    contents = _parallel(_label_bytes, sources) if has_truth else None
+    digest = content_digest(config.layout, config.names, sources, contents)
+    checked = read_cache(digest, cache_dir)
+    if checked is None:
+        annotations = _annotations(sources, contents, config)
+        checked = _check(sources, annotations, f"checking {split}" if progress else None)
+        write_cache(digest, checked, cache_dir)
+    if not checked.paths:
+        raise UserError(f"split '{split}' has no readable picture; {checked.problems[0]}", config.yaml_path)
+    # Once: training asks for two splits of one file.
+    problems = [*(config.remarks if split == "train" else ()), *checked.problems]
+    if has_truth and not any(map(len, checked.labels)):
+        problems.append(f"split '{split}' has no boxes: every picture counts as background")
+    labelled = np.full(len(checked.paths), has_truth)
+    index = DatasetIndex(
+        checked.paths, checked.labels, checked.sizes_wh, labelled, problems, list(config.names)
+    )
+    return _as_single_class(index) if single_cls else index
+
+
+def _as_single_class(index: DatasetIndex) -> DatasetIndex:
+    labels = [np.concatenate([np.zeros_like(rows[:, :1]), rows[:, 1:]], 1) for rows in index.labels]
+    names = index.names if index.nc == 1 else [_SINGLE_CLASS_NAME]
+    return replace(index, labels=labels, names=names)
+
+
+@dataclass(frozen=True)
+class _Annotation:
+    """Boxes (n, 5) class, x1, y1, x2, y2 in pixels of `size_wh`, normalised where that is None."""
+
+    boxes: NDArray[np.float64]
+    size_wh: tuple[int, int] | None = None
+    is_missing: bool = False
+
+
+def _label_bytes(source: Source) -> bytes | None:
+    """The content of a picture's label file, None where there is none.
+
+    Raises:
+        UserError: there is something and it cannot be read.
+    """
+    try:
+        return Path(source.label).read_bytes()
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"cannot be read as a label file ({reason})", source.label, "mend it, or the list of pictures"
+        ) from error
+
+
+def _annotations(
+    sources: Sequence[Source], contents: Sequence[bytes | None] | None, config: DatasetConfig
+) -> list[_Annotation]:
+    """The labels of all pictures, none of them where `contents` is None.
+
+    Raises:
+        UserError: no label file at all, or wrong lines.
+    """
+    nothing = _Annotation(np.zeros((0, 5)))
+    if contents is None:
+        return [nothing] * len(sources)
+    if all(content is None for content in contents):
+        raise UserError(
+            f"{len(sources)} pictures and not one label file; looked for {sources[0].label} and so on",
+            config.yaml_path,
+            "an empty label file marks a picture without objects",
+        )
+    is_voc = config.layout == "voc"
+    class_ids = {name: number for number, name in enumerate(config.names)}
+    annotations, mistakes = [], []
+    for source, content in zip(sources, contents, strict=True):
+        found = replace(nothing, is_missing=content is None)
+        if content is not None:
+            found, wrong = _parse_voc(content, class_ids) if is_voc else _parse_yolo(content, config.nc)
+            mistakes += [f"{source.label}:{line}: {what}" for line, what in wrong]
+        annotations.append(found)
+    if mistakes:
+        shown = "; ".join(mistakes[:_SHOWN]) + (" ..." if len(mistakes) > _SHOWN else "")
+        raise UserError(
+            f"{len(mistakes)} wrong label lines: {shown}",
+            config.yaml_path,
+            "correct them, or the names in the dataset YAML",
+        )
+    return annotations
+
+
+def _parse_yolo(content: bytes, nc: int) -> tuple[_Annotation, list[tuple[int, str]]]:
+    boxes, wrong = parse_yolo(content, nc)
+    return _Annotation(boxes), wrong
+
+
+def _parse_voc(content: bytes, class_ids: dict[str, int]) -> tuple[_Annotation, list[tuple[int, str]]]:
+    try:
+        parsed = parse_voc(content, class_ids)
+    except AnnotationError as error:
+        return _Annotation(np.zeros((0, 5))), [(error.line, error.what)]
+    return _Annotation(parsed.boxes, parsed.size_wh), []
+
+
+def _check(
+    sources: Sequence[Source], annotations: Sequence[_Annotation], title: str | None
+) -> CheckedPictures:
+    """Reads every picture once; what cannot be read is left out, what is corrected is noted."""
+    notes: dict[str, list[str]] = {}
+    unlabelled = f"of {len(sources)} pictures have no label file and count as background"
+    paths, sizes, labels = [], [], []
+    checked = _parallel(_checked_size, sources, title)
+    for source, annotation, size in zip(sources, annotations, checked, strict=True):
+        if isinstance(size, str):
+            notes.setdefault("pictures skipped", []).append(f"{source.image}: {size}")
+            continue
+        rows, corrections = _normalised(annotation, size)
+        for text in corrections:
+            notes.setdefault("corrections of labels, in memory only", []).append(f"{source.label}: {text}")
+        if annotation.is_missing:
+            notes.setdefault(unlabelled, []).append(source.image)
+        paths.append(source.image)
+        sizes.append(size)
+        labels.append(rows)
+    problems = [_sentence(kind, entries) for kind, entries in notes.items()]
+    return CheckedPictures(paths, np.array(sizes, np.int64).reshape(-1, 2), labels, problems)
+
+
+def _checked_size(source: Source) -> tuple[int, int] | str:
+    try:
+        return check_image(source.image)
+    except UnreadableImageError as error:
+        return str(error)
+
+
+def _normalised(annotation: _Annotation, size_wh: tuple[int, int]) -> tuple[Labels, list[str]]:
+    boxes, notes = annotation.boxes, []
+    if annotation.size_wh is not None:
+        # Coordinates refer to the size in the annotation, where it has one.
+        annotated = annotation.size_wh if min(annotation.size_wh) > 0 else size_wh
+        if annotated != size_wh:
+            notes.append(
+                f"annotated at {annotated[0]} x {annotated[1]} px but the picture has "
+                f"{size_wh[0]} x {size_wh[1]} px: boxes scaled, look at them"
+            )
+        boxes = np.concatenate([boxes[:, :1], boxes[:, 1:] / (annotated * 2)], 1)
+    labels, corrections = correct_boxes(boxes)
+    return labels, notes + corrections
+
+
+def _sentence(kind: str, entries: list[str]) -> str:
+    return f"{len(entries)} {kind}: {'; '.join(entries[:_SHOWN])}{' ...' if len(entries) > _SHOWN else ''}"
+
+
+def _parallel(work: Callable[[_In], _Out], items: Sequence[_In], title: str | None = None) -> list[_Out]:
+    """The results in order; reading and decoding release the interpreter lock, so threads do."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        results = pool.map(work, items)
+        return list(tqdm(results, title, len(items), unit=" pictures", disable=title is None))

@@ -1,0 +1,92 @@
+"""Label lines of the YOLO layout, and the corrections that every layout shares."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+Labels = NDArray[np.float32]
+
+_BOX_NUMBERS = 4
+_POLYGON_NUMBERS = 6
+_MIN_COORDINATE, _MAX_COORDINATE = -1.0, 2.0
+# Exports round to 3 to 6 digits; what sticks out by less than this is no mistake worth a word.
+_ROUNDING = 2e-3
+
+
+class LabelLineError(ValueError):
+    """What is wrong with one line of a label file."""
+
+
+def parse_yolo(content: bytes, nc: int) -> tuple[NDArray[np.float64], list[tuple[int, str]]]:
+    """The boxes of a label file, and its wrong lines as (line number from 1, what) pairs.
+
+    Boxes are (n, 5): class id, then x1, y1, x2, y2, normalised. A line is `class cx cy w h`, or a
+    class and a polygon (`class x1 y1 x2 y2 x3 y3 ...`), which becomes its bounding box.
+    """
+    rows: list[list[float]] = []
+    wrong: list[tuple[int, str]] = []
+    text = content.decode("utf-8-sig", errors="replace")
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(_parse_line(line, nc))
+        except LabelLineError as error:
+            wrong.append((number, str(error)))
+    return np.array(rows, np.float64).reshape(-1, 5), wrong
+
+
+def _parse_line(line: str, nc: int) -> list[float]:
+    """A class and a box x1, y1, x2, y2."""
+    try:
+        if "_" in line:  # which float() takes for the blank between thousands
+            raise ValueError(line)
+        class_id, *coordinates = (float(word) for word in line.split())
+    except ValueError as error:
+        raise LabelLineError(f"'{line.strip()[:60]}' is not a row of numbers") from error
+    _check_line(class_id, coordinates, nc)
+    if len(coordinates) == _BOX_NUMBERS:
+        cx, cy, width, height = coordinates
+        return [class_id, cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2]
+    xs, ys = coordinates[::2], coordinates[1::2]
+    return [class_id, min(xs), min(ys), max(xs), max(ys)]
+
+
+def _check_line(class_id: float, coordinates: list[float], nc: int) -> None:
+    count = len(coordinates)
+    if count != _BOX_NUMBERS and (count < _POLYGON_NUMBERS or count % 2):
+        raise LabelLineError(f"{count + 1} numbers where 'class cx cy w h' has 5")
+    if not all(map(math.isfinite, (class_id, *coordinates))):
+        raise LabelLineError("a number is not finite")
+    if class_id != int(class_id) or not 0 <= class_id < nc:
+        raise LabelLineError(f"class {class_id:g} is not one of 0..{nc - 1}")
+    if min(coordinates) < _MIN_COORDINATE or max(coordinates) > _MAX_COORDINATE:
+        raise LabelLineError("coordinates must be fractions (0..1) of the picture's size")
+    if count == _BOX_NUMBERS and min(coordinates[2:]) < 0:
+        raise LabelLineError(f"negative size {coordinates[2]:g} x {coordinates[3]:g}")
+
+
+def correct_boxes(boxes: NDArray[np.float64]) -> tuple[Labels, list[str]]:
+    """Labels (n, 5) float32 class, cx, cy, w, h from boxes (m, 5) class, x1, y1, x2, y2.
+
+    All normalised. Boxes are clipped to the picture; empty ones and repeated lines go. The
+    second value says in words what had to be corrected.
+    """
+    notes = []
+    corners = boxes[:, 1:].clip(0, 1)
+    outside = int((np.abs(corners - boxes[:, 1:]) > _ROUNDING).any(1).sum())
+    if outside:
+        notes.append(f"{outside} boxes reached out of the picture and were clipped")
+    size = corners[:, 2:] - corners[:, :2]
+    solid = (size > 0).all(1)
+    if not solid.all():
+        notes.append(f"{int((~solid).sum())} boxes were empty and left out")
+    centre = (corners[:, :2] + corners[:, 2:]) / 2
+    labels = np.concatenate([boxes[:, :1], centre, size], 1)[solid].astype(np.float32)
+    first = np.sort(np.unique(labels, axis=0, return_index=True)[1])
+    if len(first) < len(labels):
+        notes.append(f"{len(labels) - len(first)} labels were repeated and left out")
+    return labels[first], notes

@@ -1,0 +1,299 @@
+"""Batches for training and for evaluation.
+
+Pictures stay uint8 and are stored with the channels last, which is what decoding gives and what
+the network wants: a batch is never transposed.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from utils.batch import Batch, Letterbox
+from utils.datasets.augment import AugmentSettings, fit_letterbox, flip, jitter_colour, mix
+from utils.datasets.geometry import Boxes, random_warp, warp_canvas
+from utils.datasets.images import Image, UnreadableImageError, read_for_evaluation, scaled_wh
+from utils.datasets.index import DatasetIndex
+from utils.datasets.labels import Labels
+from utils.datasets.mosaic import Picture, mosaic_tiles, normalise_boxes, place_boxes, single_tile
+from utils.datasets.sampling import BatchOrder, TrainingOrder, rect_groups
+from utils.datasets.store import CacheKind, PictureStore
+from utils.errors import UserError
+
+__all__ = [
+    "AugmentSettings",
+    "BatchLoader",
+    "DetectionDataset",
+    "TrainLoader",
+    "eval_loader",
+    "fit_letterbox",
+    "train_loader",
+]
+
+_SAMPLE_STREAM = 1
+_TILES = 4
+
+
+class DetectionDataset(Dataset[Batch | UserError]):
+    """Makes whole batches on order: images (B, 3, H, W) uint8 RGB with their targets.
+
+    A picture that can no longer be read comes back as the error, for the process that asked: an
+    exception would reach it as a page of text.
+    """
+
+    def __init__(self, index: DatasetIndex, image_size: int) -> None:
+        self.index, self.image_size = index, image_size
+
+    def __getitem__(self, order: BatchOrder) -> Batch | UserError:
+        """The batch of an order."""
+        count, (height, width) = len(order.rows), order.shape_hw
+        # Unlike torch, NumPy asks the system for huge pages: half the time of the first write.
+        images = np.empty((count, height, width, 3), np.uint8)
+        targets, letterboxes = [np.zeros((0, 6), np.float32)], []
+        try:
+            for place in range(count):
+                labels, letterbox = self.make_sample(order, place, images[place])
+                targets.append(np.concatenate([np.full((len(labels), 1), place, np.float32), labels], 1))
+                letterboxes += [letterbox] if letterbox else []
+        except UserError as error:
+            return error
+        own = order.rows[:, 0]
+        return Batch(
+            images=torch.from_numpy(images).permute(0, 3, 1, 2),
+            targets=torch.from_numpy(np.concatenate(targets)),
+            labelled=torch.from_numpy(self.index.labelled[own]),
+            paths=tuple(self.index.paths[number] for number in own),
+            letterboxes=tuple(letterboxes),
+        )
+
+    def make_sample(self, order: BatchOrder, place: int, out: Image) -> tuple[Labels, Letterbox | None]:
+        """Writes one letterboxed picture (RGB) to `out`; gives its labels and where it lies."""
+        number = int(order.rows[place, 0])
+        path, (width, height) = self.index.paths[number], self.index.sizes_wh[number]
+        new_wh = scaled_wh(int(width), int(height), self.image_size)
+        try:
+            image = read_for_evaluation(path, new_wh)
+        except UnreadableImageError as error:
+            what = f"was readable when the index was made and is no longer ({error})"
+            raise UserError(what, path, "start again") from error
+        used = fit_letterbox(image, (int(height), int(width)), out)
+        shown_wh = (round(used.scale[1] * width), round(used.scale[0] * height))
+        boxes = place_boxes(self.index.labels[number], shown_wh, (int(used.pad[1]), int(used.pad[0])))
+        return normalise_boxes(boxes, out.shape[1::-1]), used
+
+
+class AugmentedDataset(DetectionDataset):
+    """The same for training: mosaics, or single pictures where there is none, augmented."""
+
+    def __init__(self, index: DatasetIndex, store: PictureStore, augment: AugmentSettings, seed: int) -> None:
+        super().__init__(index, store.image_size)
+        self.store, self.augment, self.seed = store, augment, seed
+
+    def make_sample(self, order: BatchOrder, place: int, out: Image) -> tuple[Labels, Letterbox | None]:
+        """Writes one augmented picture (RGB) to `out`; gives its labels."""
+        position, row = int(order.positions[place]), order.rows[place]
+        rng = np.random.default_rng((self.seed, order.epoch, position, _SAMPLE_STREAM))
+        image, boxes = self._augmented(row, out.shape[:2], rng)
+        image, boxes = flip(image, boxes, self.augment, rng)
+        jitter_colour(image, self.augment, rng, out)
+        return normalise_boxes(boxes, out.shape[1::-1]), None
+
+    def _augmented(
+        self, row: NDArray[np.int64], out_hw: tuple[int, int], rng: np.random.Generator
+    ) -> tuple[Image, Boxes]:
+        if len(row) > 1 and rng.random() < self.augment.mosaic:
+            sample = self._mosaic(row[:_TILES], out_hw, rng)
+            if rng.random() < self.augment.mixup:
+                sample = mix(sample, self._mosaic(row[_TILES:], out_hw, rng), rng)
+            return sample
+        out_wh = (out_hw[1], out_hw[0])
+        warp = random_warp(self.augment.warp, out_wh, out_wh, rng)
+        return warp_canvas([single_tile(self._picture(row[0]), out_wh)], warp, out_hw, self.store.load)
+
+    def _mosaic(
+        self, numbers: NDArray[np.int64], out_hw: tuple[int, int], rng: np.random.Generator
+    ) -> tuple[Image, Boxes]:
+        pictures = [self._picture(number) for number in rng.permutation(numbers)]
+        tiles = mosaic_tiles(pictures, self.image_size, rng)
+        canvas_wh = (2 * self.image_size, 2 * self.image_size)
+        warp = random_warp(self.augment.warp, canvas_wh, (out_hw[1], out_hw[0]), rng)
+        return warp_canvas(tiles, warp, out_hw, self.store.load)
+
+    def _picture(self, number: np.int64) -> Picture:
+        width, height = self.store.wh[number]
+        return Picture(int(number), (int(width), int(height)), self.index.labels[number])
+
+
+class BatchLoader(DataLoader[Any]):
+    """A DataLoader of batches that raises the error of a worker as it was."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # the base promises a class of its own
+        """The batches in order.
+
+        Raises:
+            UserError: when a picture cannot be read any longer.
+        """
+        with warnings.catch_warnings():
+            # Python warns of forking beside running threads. These workers decode and resize with
+            # OpenCV's threads off and compute nothing with torch, so no lock of a thread that is
+            # missing in them is ever waited for.
+            warnings.filterwarnings("ignore", ".*fork.* may lead to deadlocks", DeprecationWarning)
+            batches = super().__iter__()
+        for batch in batches:
+            if isinstance(batch, UserError):
+                # A copy: the received one would, through its traceback, hold itself and this loader,
+                # whose workers then end only after a time limit.
+                raise UserError(batch.what, batch.where, batch.fix)
+            yield batch
+
+
+class TrainLoader:
+    """Training batches; call `set_epoch` before each epoch.
+
+    Order and augmentation are a pure function of (seed, epoch, place in the epoch), whatever the
+    number of workers.
+    """
+
+    def __init__(self, dataset: AugmentedDataset, order: TrainingOrder, workers: int) -> None:
+        self.dataset, self._order = dataset, order
+        self._batches = _batch_loader(dataset, order, workers)
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences for the console: what was cached and what was not."""
+        return self.dataset.store.notes
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return len(self._order)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches of the epoch that is set."""
+        return iter(self._batches)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch, 0-based, that the next iteration gives."""
+        self._order.epoch = epoch
+
+    def set_image_weights(self, class_weights: NDArray[np.float64] | Tensor) -> None:
+        """Draws pictures, with repetition, in proportion to the sum of their labels' class weights (K,).
+
+        Where no label has a weight every picture comes once, as without weights.
+        """
+        weights = np.asarray(class_weights, np.float64)
+        of_images = self.dataset.index.image_weights(weights)
+        self._order.weights = of_images if of_images.any() else None
+
+
+def train_loader(  # noqa: PLR0913 - one value for each choice that a person has
+    index: DatasetIndex,
+    *,
+    image_size: int,
+    batch_size: int,
+    augment: AugmentSettings,
+    workers: int,
+    seed: int,
+    stride: int = 32,
+    rect: bool = False,
+    cache: CacheKind | None = None,
+    mosaic_until: int | None = None,
+    image_weights: NDArray[np.float64] | None = None,
+) -> TrainLoader:
+    """The loader of a training split.
+
+    Args:
+        index: pictures and labels.
+        image_size: side of the square batches, pixels; with `rect` the longer side.
+        batch_size: pictures in a batch of this rank.
+        augment: strengths of the augmentation.
+        workers: processes that make batches; 0 makes them here.
+        seed: start of all chance.
+        stride: multiple that the sides of a `rect` batch are rounded up to.
+        rect: batches of pictures of similar aspect, little padding, no mosaic.
+        cache: keep scaled pictures in memory or in the user's cache folder.
+        mosaic_until: the first epoch without mosaics; None has them in all.
+        image_weights: class weights (K,) to draw pictures by, see `TrainLoader.set_image_weights`.
+    """
+    store = PictureStore(index, image_size)
+    if cache == "ram":
+        store.keep_in_memory()
+    elif cache == "disk":
+        store.keep_on_disk()
+    order = TrainingOrder(len(index), batch_size, (image_size, image_size), seed)
+    order.mosaic_until = mosaic_until
+    if rect:
+        order.group = lambda numbers: rect_groups(
+            index.sizes_wh[numbers], batch_size, image_size, stride, pad=0.0
+        )
+    loader = TrainLoader(AugmentedDataset(index, store, augment, seed), order, workers)
+    if image_weights is not None:
+        loader.set_image_weights(image_weights)
+    return loader
+
+
+def eval_loader(
+    index: DatasetIndex,
+    *,
+    image_size: int,
+    batch_size: int,
+    workers: int,
+    stride: int = 32,
+    rect: bool = True,
+    pad: float = 0.5,
+) -> BatchLoader:
+    """Letterboxed batches of a split, each picture once, without chance.
+
+    With `rect` they come in the order of their aspect, else in the index's order in squares of
+    `image_size` rounded up to a multiple of `stride`.
+    """
+    if rect:
+        groups = rect_groups(index.sizes_wh, batch_size, image_size, stride, pad)
+        order, shapes = groups.order, groups.shapes_hw
+    else:
+        side = -(-image_size // stride) * stride
+        order = np.arange(len(index))
+        shapes = [(side, side)] * -(-len(index) // batch_size)
+    orders = []
+    for number, shape_hw in enumerate(shapes):
+        positions = np.arange(number * batch_size, min((number + 1) * batch_size, len(index)))
+        orders.append(BatchOrder(0, positions, order[positions, None], shape_hw))
+    return _batch_loader(DetectionDataset(index, image_size), orders, workers)
+
+
+def _batch_loader(
+    dataset: DetectionDataset, orders: Sequence[BatchOrder] | TrainingOrder, workers: int
+) -> BatchLoader:
+    count = max(min(workers, _usable_cpus(), len(orders)), 0)
+    return BatchLoader(
+        dataset,
+        sampler=orders,
+        batch_size=None,
+        collate_fn=_as_it_is,
+        num_workers=count,
+        persistent_workers=count > 0,
+        pin_memory=torch.cuda.is_available(),
+        # Forked workers share the index and the caches; elsewhere than on Linux forking is unsafe.
+        multiprocessing_context=multiprocessing.get_context("fork")
+        if count and sys.platform == "linux"
+        else None,
+    )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _usable_cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,124 @@
+"""Which pictures a split has, and where the labels of each lie."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.config.dataset import DatasetConfig
+from utils.datasets.images import is_image
+from utils.errors import UserError
+
+# Lists for one class append 1, 0 or -1 to each name.
+_CLASS_FLAG = re.compile(r"\s+(-1|0|1)$")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A picture and the file with its labels; either file may turn out to be missing."""
+
+    image: str
+    label: str
+
+
+def list_sources(config: DatasetConfig, split: str) -> list[Source]:
+    """The pictures of a split in a fixed order, each once.
+
+    Raises:
+        UserError: when the split is not there or lists no picture.
+    """
+    entries = config.entries(split)
+    found: dict[str, Source] = {}
+    for entry in entries:
+        for source in _voc_sources(entry) if config.layout == "voc" else _yolo_sources(entry, config.root):
+            found.setdefault(source.image, source)
+    if not found:
+        listed = ", ".join(str(entry) for entry in entries)
+        raise UserError(f"split '{split}' has no pictures", listed, "check the paths in the dataset YAML")
+    return list(found.values())
+
+
+def label_path(image: str) -> str:
+    """Where a picture's labels belong: the last folder `images` becomes `labels`, the suffix .txt.
+
+    Without such a folder they lie beside the picture.
+    """
+    stem, _ = os.path.splitext(image)
+    folders = stem.split(os.sep)
+    for place in range(len(folders) - 2, -1, -1):
+        if folders[place] == "images":
+            folders[place] = "labels"
+            break
+    return os.sep.join(folders) + ".txt"
+
+
+def _yolo_sources(entry: Path, root: Path) -> list[Source]:
+    if entry.is_dir():
+        images = list(_images_below(entry))
+    elif is_image(entry):
+        images = [str(entry)]
+    else:
+        images = [_from_list(line, entry, root) for line in _lines(entry)]
+        if images and not any(map(os.path.exists, images)):
+            raise UserError(
+                f"none of its {len(images)} pictures is there, the first is {images[0]}",
+                entry,
+                "its lines are absolute, or relative to the list or to the dataset's folder",
+            )
+    return [Source(image, label_path(image)) for image in sorted(images)]
+
+
+def _images_below(entry: Path) -> Iterator[str]:
+    """The pictures in a folder and all folders below, without what is hidden."""
+    for folder, folders, names in os.walk(entry, followlinks=True):
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        yield from (os.path.join(folder, name) for name in names if is_image(name) and not is_hidden(name))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is hidden by the custom of its name."""
+    return name.startswith(".")
+
+
+def _from_list(line: str, listing: Path, root: Path) -> str:
+    """A line of an image list as a path: absolute, or relative to the list's folder or the root.
+
+    Backslashes are those of a list made on Windows, unless there is a file of that name.
+    """
+    spellings = dict.fromkeys((line, line.replace("\\", "/")))
+    places = [os.path.normpath(base / name) for name in spellings for base in (listing.parent, root)]
+    return next(filter(os.path.exists, places), places[0])
+
+
+def _voc_sources(listing: Path) -> list[Source]:
+    """The pictures of `BASE/ImageSets/*/LIST.txt`: `BASE/JPEGImages` with `BASE/Annotations`."""
+    base = next((p.parent for p in listing.parents if p.name == "ImageSets"), None)
+    if base is None or listing.is_dir():
+        raise UserError("is no list below a folder 'ImageSets'", listing, "layout 'voc' needs one")
+    pictures, annotations = base / "JPEGImages", base / "Annotations"
+    if not pictures.is_dir():
+        raise UserError("the folder of the pictures is missing", pictures, "layout 'voc' needs it")
+    names = sorted(name for name in os.listdir(pictures) if is_image(name) and not is_hidden(name))
+    by_stem = {os.path.splitext(name)[0]: name for name in names}
+    sources = []
+    for line in _lines(listing):
+        stem = line if line in by_stem else _CLASS_FLAG.sub("", line)
+        image = pictures / by_stem.get(stem, f"{stem}.jpg")
+        sources.append(Source(str(image), str(annotations / f"{stem}.xml")))
+    return sources
+
+
+def _lines(listing: Path) -> list[str]:
+    try:
+        text = listing.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot be read as a list of pictures ({error})", listing) from error
+    for number, line in enumerate(text.splitlines(), 1):
+        if "\0" in line:
+            raise UserError(
+                "a NUL byte, which no file name has", f"{listing}:{number}", "write the list anew"
+            )
+    return [line.strip() for line in text.splitlines() if line.strip()]

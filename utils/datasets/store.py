@@ -1,0 +1,177 @@
+"""Where the training loader gets scaled pictures from: their files, memory, or one file on disk.
+
+Cached pictures lie one after the other in a single buffer. Workers share it: forked ones as it
+is, others through shared memory or by mapping the same file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from utils.config.files import replace_atomically, user_cache_dir
+from utils.datasets.images import Image, UnreadableImageError, read_for_training, scaled_wh
+from utils.datasets.index import DatasetIndex
+from utils.distributed import rank
+from utils.errors import UserError
+
+CacheKind = Literal["ram", "disk"]
+_VERSION = "1"
+_CHUNK = 256
+_THREADS = 8
+_MEMORY_SHARE = 0.8
+_GIB = 2**30
+_CGROUP = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+
+
+class PictureStore:
+    """Pictures (H, W, 3) BGR uint8 by number, the longer side scaled to `image_size`.
+
+    wh: (N, 2) the scaled sizes, pixels.
+    notes: sentences for the console on what was cached and what was not.
+    """
+
+    def __init__(self, index: DatasetIndex, image_size: int) -> None:
+        self._paths, self._original_wh = index.paths, index.sizes_wh
+        self.image_size = image_size
+        self.wh = np.array([scaled_wh(int(w), int(h), image_size) for w, h in index.sizes_wh], np.int64)
+        self._offsets = np.concatenate([[0], np.cumsum(self.wh.prod(1) * 3)])
+        self._memory: Tensor | None = None
+        self._file: Path | None = None
+        self.notes: list[str] = []
+
+    def load(self, number: int) -> Image:
+        """The picture of a number; not to be written to.
+
+        Raises:
+            UserError: when its file has gone or been damaged since the index was made.
+        """
+        if self._file is not None and self._memory is None:
+            self._memory = _mapped(self._file, int(self._offsets[-1]))
+        if self._memory is None:
+            return self._read(number)
+        width, height = self.wh[number]
+        start, stop = self._offsets[number : number + 2]
+        picture: Image = self._memory[start:stop].numpy().reshape(height, width, 3)
+        return picture
+
+    def keep_in_memory(self) -> None:
+        """Loads all pictures, unless that takes more than most of the free memory."""
+        needed, free = int(self._offsets[-1]), free_memory()
+        if free is not None and needed > free * _MEMORY_SHARE:
+            self.notes.append(
+                f"pictures are not cached in memory: they take {needed / _GIB:.1f} GiB and "
+                f"{free / _GIB:.1f} GiB are free; --cache disk needs none"
+            )
+            return
+        memory = torch.empty(needed, dtype=torch.uint8)
+        view = memory.numpy()
+        for number, picture in enumerate(self._all()):
+            view[self._offsets[number] : self._offsets[number + 1]] = picture.ravel()
+        self._memory = memory
+        self.notes.append(f"{len(self._paths)} pictures cached in memory ({needed / _GIB:.2f} GiB)")
+
+    def keep_on_disk(self) -> None:
+        """Writes all pictures to a file of the user's cache folder, unless it is there already."""
+        needed = int(self._offsets[-1])
+        path = user_cache_dir() / "pictures" / f"{self._digest()}.raw"
+        if not (path.is_file() and path.stat().st_size == needed):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            free = free_disk(path.parent)
+            if needed > free:
+                self.notes.append(
+                    f"pictures are not cached on disk: they take {needed / _GIB:.1f} GiB and "
+                    f"{path.parent} has {free / _GIB:.1f} GiB"
+                )
+                return
+
+            def write(file: BinaryIO) -> None:
+                file.writelines(picture.tobytes() for picture in self._all())
+
+            replace_atomically(path, write)
+        self._file = path
+        self.notes.append(f"{len(self._paths)} pictures cached in {path} ({needed / _GIB:.2f} GiB)")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker that is not forked gets: the name of a cache file, not its content."""
+        return self.__dict__ | ({"_memory": None} if self._file is not None else {})
+
+    def _read(self, number: int) -> Image:
+        width, height = self._original_wh[number]
+        scaled_width, scaled_height = self.wh[number]
+        try:
+            return read_for_training(
+                self._paths[number], (int(width), int(height)), (int(scaled_width), int(scaled_height))
+            )
+        except UnreadableImageError as error:
+            raise UserError(
+                f"was readable when the index was made and is no longer ({error})",
+                self._paths[number],
+                "start again",
+            ) from error
+
+    def _all(self) -> Iterator[Image]:
+        """All pictures in order, decoded by several threads, a bounded number ahead."""
+        count = len(self._paths)
+        with (
+            ThreadPoolExecutor(_THREADS) as pool,
+            tqdm(total=count, desc="caching pictures", unit=" pictures", disable=rank() > 0) as bar,
+        ):
+            for start in range(0, count, _CHUNK):
+                for picture in pool.map(self._read, range(start, min(start + _CHUNK, count))):
+                    yield picture
+                    bar.update()
+
+    def _digest(self) -> str:
+        """Differs whenever the cached bytes would."""
+        stamps = []
+        for path in self._paths:
+            status = os.stat(path)
+            stamps.append([path, status.st_size, status.st_mtime_ns, status.st_ctime_ns])
+        described = json.dumps([_VERSION, self.image_size, self.wh.tolist(), stamps])
+        return hashlib.sha256(described.encode(errors="surrogateescape")).hexdigest()
+
+
+def free_memory() -> int | None:
+    """Bytes that this process may still take, None where the system does not tell.
+
+    The smaller of what the machine has available and what its control group (a container's
+    limit) leaves.
+    """
+    candidates = []
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        candidates += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
+    except OSError:
+        pass
+    for limit, used in _CGROUP:
+        try:
+            candidates.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
+        except (OSError, ValueError):
+            continue  # no such group, or its limit is the word "max"
+    return max(min(candidates), 0) if candidates else None
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes that are free where a folder lies."""
+    return shutil.disk_usage(folder).free
+
+
+def _mapped(path: Path, size: int) -> Tensor:
+    array: NDArray[np.uint8] = np.memmap(path, np.uint8, mode="c", shape=(size,))
+    return torch.from_numpy(array)

@@ -1,0 +1,49 @@
+"""Which device a run computes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from utils.errors import UsageError, UserError
+
+
+def select_device(name: str = "") -> torch.device:
+    """The device that an option names: "" for the first GPU or else the CPU, "cpu", "0", "cuda:1".
+
+    Raises UsageError where it does not exist.
+    """
+    wanted = name.strip().lower()
+    if wanted == "cpu":
+        return torch.device("cpu")
+    if wanted == "":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    number = wanted.removeprefix("cuda").removeprefix(":") or "0"
+    if not number.isdigit():
+        raise UsageError(f"no such device: {name!r}", "--device", "use cpu or the number of one GPU, as in 0")
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(number) >= found:
+        raise UsageError(f"CUDA device {number} asked for, {found} found", "--device", "use --device cpu")
+    torch.cuda.set_device(int(number))  # what is asked of "the GPU" (bf16, pinned memory) means this one
+    return torch.device(f"cuda:{number}")
+
+
+@contextmanager
+def advice_on_memory() -> Iterator[None]:
+    """Turns a GPU's running out of memory into a UserError that says what to do."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        first = str(error).splitlines()[0]
+        fix = "a smaller --batch-size or --imgsz needs less"
+        raise UserError(f"out of memory ({first})", "the GPU", fix) from error
+
+
+def describe_device(device: torch.device) -> str:
+    """The device in words, for the first line of a run."""
+    if device.type == "cuda":
+        card = torch.cuda.get_device_properties(device)
+        return f"{device} ({card.name}, {card.total_memory / 2**30:.0f} GiB)"
+    return f"{device} ({torch.get_num_threads()} threads)"

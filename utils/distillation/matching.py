@@ -1,0 +1,195 @@
+"""How the outputs of one network are laid onto the cells, anchors and classes of another.
+
+Shapes: B images, A anchors, H W grid, K classes of the data, C of them that the teacher knows too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.yolo import Detect, Model
+from utils.batch import StudentOutput
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class LevelPair:
+    """Two levels whose cells cover the same pixels of the picture.
+
+    anchor_of: (A,) the teacher's anchor that stands for each of the student's. own_anchors and
+    other_anchors: (A, 2), that anchor of the teacher and the student's, both in the student's grid units.
+    """
+
+    student: int
+    teacher: int
+    anchor_of: Tensor
+    own_anchors: Tensor
+    other_anchors: Tensor
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether nothing has to be moved."""
+        same = torch.equal(self.anchor_of, torch.arange(len(self.anchor_of), device=self.anchor_of.device))
+        return same and torch.allclose(self.own_anchors, self.other_anchors, atol=1e-4)
+
+
+@dataclass(frozen=True)
+class ClassMap:
+    """Classes that both sides know, by their names; spelling with dashes or capitals does not count.
+
+    student, teacher: (C,) their numbers on each side. unknown: of the data, that the teacher lacks.
+    ignored: of the teacher, that the data lacks.
+    """
+
+    student: tuple[int, ...]
+    teacher: tuple[int, ...]
+    unknown: tuple[str, ...]
+    ignored: tuple[str, ...]
+
+    @classmethod
+    def by_name(cls, own: Sequence[str], wanted: Sequence[str]) -> ClassMap:
+        """From the teacher's classes `own` and those of the data."""
+        place = {plain(name): number for number, name in enumerate(own)}
+        place.update({name: number for number, name in enumerate(own)})
+        numbers = [place.get(name, place.get(plain(name))) for name in wanted]
+        pairs = [(mine, theirs) for mine, theirs in enumerate(numbers) if theirs is not None]
+        known = {theirs for _, theirs in pairs}
+        return cls(
+            tuple(mine for mine, _ in pairs),
+            tuple(theirs for _, theirs in pairs),
+            tuple(name for name, number in zip(wanted, numbers, strict=True) if number is None),
+            tuple(name for number, name in enumerate(own) if number not in known),
+        )
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether both sides know the same classes in the same order."""
+        return not self.unknown and not self.ignored and self.student == self.teacher
+
+    def __str__(self) -> str:
+        """One line."""
+        parts = [
+            f"{len(self.student)} of {len(self.student) + len(self.unknown)} classes known to the teacher"
+        ]
+        if self.unknown:
+            parts.append(f"no class term for {listed(self.unknown)}")
+        if self.ignored:
+            parts.append(f"{listed(self.ignored)} of the teacher's ignored")
+        return "; ".join(parts)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What of a teacher's and a student's outputs belongs together."""
+
+    levels: tuple[LevelPair, ...]
+    classes: ClassMap
+
+    def of_student(self, output: StudentOutput) -> StudentOutput:
+        """The student's levels that have a partner, with the classes that both know."""
+        levels = tuple(output.levels[pair.student] for pair in self.levels)
+        if self.classes.unknown:
+            levels = tuple(_chosen(level, self.classes.student) for level in levels)
+        return StudentOutput(tuple(output.features[pair.student] for pair in self.levels), levels)
+
+    def of_teacher(self, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The teacher's raw levels in the student's cells, anchors and order of classes.
+
+        Each (B, A, H, W, 5 + C). Objectness is that of an object of a common class.
+        """
+        return tuple(self._laid(levels[pair.teacher], pair) for pair in self.levels)
+
+    def _laid(self, level: Tensor, pair: LevelPair) -> Tensor:
+        if not pair.is_identity:
+            level = anchors_rescaled(level[:, pair.anchor_of], pair.own_anchors, pair.other_anchors)
+        if self.classes.is_identity:
+            return level
+        chosen = _chosen(level, self.classes.teacher)
+        if not self.classes.ignored:
+            return chosen
+        objectness = objectness_of(level, self.classes.teacher)[..., None]
+        return torch.cat((chosen[..., :4], objectness.to(level.dtype), chosen[..., 5:]), -1)
+
+
+def fit_networks(teacher: Detect, classes: ClassMap, student: Model, scale: float, source: Path | str) -> Fit:
+    """The levels of two heads that belong together.
+
+    scale: side of the teacher's pictures over that of the student's. Raises UserError, with both
+    sides named, where no level of one has the grid of a level of the other.
+    """
+    own = [stride / scale for stride in teacher.stride.tolist()]
+    other = student.head.stride.tolist()
+    pairs = []
+    for mine, stride in enumerate(other):
+        theirs = [number for number, value in enumerate(own) if abs(value - stride) < 1e-6]
+        if theirs:
+            pairs.append(_pair(mine, theirs[0], teacher, student.head, scale))
+    if not pairs:
+        sizes = f" with pictures {scale:g} times as large" if scale != 1 else ""
+        raise UserError(
+            f"its levels have strides {_integers(teacher.stride.tolist())}{sizes}, the student's "
+            f"{_integers(other)}: none has the same cells",
+            source,
+            "choose another teacher, or a --teacher-img-size that is 1, 2 or 1/2 of --imgsz",
+        )
+    return Fit(tuple(pairs), classes)
+
+
+def _pair(mine: int, theirs: int, teacher: Detect, student: Detect, scale: float) -> LevelPair:
+    """Each of the student's anchors gets the teacher's of the most similar shape."""
+    other = student.anchors[mine].float()
+    # A grid unit is as many pixels on both sides once the pictures' scale is taken out.
+    own = teacher.anchors[theirs].float().to(other.device)
+    ratio = other[:, None] / own[None]
+    closeness = torch.minimum(ratio, 1 / ratio).amin(-1)
+    same = own.shape == other.shape and torch.allclose(own, other, atol=1e-4)
+    anchor_of = torch.arange(len(other), device=other.device) if same else closeness.argmax(1)
+    return LevelPair(mine, theirs, anchor_of, own[anchor_of], other)
+
+
+def anchors_rescaled(level: Tensor, own_anchors: Tensor, other_anchors: Tensor) -> Tensor:
+    """A raw level (B, A, H, W, 5 + K) whose boxes are the same relative to other anchors (A, 2).
+
+    Sizes that the other anchors cannot express (above 4 times the anchor) are clamped.
+    """
+    ratio = (own_anchors / other_anchors).sqrt()[None, :, None, None].to(level.device)
+    root = level[..., 2:4].float().sigmoid() * ratio
+    sizes = root.clamp(1e-4, 1 - 1e-4).logit().to(level.dtype)
+    return torch.cat((level[..., :2], sizes, level[..., 4:]), -1)
+
+
+def objectness_of(level: Tensor, classes: Sequence[int]) -> Tensor:
+    """Objectness logits (B, A, H, W) of a raw level, for objects of some of its classes alone.
+
+    The probability is scaled by the share that the best of these classes has of the best of all: an
+    object that is surely of another class is none.
+    """
+    scores = level[..., 5:].float().sigmoid()
+    share = scores[..., list(classes)].amax(-1) / scores.amax(-1).clamp(min=1e-6)
+    probability = level[..., 4].float().sigmoid() * share
+    return probability.clamp(1e-6, 1 - 1e-6).logit()
+
+
+def _chosen(level: Tensor, classes: Sequence[int]) -> Tensor:
+    """Boxes, objectness and some of the classes of a raw level."""
+    return level[..., [0, 1, 2, 3, 4, *(5 + number for number in classes)]]
+
+
+def plain(name: str) -> str:
+    """A class name without what people spell differently."""
+    return name.casefold().replace("_", " ").replace("-", " ").strip()
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names, and how many there are."""
+    shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+    return f"{len(names)} {'class' if len(names) == 1 else 'classes'} ({shown})"
+
+
+def _integers(values: Sequence[float]) -> list[int]:
+    return [round(value) for value in values]

@@ -1,0 +1,150 @@
+"""Losses between the outputs of student and teacher.
+
+Shapes: B images, A anchors, H W grid, K classes, N predictions of an image, M targets, P pairs.
+Notation: o objectness logit, z class logits, b raw box; S student, T teacher; w = sigmoid(o_T).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from utils.batch import Batch, StudentOutput
+from utils.boxes import NmsRules, suppress, xyxy_to_cxcywh
+from utils.distillation.teacher import TeacherOutput
+from utils.losses.assignment import Matches
+from utils.losses.detection import DetectionLoss, LossGains
+from utils.losses.terms import softmax_divergence
+
+
+class Preset(Protocol):
+    """A way to compare outputs: named, weighted float32 scalars."""
+
+    names: tuple[str, ...]
+
+    def __call__(self, batch: Batch, student: StudentOutput, teacher: TeacherOutput) -> dict[str, Tensor]:
+        """The terms for one batch."""
+        ...
+
+
+class DenseOutputs:
+    """Every cell's raw outputs pulled towards the teacher's, weighted by w (presets `l2` and `kl`).
+
+    Per level the mean over all cells of w times the squared error of box and objectness logits and,
+    for the classes, their squared error or KL(softmax(z_T/T) || softmax(z_S/T)) T^2 / K.
+
+    Source: the public distillation scripts for YOLOv5; Hinton et al. (arXiv 1503.02531).
+    """
+
+    names: tuple[str, ...] = ("box", "obj", "cls")
+
+    def __init__(self, gains: LossGains, class_loss: Literal["l2", "kl"], temperature: float) -> None:
+        """`gains` as applied by the ground-truth loss; `temperature` is that of the KL."""
+        self.gains, self.class_loss, self.temperature = gains, class_loss, temperature
+
+    def __call__(self, batch: Batch, student: StudentOutput, teacher: TeacherOutput) -> dict[str, Tensor]:
+        """The three terms, each a mean over cells, summed over levels."""
+        box, obj, cls = torch.zeros(3, device=batch.images.device).unbind()
+        for mine, theirs in zip(student.levels, teacher.levels, strict=True):
+            own, target = mine.float(), theirs.float()
+            weight = target[..., 4].sigmoid()
+            error = (own[..., :5] - target[..., :5]).square()
+            box = box + (error[..., :4].mean(-1) * weight).mean()
+            obj = obj + (error[..., 4] * weight).mean()
+            cls = cls + (self.classes(own[..., 5:], target[..., 5:]) * weight).mean()
+        return {"box": box * self.gains.box, "obj": obj * self.gains.obj, "cls": cls * self.gains.cls}
+
+    def classes(self, own: Tensor, target: Tensor) -> Tensor:
+        """The class loss of each cell, (B, A, H, W), from logits (B, A, H, W, K)."""
+        if self.class_loss == "kl":
+            return softmax_divergence(own, target, self.temperature) / own.shape[-1]
+        return (own - target).square().mean(-1)
+
+
+class ObjectnessGated:
+    """Box and class outputs count where the teacher sees an object (preset `objectness`).
+
+    Per level the mean over all cells of w times the squared error of raw boxes and class logits, and
+    the ungated squared error of the objectness probabilities.
+
+    Source: Mehta and Ozturk, Object Detection at 200 Frames Per Second (arXiv 1805.06361), eq. 3-5.
+    """
+
+    names: tuple[str, ...] = ("box", "obj", "cls")
+
+    def __init__(self, gains: LossGains) -> None:
+        """`gains` as applied by the ground-truth loss."""
+        self.gains = gains
+
+    def __call__(self, batch: Batch, student: StudentOutput, teacher: TeacherOutput) -> dict[str, Tensor]:
+        """The three terms, each a mean over cells, summed over levels."""
+        box, obj, cls = torch.zeros(3, device=batch.images.device).unbind()
+        for mine, theirs in zip(student.levels, teacher.levels, strict=True):
+            own, target = mine.float(), theirs.float()
+            weight = target[..., 4].sigmoid()
+            box = box + ((own[..., :4] - target[..., :4]).square().mean(-1) * weight).mean()
+            obj = obj + (own[..., 4].sigmoid() - weight).square().mean()
+            cls = cls + ((own[..., 5:] - target[..., 5:]).square().mean(-1) * weight).mean()
+        return {"box": box * self.gains.box, "obj": obj * self.gains.obj, "cls": cls * self.gains.cls}
+
+
+class PseudoBoxes:
+    """The teacher's detections become extra targets (preset `boxes`).
+
+    Box and objectness losses are those for the ground truth; the class loss compares the student's
+    class logits at the matched cells with the logits of the teacher's detection: squared error, or
+    KL of tempered softmax (`soft`).
+    """
+
+    names: tuple[str, ...] = ("box", "obj", "cls")
+
+    def __init__(
+        self,
+        detection: DetectionLoss,
+        decode: Callable[[Sequence[Tensor]], Tensor],
+        *,
+        confidence: float,
+        overlap: float,
+        soft: bool,
+        temperature: float,
+    ) -> None:
+        """`confidence` and `overlap` are the teacher's NMS limits.
+
+        detection: the ground-truth loss of the levels and classes that are compared. decode: from the
+        teacher's raw levels to predictions (B, N, 5 + C) in px.
+        """
+        self.detection, self.decode = detection, decode
+        self.rules = NmsRules(conf_thres=confidence, iou_thres=overlap)
+        self.soft, self.temperature = soft, temperature
+
+    def __call__(self, batch: Batch, student: StudentOutput, teacher: TeacherOutput) -> dict[str, Tensor]:
+        """The three terms of the ground-truth loss, against the teacher's detections."""
+        targets, logits = self.pseudo_targets(batch, teacher)
+
+        def against_teacher(own: Tensor, pairs: Matches) -> Tensor:
+            wanted = logits[pairs.target]
+            if self.soft:
+                return softmax_divergence(own, wanted, self.temperature)[:, None]
+            return F.mse_loss(own, wanted, reduction="none")
+
+        everywhere = torch.ones_like(batch.labelled)
+        return self.detection.terms(targets, student.levels, everywhere, against_teacher)
+
+    @torch.no_grad()
+    def pseudo_targets(self, batch: Batch, teacher: TeacherOutput) -> tuple[Tensor, Tensor]:
+        """Targets (M, 6) like a batch's own, and the class logits (M, K) of each detection."""
+        levels = tuple(level.float() for level in teacher.levels)
+        decoded = self.decode(levels)
+        kept = suppress(decoded, self.rules)
+        height, width = batch.images.shape[2:]
+        scale = decoded.new_tensor([width, height, width, height])
+        image = torch.cat([k.rows.new_full((len(k.rows),), i) for i, k in enumerate(kept)])
+        detections = torch.cat([k.detections for k in kept])
+        boxes = xyxy_to_cxcywh(detections[:, :4]) / scale
+        targets = torch.cat((image[:, None].to(boxes), detections[:, 5:6], boxes), 1)
+        raw = torch.cat([level.flatten(1, 3) for level in levels], 1)
+        return targets, raw[image, torch.cat([k.rows for k in kept]), 5:]

@@ -1,0 +1,119 @@
+"""The frozen network that a student learns from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.checkpoint import build_model, read_checkpoint
+from models.yolo import Model
+from utils.distillation.matching import ClassMap, Fit, fit_networks, listed
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class TeacherOutput:
+    """What the teacher says of a batch, without gradient.
+
+    levels: raw outputs, a (B, A, H_l, W_l, 5 + C) tensor for each level that has a partner, in the
+        student's order of classes and relative to its anchors (see `Fit`).
+    features: the inputs of its Detect layer at these levels.
+    own_levels: its raw outputs as they are.
+    """
+
+    levels: tuple[Tensor, ...]
+    features: tuple[Tensor, ...] = ()
+    own_levels: tuple[Tensor, ...] = ()
+
+
+class Teacher:
+    """A trained network in evaluation mode, fused, without gradient.
+
+    A plain object on purpose: as an `nn.Module` inside a loss it would be put back into training
+    mode by `.train()`, and its batch norms would follow the student's mosaics.
+    """
+
+    names: list[str] | None  # None where the file does not tell them
+    fit: Fit  # from `fit_to`
+
+    def __init__(self, model: Model, source: Path | str = "teacher", scale: float = 1.0) -> None:
+        """Takes the model over: it is fused, frozen and laid out channels-last in place.
+
+        `scale` is the side of the pictures that it sees over the side of the student's.
+        """
+        self.source, self.names, self.scale = source, list(model.names), scale
+        self.model = model.eval().fuse().requires_grad_(False).to(memory_format=torch.channels_last)
+        self._fingerprint = self.checksum()
+
+    @classmethod
+    def from_file(cls, path: Path, device: torch.device, cfg: str = "", scale: float = 1.0) -> Teacher:
+        """The teacher that a weight file holds (its EMA weights where it has them)."""
+        checkpoint = read_checkpoint(path, cfg or None)
+        teacher = cls(build_model(checkpoint, cfg=cfg or None).to(device), path, scale)
+        if not checkpoint.names:
+            teacher.names = None
+        return teacher
+
+    def fit_to(self, student: Model, names: Sequence[str]) -> None:
+        """Finds which of its outputs belong to which of the student's.
+
+        Classes that the file does not name, or a single one on both sides, are taken to be the
+        data's. Raises UserError, with both sides named, where no level fits, or where the number of
+        unnamed classes differs.
+        """
+        own = self.names
+        if self.model.nc == len(names) and (own is None or self.model.nc == 1):
+            own = list(names)
+        if own is None:
+            raise UserError(
+                f"the teacher has {self.model.nc} classes without names, the data has {listed(list(names))}",
+                self.source,
+                "give --teacher a model trained on the data's classes",
+            )
+        classes = ClassMap.by_name(own, names)
+        if not classes.is_identity and not classes.unknown and not classes.ignored:
+            self._reorder(classes.teacher)
+            classes = ClassMap.by_name(names, names)
+        self.fit = fit_networks(self.model.head, classes, student, self.scale, self.source)
+
+    @torch.no_grad()
+    def _reorder(self, classes: Sequence[int]) -> None:
+        """Puts the classes into the student's order, so that the network can be scored like any other."""
+        head = self.model.head
+        rows = [0, 1, 2, 3, 4, *(5 + number for number in classes)]
+        for convolution in head.m:
+            for values in convolution.parameters():
+                values.copy_(values.reshape(head.na, head.no, -1)[:, rows].reshape(values.shape))
+        self.names = [self.model.names[number] for number in classes]
+        self.model.names = list(self.names)
+        self._fingerprint = self.checksum()
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> TeacherOutput:
+        """One batched forward of images (B, 3, H, W), 0..1."""
+        assert not self.model.training, "the teacher must stay in evaluation mode"
+        if self.scale != 1:
+            size = [round(side * self.scale) for side in images.shape[2:]]
+            images = F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
+        features = self.model.forward_features(images)
+        levels = self.model.forward_head(features)
+        matched = self.fit.of_teacher(levels) if self.fit.classes.student else ()
+        return TeacherOutput(matched, tuple(features[pair.teacher] for pair in self.fit.levels), levels)
+
+    def checksum(self) -> str:
+        """SHA-256 over all parameters and buffers."""
+        digest = hashlib.sha256()
+        for name, value in self.model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def assert_unchanged(self) -> None:
+        """Raises AssertionError if any weight differs from what was loaded."""
+        assert self.checksum() == self._fingerprint, "the teacher's weights changed during training"

@@ -1,0 +1,295 @@
+"""The scores of a network on a labelled set.
+
+Shapes: B images, n detections and m labels of an image, M targets of a batch, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from models.yolo import Model
+from utils.batch import Batch, StudentOutput
+from utils.boxes import NmsRules, cxcywh_to_xyxy
+from utils.evaluation.metrics import (
+    IOU_THRESHOLDS,
+    ClassMetrics,
+    ConfusionMatrix,
+    average_precision_per_class,
+    fitness,
+    match_detections,
+)
+from utils.inference.predictor import Phase, Predictor, rescale_boxes, rescale_detections
+from utils.reporting.console import Console
+
+ValidationLoss = Callable[[Batch, StudentOutput], dict[str, Tensor]]
+# Called with each batch (float images, on the device) and its detections: B tensors (n, 6) on the
+# CPU, boxes in pixels of the original images.
+Observer = Callable[[Batch, list[Tensor]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """How a network is scored; the defaults are those of every published figure.
+
+    half: forward pass in float16, CUDA only. augment: average over scales and flips. single_cls:
+    every detection counts as class 0.
+    """
+
+    conf_thres: float = 0.001
+    iou_thres: float = 0.6
+    max_det: int = 300
+    half: bool = False
+    augment: bool = False
+    single_cls: bool = False
+
+    def nms_rules(self) -> NmsRules:
+        """Suppression as evaluation wants it: a box for every class of an anchor."""
+        return NmsRules(
+            conf_thres=self.conf_thres,
+            iou_thres=self.iou_thres,
+            max_det=self.max_det,
+            agnostic=self.single_cls,
+            multi_label=True,
+        )
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Scores over a set; the first four are means over the classes that occur in its labels.
+
+    precision and recall are read at IoU .5 and at the confidence of best mean F1. losses: mean of
+    each term an image, empty without a loss. speed_ms: milliseconds an image for preprocess,
+    inference and nms. images and labels count what was scored; images_with_class (K,) those with each class.
+    """
+
+    precision: float
+    recall: float
+    map50: float
+    map50_95: float
+    names: tuple[str, ...]
+    per_class: ClassMetrics
+    confusion: ConfusionMatrix
+    losses: dict[str, float]
+    speed_ms: dict[Phase, float]
+    images: int
+    labels: int
+    images_with_class: NDArray[np.int64]
+
+    @property
+    def fitness(self) -> float:
+        """The number by which the best epoch is chosen."""
+        return fitness(self.map50, self.map50_95)
+
+    def ap_by_class(self) -> NDArray[np.float64]:
+        """(K,) mAP50-95 of every class; the mean for those that the labels lack."""
+        ap = np.full(len(self.names), self.map50_95)
+        ap[self.per_class.classes] = self.per_class.ap50_95
+        return ap
+
+    def to_dict(self) -> dict[str, Any]:
+        """The scores as plain values, for a file that programs read."""
+        scores = self.per_class
+        columns = (scores.labels, scores.precision, scores.recall, scores.ap50, scores.ap50_95)
+        keys = ("labels", "precision", "recall", "map50", "map50_95")
+        return {
+            "precision": self.precision,
+            "recall": self.recall,
+            "map50": self.map50,
+            "map50_95": self.map50_95,
+            "images": self.images,
+            "labels": self.labels,
+            "speed_ms": dict(self.speed_ms),
+            "classes": {
+                self._key(number): {
+                    key: values[row].item() for key, values in zip(keys, columns, strict=True)
+                }
+                for row, number in enumerate(scores.classes.tolist())
+            },
+        }
+
+    def _key(self, number: int) -> str:
+        """A class's name, with its number where another class has the same."""
+        name = self.names[number]
+        return name if list(self.names).count(name) == 1 else f"{name} ({number})"
+
+    def table(self, verbose: bool = True) -> tuple[list[list[str]], list[str]]:
+        """Rows and header: all classes together, then (`verbose`) each class in the labels."""
+        header = ["class", "images", "labels", "P", "R", "mAP50", "mAP50-95"]
+        means = (self.precision, self.recall, self.map50, self.map50_95)
+        rows = [["all", str(self.images), str(self.labels), *(f"{value:.3f}" for value in means)]]
+        if not verbose:
+            return rows, header
+        scores = self.per_class
+        columns = zip(
+            scores.classes,
+            scores.labels,
+            scores.precision,
+            scores.recall,
+            scores.ap50,
+            scores.ap50_95,
+            strict=True,
+        )
+        for number, labels, *values in columns:
+            images = str(self.images_with_class[number])
+            rows.append([self.names[number], images, str(labels), *(f"{value:.3f}" for value in values)])
+        return rows, header
+
+
+def evaluate(
+    model: Model,
+    loader: DataLoader[Batch],
+    *,
+    names: Sequence[str],
+    settings: EvaluationSettings = EvaluationSettings(),  # noqa: B008 (frozen)
+    loss: ValidationLoss | None = None,
+    observers: Sequence[Observer] = (),
+    progress: Console | None = None,
+) -> EvaluationResult:
+    """The scores of the model, on the device it lies on, over the letterboxed batches of a loader.
+
+    names: the K class names of the data. loss: gives named scalars, as means an image, from a batch
+    and the raw outputs; not with `augment`. observers: see every batch and its detections.
+    progress: shows a bar. The model comes back in the mode it came in. Images that nobody labelled
+    are not scored.
+
+    Boxes are matched in pixels of the original images, clipped to them.
+    """
+    assert loss is None or not settings.augment, "an augmented pass has no raw outputs for a loss"
+    predictor = Predictor(model, settings.nms_rules(), half=settings.half, augment=settings.augment)
+    scores, means = _Scores(len(names)), _LossMeans()
+    shown = loader if progress is None else progress.progress(loader, len(loader), "scoring")
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        for batch in shown:
+            seen, detections = _score_batch(predictor, batch, settings, scores, means, loss)
+            for observe in observers:
+                observe(seen, detections)
+    finally:
+        _restore_modes(modes)
+    per_class = scores.class_metrics()
+    return EvaluationResult(
+        *per_class.means(),
+        names=tuple(names),
+        per_class=per_class,
+        confusion=scores.confusion,
+        losses=means.values(),
+        speed_ms=predictor.watch.milliseconds_per_image(),
+        images=scores.images,
+        labels=int(per_class.labels.sum()),
+        images_with_class=scores.images_with_class,
+    )
+
+
+def _restore_modes(modes: dict[nn.Module, bool]) -> None:
+    for module, training in modes.items():
+        module.training = training
+
+
+def _score_batch(
+    predictor: Predictor,
+    batch: Batch,
+    settings: EvaluationSettings,
+    scores: _Scores,
+    means: _LossMeans,
+    loss: ValidationLoss | None,
+) -> tuple[Batch, list[Tensor]]:
+    """Scores one batch; gives it on the device with its detections in pixels of the originals."""
+    assert len(batch.letterboxes) == len(batch.images), "evaluation needs letterboxed images"
+    watch = predictor.watch
+    watch.start()
+    batch = batch.to(predictor.device).to_float()
+    watch.lap("preprocess")
+    with torch.no_grad():
+        decoded, output = predictor.forward(batch.images)
+        watch.lap("inference")
+        if loss is not None and output is not None:
+            means.add(loss(batch, output), len(batch.images))
+            watch.start()
+        found = predictor.suppress(decoded)
+    watch.lap("nms")
+    watch.images += len(batch.images)
+    detections = _in_original_pixels(found, batch, settings.single_cls)
+    labels = labels_in_original_pixels(batch)
+    for image, labelled in enumerate(batch.labelled.tolist()):
+        if labelled:
+            scores.add(detections[image], labels[image])
+    return batch, detections
+
+
+def _in_original_pixels(found: list[Tensor], batch: Batch, single_cls: bool) -> list[Tensor]:
+    """Detections on the CPU, boxes in pixels of the original images; one transfer for the batch."""
+    together = torch.cat(found).cpu()
+    if single_cls:
+        together[:, 5] = 0
+    by_image = torch.split(together, [len(detections) for detections in found])
+    return [rescale_detections(*pair) for pair in zip(by_image, batch.letterboxes, strict=True)]
+
+
+def labels_in_original_pixels(batch: Batch) -> list[Tensor]:
+    """Labels of each image on the CPU: B tensors (m, 5) class, x1, y1, x2, y2 in original pixels."""
+    height, width = batch.images.shape[2:]
+    targets = batch.targets.cpu()
+    boxes = cxcywh_to_xyxy(targets[:, 2:]) * targets.new_tensor((width, height, width, height))
+    labels = []
+    for image, letterbox in enumerate(batch.letterboxes):
+        mine = targets[:, 0] == image
+        labels.append(torch.cat((targets[mine, 1:2], rescale_boxes(boxes[mine], letterbox)), dim=1))
+    return labels
+
+
+class _Scores:
+    """What is kept of every image until the scores are computed."""
+
+    def __init__(self, classes: int) -> None:
+        self.confusion = ConfusionMatrix(classes)
+        self.images = 0
+        self.images_with_class = np.zeros(classes, dtype=np.int64)
+        self._thresholds = torch.tensor(IOU_THRESHOLDS, dtype=torch.float32)
+        self._hits = [np.zeros((0, len(IOU_THRESHOLDS)), dtype=bool)]
+        self._detections = [np.zeros((0, 2), dtype=np.float32)]
+        self._true = [np.zeros(0, dtype=np.int64)]
+
+    def add(self, detections: Tensor, labels: Tensor) -> None:
+        """Counts one image: (n, 6) and (m, 5) on the CPU, in one frame."""
+        self.images += 1
+        self._hits.append(match_detections(detections, labels, self._thresholds).numpy())
+        self._detections.append(detections[:, 4:6].numpy())
+        true = labels[:, 0].numpy().astype(np.int64)
+        self._true.append(true)
+        self.images_with_class[np.unique(true)] += 1
+        self.confusion.update(detections, labels)
+
+    def class_metrics(self) -> ClassMetrics:
+        """The scores of all images so far."""
+        detections = np.concatenate(self._detections)
+        return average_precision_per_class(
+            np.concatenate(self._hits), detections[:, 0], detections[:, 1], np.concatenate(self._true)
+        )
+
+
+@dataclass
+class _LossMeans:
+    """Means of named scalars, weighted by images and summed on the device."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    images: int = 0
+
+    def add(self, terms: dict[str, Tensor], images: int) -> None:
+        """Adds the means of one batch."""
+        self.images += images
+        for name, value in terms.items():
+            weighted = value.detach().double() * images
+            self.sums[name] = self.sums[name] + weighted if name in self.sums else weighted
+
+    def values(self) -> dict[str, float]:
+        """The means so far."""
+        return {name: float(total) / self.images for name, total in self.sums.items()}

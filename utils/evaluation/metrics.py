@@ -1,0 +1,215 @@
+"""Scores of detections against ground truth: matching, average precision, confusion.
+
+Shapes: n detections, m labels, C classes that occur in the labels, T = 10 IoU thresholds. Everything
+here is a pure function of its arrays; `evaluate.py` collects them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from utils.boxes import pairwise_iou
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+IOU_THRESHOLDS: Floats = np.linspace(0.5, 0.95, 10)
+RECALL_POINTS: Floats = np.linspace(0, 1, 101)
+CONFIDENCE_POINTS: Floats = np.linspace(0, 1, 1000)
+F1_WINDOW = 0.1  # of the confidence axis: a single lucky spike of F1 does not set the threshold
+TINY = 1e-16
+
+
+def match_detections(detections: Tensor, labels: Tensor, iou_thresholds: Tensor) -> Tensor:
+    """Which detections find an object, at each IoU threshold.
+
+    detections: (n, 6) x1, y1, x2, y2, confidence, class; labels: (m, 5) class, x1, y1, x2, y2 in the
+    same frame; iou_thresholds: (T,). Gives (n, T) bool, on the device of the detections.
+
+    A detection may claim the label of its class that it overlaps best, when the overlap reaches the
+    threshold; a label goes to the most confident detection that claims it, and the others are false
+    alarms. (Giving the label to the best overlap instead would reward the detector's own second
+    choice: COCO's rule and the original's both go by confidence.)
+    """
+    count, thresholds = len(detections), len(iou_thresholds)
+    if count == 0 or len(labels) == 0:
+        return torch.zeros(count, thresholds, dtype=torch.bool, device=detections.device)
+    same_class = labels[:, :1] == detections[:, 5]
+    overlap, claimed = (pairwise_iou(labels[:, 1:5], detections[:, :4]) * same_class).max(dim=0)
+    claims = (overlap[:, None] >= iou_thresholds) & same_class.any(dim=0)[:, None]
+    by_confidence = detections[:, 4].argsort(descending=True, stable=True)
+    place = torch.empty_like(by_confidence)
+    place[by_confidence] = torch.arange(count, device=place.device)
+    # The winner of label l at threshold t is the claimant with the smallest place in confidence.
+    label_of = claimed[:, None].expand(-1, thresholds)
+    bids = torch.where(claims, place[:, None], count)
+    winners = torch.full((len(labels), thresholds), count, device=place.device)
+    winners.scatter_reduce_(0, label_of, bids, reduce="amin")
+    return claims & (winners.gather(0, label_of) == bids)
+
+
+@dataclass(frozen=True)
+class ClassMetrics:
+    """Scores for each of the C classes that occur in the labels, in ascending class order.
+
+    classes (C,): class numbers; labels (C,): how many labels each has.
+    ap (C, T): average precision at each IoU threshold.
+    precision, recall, f1 (C,): at IoU .5 and at `confidence`, the one of best mean F1.
+    precision_curve, recall_curve, f1_curve (C, 1000): at IoU .5 over `confidence_axis` (1000,).
+    pr_curve (C, 1000): precision at IoU .5 over `recall_axis` (1000,), for drawing.
+    """
+
+    classes: Ints
+    labels: Ints
+    ap: Floats
+    precision: Floats
+    recall: Floats
+    f1: Floats
+    confidence: float
+    confidence_axis: Floats
+    precision_curve: Floats
+    recall_curve: Floats
+    f1_curve: Floats
+    recall_axis: Floats
+    pr_curve: Floats
+
+    @property
+    def ap50(self) -> Floats:
+        """(C,) average precision at IoU .5."""
+        return self.ap[:, 0]
+
+    @property
+    def ap50_95(self) -> Floats:
+        """(C,) average precision, mean over the IoU thresholds."""
+        return np.asarray(self.ap.mean(axis=1))
+
+    def means(self) -> tuple[float, float, float, float]:
+        """Precision, recall, mAP at IoU .5 and mAP over all thresholds; zeros without labels."""
+        if len(self.classes) == 0:
+            return 0.0, 0.0, 0.0, 0.0
+        columns = (self.precision, self.recall, self.ap50, self.ap50_95)
+        precision, recall, map50, map50_95 = (float(column.mean()) for column in columns)
+        return precision, recall, map50, map50_95
+
+
+def average_precision_per_class(
+    hits: NDArray[np.bool_],
+    confidence: NDArray[np.floating],
+    predicted_class: NDArray[np.generic],
+    true_class: NDArray[np.generic],
+) -> ClassMetrics:
+    """Average precision and the curves behind it, for every class that occurs in the labels.
+
+    hits: (n, T) from `match_detections`; confidence and predicted_class: (n,); true_class: (m,).
+    The order of the detections does not matter but between equal confidences. A class without
+    detections scores 0 everywhere.
+    """
+    classes, labels = np.unique(np.asarray(true_class, dtype=np.int64), return_counts=True)
+    thresholds = hits.shape[1]
+    ap = np.zeros((len(classes), thresholds))
+    precision_curve = np.zeros((len(classes), len(CONFIDENCE_POINTS)))
+    recall_curve, pr_curve = np.zeros_like(precision_curve), np.zeros_like(precision_curve)
+    detection_groups = _confident_first_by_class(confidence, predicted_class, classes)
+    for index, members in enumerate(detection_groups):
+        if len(members) == 0:
+            continue
+        confidences = np.asarray(confidence[members], dtype=np.float64)
+        for threshold in range(thresholds):
+            precision, recall = _precision_and_recall(hits[members, threshold], int(labels[index]))
+            recall_grid, envelope = _precision_envelope(precision, recall)
+            at_points = np.interp(RECALL_POINTS, recall_grid, envelope)
+            ap[index, threshold] = (at_points[1:] + at_points[:-1]).mean() / 2  # the trapezoid rule
+            if threshold == 0:
+                precision_curve[index] = np.interp(-CONFIDENCE_POINTS, -confidences, precision, left=1)
+                recall_curve[index] = np.interp(-CONFIDENCE_POINTS, -confidences, recall, left=0)
+                pr_curve[index] = np.interp(CONFIDENCE_POINTS, recall_grid, envelope)
+    f1_curve = 2 * precision_curve * recall_curve / (precision_curve + recall_curve + TINY)
+    best = int(_smooth(f1_curve.mean(axis=0)).argmax()) if len(classes) else 0
+    return ClassMetrics(
+        classes=classes,
+        labels=np.asarray(labels, dtype=np.int64),
+        ap=ap,
+        precision=precision_curve[:, best],
+        recall=recall_curve[:, best],
+        f1=f1_curve[:, best],
+        confidence=float(CONFIDENCE_POINTS[best]),
+        confidence_axis=CONFIDENCE_POINTS,
+        precision_curve=precision_curve,
+        recall_curve=recall_curve,
+        f1_curve=f1_curve,
+        recall_axis=CONFIDENCE_POINTS,
+        pr_curve=pr_curve,
+    )
+
+
+def _confident_first_by_class(
+    confidence: NDArray[np.floating], predicted_class: NDArray[np.generic], classes: Ints
+) -> list[Ints]:
+    """For each class the indices of its detections, most confident first; one sort serves all."""
+    predicted = np.asarray(predicted_class, dtype=np.int64)
+    order = np.lexsort((-np.asarray(confidence), predicted))
+    ranked = predicted[order]
+    starts, ends = np.searchsorted(ranked, classes), np.searchsorted(ranked, classes, side="right")
+    return [order[start:end] for start, end in zip(starts, ends, strict=True)]
+
+
+def _precision_and_recall(hits: Bools, labels: int) -> tuple[Floats, Floats]:
+    """Precision and recall of the first 1, 2, ... n detections, most confident first."""
+    found = np.cumsum(hits, dtype=np.float64)
+    return found / np.arange(1, len(hits) + 1), found / (labels + TINY)
+
+
+def _precision_envelope(precision: Floats, recall: Floats) -> tuple[Floats, Floats]:
+    """Recall and the best precision at that recall or any higher one, from recall 0 to 1."""
+    recall_grid = np.concatenate(([0.0], recall, [1.0]))
+    padded = np.concatenate(([1.0], precision, [0.0]))
+    return recall_grid, np.maximum.accumulate(padded[::-1])[::-1]
+
+
+def _smooth(values: Floats) -> Floats:
+    """A moving average over `F1_WINDOW` of the axis, the ends continued by their own value."""
+    half = round(len(values) * F1_WINDOW) // 2
+    padded = np.pad(values, half, mode="edge")
+    return np.convolve(padded, np.full(2 * half + 1, 1 / (2 * half + 1)), mode="valid")
+
+
+class ConfusionMatrix:
+    """What was taken for what: `matrix[predicted, true]` counts, the last row and column background.
+
+    A label and a detection belong together when they overlap by more than `iou_thres`, best overlap
+    first, whatever their classes. The last row counts labels that nothing found, the last column
+    detections where nothing is labelled.
+    """
+
+    def __init__(self, classes: int, conf_thres: float = 0.25, iou_thres: float = 0.45) -> None:
+        self.matrix: Ints = np.zeros((classes + 1, classes + 1), dtype=np.int64)
+        self.conf_thres, self.iou_thres = conf_thres, iou_thres
+
+    def update(self, detections: Tensor, labels: Tensor) -> None:
+        """Counts one image: detections (n, 6) and labels (m, 5) as in `match_detections`."""
+        background = len(self.matrix) - 1
+        detections = detections[detections[:, 4] > self.conf_thres].cpu()
+        predicted: Ints = detections[:, 5].numpy().astype(np.int64)
+        true: Ints = labels[:, 0].cpu().numpy().astype(np.int64)
+        iou = pairwise_iou(labels[:, 1:5].cpu(), detections[:, :4]).numpy()
+        label_index, detection_index = np.nonzero(iou > self.iou_thres)
+        free_labels, free_detections = np.ones(len(true), bool), np.ones(len(predicted), bool)
+        for pair in np.argsort(-iou[label_index, detection_index], kind="stable"):
+            label, detection = label_index[pair], detection_index[pair]
+            if free_labels[label] and free_detections[detection]:
+                free_labels[label] = free_detections[detection] = False
+                self.matrix[predicted[detection], true[label]] += 1
+        size = len(self.matrix)
+        self.matrix[background] += np.bincount(true[free_labels], minlength=size)
+        self.matrix[:, background] += np.bincount(predicted[free_detections], minlength=size)
+
+
+def fitness(map50: float, map50_95: float) -> float:
+    """The one number by which the best epoch is chosen: mostly mAP over all thresholds."""
+    return 0.1 * map50 + 0.9 * map50_95

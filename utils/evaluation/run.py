@@ -1,0 +1,195 @@
+"""What test.py does: score weights on a split of a dataset."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from models.checkpoint import build_model, read_checkpoint, resolve_weights
+from models.yolo import Model
+from utils.batch import Batch
+from utils.config.dataset import DatasetConfig, load_dataset_config
+from utils.config.files import next_run_folder, write_text_atomically
+from utils.config.options import TestOptions
+from utils.datasets.index import DatasetIndex, build_index
+from utils.datasets.loader import BatchLoader, eval_loader
+from utils.device import select_device
+from utils.errors import UserError
+from utils.evaluation.coco import (
+    CocoResults,
+    annotations_from_index,
+    official_annotations,
+    score_with_pycocotools,
+)
+from utils.evaluation.evaluate import EvaluationResult, EvaluationSettings, Observer, evaluate
+from utils.evaluation.pictures import BatchPictures, save_score_pictures
+from utils.inference.predictor import half_precision, in_words, prepare_model
+from utils.inference.preprocess import fitting_image_size
+from utils.inference.writers import LabelWriter, NameBook
+from utils.reporting.console import Console
+
+SPEED_CONF_THRES, SPEED_IOU_THRES = 0.25, 0.45  # what detection runs with
+METRICS_NAME = "metrics.json"
+_LISTED = 6
+
+
+def run_test(options: TestOptions, console: Console | None = None) -> EvaluationResult:
+    """Scores `options.weights`; writes what the options ask for into a new run folder."""
+    console = console or Console()
+    device = select_device(options.device)
+    half = half_precision(options.half, device, console)
+    config = load_dataset_config(options.data, options.data_dir)
+    weights = resolve_weights(options.weights)
+    checkpoint = read_checkpoint(weights)
+    check_classes(checkpoint.names, config.names, weights, config.yaml_path, options.single_cls, console)
+    split = "val" if options.task == "speed" else options.task
+    index = build_index(config, split, single_cls=options.single_cls)
+    for problem in index.problems:
+        console.warn(problem)
+    model = prepare_model(build_model(checkpoint), device, half)
+    console.info(f"{weights} on {in_words(model, device, options.imgsz)}")
+    result, report = _scored(options, model, index, half, console)
+    console.table(*result.table(verbose=options.verbose and result.labels > 0))
+    _say_speed(result, options, console)
+    report.finish(result, config, console)
+    return result
+
+
+def check_classes(
+    own: Sequence[str],
+    wanted: Sequence[str],
+    weights: Path,
+    data: Path,
+    single_cls: bool,
+    console: Console,
+) -> None:
+    """Raises UserError, naming both, where the weights know another number of classes than the data."""
+    if single_cls:
+        return
+    if len(own) != len(wanted):
+        raise UserError(
+            f"knows {_listed(own)}, the data {data} has {_listed(wanted)}",
+            weights,
+            "test with weights trained on these classes, or all as one class with --single-cls",
+        )
+    differing = [(a, b) for a, b in zip(own, wanted, strict=True) if a.casefold() != b.casefold()]
+    if differing:
+        pairs = ", ".join(f"'{a}' / '{b}'" for a, b in differing[:_LISTED])
+        console.warn(f"classes are called differently in {weights} and {data}: {pairs}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
+    return f"{len(names)} {'class' if len(names) == 1 else 'classes'} ({shown})"
+
+
+def _scored(
+    options: TestOptions, model: Model, index: DatasetIndex, half: bool, console: Console
+) -> tuple[EvaluationResult, _Report]:
+    (image_size,) = fitting_image_size([options.imgsz], model.size_multiple, console)
+    loader = _loader(options, index, image_size, model.size_multiple)
+    for_speed = options.task == "speed"
+    settings = EvaluationSettings(
+        conf_thres=SPEED_CONF_THRES if for_speed else options.conf_thres,
+        iou_thres=SPEED_IOU_THRES if for_speed else options.iou_thres,
+        max_det=options.max_det,
+        half=half,
+        augment=options.augment,
+        single_cls=options.single_cls,
+    )
+    report = _Report(options, index)
+    result = evaluate(
+        model, loader, names=index.names, settings=settings, observers=report.observers, progress=console
+    )
+    return result, report
+
+
+def _loader(options: TestOptions, index: DatasetIndex, image_size: int, stride: int) -> BatchLoader:
+    """The batches of a test: in squares where time counts, for all pictures take the same there."""
+    return eval_loader(
+        index,
+        image_size=image_size,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        stride=stride,
+        rect=options.rect and options.task != "speed",
+    )
+
+
+def _say_speed(result: EvaluationResult, options: TestOptions, console: Console) -> None:
+    speed = result.speed_ms
+    console.info(
+        f"speed: {speed['preprocess']:.1f} ms pre-process, {speed['inference']:.1f} ms inference, "
+        f"{speed['nms']:.1f} ms NMS per image at {options.imgsz} px, batch {options.batch_size}"
+    )
+
+
+@dataclass
+class _LabelFiles:
+    """An observer that writes the detections of every picture as a label file."""
+
+    writer: LabelWriter
+    names: dict[str, str]
+
+    def __call__(self, batch: Batch, detections: list[Tensor]) -> None:
+        for path, letterbox, found in zip(batch.paths, batch.letterboxes, detections, strict=True):
+            self.writer.write(self.names[path], found, letterbox.original_hw)
+
+
+@dataclass
+class _Report:
+    """What a test leaves in its folder: scores as JSON, and what the options ask for."""
+
+    options: TestOptions
+    index: DatasetIndex
+    folder: Path | None = None
+    observers: list[Observer] = field(default_factory=list)
+    coco: CocoResults | None = None
+
+    def __post_init__(self) -> None:
+        options = self.options
+        if options.task == "speed":
+            return
+        self.folder = next_run_folder(Path(options.project), options.name, options.exist_ok)
+        if options.save_txt:
+            book = NameBook()
+            for path in self.index.paths:
+                book.expect(Path(path).stem)
+            names = {path: book.name(path, Path(path).stem) for path in self.index.paths}
+            self.observers.append(_LabelFiles(LabelWriter(self.folder / "labels", options.save_conf), names))
+        if options.save_json:
+            self.coco = CocoResults(self.index)
+            self.observers.append(self.coco)
+        if not options.noplots:
+            self.observers.append(BatchPictures(self.folder, self.index.names))
+
+    def finish(self, result: EvaluationResult, config: DatasetConfig, console: Console) -> None:
+        """Writes what needs all images, and says where everything is."""
+        if self.folder is None:
+            return
+        write_text_atomically(self.folder / METRICS_NAME, json.dumps(result.to_dict(), indent=2) + "\n")
+        if not self.options.noplots:
+            save_score_pictures(self.folder, result)
+        if self.coco is not None:
+            self._score_with_coco(self.coco, config, console)
+        console.info(f"results in {self.folder}")
+
+    def _score_with_coco(self, coco: CocoResults, config: DatasetConfig, console: Console) -> None:
+        assert self.folder is not None
+        path = self.folder / f"{Path(self.options.weights).stem}_predictions.json"
+        with path.open("w", encoding="utf-8") as file:
+            coco.write(file)
+        official = official_annotations(config.root, self.index)
+        truth = official or annotations_from_index(self.index)
+        scores = score_with_pycocotools(path, truth, self.index.paths)
+        if scores is None:
+            console.warn(f"{path} is not scored: pycocotools is missing (pip install pycocotools)")
+            return
+        map50_95, map50, table = scores
+        console.info(table)
+        against = official or "the labels"
+        console.info(f"pycocotools against {against}: mAP50 {map50:.4f}, mAP50-95 {map50_95:.4f}")

@@ -1,0 +1,91 @@
+"""What every source of pictures gives: frames."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+from urllib.parse import unquote, urlsplit
+
+from utils.datasets.images import IMAGE_SUFFIXES, Image
+
+VIDEO_SUFFIXES = frozenset(".asf .avi .gif .m4v .mkv .mov .mp4 .mpeg .mpg .ts .webm .wmv".split())
+_FILE_SCHEMES = ("http://", "https://")
+STREAM_SCHEMES = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "tcp://", "udp://")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture to look at.
+
+    image: (H, W, 3) uint8 BGR. source: the file or address it comes from, without a password.
+    number: 0-based within a video or stream, None for a picture. fps: of the video or stream, 0
+    where unknown. place: where it stands among all, "3/17", for the console. live: frames of several
+    sources come in turn.
+    """
+
+    image: Image
+    source: str
+    number: int | None = None
+    fps: float = 0.0
+    place: str = ""
+    live: bool = False
+
+
+class Source(Protocol):
+    """Frames in order; `skipped` holds a sentence for each thing that could not be read so far."""
+
+    skipped: list[str]
+
+    @property
+    def files(self) -> Sequence[str]:
+        """The sources of all frames to come, as far as they are files."""
+        ...
+
+    def __iter__(self) -> Iterator[Frame]:
+        """The frames, each once."""
+        ...
+
+
+def is_address(source: str) -> bool:
+    """Whether a source is on the network."""
+    return source.lower().startswith(STREAM_SCHEMES)
+
+
+def is_live(source: str) -> bool:
+    """Whether a source is a webcam's number or the address of a stream."""
+    if source.isascii() and source.isdigit():
+        return True
+    return is_address(source) and not is_remote_file(source)
+
+
+def is_remote_file(source: str) -> bool:
+    """Whether a source is the address of a picture or video, which waits until its turn comes."""
+    return source.lower().startswith(_FILE_SCHEMES) and suffix_of(source) in IMAGE_SUFFIXES | VIDEO_SUFFIXES
+
+
+def file_name(source: str) -> str:
+    """The name of a file, also of one at an address."""
+    if not is_address(source):
+        return Path(source).name
+    try:
+        return PurePosixPath(unquote(urlsplit(source).path)).name
+    except ValueError:
+        return ""
+
+
+def suffix_of(source: str) -> str:
+    """The suffix of a file's name, in small letters, also of one at an address."""
+    return Path(file_name(source)).suffix.lower()
+
+
+def without_password(source: str) -> str:
+    """An address without its user and password, fit for the console and for file names."""
+    return re.sub(r"(?<=//)[^/?#]*@", "", source, count=1) if is_address(source) else source
+
+
+def is_utf8(path: str) -> bool:
+    """Whether a file's name is text; with another one OpenCV's videos and windows end the process."""
+    return path.encode("utf-8", "replace") == path.encode("utf-8", "surrogatepass")

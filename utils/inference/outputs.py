@@ -1,0 +1,110 @@
+"""The files of one detection run, whatever its options ask for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from torch import Tensor
+
+from utils.datasets.images import Image
+from utils.inference.frames import VIDEO_SUFFIXES, Frame, file_name, is_remote_file, suffix_of
+from utils.inference.writers import (
+    CropWriter,
+    LabelWriter,
+    NameBook,
+    TableWriter,
+    VideoWriter,
+    picture_suffix,
+    safe_name,
+    write_picture,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputChoice:
+    """What to write. vid_stride: every how many frames the videos were read, to keep their duration."""
+
+    pictures: bool = True
+    labels: bool = False
+    confidences: bool = False
+    crops: bool = False
+    table: bool = False
+    vid_stride: int = 1
+
+    @property
+    def anything(self) -> bool:
+        """Whether a run folder is needed at all."""
+        return self.pictures or self.labels or self.crops or self.table
+
+
+class Outputs:
+    """Writes frames with their detections into a folder; use it in a `with` block."""
+
+    def __init__(
+        self, folder: Path, names: Sequence[str], choice: OutputChoice, files: Sequence[str] = ()
+    ) -> None:
+        """`files`: the sources to come, so that a file that must have a number takes the name of none."""
+        self.folder, self.choice = folder, choice
+        self.labels = LabelWriter(folder / "labels", choice.confidences) if choice.labels else None
+        self.crops = CropWriter(folder / "crops", names) if choice.crops else None
+        self.table = TableWriter(folder / "predictions.csv", names) if choice.table else None
+        self._stems, self._files = NameBook(), NameBook()
+        for source in files:
+            is_video = suffix_of(source) in VIDEO_SUFFIXES
+            self._stems.expect(_stem(source), series=is_video)
+            self._files.expect(_stem(source) + (".mp4" if is_video else picture_suffix(source)))
+        self._videos: dict[str, VideoWriter] = {}
+
+    def __enter__(self) -> Outputs:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close_videos()
+        if self.table is not None:
+            self.table.close()
+
+    def write(self, frame: Frame, detections: Tensor, drawn: Image | None) -> None:
+        """Writes one frame: detections (n, 6) in its pixels, `drawn` with the boxes on it."""
+        stem = self._stems.name(frame.source, _stem(frame.source), series=frame.number is not None)
+        name = stem if frame.number is None else f"{stem}_{frame.number + 1}"
+        if self.labels is not None:
+            self.labels.write(name, detections, (frame.image.shape[0], frame.image.shape[1]))
+        if self.crops is not None:
+            self.crops.write(name, frame.image, detections)
+        if self.table is not None:
+            self.table.write(frame, detections)
+        if self.choice.pictures and drawn is not None:
+            self._write_picture(frame, drawn)
+
+    def _write_picture(self, frame: Frame, drawn: Image) -> None:
+        if frame.number is None:
+            suffix = picture_suffix(frame.source)
+            write_picture(self.folder / self._files.name(frame.source, _stem(frame.source), suffix), drawn)
+            return
+        self._video_for(frame).write(drawn)
+
+    def _video_for(self, frame: Frame) -> VideoWriter:
+        if frame.source not in self._videos:
+            if not frame.live:
+                self._close_videos()  # files come one after the other
+            path = self.folder / self._files.name(frame.source, _stem(frame.source), ".mp4")
+            self._videos[frame.source] = VideoWriter(path, frame.fps, self.choice.vid_stride)
+        return self._videos[frame.source]
+
+    def _close_videos(self) -> None:
+        for video in self._videos.values():
+            video.close()
+
+
+def _stem(source: str) -> str:
+    """A file's own name, also of one at an address; an address or a camera's number as a name."""
+    if is_remote_file(source):
+        return safe_name(Path(file_name(source)).stem)
+    path = Path(source)
+    return path.stem if path.suffix and os.path.isfile(path) else safe_name(source)

@@ -1,0 +1,163 @@
+"""From images to detections: what test.py, detect.py and the validation of a training share.
+
+Shapes: B images, N predictions an image, K classes, n detections of an image.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from models.yolo import Model
+from utils.batch import Letterbox, StudentOutput
+from utils.boxes import NmsRules, suppress
+from utils.device import describe_device
+from utils.reporting.console import Console
+
+Phase = Literal["preprocess", "inference", "nms"]
+PHASES: tuple[Phase, ...] = ("preprocess", "inference", "nms")
+
+
+def prepare_model(model: Model, device: torch.device, half: bool = False) -> Model:
+    """The model ready for nothing but inference: evaluation mode, fused, channels-last, no gradients.
+
+    Changes the model in place. `half` makes its weights float16; the anchors stay float32, for a
+    box is anchor times factor and half a thousandth of 600 px shows.
+    """
+    model = model.to(device).fuse().eval().requires_grad_(False)
+    if half:
+        anchors = model.head.anchors
+        model = model.half()
+        model.head.anchors = anchors
+    return model.to(memory_format=torch.channels_last)
+
+
+@dataclass
+class Stopwatch:
+    """Seconds spent in each phase, and over how many images.
+
+    CUDA works behind the back of the clock, so `lap` waits for the device.
+    """
+
+    device: torch.device
+    seconds: dict[Phase, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    images: int = 0
+    last: dict[Phase, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    _start: float = 0.0
+
+    def reset(self) -> None:
+        """Forgets everything measured so far."""
+        self.seconds, self.last, self.images = dict.fromkeys(PHASES, 0.0), dict.fromkeys(PHASES, 0.0), 0
+
+    def start(self) -> None:
+        """Begins a phase."""
+        self._start = self._now()
+
+    def lap(self, phase: Phase) -> None:
+        """Ends a phase and begins the next; `last` holds the seconds that it took."""
+        now = self._now()
+        self.last[phase], self._start = now - self._start, now
+        self.seconds[phase] += self.last[phase]
+
+    def milliseconds_per_image(self) -> dict[Phase, float]:
+        """The mean of each phase."""
+        return {phase: 1000 * taken / max(self.images, 1) for phase, taken in self.seconds.items()}
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+class Predictor:
+    """A network with the rules by which its boxes are kept.
+
+    Does not change the model; `prepare_model` makes it fast. `watch` holds the times.
+    """
+
+    def __init__(self, model: Model, rules: NmsRules, *, half: bool = False, augment: bool = False) -> None:
+        """`half`: the forward pass in float16 (CUDA only); `augment`: average over scales and flips."""
+        self.model, self.rules, self.augment = model, rules, augment
+        self.device = next(model.parameters()).device
+        self.half = half
+        assert not half or self.device.type == "cuda", "float16 is for CUDA alone"
+        self.watch = Stopwatch(self.device)
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> list[Tensor]:
+        """Detections in the frame of the batch: B tensors (n, 6) x1, y1, x2, y2 px, confidence, class.
+
+        images: (B, 3, H, W) RGB, float 0..1, on the model's device; H and W multiples of the largest
+        stride.
+        """
+        self.watch.start()
+        decoded, _ = self.forward(images)
+        self.watch.lap("inference")
+        detections = self.suppress(decoded)
+        self.watch.lap("nms")
+        self.watch.images += len(images)
+        return detections
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> tuple[Tensor, StudentOutput | None]:
+        """Decoded predictions (B, N, 5 + K) and what a loss needs of the pass (None with `augment`).
+
+        Boxes are decoded in float32 whatever the network computes in.
+        """
+        with torch.autocast(self.device.type, torch.float16, enabled=self.half):
+            if self.augment:
+                return self.model.forward_augmented(images), None
+            features = self.model.forward_features(images)
+            levels = self.model.forward_head(features)
+        output = StudentOutput(features, tuple(level.float() for level in levels))
+        return self.model.decode_levels(output.levels), output
+
+    def suppress(self, decoded: Tensor) -> list[Tensor]:
+        """The detections among decoded predictions, by the predictor's rules."""
+        return [kept.detections for kept in suppress(decoded, self.rules)]
+
+
+def rescale_boxes(boxes_xyxy_px: Tensor, letterbox: Letterbox) -> Tensor:
+    """Boxes (n, 4) of a batch image in pixels of the original image, clipped to it."""
+    pad, scale = _by_corner(letterbox.pad, boxes_xyxy_px), _by_corner(letterbox.scale, boxes_xyxy_px)
+    limit = _by_corner(letterbox.original_hw, boxes_xyxy_px)
+    return ((boxes_xyxy_px - pad) / scale).clamp(min=0).minimum(limit)
+
+
+def place_boxes(boxes_xyxy_px: Tensor, letterbox: Letterbox) -> Tensor:
+    """Boxes (n, 4) of an original image in pixels of its place in the batch."""
+    pad, scale = _by_corner(letterbox.pad, boxes_xyxy_px), _by_corner(letterbox.scale, boxes_xyxy_px)
+    return boxes_xyxy_px * scale + pad
+
+
+def rescale_detections(detections: Tensor, letterbox: Letterbox) -> Tensor:
+    """Detections (n, 6) of a batch image with their boxes in pixels of the original image."""
+    boxes = rescale_boxes(detections[:, :4], letterbox)
+    return torch.cat((boxes, detections[:, 4:]), dim=1)
+
+
+def _by_corner(height_width: tuple[float, float], like: Tensor) -> Tensor:
+    """(height, width) as (x, y, x, y), on the device of `like`."""
+    height, width = height_width
+    return like.new_tensor((width, height, width, height))
+
+
+def half_precision(wanted: bool, device: torch.device, console: Console) -> bool:
+    """Whether to compute in float16: where it is wanted and the device can; says so where it cannot."""
+    if wanted and device.type != "cuda":
+        console.warn(f"--half needs a CUDA device: computing in float32 on the {device.type}")
+        return False
+    return wanted
+
+
+def in_words(model: Model, device: torch.device, image_size: int) -> str:
+    """Where a network computes and how large it is, for the first line of a run."""
+    size = model.summary(image_size)
+    return (
+        f"{describe_device(device)}: {size.layers} layers, {size.parameters:,} parameters, "
+        f"{size.gflops:.1f} GFLOPs at {image_size} px"
+    )

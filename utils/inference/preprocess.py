@@ -1,0 +1,42 @@
+"""A picture of any size as the network wants it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.batch import Letterbox
+from utils.datasets.images import Image
+from utils.datasets.loader import fit_letterbox
+from utils.reporting.console import Console
+
+
+def fitting_image_size(sides: Sequence[int], multiple: int, console: Console) -> tuple[int, ...]:
+    """The sides of `--imgsz` in px, rounded up to multiples of the coarsest stride; says so if need be."""
+    fitting = tuple(math.ceil(side / multiple) * multiple for side in sides)
+    if fitting != tuple(sides):
+        console.warn(f"--imgsz is no multiple of the stride {multiple}: using {' '.join(map(str, fitting))}")
+    return fitting
+
+
+def letterbox_image(image: Image, size_hw: tuple[int, int], stride: int) -> tuple[Tensor, Letterbox]:
+    """The picture scaled to fit into a size and padded to the next multiples of the stride.
+
+    image: (H, W, 3) BGR. Gives (1, 3, H', W') uint8 RGB with H' and W' no larger than need be, and
+    how to get back.
+    """
+    height, width = image.shape[:2]
+    factor = min(size_hw[0] / height, size_hw[1] / width)
+    new_hw = max(round(height * factor), 1), max(round(width * factor), 1)
+    if new_hw != (height, width):
+        method = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+        image = np.asarray(cv2.resize(image, (new_hw[1], new_hw[0]), interpolation=method), np.uint8)
+    out_h, out_w = (math.ceil(side / stride) * stride for side in new_hw)
+    out = np.empty((out_h, out_w, 3), np.uint8)
+    letterbox = fit_letterbox(image, (height, width), out)
+    return torch.from_numpy(out).permute(2, 0, 1)[None], letterbox

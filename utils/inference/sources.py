@@ -1,0 +1,191 @@
+"""Where the pictures for detection come from: files, folders, globs, videos, streams, webcams."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import cv2
+import numpy as np
+
+from utils.datasets.images import IMAGE_SUFFIXES, Image, UnreadableImageError, decode_image, read_image
+from utils.errors import UserError
+from utils.inference.frames import (
+    VIDEO_SUFFIXES,
+    Frame,
+    Source,
+    is_address,
+    is_live,
+    is_remote_file,
+    is_utf8,
+    suffix_of,
+    without_password,
+)
+from utils.inference.remote import fetch
+from utils.inference.streams import StreamSource
+
+LIST_SUFFIXES = (".txt", ".streams")
+_TOLERATED = 100  # containers without a count of frames estimate it: one in so many may be wrong
+
+
+@dataclass
+class FileSource:
+    """Pictures and videos from files; what cannot be read is skipped, told to `warn` and counted."""
+
+    paths: Sequence[str]
+    vid_stride: int = 1
+    warn: Callable[[str], None] = print
+    skipped: list[str] = field(default_factory=list)
+
+    @property
+    def files(self) -> Sequence[str]:
+        """What its frames have as their source."""
+        return [without_password(path) for path in self.paths]
+
+    def __iter__(self) -> Iterator[Frame]:
+        """The pictures, and every `vid_stride`-th frame of the videos, in the order of the files."""
+        for index, path in enumerate(self.paths, start=1):
+            place = f"{index}/{len(self.paths)}"
+            try:
+                if suffix_of(path) in IMAGE_SUFFIXES:
+                    yield Frame(_picture(path), without_password(path), place=place)
+                else:
+                    yield from self._video(path, place)
+            except UnreadableImageError as error:
+                self._skip(path, str(error))
+
+    def _video(self, path: str, place: str) -> Iterator[Frame]:
+        if not is_utf8(path):
+            raise UnreadableImageError("OpenCV opens no video with a name that is not UTF-8")
+        source = without_password(path)
+        capture = cv2.VideoCapture(path)
+        try:
+            fps, total = capture.get(cv2.CAP_PROP_FPS), int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+            number, shown = 0, f" of {total}" if total > 0 else ""
+            while capture.grab():
+                if number % self.vid_stride == 0:
+                    read, image = capture.retrieve()
+                    if not read:
+                        break
+                    where = f"{place} frame {number + 1}{shown}"
+                    yield Frame(np.asarray(image, np.uint8), source, number, fps, where)
+                number += 1
+        finally:
+            capture.release()
+        if number == 0:
+            raise UnreadableImageError("no video that OpenCV can read")
+        if number < total - total // _TOLERATED:
+            self.warn(f"{source}: ended after {number} of {total} frames, the file may be cut off")
+
+    def _skip(self, path: str, reason: str) -> None:
+        self.skipped.append(f"{without_password(path)}: {reason}")
+        self.warn(f"skipped {without_password(path)}: {reason}")
+
+
+def _picture(path: str) -> Image:
+    return decode_image(fetch(path)) if is_address(path) else read_image(path)
+
+
+def open_source(source: str, vid_stride: int = 1, warn: Callable[[str], None] = print) -> Source:
+    """The frames of a file, a folder, a glob, a video, a stream, a list of streams, or a webcam.
+
+    source: a path; a pattern with * ? [ ] (** for all folders below); an address (rtsp://, http://, ...),
+    of a stream or of a file; a .txt or .streams file with one of these a line; the number of a webcam.
+
+    Raises UserError where there is nothing to read.
+    """
+    _check_address(source)
+    if is_live(source):
+        return StreamSource([source], vid_stride, warn)
+    if source.lower().endswith(LIST_SUFFIXES):
+        return _listed(Path(os.path.expanduser(source)), vid_stride, warn)
+    return FileSource(_files(source), vid_stride, warn)
+
+
+def _check_address(source: str) -> None:
+    if is_address(source):
+        try:
+            _ = urlsplit(source).port
+        except ValueError as error:
+            raise UserError(f"is no address ({error})", without_password(source), "check --source") from error
+
+
+def _listed(path: Path, vid_stride: int, warn: Callable[[str], None]) -> Source:
+    """The sources in a list file; files keep every frame, with a live one among them all are live."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError("cannot be read as a list of sources", path, "check --source") from error
+    entries = [line for line in lines if line and not line.startswith("#")]
+    if not entries:
+        raise UserError("the list of sources is empty", path, "write one file or address a line")
+    for entry in entries:
+        _check_address(entry)
+    if any(is_live(entry) for entry in entries):
+        return StreamSource(entries, vid_stride, warn)
+    return FileSource(
+        [file for entry in entries for file in _files(_from_list(entry, path))], vid_stride, warn
+    )
+
+
+def _from_list(entry: str, listing: Path) -> str:
+    """A line of a list: an address, or a path or pattern from the working folder, else from the list's."""
+    if is_address(entry) or _names_something(entry):
+        return entry
+    beside = str(listing.parent / entry)
+    if _names_something(beside):
+        return beside
+    pattern = os.path.join(glob.escape(str(listing.parent)), entry)
+    if _names_something(pattern):
+        return pattern
+    raise UserError("no such file or folder", entry, f"it stands in {listing}")
+
+
+def _names_something(source: str) -> bool:
+    path = os.path.expanduser(source)
+    return os.path.exists(path) or any(glob.iglob(path, recursive=True))
+
+
+def _files(source: str) -> list[str]:
+    """The picture and video files that a path, a pattern or an address names, sorted."""
+    if is_remote_file(source):
+        return [source]
+    path = os.path.expanduser(source)
+    if os.path.isfile(path):
+        if not _is_readable(path):
+            raise UserError("neither a picture nor a video", source, f"known are {_known_suffixes()}")
+        return [path]
+    if os.path.isdir(path):
+        found = _within(path)
+        if not found:
+            raise UserError("no picture or video in this folder", source, f"known are {_known_suffixes()}")
+        return found
+    if glob.has_magic(source):
+        matches = sorted(glob.glob(path, recursive=True))  # hidden ones only where the pattern has the point
+        found = [match for match in matches if os.path.isfile(match) and _is_readable(match)]
+        if found:
+            return found
+        raise UserError("no picture or video matches this pattern", source, "check --source")
+    raise UserError("no such file or folder", source, "check --source")
+
+
+def _within(folder: str) -> list[str]:
+    """The pictures and videos in a folder, without hidden ones."""
+    try:
+        names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", folder, "check --source") from error
+    files = (os.path.join(folder, name) for name in names)
+    return [file for file in files if os.path.isfile(file) and _is_readable(file)]
+
+
+def _is_readable(path: str) -> bool:
+    return suffix_of(path) in IMAGE_SUFFIXES | VIDEO_SUFFIXES
+
+
+def _known_suffixes() -> str:
+    return " ".join(sorted(suffix.lstrip(".") for suffix in IMAGE_SUFFIXES | VIDEO_SUFFIXES))

@@ -1,0 +1,231 @@
+"""What detection leaves behind: pictures, videos, label files, a table and crops."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import cv2
+import numpy as np
+from torch import Tensor
+
+from utils.boxes import xyxy_to_cxcywh
+from utils.datasets.images import Image
+from utils.errors import UserError
+from utils.inference.frames import Frame, file_name, is_utf8, suffix_of
+
+# OpenCV reads more kinds of pictures than it writes.
+_WRITABLE = frozenset(".bmp .jpeg .jpg .png .tif .tiff .webp".split())
+_RESERVED = frozenset("con prn aux nul".split()) | {f"{d}{n}" for d in ("com", "lpt") for n in range(1, 10)}
+_MAX_NAME = 120
+_DEFAULT_FPS = 30.0
+_CROP_FACTOR, _CROP_BORDER_PX = 1.02, 10
+
+
+def safe_name(text: str) -> str:
+    """A file name made of any text: one path component that every system takes.
+
+    Letters and digits of any script, blanks and -_.,()+ stay; the rest becomes "_".
+    """
+    kept = "".join(c if c.isalnum() or c in " -_.,()+" else "_" for c in text)
+    name = kept[:_MAX_NAME].strip(" .") or "_"
+    return f"_{name}" if name.partition(".")[0].lower() in _RESERVED else name
+
+
+class NameBook:
+    """A file name for each key, never the same for two keys."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[object, str] = {}
+        self._taken: set[str] = set()
+        self._expected: set[str] = set()
+        self._series: set[str] = set()
+        self._numbered: set[str] = set()
+
+    def expect(self, stem: str, series: bool = False) -> None:
+        """Keeps a name that will be asked for from being given to another stem with a number."""
+        self._expected.add(stem.casefold())
+        self._note(stem.casefold(), series)
+
+    def name(self, key: object, stem: str, suffix: str = "", *, series: bool = False) -> str:
+        """The key's name: at its first call `stem` and `suffix`, a number between where that is taken.
+
+        series: with `_1`, `_2`, ... behind it the name is not that of another key either.
+        """
+        if key not in self._by_key:
+            name, number = f"{stem}{suffix}", 1
+            # Some systems take A.txt and a.txt for one file.
+            while not self._is_free(name.casefold(), number == 1, series):
+                number += 1
+                name = f"{stem}_{number}{suffix}"
+            self._taken.add(name.casefold())
+            self._note(name.casefold(), series)
+            self._by_key[key] = name
+        return self._by_key[key]
+
+    def _is_free(self, name: str, is_own: bool, series: bool) -> bool:
+        if name in self._taken or (not is_own and name in self._expected):
+            return False
+        if series:
+            return name not in self._numbered
+        return _before_number(name) not in self._series or (is_own and name in self._expected)
+
+    def _note(self, name: str, series: bool) -> None:
+        """Remembers a series, or what no series must be called because of this name."""
+        if series:
+            self._series.add(name)
+        elif before := _before_number(name):
+            self._numbered.add(before)
+
+
+def _before_number(name: str) -> str:
+    """What stands before `_N` at the end of a name, empty without such an end."""
+    before, _, number = name.rpartition("_")
+    return before if number.isdecimal() else ""
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Makes an error of the system the user's: there is no room, no right, or no such folder."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot be written ({error.strerror})", path, "check space and rights") from error
+
+
+def label_lines(detections: Tensor, image_hw: tuple[int, int], with_confidence: bool) -> str:
+    """Detections (n, 6) in pixels of an image as lines `class cx cy w h [confidence]`, normalised."""
+    height, width = image_hw
+    size = detections.new_tensor((width, height, width, height))
+    boxes = (xyxy_to_cxcywh(detections[:, :4]) / size).tolist()
+    lines = []
+    for box, (confidence, label) in zip(boxes, detections[:, 4:].tolist(), strict=True):
+        values = [*box, confidence] if with_confidence else box
+        lines.append(" ".join([str(int(label)), *(f"{value:.6g}" for value in values)]) + "\n")
+    return "".join(lines)
+
+
+class LabelWriter:
+    """Writes `FOLDER/NAME.txt` for each picture or frame in which something was found."""
+
+    def __init__(self, folder: Path, with_confidence: bool) -> None:
+        self.folder, self.with_confidence, self.count = folder, with_confidence, 0
+        with _told(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def write(self, name: str, detections: Tensor, image_hw: tuple[int, int]) -> None:
+        """Writes one file; `name` is safe and has no suffix."""
+        if len(detections):
+            lines = label_lines(detections, image_hw, self.with_confidence)
+            path = self.folder / f"{name}.txt"
+            with _told(path):
+                path.write_text(lines, encoding="utf-8")
+            self.count += 1
+
+
+class TableWriter:
+    """Writes one CSV line a detection: picture, class name, confidence, frame, box in pixels."""
+
+    COLUMNS = ("Image Name", "Prediction", "Confidence", "Frame", "x1", "y1", "x2", "y2")
+
+    def __init__(self, path: Path, names: Sequence[str]) -> None:
+        self.path, self.names = path, names
+        with _told(path):
+            # A file's name need not be text.
+            self._file: IO[str] = path.open("w", newline="", encoding="utf-8", errors="backslashreplace")
+            self._rows: Any = csv.writer(self._file)
+            self._rows.writerow(self.COLUMNS)
+
+    def write(self, frame: Frame, detections: Tensor) -> None:
+        """Adds the detections (n, 6) of a frame."""
+        number = "" if frame.number is None else frame.number
+        source = file_name(frame.source) or frame.source
+        for *box, confidence, label in detections.tolist():
+            corners = [f"{value:.1f}" for value in box]
+            name = self.names[int(label)]
+            with _told(self.path):
+                self._rows.writerow([source, name, f"{confidence:.4f}", number, *corners])
+
+    def close(self) -> None:
+        """Closes the file."""
+        with _told(self.path):
+            self._file.close()
+
+
+class CropWriter:
+    """Saves each detection, with a little around it, as `FOLDER/CLASS/NAME.jpg`."""
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self.folder, self.names = folder, names
+        self._folders = NameBook()
+        self._files: dict[str, NameBook] = {}
+
+    def write(self, name: str, image: Image, detections: Tensor) -> None:
+        """Saves the crops of an unmarked image; `name` is safe and has no suffix."""
+        for index, (*box, _, label) in enumerate(detections.tolist()):
+            class_name = self._folders.name(int(label), safe_name(self.names[int(label)]))
+            folder = self.folder / class_name
+            with _told(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            crop_name = self._files.setdefault(class_name, NameBook()).name((name, index), name)
+            write_picture(folder / f"{crop_name}.jpg", _crop(image, box))
+
+
+def _crop(image: Image, box_xyxy_px: Sequence[float]) -> Image:
+    x1, y1, x2, y2 = box_xyxy_px
+    half_w = (x2 - x1) * _CROP_FACTOR / 2 + _CROP_BORDER_PX / 2
+    half_h = (y2 - y1) * _CROP_FACTOR / 2 + _CROP_BORDER_PX / 2
+    centre_x, centre_y = (x1 + x2) / 2, (y1 + y2) / 2
+    top, left = max(int(centre_y - half_h), 0), max(int(centre_x - half_w), 0)
+    return image[top : int(centre_y + half_h) + 1, left : int(centre_x + half_w) + 1]
+
+
+def picture_suffix(source: str) -> str:
+    """The suffix to save a picture under: its own where OpenCV can write it, else .jpg."""
+    suffix = suffix_of(source)
+    return suffix if suffix in _WRITABLE else ".jpg"
+
+
+def write_picture(path: Path, image: Image) -> None:
+    """Saves a picture (H, W, 3) BGR in the format of the suffix.
+
+    Raises UserError when it cannot be written.
+    """
+    # cv2.imwrite fails without a word, and on Windows with names outside the code page.
+    encoded, content = cv2.imencode(path.suffix, image)
+    if not encoded:
+        raise UserError(f"OpenCV cannot write {path.suffix} pictures", path)
+    with _told(path):
+        path.write_bytes(content.tobytes())
+
+
+class VideoWriter:
+    """Writes the frames of one video or stream into an .mp4 file of the same size and duration."""
+
+    def __init__(self, path: Path, fps: float, vid_stride: int = 1) -> None:
+        self.path, self.fps = path, max((fps or _DEFAULT_FPS) / vid_stride, 1.0)
+        self._size_wh: tuple[int, int] | None = None
+        self._writer: cv2.VideoWriter | None = None
+
+    def write(self, image: Image) -> None:
+        """Adds a frame (H, W, 3) BGR; one of another size is scaled to that of the first."""
+        if self._writer is None or self._size_wh is None:
+            self._size_wh = (image.shape[1], image.shape[0])
+            if not is_utf8(str(self.path)):
+                raise UserError("OpenCV writes no video with a name that is not UTF-8", self.path)
+            codec = cv2.VideoWriter.fourcc(*"mp4v")
+            self._writer = cv2.VideoWriter(str(self.path), codec, self.fps, self._size_wh)
+            if not self._writer.isOpened():
+                raise UserError("OpenCV cannot write this video", self.path, "leave it out: --nosave")
+        if (image.shape[1], image.shape[0]) != self._size_wh:
+            image = np.asarray(cv2.resize(image, self._size_wh), np.uint8)
+        self._writer.write(image)
+
+    def close(self) -> None:
+        """Ends the file; without it players cannot open it."""
+        if self._writer is not None:
+            self._writer.release()
+            self._writer = None

@@ -1,0 +1,145 @@
+"""The ground-truth loss.
+
+Shapes: B images, A anchors, H W grid, K classes, M targets, P pairs of cell-and-anchor and target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from models.decode import boxes_cxcywh_grid
+from utils.batch import Batch, Progress, StudentOutput
+from utils.boxes import aligned_iou
+from utils.distributed import sum_over_ranks, world_size
+from utils.losses.assignment import Matches, assign_targets
+from utils.losses.terms import binary_cross_entropy, smoothed_one_hot
+
+
+@dataclass(frozen=True)
+class LossGains:
+    """The weights of the ground-truth loss, exactly as applied (see `scaled` for the public ones).
+
+    box, obj, cls: weights of the three terms. cls_pw, obj_pw: weights of positive targets.
+    anchor_t: a target fits an anchor when no side differs by this factor. fl_gamma: focal exponent,
+    0 for plain cross-entropy. label_smoothing: eps of the class targets.
+    """
+
+    box: float = 0.05
+    obj: float = 1.0
+    cls: float = 0.5
+    cls_pw: float = 1.0
+    obj_pw: float = 1.0
+    anchor_t: float = 4.0
+    fl_gamma: float = 0.0
+    label_smoothing: float = 0.0
+
+    def scaled(self, level_count: int, class_count: int, image_size: int) -> LossGains:
+        """Gains of a hyperparameter file (3 levels, 80 classes, 640 px) fitted to a run."""
+        levels = 3 / level_count
+        return replace(
+            self,
+            box=self.box * levels,
+            obj=self.obj * levels * (image_size / 640) ** 2,
+            cls=self.cls * levels * class_count / 80,
+        )
+
+
+def level_balance(level_count: int) -> tuple[float, ...]:
+    """Weights of the levels' objectness terms, finest level first."""
+    return (4.0, 1.0, 0.4) if level_count == 3 else (4.0, 1.0, 0.25, 0.06, 0.02)[:level_count]
+
+
+def mean_count(count: Tensor | Sequence[int], device: torch.device) -> Tensor:
+    """Normalisers: the mean of each count over the ranks, from a sum of at least 1.
+
+    Dividing by the mean (not the sum) over ranks cancels with the averaging of gradients, so the
+    gradient is that of one process with the whole batch.
+    """
+    total = sum_over_ranks(torch.as_tensor(count, dtype=torch.float32, device=device))
+    return total.clamp(min=1) / world_size()
+
+
+class DetectionLoss(nn.Module):
+    """Box (CIoU), objectness (BCE) and class (BCE) loss against the labels.
+
+    Images without labels (`Batch.labelled` False) count in no term.
+
+    Source: the public recipe of YOLOv5; CIoU: Zheng et al. (arXiv 1911.08287), eq. 10.
+    """
+
+    names: tuple[str, ...] = ("box", "obj", "cls")
+    label = "gt"
+
+    def __init__(self, anchors_grid: Tensor, class_count: int, gains: LossGains) -> None:
+        """`anchors_grid`: (levels, A, 2) in grid units; `gains` exactly as to be applied."""
+        super().__init__()
+        self.anchors_grid: Tensor
+        self.register_buffer("anchors_grid", anchors_grid.detach().clone().float(), persistent=False)
+        self.class_count = class_count
+        self.gains = gains
+        self.balance = level_balance(len(anchors_grid))
+
+    def forward(
+        self, batch: Batch, output: StudentOutput, progress: Progress | None = None
+    ) -> dict[str, Tensor]:
+        """The three weighted scalars, float32; their sum times the images is to be minimised."""
+
+        def against_labels(logits: Tensor, pairs: Matches) -> Tensor:
+            classes = batch.targets[pairs.target, 1].long()
+            wanted = smoothed_one_hot(classes, self.class_count, self.gains.label_smoothing)
+            return binary_cross_entropy(logits, wanted, self.gains.cls_pw, self.gains.fl_gamma)
+
+        return self.terms(batch.targets, output.levels, batch.labelled, against_labels)
+
+    def terms(
+        self,
+        targets: Tensor,
+        levels: Sequence[Tensor],
+        labelled: Tensor,
+        class_loss: Callable[[Tensor, Matches], Tensor],
+    ) -> dict[str, Tensor]:
+        """Box, objectness and class term of raw levels against targets (M, 6).
+
+        labelled: (B,) bool, the images whose background counts. class_loss: from class logits
+        (P, K) at the pairs to a loss of each element, (P, K).
+        """
+        matches = [
+            assign_targets(targets, anchors, (level.shape[2], level.shape[3]), self.gains.anchor_t)
+            for anchors, level in zip(self.anchors_grid, levels, strict=True)
+        ]
+        counts = mean_count([len(pairs) for pairs in matches], targets.device)
+        box, obj, cls = torch.zeros(3, device=targets.device).unbind()
+        for index, (level, pairs) in enumerate(zip(levels, matches, strict=True)):
+            picked = pairs.pick(level).float()
+            iou = self.overlaps(picked, pairs, index)
+            box = box + (1 - iou).sum() / counts[index]
+            obj = obj + self.objectness(level[..., 4], pairs, iou, labelled) * self.balance[index]
+            if self.class_count > 1:
+                loss = class_loss(picked[:, 5:], pairs)
+                cls = cls + loss.sum() / (counts[index] * self.class_count)
+        return {"box": box * self.gains.box, "obj": obj * self.gains.obj, "cls": cls * self.gains.cls}
+
+    def overlaps(self, picked: Tensor, pairs: Matches, index: int) -> Tensor:
+        """CIoU (P,) of the boxes in raw rows (P, 5 + K) with their targets."""
+        predicted = boxes_cxcywh_grid(picked[:, :4], self.anchors_grid[index][pairs.anchor])
+        return aligned_iou(predicted, pairs.boxes, "ciou")
+
+    def objectness(self, logits: Tensor, pairs: Matches, iou: Tensor, labelled: Tensor) -> Tensor:
+        """Mean BCE of objectness logits (B, A, H, W) over the cells of labelled images.
+
+        The target of a cell is the overlap of its box with its target, the best one where several
+        targets claim it, so that the result does not depend on their order.
+        """
+        wanted = torch.zeros(logits.shape, device=logits.device)
+        wanted.view(-1).scatter_reduce_(
+            0, pairs.flat_index(logits.shape), iou.detach().clamp(0, 1), "amax", include_self=True
+        )
+        error = binary_cross_entropy(logits, wanted, self.gains.obj_pw, self.gains.fl_gamma)
+        per_image = error.flatten(1).mean(1)
+        # An unlabelled image's empty ground truth is ignorance, not background.
+        known = labelled.to(per_image.dtype)
+        return (per_image * known).sum() / mean_count(known.sum(), logits.device)

@@ -1,0 +1,202 @@
+"""What a run says while it works: lines, tables and progress bars.
+
+Messages and tables go to standard output, bars and warnings to standard error, so that `> log.txt`
+keeps what is worth keeping. Ranks above 0 say nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from utils.distributed import rank
+
+BAR = "{desc} {percentage:3.0f}% |{bar:16}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+LOG_LINE = "{desc} {percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+ENDLESS = "{desc} {n_fmt} [{elapsed}, {rate_fmt}{postfix}]"
+LOG_SECONDS = 30.0  # between two lines of a bar that nobody watches
+CELL_WIDTH = 8  # letters of a column with values, where its name is no longer
+
+
+class ProgressBar(tqdm):  # type: ignore[misc] # tqdm has no types
+    """A bar on a terminal; elsewhere a line now and then and one at the end.
+
+    Behaves as tqdm's bars do.
+    """
+
+    # tqdm's watching thread would make every fork of a loader's workers a fork of several threads.
+    monitor_interval = 0
+
+    def __init__(
+        self, iterable: Iterable[Any] | None, total: int | None, description: str, quiet: bool = False
+    ) -> None:
+        """`total` is the number of items, None where nobody knows it."""
+        self._in_log = not sys.stderr.isatty()
+        super().__init__(
+            iterable,
+            desc=description,
+            total=total,
+            disable=quiet,
+            file=_LogStream(sys.stderr) if self._in_log else sys.stderr,
+            mininterval=LOG_SECONDS if self._in_log else 0.1,
+            maxinterval=LOG_SECONDS,
+            miniters=1,
+            dynamic_ncols=not self._in_log,
+            bar_format=ENDLESS if total is None else LOG_LINE if self._in_log else BAR,
+        )
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        """Draws the bar, as tqdm asks for it; a log gets no line before there is something to say."""
+        if self._in_log and self.n == 0:
+            return True
+        return bool(super().display(msg, pos))
+
+
+class EpochBar(ProgressBar):
+    """The bar of an epoch: a header with the columns' names once, then their values and the bar."""
+
+    def __init__(
+        self,
+        iterable: Iterable[Any] | None,
+        total: int | None,
+        place: str,
+        columns: Sequence[str],
+        quiet: bool = False,
+    ) -> None:
+        """`place` stands in the first column, e.g. 3/100."""
+        self._place = f"{place:>9}"
+        self._columns = tuple(columns)
+        self._values: dict[str, float | int | str] = {}
+        header = "  ".join((f"{'Epoch':>9}", *(f"{name:>{CELL_WIDTH}}" for name in columns)))
+        if not quiet:
+            _write(header, sys.stderr)
+        super().__init__(iterable, total, self._line(), quiet)
+
+    def set_postfix(
+        self, ordered_dict: Mapping[str, Any] | None = None, refresh: bool = True, **kwargs: Any
+    ) -> None:
+        """Shows values in their columns, and those without a column behind the bar.
+
+        A value stays until a new one of its name comes. Where the bar is a log, `refresh` is for the
+        clock alone to decide.
+        """
+        self._values.update(ordered_dict or {}, **kwargs)
+        self.set_description_str(self._line(), refresh=False)
+        others = {name: _cell(value) for name, value in self._values.items() if name not in self._columns}
+        super().set_postfix(others, refresh=refresh and not self._in_log)
+
+    def _line(self) -> str:
+        cells = [
+            f"{_cell(self._values.get(name, '-')):>{max(CELL_WIDTH, len(name))}}" for name in self._columns
+        ]
+        return "  ".join((self._place, *cells))
+
+
+class Console:
+    """The one way to talk to the person at the terminal."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        """`quiet` silences everything but warnings; ranks above 0 are silent in any case."""
+        self._quiet = quiet
+
+    @property
+    def quiet(self) -> bool:
+        """Whether messages, tables and bars are left out."""
+        return self._quiet or rank() > 0
+
+    def info(self, message: str) -> None:
+        """Says a line or several on standard output."""
+        if not self.quiet:
+            _write(message, sys.stdout)
+
+    def warn(self, message: str) -> None:
+        """Says on standard error that something is not as it should be, but the run goes on."""
+        if rank() == 0:
+            _write(f"warning: {message}", sys.stderr)
+
+    def table(self, rows: Iterable[Sequence[object]], header: Sequence[str]) -> None:
+        """Shows a table on standard output, see `format_table`."""
+        self.info(format_table(rows, header))
+
+    def progress(self, iterable: Iterable[Any] | None, total: int | None, description: str) -> ProgressBar:
+        """A bar to iterate over (or to `update`, without an iterable)."""
+        return ProgressBar(iterable, total, description, self.quiet)
+
+    def epoch(
+        self, iterable: Iterable[Any] | None, total: int | None, place: str, columns: Sequence[str]
+    ) -> EpochBar:
+        """A bar to iterate over that shows values in columns; `set_postfix` gives it the values.
+
+        place: which epoch of how many, e.g. 3/100. columns: the values' names, in order.
+        """
+        return EpochBar(iterable, total, place, columns, self.quiet)
+
+
+def format_table(rows: Iterable[Sequence[object]], header: Sequence[str]) -> str:
+    """Lines with the columns below each other: the first to the left, the others to the right.
+
+    Floats get four significant digits; every row has as many cells as the header.
+    """
+    cells = [list(header), *([_cell(value) for value in row] for row in rows)]
+    widths = [max(map(_screen_width, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for row in cells:
+        padding = [" " * (width - _screen_width(cell)) for cell, width in zip(row, widths, strict=True)]
+        first = row[0] + padding[0]
+        lines.append("  ".join((first, *map("".join, zip(padding[1:], row[1:], strict=True)))).rstrip())
+    return "\n".join((lines[0], "  ".join("-" * width for width in widths), *lines[1:]))
+
+
+def _cell(value: object) -> str:
+    """A value as text; floats short enough for a column."""
+    if not isinstance(value, float):
+        return str(value)
+    text = f"{value:.4g}"
+    return text if len(text) <= CELL_WIDTH else f"{value:.2e}"
+
+
+def _screen_width(text: str) -> int:
+    """The places that a text takes on a terminal: two for East Asian letters, none for accents."""
+    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
+    return len(text) + wide - sum(unicodedata.combining(letter) > 0 for letter in text)
+
+
+class _LogStream:
+    """A stream for tqdm that turns each drawing of a bar into a line, without control characters."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        line = text.strip("\r\n").rstrip()
+        if line:
+            _write_line(line, self._stream)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
+def _write(text: str, stream: TextIO) -> None:
+    """Writes above the bars, if there are any on the terminal."""
+    if sys.stderr.isatty():
+        with tqdm.external_write_mode(file=stream):
+            _write_line(text, stream)
+    else:
+        _write_line(text, stream)
+
+
+def _write_line(text: str, stream: TextIO) -> None:
+    """Writes and flushes, so that both streams keep their order in one file.
+
+    A class name that the stream's encoding lacks is no reason to lose a run: it comes out escaped.
+    """
+    try:
+        stream.write(f"{text}\n")
+    except UnicodeEncodeError:
+        encoding = stream.encoding or "ascii"
+        stream.write(f"{text.encode(encoding, 'backslashreplace').decode(encoding)}\n")
+    stream.flush()

@@ -1,0 +1,181 @@
+"""Boxes with labels on pictures.
+
+Shapes: n boxes on one picture of H W pixels, channels blue, green, red.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeAlias
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Image: TypeAlias = NDArray[np.uint8]
+Color: TypeAlias = tuple[int, int, int]
+
+GOLDEN_RATIO = (5**0.5 - 1) / 2
+SHADES = ((0.80, 1.00), (0.95, 0.80), (0.50, 0.95))  # (saturation, value), taken in turn
+BLACK, WHITE = (0, 0, 0), (255, 255, 255)
+
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+CAPITAL_HEIGHT = 22.0  # pixels of a capital letter at font scale 1
+SMALLEST_TEXT = 7.0  # pixels of a capital letter; below that nobody can read it
+
+
+@lru_cache(maxsize=1024)
+def color_of(class_id: int) -> Color:
+    """The colour (blue, green, red) of a class, the same in every run.
+
+    Steps of the golden ratio around the hue circle keep any number of first classes apart; three
+    shades in turn tell apart the hues that come close after all.
+    """
+    saturation, value = SHADES[class_id % len(SHADES)]
+    red, green, blue = colorsys.hsv_to_rgb((class_id * GOLDEN_RATIO) % 1, saturation, value)
+    return round(blue * 255), round(green * 255), round(red * 255)
+
+
+def draw_boxes(  # noqa: PLR0913 - what detect.py lets its user choose, beside the detections' four columns
+    image_bgr: Image,
+    boxes_xyxy_px: NDArray[np.floating],
+    class_ids: NDArray[np.integer] | Sequence[int],
+    names: Sequence[str],
+    confidences: NDArray[np.floating] | Sequence[float] | None = None,
+    line_thickness: int | None = None,
+    hide_labels: bool = False,
+    hide_conf: bool = False,
+) -> Image:
+    """Draws boxes and their labels into the picture and gives it back.
+
+    image_bgr: (H, W, 3), contiguous; boxes_xyxy_px: (n, 4); class_ids, confidences: (n,). Later boxes
+    lie above earlier ones, and all labels above all boxes. Without `line_thickness` (pixels) the
+    picture's size sets it. Labels stay inside the picture.
+    """
+    height, width = image_bgr.shape[:2]
+    size = (height * width) ** 0.5
+    thickness = max(1, line_thickness or round(size / 320))
+    inset = thickness // 2
+    limits = np.array((width, height, width, height)) - 1 - inset
+    corners = np.clip(np.asarray(boxes_xyxy_px, dtype=np.float64).reshape(-1, 4), inset, limits)
+    boxes = [(int(x1), int(y1), int(x2), int(y2)) for x1, y1, x2, y2 in corners.round()]
+    for box, class_id in zip(boxes, class_ids, strict=True):
+        _draw_outline(image_bgr, box, color_of(int(class_id)), thickness)
+    if hide_labels:
+        return image_bgr
+    capital_height = max(8.0, size * 0.016)
+    for index, (box, class_id) in enumerate(zip(boxes, class_ids, strict=True)):
+        text = name_of(int(class_id), names)
+        if confidences is not None and not hide_conf:
+            text = f"{text} {float(confidences[index]):.2f}"
+        corner = (box[0] - inset, box[1] - inset)
+        draw_plate(image_bgr, text, corner, color_of(int(class_id)), capital_height)
+    return image_bgr
+
+
+def _draw_outline(image_bgr: Image, box: tuple[int, int, int, int], color: Color, thickness: int) -> None:
+    """Draws a box whose lines have their middle on its borders.
+
+    By slices, since OpenCV's versions disagree about the thickness of a line and pale its color.
+    """
+    left, top, right, bottom = (max(0, border - thickness // 2) for border in box)
+    for line in (top, bottom):
+        image_bgr[line : line + thickness, left : right + thickness] = color
+    for line in (left, right):
+        image_bgr[top : bottom + thickness, line : line + thickness] = color
+
+
+def name_of(class_id: int, names: Sequence[str]) -> str:
+    """The name of a class as pictures can show it; its number where it has none."""
+    return drawable(names[class_id]) if 0 <= class_id < len(names) else str(class_id)
+
+
+def draw_plate(
+    image_bgr: Image, text: str, corner_xy: tuple[int, int], color: Color, capital_height: float
+) -> None:
+    """Writes a line of text on a coloured ground into the picture (H, W, 3).
+
+    corner_xy: the plate's lower left corner in pixels. Where the plate would leave the picture it goes
+    below that corner, or to the left, or becomes smaller, or ends with two dots. `capital_height` is
+    in pixels.
+    """
+    mask = _fitting_mask(text, capital_height, image_bgr.shape[1])
+    height, width = mask.shape
+    left, bottom = corner_xy
+    top = bottom - height if bottom >= height else bottom
+    top = max(0, min(top, image_bgr.shape[0] - height))
+    left = max(0, min(left, image_bgr.shape[1] - width))
+    place = image_bgr[top : top + height, left : left + width]
+    alpha = mask[: place.shape[0], : place.shape[1], None].astype(np.float32) / 255
+    ground, ink = np.array(color, np.float32), np.array(_ink_on(color), np.float32)
+    place[:] = np.rint(ground + (ink - ground) * alpha).astype(np.uint8)
+
+
+def _fitting_mask(text: str, capital_height: float, room: int) -> Image:
+    """The text's mask, made to fit `room` pixels: first by its size, then by leaving off its end."""
+    mask = _text_mask(text, capital_height)
+    if mask.shape[1] > room:
+        capital_height = min(capital_height, max(SMALLEST_TEXT, capital_height * room / mask.shape[1]))
+        mask = _text_mask(text, capital_height)
+    while mask.shape[1] > room and len(text) > 1:
+        text = text[:-1]
+        mask = _text_mask(f"{text}..", capital_height)
+    return mask
+
+
+def _ink_on(color: Color) -> Color:
+    """Black or white, whichever stands out more from the ground."""
+    blue, green, red = color
+    return BLACK if 0.114 * blue + 0.587 * green + 0.299 * red > 128 else WHITE
+
+
+@lru_cache(maxsize=512)
+def _text_mask(text: str, capital_height: float) -> Image:
+    """The coverage of a line of text (h, w), 0 to 255, with a margin around it."""
+    margin = max(2, round(capital_height * 0.35))
+    draw = _ascii_mask if text.isascii() else _any_mask
+    return draw(text, capital_height, margin)
+
+
+def _ascii_mask(text: str, capital_height: float, margin: int) -> Image:
+    scale = capital_height / CAPITAL_HEIGHT
+    stroke = max(1, round(capital_height / 9))
+    (width, height), baseline = cv2.getTextSize(text, FONT, scale, stroke)
+    mask: Image = np.zeros((height + baseline + margin, width + 2 * margin), np.uint8)
+    cv2.putText(mask, text, (margin, height + margin // 2), FONT, scale, 255, stroke, cv2.LINE_AA)
+    return mask
+
+
+def _any_mask(text: str, capital_height: float, margin: int) -> Image:
+    """As `_ascii_mask` for letters that OpenCV's own font may lack."""
+    from PIL import Image as PictureFile
+    from PIL import ImageDraw, ImageFont
+
+    font = ImageFont.truetype(_font_path(), round(capital_height / 0.73))  # capitals are .73 of its size
+    ascent, descent = font.getmetrics()
+    canvas = PictureFile.new("L", (round(font.getlength(text)) + 2 * margin, ascent + descent))
+    ImageDraw.Draw(canvas).text((margin, 0), text, fill=255, font=font)
+    return np.array(canvas, dtype=np.uint8)
+
+
+def drawable(text: str) -> str:
+    """The text with '?' for each letter that the pictures' font lacks."""
+    known = frozenset(range(32, 127)) if text.isascii() else _known_letters()
+    return "".join(letter if ord(letter) in known else "?" for letter in text)
+
+
+def _font_path() -> str:
+    """DejaVu Sans as matplotlib brings it: the same on every machine, and nothing to download."""
+    from matplotlib import get_data_path
+
+    return str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
+
+
+@lru_cache(maxsize=1)
+def _known_letters() -> frozenset[int]:
+    from matplotlib.ft2font import FT2Font
+
+    return frozenset(letter for letter in FT2Font(_font_path()).get_charmap() if letter >= 32)

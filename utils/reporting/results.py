@@ -1,0 +1,103 @@
+"""results.csv: a row an epoch, there even after the power went out."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from utils.config.files import write_text_atomically
+from utils.errors import UserError
+
+KEY = "epoch"
+DIGITS = 8  # significant; tells two runs apart that differ in a float32's last bits
+
+
+class ResultsWriter:
+    """Appends a row an epoch to a CSV file whose columns are known up front.
+
+    A file that is there already is continued: its rows of earlier epochs stay, rows from `start_epoch`
+    on and a half-written last line go. Columns of kept rows that the run does not have any more stay
+    behind the new ones.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str], start_epoch: int = 0) -> None:
+        """`columns` contains `epoch`; `start_epoch` (0-based) is the first that will be appended."""
+        assert KEY in columns and len(set(columns)) == len(columns), columns
+        kept = [row for row in _read_rows(path) if _is_before(row, start_epoch)] if path.exists() else []
+        gone = {name: None for row in kept for name, cell in row.items() if cell and name not in columns}
+        self.path, self.columns = path, (*columns, *gone)
+        lines = [self.columns, *([row.get(name, "") for name in self.columns] for row in kept)]
+        write_text_atomically(path, "".join(map(_line, lines)))
+
+    def append(self, row: Mapping[str, float | None]) -> None:
+        """Adds a row; columns that it leaves out (or that are None) stay blank.
+
+        On return the row is on the disk. Raises UserError where it cannot be written.
+        """
+        assert KEY in row and set(row) <= set(self.columns), set(row) - set(self.columns)
+        line = _line(_format(row.get(name)) for name in self.columns)
+        try:
+            with self.path.open("ab") as file:
+                file.write(line.encode("utf-8"))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            problem = f"cannot be written ({error.strerror or error})"
+            raise UserError(problem, self.path, "make room, then continue with --resume") from error
+
+
+def read_results(path: Path) -> dict[str, NDArray[np.float64]]:
+    """The columns of a results.csv by name, one value a row; NaN where a cell holds no number.
+
+    A half-written last line is left out. Reads files with blanks around the commas as well.
+    """
+    rows = _read_rows(path)
+    names = rows[0] if rows else {name: "" for name in _header(path)}
+    return {name: np.array([_number(row[name]) for row in rows], dtype=np.float64) for name in names}
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    """The whole rows of a CSV file, their cells by column."""
+    header = _header(path)
+    rows = [[cell.strip() for cell in row] for row in csv.reader(_whole_lines(path)[1:])]
+    return [dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header)]
+
+
+def _header(path: Path) -> list[str]:
+    return [name.strip() for name in next(csv.reader(_whole_lines(path)[:1]), [])]
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The lines that end as lines do; what a killed run left behind them is no row."""
+    text = path.read_bytes().decode("utf-8", errors="replace")
+    return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _is_before(row: Mapping[str, str], epoch: int) -> bool:
+    return _number(row.get(KEY, "")) < epoch
+
+
+def _number(cell: str) -> float:
+    try:
+        return float(cell)
+    except ValueError:
+        return math.nan
+
+
+def _format(value: float | None) -> str:
+    if value is None:
+        return ""
+    return str(value) if isinstance(value, int) else f"{float(value):.{DIGITS}g}"
+
+
+def _line(cells: Iterable[str]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerow(cells)
+    return buffer.getvalue()

@@ -1,0 +1,49 @@
+"""The pictures that a run leaves in its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from utils.batch import Batch, Progress
+from utils.datasets.index import DatasetIndex
+from utils.evaluation.evaluate import EvaluationResult, Observer
+from utils.evaluation.pictures import BatchPictures, save_score_pictures
+from utils.reporting.pictures import plot_batch
+from utils.reporting.plots import plot_labels, plot_results
+
+TRAINING_BATCHES = 3
+
+
+class RunPictures:
+    """Training batches, label statistics, validation batches, curves; nothing when not `enabled`."""
+
+    def __init__(self, folder: Path, index: DatasetIndex, enabled: bool) -> None:
+        """`index` is the training split's."""
+        self.folder, self.index, self.enabled = folder, index, enabled
+
+    def labels(self) -> None:
+        """labels.jpg: how many, where and how large the labels are."""
+        if self.enabled:
+            plot_labels(self.folder / "labels.jpg", self.index.all_labels(), self.index.names)
+
+    def training_batch(self, batch: Batch, progress: Progress) -> None:
+        """train_batch0.jpg to train_batch2.jpg: what the network gets to see."""
+        if self.enabled and progress.step < TRAINING_BATCHES:
+            plot_batch(
+                self.folder / f"train_batch{progress.step}.jpg",
+                batch.images,
+                batch.targets,
+                batch.paths,
+                self.index.names,
+                labelled=batch.labelled,
+            )
+
+    def observers(self) -> list[Observer]:
+        """val_batch0_labels.jpg and val_batch0_pred.jpg, and so on, of the final evaluation."""
+        return [BatchPictures(self.folder, self.index.names)] if self.enabled else []
+
+    def finish(self, result: EvaluationResult) -> None:
+        """The curves of scores and of the whole run, and the confusion matrix."""
+        if self.enabled:
+            save_score_pictures(self.folder, result)
+            plot_results(self.folder / "results.csv")

@@ -1,0 +1,328 @@
+"""A training run from options to weights; the losses come from a recipe."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.checkpoint import build_model, read_checkpoint, save_checkpoint
+from models.yolo import Model
+from utils.batch import Batch, Progress, StudentOutput
+from utils.config.files import next_run_folder, write_text_atomically
+from utils.config.hyperparameters import load_hyperparameters
+from utils.config.options import (
+    CHANGEABLE_ON_RESUME,
+    TrainOptions,
+    options_from_dict,
+    options_to_dict,
+    yaml_text,
+)
+from utils.datasets.loader import TrainLoader
+from utils.device import advice_on_memory, describe_device, select_device
+from utils.distributed import seed_everything
+from utils.errors import UsageError
+from utils.evaluation.evaluate import EvaluationResult, EvaluationSettings, evaluate
+from utils.inference.preprocess import fitting_image_size
+from utils.losses.detection import DetectionLoss
+from utils.losses.recipe import Loss, LossContext, LossRecipe, plain_recipe
+from utils.reporting.console import Console, EpochBar
+from utils.reporting.results import ResultsWriter
+from utils.training import setup, state
+from utils.training.loop import BAR_FACTS, Trainer
+from utils.training.pictures import RunPictures
+from utils.training.step import TrainingStep
+
+METRICS = ("metrics/precision", "metrics/recall", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95")
+
+
+RecipeFor = Callable[[Any], LossRecipe]  # from the script's own kind of options
+
+
+def run_training(options: TrainOptions, recipe_for: RecipeFor = plain_recipe) -> Path:
+    """Trains as the options say, with the losses of their recipe; gives the run's folder.
+
+    A run that goes on has the options it was started with, which is why the recipe is asked for here.
+    """
+    with advice_on_memory():
+        return TrainingRun(options, recipe_for).execute()
+
+
+@dataclass
+class Best:
+    """The best score so far and the epoch it fell in."""
+
+    fitness: float = -1.0
+    epoch: int = 0
+
+
+class TrainingRun:
+    """The phases of a run, each a method: prepare, then epochs of train, validate and save."""
+
+    def __init__(self, options: TrainOptions, recipe_for: RecipeFor) -> None:
+        """Reads and checks everything; creates the run's folder only when all of it is good."""
+        self.console = Console()
+        self.saved, self.folder, options = resumed(options)
+        self.options = options
+        recipe = recipe_for(options)
+        self.device = select_device(options.device)
+        self.console.info(f"device {describe_device(self.device)}, torch {torch.__version__}")
+        seed_everything(options.seed)
+        # A run that goes on keeps the hyperparameters it began with, whatever became of the --hyp file.
+        self.hyp = load_hyperparameters(self.folder / "hyp.yaml" if self.folder else options.hyp)
+        self.data = setup.read_data(options)
+        self._warn_of([*self.data.train.problems, *self.data.val.problems])
+        if self.saved is None:
+            model = setup.build_network(options, self.hyp, self.data.names, self.console)
+        else:
+            model = state.saved_network(self.saved, self.data.names, options.data)
+        setup.freeze_layers(model, options.freeze)
+        self.start_epoch, self.best = 0, Best()
+        self.class_scores = np.zeros(len(self.data.names))
+        (self.image_size,) = fitting_image_size([options.imgsz], model.size_multiple, self.console)
+        setup.check_batches(options, len(self.data.train), self.image_size, model.size_multiple)
+        self.train_loader, self.val_loader = setup.loaders(
+            options, self.hyp, self.data, self.image_size, model.size_multiple
+        )
+        for note in self.train_loader.notes:
+            self.console.info(note)
+        self._fit_anchors(model)
+        self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.console.info(f"{self.model.summary(self.image_size)}")
+        self.detection = setup.detection_loss(self.model, options, self.hyp, self.image_size)
+        self.detection.to(self.device)
+        self.losses = self._losses(recipe)
+        self.trainer = self._trainer()
+        self._open_folder()
+
+    def _warn_of(self, problems: Sequence[str]) -> None:
+        for problem in problems:
+            self.console.warn(problem)
+
+    def _fit_anchors(self, model: Model) -> None:
+        if self.saved is None and not self.options.noautoanchor:
+            self.console.info(
+                setup.fit_anchors_to_data(
+                    model, self.data.train, self.image_size, self.hyp, self.options.seed
+                )
+            )
+
+    def _losses(self, recipe: LossRecipe) -> Sequence[Loss]:
+        context = LossContext(
+            model=self.model,
+            names=self.data.names,
+            image_size=self.image_size,
+            device=self.device,
+            detection=self.detection,
+            evaluate=self._scores,
+            say=self.console.info,
+        )
+        return recipe(context)
+
+    def _scores(self, model: Model) -> tuple[float, float]:
+        result = self._evaluate(model)
+        return result.map50, result.map50_95
+
+    def _evaluate(self, model: Model, **extra: Any) -> EvaluationResult:
+        settings = EvaluationSettings(single_cls=self.options.single_cls)
+        return evaluate(
+            model, self.val_loader, names=self.data.names, settings=settings, progress=self.console, **extra
+        )
+
+    def _trainer(self) -> Trainer:
+        step = TrainingStep(self.model, self.losses).to(self.device)
+        trainer = setup.build_trainer(step, self.options, self.hyp, self.image_size, self.device)
+        if self.saved is not None:
+            run = state.run_state(self.saved)
+            state.restore(self.saved, trainer)
+            self.start_epoch, self.best = run.epoch, Best(run.best_fitness, run.best_epoch)
+            self.class_scores = np.array(run.class_scores)
+            self.saved = None  # a second copy of all weights is not needed any more
+        return trainer
+
+    def _open_folder(self) -> None:
+        options = self.options
+        resuming = self.folder is not None
+        self.folder = self.folder or next_run_folder(Path(options.project), options.name, options.exist_ok)
+        self.weights = self.folder / "weights"
+        self.weights.mkdir(exist_ok=True)
+        if not resuming:
+            state.remove_weights(self.weights)  # --exist-ok: an earlier run's would pass for this one's
+            write_text_atomically(self.folder / "opt.yaml", yaml_text(options_to_dict(options)))
+            write_text_atomically(self.folder / "hyp.yaml", yaml_text(self.hyp.to_dict()))
+        self.results = ResultsWriter(
+            self.folder / "results.csv", self.columns(), start_epoch=self.start_epoch
+        )
+        self.pictures = RunPictures(self.folder, self.data.train, enabled=not options.noplots)
+
+    def columns(self) -> list[str]:
+        """The columns of results.csv, known before the first step."""
+        step = self.trainer.step
+        return [
+            "epoch",
+            *(f"train/{_column(name)}" for name in (*step.names, *step.gauges)),
+            *METRICS,
+            *(f"val/{_column(name)}" for name in DetectionLoss.names),
+            "x/lr0",
+            "x/lr1",
+            "x/lr2",
+        ]
+
+    def execute(self) -> Path:
+        """Runs all epochs; gives the folder with the weights."""
+        assert self.folder is not None
+        options, begun = self.options, time.monotonic()
+        if self.start_epoch >= options.epochs:
+            # Killed after its last epoch, it may lack the pictures.
+            self.console.info(
+                f"all {options.epochs} epochs are done; --epochs {2 * options.epochs} adds as many"
+            )
+            self._final_evaluation()
+            return self.folder
+        self.console.info(
+            f"{len(self.data.train.paths)} images for training, {len(self.data.val.paths)} for validation; "
+            f"saving to {self.folder}"
+        )
+        self.pictures.labels()
+        for epoch in range(self.start_epoch, options.epochs):
+            stop = self._epoch(epoch)
+            if stop:
+                break
+        for loss in self.losses:
+            finish = getattr(loss, "finish", None)
+            if finish is not None:
+                finish()
+        self._final_evaluation()
+        minutes = (time.monotonic() - begun) / 60
+        done = epoch + 1 - self.start_epoch
+        self.console.info(f"{done} epochs in {minutes:.1f} minutes; results in {self.folder}")
+        return self.folder
+
+    def _epoch(self, epoch: int) -> bool:
+        """Trains, validates, saves; gives whether the run stops early."""
+        options = self.options
+        last = epoch + 1 == options.epochs
+        if options.image_weights:
+            self._weigh_images()
+        rates = self._train(epoch)
+        scored = not options.noval or last
+        result = self._validate() if scored else None
+        # Not less, so that epochs in which nothing is found yet use up no patience.
+        if result is not None and result.fitness >= self.best.fitness:
+            self.best = Best(result.fitness, epoch)
+        if result is not None:
+            self.class_scores = result.ap_by_class()
+        stop = scored and options.patience > 0 and epoch - self.best.epoch >= options.patience
+        self.results.append(self._row(epoch, rates, result))
+        if not options.nosave or last or stop:
+            self._save(epoch, result)
+        if stop:
+            self.console.info(
+                f"stopping early: no better score since epoch {self.best.epoch + 1}; "
+                f"change with --patience (now {options.patience})"
+            )
+        return stop
+
+    def _train(self, epoch: int) -> dict[str, float]:
+        step, place = self.trainer.step, f"{epoch + 1}/{self.options.epochs}"
+
+        def show(loader: TrainLoader) -> EpochBar:
+            return self.console.epoch(loader, len(loader), place, [*step.names, *step.gauges, *BAR_FACTS])
+
+        return self.trainer.run_epoch(self.train_loader, epoch, self.options.epochs, show, self._watch)
+
+    def _watch(self, batch: Batch, progress: Progress) -> None:
+        self.pictures.training_batch(batch, progress)
+
+    def _validate(self) -> EvaluationResult:
+        return self._evaluate(self.trainer.ema.model, loss=self._validation_loss)
+
+    def _validation_loss(self, batch: Batch, output: StudentOutput) -> dict[str, torch.Tensor]:
+        return self.detection(batch, output)  # type: ignore[no-any-return]
+
+    def _row(self, epoch: int, means: dict[str, float], result: EvaluationResult | None) -> dict[str, float]:
+        row: dict[str, float] = {"epoch": epoch}
+        row.update({f"train/{_column(name)}": value for name, value in means.items()})
+        if result is not None:
+            scores = (result.precision, result.recall, result.map50, result.map50_95)
+            row.update(dict(zip(METRICS, scores, strict=True)))
+            row.update({f"val/{_column(name)}": value for name, value in result.losses.items()})
+            self.console.info(
+                f"  P {result.precision:.3f}  R {result.recall:.3f}  mAP50 {result.map50:.4f}  "
+                f"mAP50-95 {result.map50_95:.4f}"
+            )
+        groups = self.trainer.optimizer.param_groups
+        row.update({f"x/lr{index}": group["lr"] for index, group in enumerate(groups)})
+        return row
+
+    def _save(self, epoch: int, result: EvaluationResult | None) -> None:
+        """Weights first, the state after: what a kill in between leaves behind, `--resume` writes again."""
+        options = self.options
+        names = ["last.pt"]
+        if result is not None and self.best.epoch == epoch:
+            names.append("best.pt")
+        if options.save_period > 0 and (epoch + 1) % options.save_period == 0:
+            names.append(f"epoch{epoch}.pt")
+        for name in names:
+            save_checkpoint(
+                self.weights / name,
+                model=self.trainer.ema.model,
+                epoch=epoch,
+                best_fitness=self.best.fitness,
+                meta={"options": options_to_dict(options), "hyp": self.hyp.to_dict()},
+            )
+        run = state.RunState(
+            epoch=epoch + 1,
+            best_fitness=self.best.fitness,
+            best_epoch=self.best.epoch,
+            class_scores=self.class_scores.tolist(),
+            kind=type(options).__name__,
+            options=options_to_dict(options),
+            network=dict(self.model.yaml),
+            names=list(self.data.names),
+        )
+        state.save_state(self.weights / state.STATE_NAME, run, self.trainer)
+
+    def _weigh_images(self) -> None:
+        """Lets images with rare classes, and with classes that scored badly, come more often."""
+        rarity = self.data.train.class_weights()
+        self.train_loader.set_image_weights(rarity * (1 - self.class_scores) ** 2)
+
+    def _final_evaluation(self) -> None:
+        """Scores the best weights as they lie on the disk, with pictures and a table of classes."""
+        best = self.weights / "best.pt"
+        if not best.is_file():
+            best = self.weights / "last.pt"
+        model = build_model(read_checkpoint(best)).to(self.device)
+        result = self._evaluate(model, observers=self.pictures.observers())
+        self.console.info(f"{best} on the validation split:")
+        self.console.table(*result.table())
+        self.pictures.finish(result)
+
+
+def resumed(options: TrainOptions) -> tuple[dict[str, Any] | None, Path | None, TrainOptions]:
+    """The saved state, its run's folder and the options to go on with; a new run has neither of the two."""
+    if options.resume is None:
+        return None, None, options
+    path = state.find_state(options.resume, Path(options.project))
+    content = state.read_state(path)
+    run = state.run_state(content)
+    if run.kind != type(options).__name__:
+        script = "train_distill.py" if run.kind == "DistillOptions" else "train.py"
+        folder = path.parent.parent
+        raise UsageError(
+            "this run was started by the other script", folder, f"python {script} --resume {folder}"
+        )
+    saved = options_from_dict(type(options), run.options)
+    changed = {name: getattr(options, name) for name in options.given & CHANGEABLE_ON_RESUME}
+    return content, path.parent.parent, replace(saved, **changed)
+
+
+def _column(name: str) -> str:
+    """The public column of a term: `box` is `box_loss`, gauges keep their name."""
+    return name if name.endswith("_ratio") else f"{name}_loss"

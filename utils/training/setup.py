@@ -1,0 +1,187 @@
+"""Builds what a run trains with: network, loaders, optimizer, schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from models.checkpoint import read_checkpoint, resolve_weights, transfer_weights
+from models.yolo import Model
+from utils.batch import Batch
+from utils.config.dataset import DatasetConfig, load_dataset_config
+from utils.config.hyperparameters import Hyperparameters
+from utils.config.options import TrainOptions
+from utils.datasets.index import DatasetIndex, build_index
+from utils.datasets.loader import AugmentSettings, TrainLoader, eval_loader, train_loader
+from utils.errors import UsageError, UserError
+from utils.losses.detection import DetectionLoss, LossGains
+from utils.reporting.console import Console
+from utils.training.autoanchor import check_anchors
+from utils.training.ema import ModelEma
+from utils.training.loop import MultiScale, Trainer
+from utils.training.optimizer import RateSchedule, build_optimizer
+from utils.training.step import TrainingStep
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data of a run: its splits' indexes and the classes that the network is to know."""
+
+    config: DatasetConfig
+    train: DatasetIndex
+    val: DatasetIndex
+    names: tuple[str, ...]
+
+
+def read_data(options: TrainOptions) -> Data:
+    """Indexes the training and the validation split."""
+    config = load_dataset_config(options.data, options.data_dir)
+    train = build_index(config, "train", single_cls=options.single_cls)
+    val = build_index(config, "val", single_cls=options.single_cls)
+    return Data(config, train, val, tuple(train.names))
+
+
+def build_network(
+    options: TrainOptions, hyp: Hyperparameters, names: Sequence[str], console: Console
+) -> Model:
+    """The student: from --cfg or from the config inside --weights, with the weights that fit."""
+    checkpoint = read_checkpoint(resolve_weights(options.weights)) if options.weights else None
+    if not options.cfg and checkpoint is None:
+        raise UsageError("nothing to train", "--weights ''", "name a network too: --cfg models/yolov5s.yaml")
+    if not options.cfg and checkpoint is not None and not checkpoint.cfg:
+        fix = "name its network too, as in --cfg models/yolov5s.yaml"
+        raise UserError("it does not say what network it is", checkpoint.path, fix)
+    cfg = options.cfg or (checkpoint.cfg if checkpoint else {})
+    model = Model(cfg, nc=len(names), anchors=hyp.anchors)
+    model.names = list(names)
+    if checkpoint is not None:
+        # A cfg's own anchors are the user's word; without one the file's anchors go with its weights.
+        own_anchors = bool(options.cfg) or hyp.anchors is not None
+        matched, total = transfer_weights(model, checkpoint, exclude_anchors=own_anchors)
+        console.info(f"{options.weights}: {matched} of {total} weights fit the network")
+    return model
+
+
+def freeze_layers(model: Model, freeze: Sequence[int]) -> None:
+    """Fixes the first N layers for one number N, or the listed layers for several."""
+    frozen = range(freeze[0]) if len(freeze) == 1 else freeze
+    count = len(model.model)
+    wrong = [index for index in frozen if not 0 <= index < count]
+    if wrong:
+        raise UsageError(f"the network has layers 0 to {count - 1}, not {wrong[0]}", "--freeze")
+    for index in frozen:
+        model.model[index].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UsageError("nothing is left to train", "--freeze", "freeze fewer layers")
+
+
+def check_batches(options: TrainOptions, pictures: int, image_size: int, multiple: int) -> None:
+    """Raises UsageError where a batch would have a single value a channel, which batch norm refuses."""
+    smallest = max(image_size // 2 // multiple * multiple, multiple) if options.multi_scale else image_size
+    if smallest == multiple and 1 in (options.batch_size, pictures % options.batch_size):
+        raise UsageError(
+            f"a batch would be a single picture, and at {smallest} px the coarsest level a single cell",
+            f"--batch-size {options.batch_size} with {pictures} pictures",
+            "take a larger --imgsz or another --batch-size",
+        )
+
+
+def fit_anchors_to_data(
+    model: Model, index: DatasetIndex, image_size: int, hyp: Hyperparameters, seed: int
+) -> str:
+    """AutoAnchor; gives the line that says what it did."""
+    sizes = index.box_sizes_px(image_size).astype(np.float64)
+    if not len(sizes):
+        return "anchors: no labels to check them against"
+    return check_anchors(model, sizes, hyp.anchor_t, seed=seed)
+
+
+def loaders(
+    options: TrainOptions, hyp: Hyperparameters, data: Data, image_size: int, stride: int
+) -> tuple[TrainLoader, DataLoader[Batch]]:
+    """The loader for training and the one for validation (twice the batch)."""
+    augment = AugmentSettings(**{name: getattr(hyp, name) for name in AugmentSettings.__dataclass_fields__})
+    training = train_loader(
+        data.train,
+        image_size=image_size,
+        batch_size=options.batch_size,
+        augment=augment,
+        workers=options.workers,
+        seed=options.seed,
+        stride=stride,
+        rect=options.rect,
+        cache=options.cache,
+        mosaic_until=options.epochs - options.close_mosaic,
+    )
+    validation = eval_loader(
+        data.val,
+        image_size=image_size,
+        batch_size=options.batch_size * 2,
+        workers=options.workers,
+        stride=stride,
+    )
+    return training, validation
+
+
+def detection_loss(
+    model: Model, options: TrainOptions, hyp: Hyperparameters, image_size: int
+) -> DetectionLoss:
+    """The ground-truth loss with the public gains fitted to head, classes and image size."""
+    smoothing = options.label_smoothing or hyp.label_smoothing
+    gains = LossGains(
+        hyp.box, hyp.obj, hyp.cls, hyp.cls_pw, hyp.obj_pw, hyp.anchor_t, hyp.fl_gamma, smoothing
+    ).scaled(model.head.nl, model.nc, image_size)
+    return DetectionLoss(model.head.anchors, model.nc, gains)
+
+
+def build_trainer(
+    step: TrainingStep, options: TrainOptions, hyp: Hyperparameters, image_size: int, device: torch.device
+) -> Trainer:
+    """Optimizer, schedule, average and precision around a step."""
+    accumulated = max(round(hyp.nbs / options.batch_size), 1) * options.batch_size
+    optimizer = build_optimizer(
+        [step],
+        options.optimizer,
+        rate=hyp.lr0,
+        momentum=hyp.momentum,
+        weight_decay=hyp.weight_decay * accumulated / hyp.nbs,
+    )
+    schedule = RateSchedule(
+        rate=hyp.lr0,
+        final=hyp.lrf,
+        cosine=options.cos_lr,
+        momentum=hyp.momentum,
+        warmup_epochs=hyp.warmup_epochs,
+        warmup_momentum=hyp.warmup_momentum,
+        warmup_bias_rate=hyp.warmup_bias_lr,
+        batch_size=options.batch_size,
+        nominal_batch=hyp.nbs,
+    )
+    dtype = amp_dtype(options.amp, options.amp_dtype, device)
+    return Trainer(
+        step=step,
+        optimizer=optimizer,
+        schedule=schedule,
+        ema=ModelEma(step.model),
+        device=device,
+        scaler=torch.amp.GradScaler(device.type, enabled=dtype is torch.float16),
+        amp_dtype=dtype,
+        multi_scale=MultiScale(image_size, step.model.size_multiple, options.seed)
+        if options.multi_scale
+        else None,
+    )
+
+
+def amp_dtype(wanted: bool, kind: str, device: torch.device) -> torch.dtype | None:
+    """The reduced precision of the forward pass: none on a CPU, bf16 where the card computes it."""
+    if not wanted or device.type != "cuda":
+        return None
+    if kind == "auto":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if kind == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError("this GPU does not compute in bf16", "--amp-dtype bf16", "use --amp-dtype fp16")
+    return torch.bfloat16 if kind == "bf16" else torch.float16

@@ -1,0 +1,139 @@
+"""What a run needs to go on: the state file beside its weights.
+
+The state holds tensors and plain values alone and loads with `weights_only=True`. Weight files
+(`last.pt`, `best.pt`) stay free of it, so a distilled student's are like any other's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.yolo import Model
+from utils.config.files import replace_atomically
+from utils.errors import UserError
+from utils.training.loop import Trainer
+
+STATE_NAME = "state.pt"
+
+
+@dataclass
+class RunState:
+    """How far a run is.
+
+    epoch: the next epoch to train, 0-based. best_fitness: -1 before the first validation.
+    best_epoch: of the best score. class_scores: (K,) mAP50-95 of the last validation, zeros before it.
+    kind: the options class that started the run. options: its values. network: its config, anchors as
+    they are trained with. names: its classes.
+    """
+
+    epoch: int
+    best_fitness: float
+    best_epoch: int
+    class_scores: list[float]
+    kind: str
+    options: dict[str, Any]
+    network: dict[str, Any]
+    names: list[str]
+
+
+def save_state(path: Path, run: RunState, trainer: Trainer) -> None:
+    """Writes the state beside and renames it, so a killed run leaves the previous one whole."""
+    # Gradients without the loss scale: the run may go on in another precision.
+    scale = trainer.scaler.get_scale()
+    gradients = [p.grad for group in trainer.optimizer.param_groups for p in group["params"]]
+    content = {
+        "run": asdict(run),
+        "model": trainer.step.model.state_dict(),
+        "losses": trainer.step.losses.state_dict(),
+        "ema": trainer.ema.model.state_dict(),
+        "ema_updates": trainer.ema.updates,
+        "optimizer": trainer.optimizer.state_dict(),
+        "scaler": trainer.scaler.state_dict(),
+        "pending": trainer.pending,
+        "gradients": [None if gradient is None else gradient / scale for gradient in gradients],
+        "torch_rng": torch.get_rng_state(),
+    }
+    replace_atomically(path, lambda stream: torch.save(content, stream))
+
+
+def find_state(resume: str, project: Path) -> Path:
+    """The state file that `--resume` means: of the named run, or of the newest one.
+
+    `resume` may be a run folder, its weights folder, or a weight or state file in it; "" takes the
+    run under `project` whose state was written last.
+    """
+    if resume:
+        given = Path(resume)
+        folders = [given, given / "weights", given.parent]
+        for folder in folders:
+            if (folder / STATE_NAME).is_file():
+                return folder / STATE_NAME
+        raise UserError(f"no {STATE_NAME} to resume from", given, "name a run folder or its weights/last.pt")
+    states = sorted(project.rglob(f"weights/{STATE_NAME}"), key=lambda p: p.stat().st_mtime)
+    if not states:
+        raise UserError("no run to resume", project, "name one: --resume runs/train/exp")
+    return states[-1]
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The content of a state file, on the CPU."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise UserError(f"not a readable run state ({error})", path, "start again from last.pt") from error
+    if not isinstance(content, dict) or "run" not in content:
+        raise UserError("not a run state of this project", path, "name a run folder")
+    return content
+
+
+def run_state(content: dict[str, Any]) -> RunState:
+    """How far the run of a state's content is."""
+    return RunState(**content["run"])
+
+
+def saved_network(content: dict[str, Any], names: Sequence[str], data: Path) -> Model:
+    """The network of a state's content, for `restore` to fill; needs no file but the state.
+
+    Raises UserError where the dataset `data` has not the classes any more that the run began with.
+    """
+    run = run_state(content)
+    if list(names) != run.names:
+        was, now = (", ".join(classes[:8]) for classes in (run.names, list(names)))
+        raise UserError(
+            f"its classes are not those the run began with: {now}; then: {was}", data, "restore them"
+        )
+    model = Model(run.network)
+    model.names = list(names)
+    anchors = content["model"][f"model.{len(model.model) - 1}.anchors"]
+    model.head.anchors.copy_(anchors)  # exactly, where the config rounds
+    return model
+
+
+def remove_weights(folder: Path) -> None:
+    """Removes what a run writes into its weights folder."""
+    for pattern in (STATE_NAME, "best.pt", "last.pt", "epoch*.pt"):
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
+def restore(content: dict[str, Any], trainer: Trainer) -> None:
+    """Puts a state's content into a trainer that was built with the same options."""
+    trainer.step.model.load_state_dict(content["model"])
+    trainer.step.losses.load_state_dict(content["losses"])
+    trainer.ema.model.load_state_dict(content["ema"])
+    trainer.ema.updates = content["ema_updates"]
+    trainer.ema.n_averaged.fill_(content["ema_updates"])
+    trainer.optimizer.load_state_dict(content["optimizer"])
+    if content["scaler"] and trainer.scaler.is_enabled():
+        trainer.scaler.load_state_dict(content["scaler"])
+    trainer.pending = content["pending"]
+    parameters = [p for group in trainer.optimizer.param_groups for p in group["params"]]
+    scale = trainer.scaler.get_scale()
+    for parameter, gradient in zip(parameters, content["gradients"], strict=True):
+        parameter.grad = None if gradient is None else gradient.to(parameter) * scale
+    torch.set_rng_state(content["torch_rng"])

@@ -1,0 +1,68 @@
+"""One forward pass with all losses: the module that DistributedDataParallel wraps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from models.yolo import Model
+from utils.batch import Batch, Progress, StudentOutput
+from utils.losses.recipe import Loss
+
+SAMPLES_PER_EPOCH = 4
+GAUGE_SCALE = 4096.0  # lifts the gradients of a mean over a batch into the range of float16
+
+
+class TrainingStep(nn.Module):
+    """The network and the losses of a run.
+
+    names: the terms in order; gauges: the names of what is measured beside them, one gradient ratio
+    for each loss after the first.
+    """
+
+    def __init__(self, model: Model, losses: Sequence[Loss]) -> None:
+        """`losses` are modules; their parameters, if any, are trained with the network's."""
+        super().__init__()
+        self.model = model
+        self.losses = nn.ModuleList([cast(nn.Module, loss) for loss in losses])
+        self.names = tuple(name for loss in losses for name in loss.names)
+        self.gauges = tuple(f"{loss.label}_grad_ratio" for loss in losses[1:])
+
+    def forward(self, batch: Batch, progress: Progress) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Weighted scalars by name, and gauges at the few steps of an epoch that sample them."""
+        features = self.model.forward_features(batch.images)
+        output = StudentOutput(features, self.model.forward_head(features))
+        by_loss = [cast(Loss, loss)(batch, output, progress) for loss in self.losses]
+        gauges = self._gradient_ratios(by_loss, output) if self._is_sampled(progress) else {}
+        return {name: value for terms in by_loss for name, value in terms.items()}, gauges
+
+    def _is_sampled(self, progress: Progress) -> bool:
+        every = max(progress.steps_per_epoch // SAMPLES_PER_EPOCH, 1)
+        return bool(self.gauges) and progress.step % progress.steps_per_epoch % every == 0
+
+    def _gradient_ratios(
+        self, by_loss: Sequence[dict[str, Tensor]], output: StudentOutput
+    ) -> dict[str, Tensor]:
+        """Norms of the losses' gradients at the network's features, relative to the first loss's.
+
+        At the features, not at the weights: that costs the losses' own backward pass and the 1x1
+        convolutions of the head, a few percent of a step, and a step is sampled only now and then.
+        """
+        outputs = [*output.features] if output.features[0].requires_grad else [*output.levels]
+        roots = [root for root in outputs if root.requires_grad]
+        norms = []
+        for terms in by_loss:
+            total = torch.stack(list(terms.values())).sum() * GAUGE_SCALE
+            if not roots or not total.requires_grad:
+                norms.append(total.new_zeros(()))
+                continue
+            gradients: Sequence[Tensor | None] = torch.autograd.grad(
+                total, roots, retain_graph=True, allow_unused=True
+            )
+            squares = [g.float().square().sum() for g in gradients if g is not None]
+            norms.append(torch.stack(squares).sum().sqrt())
+        first = norms[0].clamp(min=1e-12)
+        return {name: norm / first for name, norm in zip(self.gauges, norms[1:], strict=True)}
