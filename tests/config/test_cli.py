@@ -33,7 +33,7 @@ def test_the_commands_of_the_readme_and_of_the_seed_are_understood() -> None:
         "model/yolov5l.yaml --data data/voc.yaml --epochs 30 --batch-size 16 --t_nms_thres .5 --distill "
         "--dist_loss boxes --with-gt-loss".split(),
     )
-    assert (seed.teacher, seed.distill_ratio, seed.t_nms_thres) == ("weights/yolov5l_voc.pt", 0.001, 0.5)
+    assert (seed.teacher, seed.distill_ratio, seed.t_nms_thres) == (("weights/yolov5l_voc.pt",), 0.001, 0.5)
     assert (seed.data, seed.with_gt_loss, seed.preset()) == (Path("data/voc.yaml"), True, "boxes")
     train = parse(TrainOptions, ["--cfg", "a.yaml", "--weights", "", "--img", "320", "--device", "cpu"])
     assert (train.weights, train.imgsz, train.device) == ("", 320, "cpu")

@@ -79,7 +79,12 @@ def test_the_seeds_flags_map_onto_the_presets(words: str, preset: str) -> None:
         (DistillOptions, "--teacher t --full-output-loss --dist-loss kl", ["--full-output-loss", "not kl"]),
         (DistillOptions, "--teacher t --soft-loss --dist-loss l2", ["--soft-loss", "boxes", "not l2"]),
         (DistillOptions, "--teacher t --soft-loss --full-output-loss", ["--soft-loss", "not objectness"]),
+        (DistillOptions, "--teacher=", ["--teacher", "missing"]),
+        (DistillOptions, "--teacher t --distill-ratio auto --no-with-gt-loss", ["auto", "labels' loss"]),
+        (DistillOptions, "--teacher t --distill-ratio much", ["a number of 0 or more or auto"]),
         (DistillOptions, "--no-distill --no-with-gt-loss", ["--no-with-gt-loss", "nothing is left"]),
+        (DistillOptions, "--teacher t --unlabeled-share .5 --batch 1", ["--unlabeled-share", "--batch-size"]),
+        (DistillOptions, "--teacher t --unlabeled-share 1", ["--unlabeled-share", "0 to 0.95"]),
         (TrainOptions, "--rect --image-weights", ["--image-weights", "--rect"]),
         (TrainOptions, "--noval --image-weights", ["--image-weights", "--noval"]),
         (TrainOptions, "--weights=", ["--weights", "--cfg"]),
@@ -95,6 +100,12 @@ def test_what_contradicts_itself_is_refused(options_class: type, words: str, tol
         assert part in message
 
 
+def test_a_weight_is_a_number_or_follows_the_gradients() -> None:
+    assert distilled("--distill-ratio", "auto").distill_ratio == "auto"
+    assert distilled("--distill-ratio", "1e-3").distill_ratio == 0.001
+    assert options_from_dict(DistillOptions, {"teacher": "t", "distill_ratio": "auto"}).teacher == ("t",)
+
+
 def test_a_run_goes_on_with_what_may_change_and_needs_no_teacher() -> None:
     options = parse(DistillOptions, ["--resume", "runs/train/exp", "--epochs", "9", "--device", "cpu"])
     assert options.resume == "runs/train/exp" and options.given == {"resume", "epochs", "device"}
@@ -107,12 +118,22 @@ def test_a_run_goes_on_with_what_may_change_and_needs_no_teacher() -> None:
     [
         ("--t_conf_thres 0.3", "--t-conf-thres has no effect with --distill-loss l2"),
         ("--dist-loss boxes --temperature 3", "--temperature has no effect with --distill-loss boxes"),
+        ("--auto-ratio 2", "--auto-ratio has no effect without --distill-ratio auto"),
         ("--no-amp --amp-dtype bf16", "--amp-dtype has no effect with --no-amp"),
         ("--nosave --save-period 2", "--save-period has no effect with --nosave"),
+        ("--no-distill --unlabelled-share .5", "--unlabeled-share has no effect with --no-distill"),
     ],
 )
 def test_what_has_no_effect_is_remarked(words: str, told: str) -> None:
     assert list(distilled(*words.split()).remarks()) == [told]
+
+
+def test_unlabelled_pictures_are_for_the_teacher_alone() -> None:
+    assert TrainOptions().share_of_unlabelled() == 0
+    assert distilled().share_of_unlabelled() is None
+    assert distilled("--unlabeled-share", "0.25").share_of_unlabelled() == 0.25
+    assert distilled("--unlabelled_share", "0").share_of_unlabelled() == 0
+    assert distilled("--unlabeled-share", "0.25", "--no-distill").share_of_unlabelled() == 0
 
 
 @pytest.mark.parametrize("options_class", CLASSES)
@@ -121,7 +142,7 @@ def test_options_survive_the_way_through_opt_yaml(options_class: type, tmp_path:
     if issubclass(options_class, TrainOptions):
         given |= {"freeze": (0, 3), "cache": "ram", "data_dir": Path("x")}
     if options_class is DistillOptions:
-        given |= {"teacher": "t.pt", "distill_ratio": 1e-5, "soft_loss": True}
+        given |= {"teacher": ("t.pt", "ema"), "distill_ratio": 1e-5, "soft_loss": True}
     options = options_class(**given)
     plain = yaml.safe_load(yaml_text(options_to_dict(options)))
     assert options_from_dict(options_class, plain) == options

@@ -6,6 +6,7 @@ import torch
 from models.yolo import Model
 from utils.batch import Batch, Progress, StudentOutput
 from utils.distillation.distiller import Distiller
+from utils.distillation.ensemble import Teachers
 from utils.distillation.matching import anchors_rescaled, objectness_of
 from utils.distillation.presets import DenseOutputs
 from utils.distillation.teacher import Teacher
@@ -40,12 +41,12 @@ def test_outputs_carry_no_gradient_and_equal_the_unfused_network(images):
 
 
 def test_train_mode_of_the_step_does_not_reach_the_teacher(images):
-    teacher = Teacher(network())
-    distiller = Distiller(teacher, DenseOutputs(LossGains(), "l2", 1.0), ratio=0.5)
+    teacher, student = Teacher(network()), network(1)
+    distiller = Distiller(
+        Teachers([teacher], student, NAMES), DenseOutputs(LossGains(), "l2", 1.0), ratio=0.5
+    )
     distiller.train()
     before = teacher.checksum()
-    student = network(1)
-    teacher.fit_to(student, NAMES)
     features = student.forward_features(images)
     output = StudentOutput(features, student.forward_head(features))
     batch = Batch(images, torch.zeros(0, 6), torch.ones(2, dtype=torch.bool))
@@ -58,7 +59,8 @@ def test_train_mode_of_the_step_does_not_reach_the_teacher(images):
 
 def test_a_changed_teacher_is_noticed_at_the_end():
     teacher = Teacher(network())
-    distiller = Distiller(teacher, DenseOutputs(LossGains(), "l2", 1.0), ratio=1.0)
+    teachers = Teachers([teacher], network(1), NAMES)
+    distiller = Distiller(teachers, DenseOutputs(LossGains(), "l2", 1.0), ratio=1.0)
     with torch.no_grad():
         next(teacher.model.parameters()).add_(1)
     with pytest.raises(AssertionError, match="changed"):
@@ -66,14 +68,13 @@ def test_a_changed_teacher_is_noticed_at_the_end():
 
 
 def test_the_ratio_scales_every_term(images):
-    teacher = Teacher(network())
     student = network(1)
-    teacher.fit_to(student, NAMES)
+    teachers = Teachers([Teacher(network())], student, NAMES)
     features = student.forward_features(images)
     output = StudentOutput(features, student.forward_head(features))
     batch = Batch(images, torch.zeros(0, 6), torch.ones(2, dtype=torch.bool))
     one, three = (
-        Distiller(teacher, DenseOutputs(LossGains(), "l2", 1.0), ratio)(batch, output, Progress(0, 0, 1, 1))
+        Distiller(teachers, DenseOutputs(LossGains(), "l2", 1.0), ratio)(batch, output, Progress(0, 0, 1, 1))
         for ratio in (1.0, 3.0)
     )
     assert set(one) == {"distill_box", "distill_obj", "distill_cls"}
@@ -139,7 +140,7 @@ def test_a_teacher_may_see_larger_pictures(images):
     assert [level.shape[2] for level in taught.levels] == [8, 4]
     # The same boxes in pixels: anchors of 30 to 119 px at twice the size are 15 to 60 px here.
     pair = teacher.fit.levels[0]
-    raw = taught.own_levels[pair.teacher][:, pair.anchor_of, ..., 2:4]
+    raw = taught.own_levels[0][:, pair.anchor_of, ..., 2:4]
     anchors_px = teacher.model.anchors_px[1][pair.anchor_of] / 2
     before = (2 * raw.sigmoid()) ** 2 * anchors_px[None, :, None, None]
     moved = (2 * taught.levels[0][..., 2:4].sigmoid()) ** 2 * student.anchors_px[0][None, :, None, None]

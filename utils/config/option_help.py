@@ -68,6 +68,7 @@ def _value_word(setting: Setting) -> str:
     if setting.switch:
         return ""
     word = f"{{{','.join(setting.choices)}}}" if setting.choices else _WORDS[setting.kind]
+    word = "|".join((word, *setting.words))
     if setting.many:
         return f"{word} ..."
     return word if setting.bare is None else f"[{word}]"

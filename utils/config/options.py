@@ -45,6 +45,7 @@ __all__ = [
     "yaml_text",
 ]
 
+OWN_AVERAGE = "ema"  # as a teacher
 Preset = Literal["response", "boxes", "objectness", "l2", "kl"]
 PRESETS: tuple[str, ...] = get_args(Preset)
 # What may be given anew when a run goes on; everything else is as it was when it began.
@@ -138,6 +139,13 @@ class TrainOptions(Options):
         group=RESULTS,
     )
 
+    def share_of_unlabelled(self) -> float | None:
+        """The part of a batch that is unlabelled, 0..1; None: as in the data, each picture once an epoch.
+
+        Labels alone have nothing to say about a picture without any.
+        """
+        return 0.0
+
     def contradictions(self) -> Iterator[str]:
         """What cannot be meant, each as `--option: what is wrong`."""
         yield from super().contradictions()
@@ -171,7 +179,12 @@ class TrainOptions(Options):
 class DistillOptions(TrainOptions):
     """The options of train_distill.py: those of train.py and the teacher's."""
 
-    teacher: str = option("", "weights of the network that teaches", aliases=("t-weights",), group=TEACHER)
+    teacher: tuple[str, ...] = option(
+        (),
+        f"weights of the network that teaches; of several the mean; {OWN_AVERAGE}: the student's own average",
+        aliases=("t-weights",),
+        group=TEACHER,
+    )
     teacher_cfg: str = option("", "network YAML of a teacher whose file does not describe it", group=TEACHER)
     teacher_img_size: int = option(
         0,
@@ -191,7 +204,15 @@ class DistillOptions(TrainOptions):
         aliases=("dist-loss",),
         group=TEACHER,
     )
-    distill_ratio: float = option(1.0, "weight of the distillation loss", limits=at_least(0), group=TEACHER)
+    distill_ratio: float | Literal["auto"] = option(
+        1.0, "weight of the distillation loss; auto follows the gradients", limits=at_least(0), group=TEACHER
+    )
+    auto_ratio: float = option(
+        1.0,
+        "--distill-ratio auto: norm of that loss's gradient to hold, in those of the labels' loss",
+        limits=above(0),
+        group=TEACHER,
+    )
     distill_box: float = option(
         2.0, "response: box term, relative to the labels' gain", limits=at_least(0), group=TEACHER
     )
@@ -238,11 +259,23 @@ class DistillOptions(TrainOptions):
     t_nms_thres: float = option(
         0.45, "boxes: largest overlap of two teacher's boxes", limits=between(0, 1), unit="IoU", group=TEACHER
     )
+    unlabeled_share: float | None = option(
+        None,
+        "part of each batch that comes from the YAML's unlabeled:, for the teacher alone; 0 leaves these "
+        "pictures out; left out, each comes once an epoch",
+        aliases=("unlabelled-share",),
+        limits=between(0, 0.95),
+        group=DATA,
+    )
 
     def __post_init__(self) -> None:
         """Settles the preset, so that `opt.yaml` tells it and a resumed run keeps it."""
         super().__post_init__()
         object.__setattr__(self, "distill_loss", self.preset())
+
+    def share_of_unlabelled(self) -> float | None:
+        """The part of a batch that is unlabelled, 0..1; None: as in the data, each picture once an epoch."""
+        return self.unlabeled_share if self.distill else 0.0
 
     def preset(self) -> Preset:
         """How student and teacher are compared."""
@@ -255,8 +288,12 @@ class DistillOptions(TrainOptions):
     def contradictions(self) -> Iterator[str]:
         """What cannot be meant, each as `--option: what is wrong`."""
         yield from super().contradictions()
-        if self.resume is None and self.distill and not self.teacher:
+        if self.resume is None and self.distill and not (self.teacher and all(self.teacher)):
             yield "--teacher: missing, name the weights of the network that teaches"
+        if self.distill_ratio == "auto" and not self.with_gt_loss:
+            yield "--distill-ratio auto: compares with the labels' loss, leave --no-with-gt-loss out"
+        if self.share_of_unlabelled() and self.batch_size == 1 and not self.rect:
+            yield "--unlabeled-share: a batch of one picture has no room for both kinds, raise --batch-size"
         if not self.distill and not self.with_gt_loss:
             yield "--no-with-gt-loss: nothing is left to learn from with --no-distill"
         if self.full_output_loss and self.preset() != "objectness":
@@ -268,11 +305,15 @@ class DistillOptions(TrainOptions):
         """What was given and has no effect, each as `--option: why`."""
         yield from super().remarks()
         given, preset = self.given, self.preset()
+        if "unlabeled_share" in given and not self.distill:
+            yield "--unlabeled-share has no effect with --no-distill"
         if "feature_ratio" in given and self.feature_loss == "none":
             yield "--feature-ratio has no effect without --feature-loss"
         if preset != "response":
             for name in sorted(given & {"distill_box", "distill_obj", "distill_cls"}):
                 yield f"--{name.replace('_', '-')} has no effect with --distill-loss {preset}"
+        if "auto_ratio" in given and self.distill_ratio != "auto":
+            yield "--auto-ratio has no effect without --distill-ratio auto"
         if "distill_final" in given and self.distill_schedule != "cosine":
             yield "--distill-final has no effect without --distill-schedule cosine"
         if preset != "boxes":

@@ -105,13 +105,15 @@ def option(
 class Setting:
     """A field as a setting.
 
-    kind: type of one value. choices: the only values, all when empty. many: a tuple of values.
+    kind: type of one value. choices: the only values, all when empty. words: texts that are values
+    beside numbers. many: a tuple of values.
     optional: None is a value. The rest as in `option`.
     """
 
     name: str
     kind: type
     choices: tuple[str, ...]
+    words: tuple[str, ...]
     many: bool
     optional: bool
     default: Any
@@ -137,6 +139,10 @@ class Setting:
         """What a value must be, in words."""
         if self.choices:
             return f"one of {', '.join(self.choices)}" if len(self.choices) > 1 else self.choices[0]
+        return " or ".join((self._expected_kind, *self.words))
+
+    @property
+    def _expected_kind(self) -> str:
         allowed = str(self.limits)
         if not allowed:
             return _NOUNS[self.kind]
@@ -178,6 +184,8 @@ class Setting:
             self._checked(entry)
 
     def _from_word(self, word: str) -> Any:
+        if word in self.words:
+            return word
         if self.kind is int:
             return self._checked(int(word) if _WHOLE.fullmatch(word) else math.nan)
         if self.kind is float:
@@ -189,6 +197,8 @@ class Setting:
         return self._checked(word)
 
     def _from_plain(self, value: Any) -> Any:
+        if value in self.words:
+            return value
         if self.kind in (int, float):
             # YAML takes 1e-3 for text: it wants 1.0e-3.
             number = _number(value) if isinstance(value, str) else value
@@ -202,8 +212,8 @@ class Setting:
         return self._checked(value) if isinstance(value, self.kind) else self._refuse()
 
     def _checked(self, value: Any) -> Any:
-        if value is None and self.optional:
-            return None
+        if (value is None and self.optional) or value in self.words:
+            return value
         if self.kind in (int, float) and value not in self.limits:
             self._refuse()
         if self.choices and value not in self.choices:
@@ -226,6 +236,7 @@ def settings_of(owner: type) -> Mapping[str, Setting]:
                 name=entry.name,
                 kind=kind,
                 choices=choices,
+                words=_words_beside_numbers(hints[entry.name]),
                 many=many,
                 optional=optional,
                 default=entry.default,
@@ -289,13 +300,22 @@ def _number(text: str) -> float:
         return math.nan
 
 
+def _words_beside_numbers(hint: Any) -> tuple[str, ...]:
+    """("auto",) of `float | Literal["auto"]`; nothing for other annotations."""
+    if get_origin(hint) not in (Union, types.UnionType) or not {int, float} & set(get_args(hint)):
+        return ()
+    return tuple(word for entry in get_args(hint) if get_origin(entry) is Literal for word in get_args(entry))
+
+
 def _read_annotation(hint: Any) -> tuple[type, tuple[str, ...], bool, bool]:
     """(kind, choices, many, optional) of an annotation."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        (inner,) = (argument for argument in arguments if argument is not type(None))
-        kind, choices, many, _ = _read_annotation(inner)
-        return kind, choices, many, True
+        inner = [argument for argument in arguments if argument is not type(None)]
+        if _words_beside_numbers(hint):
+            inner = [argument for argument in inner if get_origin(argument) is not Literal]
+        kind, choices, many, _ = _read_annotation(*inner)
+        return kind, choices, many, type(None) in arguments
     if origin is Literal:
         return str, arguments, False, False
     if origin is tuple:

@@ -58,6 +58,11 @@ class DatasetIndex:
         """The number of classes."""
         return len(self.names)
 
+    @property
+    def unlabelled_count(self) -> int:
+        """How many of the pictures nobody labelled."""
+        return int(np.count_nonzero(~self.labelled))
+
     def all_labels(self) -> Labels:
         """The labels of all pictures in one (T, 5) array."""
         parts: list[Labels] = [np.zeros((0, 5), np.float32), *self.labels]
@@ -128,6 +133,27 @@ def build_index(
         checked.paths, checked.labels, checked.sizes_wh, labelled, problems, list(config.names)
     )
     return _as_single_class(index) if single_cls else index
+
+
+def join_unlabelled(train: DatasetIndex, unlabelled: DatasetIndex) -> DatasetIndex:
+    """Both as one index, the unlabelled pictures last.
+
+    A picture that both list has its labels and counts once; the problems tell how many these are.
+    """
+    assert train.names == unlabelled.names and not unlabelled.labelled.any()
+    known = set(train.paths)
+    new = [number for number, path in enumerate(unlabelled.paths) if path not in known]
+    problems = [*train.problems, *unlabelled.problems]
+    if twice := [path for path in unlabelled.paths if path in known]:
+        problems.append(_sentence("unlabelled pictures are in 'train' too and count as labelled only", twice))
+    return replace(
+        train,
+        paths=train.paths + [unlabelled.paths[number] for number in new],
+        labels=train.labels + [unlabelled.labels[number] for number in new],
+        sizes_wh=np.concatenate([train.sizes_wh, unlabelled.sizes_wh[new]]),
+        labelled=np.concatenate([train.labelled, unlabelled.labelled[new]]),
+        problems=problems,
+    )
 
 
 def _as_single_class(index: DatasetIndex) -> DatasetIndex:

@@ -188,7 +188,8 @@ class TrainLoader:
     def set_image_weights(self, class_weights: NDArray[np.float64] | Tensor) -> None:
         """Draws pictures, with repetition, in proportion to the sum of their labels' class weights (K,).
 
-        Where no label has a weight every picture comes once, as without weights.
+        Where no label has a weight every picture comes once, as without weights. Unlabelled
+        pictures are drawn as they are without weights.
         """
         weights = np.asarray(class_weights, np.float64)
         of_images = self.dataset.index.image_weights(weights)
@@ -208,6 +209,7 @@ def train_loader(  # noqa: PLR0913 - one value for each choice that a person has
     cache: CacheKind | None = None,
     mosaic_until: int | None = None,
     image_weights: NDArray[np.float64] | None = None,
+    unlabelled_share: float | None = None,
 ) -> TrainLoader:
     """The loader of a training split.
 
@@ -223,13 +225,15 @@ def train_loader(  # noqa: PLR0913 - one value for each choice that a person has
         cache: keep scaled pictures in memory or in the user's cache folder.
         mosaic_until: the first epoch without mosaics; None has them in all.
         image_weights: class weights (K,) to draw pictures by, see `TrainLoader.set_image_weights`.
+        unlabelled_share: part of each batch that is unlabelled, see `TrainingOrder`.
     """
     store = PictureStore(index, image_size)
     if cache == "ram":
         store.keep_in_memory()
     elif cache == "disk":
         store.keep_on_disk()
-    order = TrainingOrder(len(index), batch_size, (image_size, image_size), seed)
+    shape_hw = (image_size, image_size)
+    order = TrainingOrder(len(index), batch_size, shape_hw, seed, index.labelled, unlabelled_share)
     order.mosaic_until = mosaic_until
     if rect:
         order.group = lambda numbers: rect_groups(

@@ -17,6 +17,7 @@ from utils.distributed import rank, world_size
 
 PICTURES_PER_SAMPLE = 8
 _ORDER_STREAM = 0
+_TURN_STREAM = 2  # 1 is the loader's, for augmentation
 
 
 @dataclass(frozen=True)
@@ -66,61 +67,177 @@ def rect_groups(
     return RectGroups(order, shapes)
 
 
+def kinds_of_batches(labelled: int, batch_size: int, share: float) -> list[tuple[int, int]]:
+    """How many labelled and how many unlabelled pictures each batch of an epoch has.
+
+    Every labelled picture comes once. Whatever the rounding, both kinds are in every batch, of
+    which the last may be smaller, with the same share.
+
+    Args:
+        labelled: labelled pictures in the epoch.
+        batch_size: pictures in a batch, at least two.
+        share: part of a batch that is unlabelled, above 0 and below 1.
+    """
+    assert batch_size > 1 and 0 < share < 1
+    unlabelled = min(max(round(share * batch_size), 1), batch_size - 1)
+    full = batch_size - unlabelled
+    kinds = [(full, unlabelled)] * (labelled // full)
+    if rest := labelled % full:
+        kinds.append((rest, max(round(rest * unlabelled / full), 1)))
+    return kinds
+
+
+def unlabelled_of_epoch(labelled: int, share: float) -> int:
+    """How many unlabelled pictures, at least one, make this share (below 1) of an epoch."""
+    return max(round(labelled * share / (1 - share)), 1)
+
+
 class TrainingOrder:
     """The batches of one epoch after another, a pure function of seed and epoch.
 
     Under several ranks each takes every n-th sample (every n-th batch with `group`); all get the
     same number of batches, the first samples are repeated where the number does not divide.
 
+    Labelled and unlabelled pictures are two pools: a sample's partners come from its own, as a
+    mosaic of both would have boxes for a part of it only.
+
     epoch: 0-based, to be set before an iteration.
-    weights: (N,) how often a picture is drawn, with repetition; None: each exactly once.
+    weights: (N,) how often a labelled picture is drawn, with repetition; None: each exactly once.
     mosaic_until: the first epoch whose samples get no partners for a mosaic; None: all get them.
     group: puts picture numbers into batches of similar aspect; None: any picture with any other.
     """
 
-    def __init__(self, pictures: int, batch_size: int, shape_hw: tuple[int, int], seed: int) -> None:
+    def __init__(
+        self,
+        pictures: int,
+        batch_size: int,
+        shape_hw: tuple[int, int],
+        seed: int,
+        labelled: NDArray[np.bool_] | None = None,
+        share: float | None = None,
+    ) -> None:
+        """Sets the choices that hold for all epochs.
+
+        Args:
+            pictures: how many there are, N.
+            batch_size: pictures in a batch of this rank.
+            shape_hw: height and width of the batches in pixels, where `group` does not say.
+            seed: start of all chance.
+            labelled: (N,) bool, which pictures are; None: all.
+            share: part of each batch that is unlabelled (of each epoch, with `group`), below 1;
+                None: every picture comes once an epoch, in whatever batch.
+        """
         self.epoch = 0
         self.weights: NDArray[np.float64] | None = None
         self.mosaic_until: int | None = None
         self.group: Callable[[NDArray[np.int64]], RectGroups] | None = None
-        self._pictures, self._batch_size = pictures, batch_size
-        self._shape_hw, self._seed = shape_hw, seed
+        known = np.ones(pictures, np.bool_) if labelled is None else labelled
+        self._labelled, self._unlabelled = np.flatnonzero(known), np.flatnonzero(~known)
+        assert len(self._labelled) and (not share or len(self._unlabelled))
+        self._share = share
+        self._batch_size, self._shape_hw, self._seed = batch_size, shape_hw, seed
         self._rank, self._ranks = rank(), world_size()
 
     def __len__(self) -> int:
         """The number of batches this rank gets in an epoch."""
-        share = math.ceil(self._pictures / self._ranks)
+        if self._is_mixed:
+            return len(self._kinds())
+        pictures = len(self._labelled) + self.unlabelled_per_epoch
         if self.group is not None:
-            return math.ceil(math.ceil(self._pictures / self._batch_size) / self._ranks)
-        return math.ceil(share / self._batch_size)
+            return math.ceil(math.ceil(pictures / self._batch_size) / self._ranks)
+        return math.ceil(math.ceil(pictures / self._ranks) / self._batch_size)
 
     def __iter__(self) -> Iterator[BatchOrder]:
         """The batches of the epoch that is set."""
         rng = np.random.default_rng((self._seed, self.epoch, _ORDER_STREAM))
-        rows = self._draw_rows(rng)
+        rows = self._labelled_rows(rng)
+        if self._is_mixed:
+            return self._mixed(rows, self._unlabelled_rows(rng), rng)
+        if self.unlabelled_per_epoch:
+            rows = rng.permutation(np.concatenate([rows, self._unlabelled_rows(rng)]))
         if self.group is not None:
             return self._grouped(rows[:, 0], self.group(rows[:, 0]), rng)
         return self._plain(rows)
 
-    def _draw_rows(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        """The own picture and the partners of each sample of the epoch (N, 8), (N, 1) without mosaics."""
-        count, partners = self._pictures, PICTURES_PER_SAMPLE - 1
+    @property
+    def unlabelled_per_epoch(self) -> int:
+        """How many unlabelled samples an epoch has, over all ranks."""
+        if self._share is None:
+            return len(self._unlabelled)
+        if self._share == 0:
+            return 0
+        if self.group is not None:
+            return unlabelled_of_epoch(len(self._labelled), self._share)
+        return self._ranks * sum(unlabelled for _, unlabelled in self._kinds())
+
+    @property
+    def _is_mixed(self) -> bool:
+        """Whether each batch holds the share; batches of one aspect cannot."""
+        return bool(self._share) and self.group is None
+
+    def _kinds(self) -> list[tuple[int, int]]:
+        """Labelled and unlabelled pictures of each batch of this rank, the same for all ranks."""
+        assert self._share
+        labelled = math.ceil(len(self._labelled) / self._ranks)
+        return kinds_of_batches(labelled, self._batch_size, self._share)
+
+    def _labelled_rows(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """The own picture and the partners of each labelled sample (n, 8), (n, 1) without mosaics."""
+        count, partners = len(self._labelled), PICTURES_PER_SAMPLE - 1
         if self.weights is None:
             own = rng.permutation(count)
             others = rng.integers(count, size=(count, partners))
         else:
-            share = self.weights / self.weights.sum()
+            share = self.weights[self._labelled] / self.weights[self._labelled].sum()
             own = rng.choice(count, count, p=share)
             others = rng.choice(count, (count, partners), p=share)
+        return self._rows(self._labelled, own, others)
+
+    def _unlabelled_rows(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """The same for the unlabelled samples, drawn so that all were seen before one comes again.
+
+        They continue where the epoch before ended: turn after turn through the pool, each turn in
+        an order of its own, which hangs on nothing but its number and the seed.
+        """
+        count, pool = self.unlabelled_per_epoch, len(self._unlabelled)
+        first = self.epoch * count
+        turns = range(first // pool, math.ceil((first + count) / pool))
+        orders = [
+            np.random.default_rng((self._seed, turn, _TURN_STREAM)).permutation(pool) for turn in turns
+        ]
+        own = np.concatenate(orders)[first % pool :][:count]
+        others = rng.integers(pool, size=(count, PICTURES_PER_SAMPLE - 1))
+        return self._rows(self._unlabelled, own, others)
+
+    def _rows(
+        self, pool: NDArray[np.int64], own: NDArray[np.int64], others: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
         if self.mosaic_until is not None and self.epoch >= self.mosaic_until:
-            return np.asarray(own[:, None])
-        return np.concatenate([own[:, None], others], 1)
+            own_alone: NDArray[np.int64] = pool[own[:, None]]
+            return own_alone
+        rows: NDArray[np.int64] = pool[np.concatenate([own[:, None], others], 1)]
+        return rows
+
+    def _places(self, count: int) -> NDArray[np.int64]:
+        """Every n-th of `count` places, this rank's; the first ones again where they do not divide."""
+        share = math.ceil(count / self._ranks)
+        return np.arange(share * self._ranks).reshape(-1, self._ranks)[:, self._rank] % count
 
     def _plain(self, rows: NDArray[np.int64]) -> Iterator[BatchOrder]:
-        share = math.ceil(len(rows) / self._ranks)
-        positions = np.arange(share * self._ranks).reshape(-1, self._ranks)[:, self._rank] % len(rows)
-        for start in range(0, share, self._batch_size):
+        positions = self._places(len(rows))
+        for start in range(0, len(positions), self._batch_size):
             chosen = positions[start : start + self._batch_size]
+            yield BatchOrder(self.epoch, chosen, rows[chosen], self._shape_hw)
+
+    def _mixed(
+        self, labelled: NDArray[np.int64], unlabelled: NDArray[np.int64], rng: np.random.Generator
+    ) -> Iterator[BatchOrder]:
+        """Each batch takes its number of samples of either kind, and shuffles them."""
+        rows = np.concatenate([labelled, unlabelled])
+        known, unknown = self._places(len(labelled)), len(labelled) + self._places(len(unlabelled))
+        for of_known, of_unknown in self._kinds():
+            chosen = rng.permutation(np.concatenate([known[:of_known], unknown[:of_unknown]]))
+            known, unknown = known[of_known:], unknown[of_unknown:]
             yield BatchOrder(self.epoch, chosen, rows[chosen], self._shape_hw)
 
     def _grouped(

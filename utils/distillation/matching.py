@@ -5,8 +5,8 @@ Shapes: B images, A anchors, H W grid, K classes of the data, C of them that the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -52,11 +52,16 @@ class ClassMap:
     ignored: tuple[str, ...]
 
     @classmethod
-    def by_name(cls, own: Sequence[str], wanted: Sequence[str]) -> ClassMap:
-        """From the teacher's classes `own` and those of the data."""
+    def by_name(
+        cls, own: Sequence[str], wanted: Sequence[str], only: Collection[int] | None = None
+    ) -> ClassMap:
+        """From the teacher's classes `own` and those of the data; `only` numbers of the latter count."""
         place = {plain(name): number for number, name in enumerate(own)}
         place.update({name: number for number, name in enumerate(own)})
-        numbers = [place.get(name, place.get(plain(name))) for name in wanted]
+        numbers = [
+            place.get(name, place.get(plain(name))) if only is None or mine in only else None
+            for mine, name in enumerate(wanted)
+        ]
         pairs = [(mine, theirs) for mine, theirs in enumerate(numbers) if theirs is not None]
         known = {theirs for _, theirs in pairs}
         return cls(
@@ -89,6 +94,10 @@ class Fit:
 
     levels: tuple[LevelPair, ...]
     classes: ClassMap
+
+    def at(self, student_levels: Collection[int]) -> Fit:
+        """The same, at these of the student's levels alone."""
+        return replace(self, levels=tuple(pair for pair in self.levels if pair.student in student_levels))
 
     def of_student(self, output: StudentOutput) -> StudentOutput:
         """The student's levels that have a partner, with the classes that both know."""

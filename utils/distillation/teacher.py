@@ -1,15 +1,15 @@
-"""The frozen network that a student learns from."""
+"""The network that a student learns from."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.checkpoint import build_model, read_checkpoint
 from models.yolo import Model
@@ -24,7 +24,7 @@ class TeacherOutput:
     levels: raw outputs, a (B, A, H_l, W_l, 5 + C) tensor for each level that has a partner, in the
         student's order of classes and relative to its anchors (see `Fit`).
     features: the inputs of its Detect layer at these levels.
-    own_levels: its raw outputs as they are.
+    own_levels: its raw outputs there as they are.
     """
 
     levels: tuple[Tensor, ...]
@@ -33,7 +33,7 @@ class TeacherOutput:
 
 
 class Teacher:
-    """A trained network in evaluation mode, fused, without gradient.
+    """A network in evaluation mode, without gradient.
 
     A plain object on purpose: as an `nn.Module` inside a loss it would be put back into training
     mode by `.train()`, and its batch norms would follow the student's mosaics.
@@ -42,14 +42,19 @@ class Teacher:
     names: list[str] | None  # None where the file does not tell them
     fit: Fit  # from `fit_to`
 
-    def __init__(self, model: Model, source: Path | str = "teacher", scale: float = 1.0) -> None:
+    def __init__(
+        self, model: Model, source: Path | str = "teacher", scale: float = 1.0, *, frozen: bool = True
+    ) -> None:
         """Takes the model over: it is fused, frozen and laid out channels-last in place.
 
-        `scale` is the side of the pictures that it sees over the side of the student's.
+        `scale` is the side of the pictures that it sees over the side of the student's. A teacher
+        that is not `frozen` is left as it is: it is somebody else's and goes on changing.
         """
         self.source, self.names, self.scale = source, list(model.names), scale
-        self.model = model.eval().fuse().requires_grad_(False).to(memory_format=torch.channels_last)
-        self._fingerprint = self.checksum()
+        self.model = model
+        if frozen:
+            self.model = model.eval().fuse().requires_grad_(False).to(memory_format=torch.channels_last)
+        self._fingerprint = self.checksum() if frozen else None
 
     @classmethod
     def from_file(cls, path: Path, device: torch.device, cfg: str = "", scale: float = 1.0) -> Teacher:
@@ -60,12 +65,12 @@ class Teacher:
             teacher.names = None
         return teacher
 
-    def fit_to(self, student: Model, names: Sequence[str]) -> None:
+    def fit_to(self, student: Model, names: Sequence[str], only: Collection[int] | None = None) -> None:
         """Finds which of its outputs belong to which of the student's.
 
         Classes that the file does not name, or a single one on both sides, are taken to be the
-        data's. Raises UserError, with both sides named, where no level fits, or where the number of
-        unnamed classes differs.
+        data's. `only` numbers of the data's classes are looked for. Raises UserError, with both sides
+        named, where no level fits, or where the number of unnamed classes differs.
         """
         own = self.names
         if self.model.nc == len(names) and (own is None or self.model.nc == 1):
@@ -76,15 +81,20 @@ class Teacher:
                 self.source,
                 "give --teacher a model trained on the data's classes",
             )
-        classes = ClassMap.by_name(own, names)
+        classes = ClassMap.by_name(own, names, only)
         if not classes.is_identity and not classes.unknown and not classes.ignored:
             self._reorder(classes.teacher)
             classes = ClassMap.by_name(names, names)
         self.fit = fit_networks(self.model.head, classes, student, self.scale, self.source)
 
+    @property
+    def is_frozen(self) -> bool:
+        """Whether its weights stay as they are."""
+        return self._fingerprint is not None
+
     @torch.no_grad()
     def _reorder(self, classes: Sequence[int]) -> None:
-        """Puts the classes into the student's order, so that the network can be scored like any other."""
+        """Puts the classes into the student's order, which costs nothing later."""
         head = self.model.head
         rows = [0, 1, 2, 3, 4, *(5 + number for number in classes)]
         for convolution in head.m:
@@ -98,13 +108,13 @@ class Teacher:
     def __call__(self, images: Tensor) -> TeacherOutput:
         """One batched forward of images (B, 3, H, W), 0..1."""
         assert not self.model.training, "the teacher must stay in evaluation mode"
-        if self.scale != 1:
-            size = [round(side * self.scale) for side in images.shape[2:]]
-            images = F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
-        features = self.model.forward_features(images)
+        features = self.model.forward_features(resized(images, self.scale))
         levels = self.model.forward_head(features)
         matched = self.fit.of_teacher(levels) if self.fit.classes.student else ()
-        return TeacherOutput(matched, tuple(features[pair.teacher] for pair in self.fit.levels), levels)
+        places = [pair.teacher for pair in self.fit.levels]
+        return TeacherOutput(
+            matched, tuple(features[place] for place in places), tuple(levels[place] for place in places)
+        )
 
     def checksum(self) -> str:
         """SHA-256 over all parameters and buffers."""
@@ -115,5 +125,44 @@ class Teacher:
         return digest.hexdigest()
 
     def assert_unchanged(self) -> None:
-        """Raises AssertionError if any weight differs from what was loaded."""
-        assert self.checksum() == self._fingerprint, "the teacher's weights changed during training"
+        """Raises AssertionError if a weight of a frozen teacher differs from what was loaded."""
+        unchanged = self._fingerprint is None or self.checksum() == self._fingerprint
+        assert unchanged, "the teacher's weights changed during training"
+
+
+class InStudentsTerms(nn.Module):
+    """A teacher that takes the student's pictures and answers in their pixels and in the data's classes.
+
+    With this it can be scored like any network of the data, whatever it was trained on.
+    """
+
+    def __init__(self, teacher: Teacher, class_count: int) -> None:
+        """`class_count` is that of the data."""
+        super().__init__()
+        self.teacher, self.class_count, self.model = teacher, class_count, teacher.model
+
+    def forward_features(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Inputs of its Detect layer."""
+        return self.model.forward_features(resized(images, self.teacher.scale))
+
+    def forward_head(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Its raw levels."""
+        return self.model.forward_head(features)
+
+    def decode_levels(self, levels: Sequence[Tensor]) -> Tensor:
+        """Predictions (B, N, 5 + K), 0 for the classes of the data that it does not know."""
+        decoded = self.model.decode_levels(levels)
+        classes = self.teacher.fit.classes
+        out = decoded.new_zeros(*decoded.shape[:2], 5 + self.class_count)
+        out[..., :4] = decoded[..., :4] / self.teacher.scale
+        out[..., 4] = decoded[..., 4]
+        out[..., [5 + mine for mine in classes.student]] = decoded[..., [5 + own for own in classes.teacher]]
+        return out
+
+
+def resized(images: Tensor, scale: float) -> Tensor:
+    """Images (B, 3, H, W), their sides times `scale`."""
+    if scale == 1:
+        return images
+    size = [round(side * scale) for side in images.shape[2:]]
+    return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +18,9 @@ class Loss(Protocol):
     """A part of what a run minimises: an `nn.Module` that returns named scalars.
 
     names: its terms, known before the first step. label: what its gradient is reported as.
+
+    It may have `observe(gradient_ratio, progress)`, called where its gradient was measured,
+    `review(report)`, which gives warnings after an epoch, and `finish()` for the end of the run.
     """
 
     names: tuple[str, ...]
@@ -32,16 +35,32 @@ class Loss(Protocol):
 class LossContext:
     """What a recipe may use to build its losses, ready when the model and the data are.
 
-    evaluate: from a model to (mAP50, mAP50-95) on the validation split. say: prints a line.
+    average: the moving average of the model's weights, a network in evaluation mode. is_new: False for
+    a run that goes on, whose weights are not in the model yet. evaluate: from a model to (mAP50,
+    mAP50-95) on the validation split. say, warn: print a line.
     """
 
     model: Model
+    average: Model
+    is_new: bool
     names: tuple[str, ...]
     image_size: int
     device: torch.device
     detection: DetectionLoss
     evaluate: Callable[[Model], tuple[float, float]]
     say: Callable[[str], None]
+    warn: Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What an epoch came to.
+
+    means: of each term and gauge, as in results.csv. map50_95: None where it was not scored.
+    """
+
+    means: Mapping[str, float]
+    map50_95: float | None
 
 
 LossRecipe = Callable[[LossContext], Sequence[Loss]]

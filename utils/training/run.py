@@ -30,10 +30,11 @@ from utils.errors import UsageError
 from utils.evaluation.evaluate import EvaluationResult, EvaluationSettings, evaluate
 from utils.inference.preprocess import fitting_image_size
 from utils.losses.detection import DetectionLoss
-from utils.losses.recipe import Loss, LossContext, LossRecipe, plain_recipe
+from utils.losses.recipe import EpochReport, Loss, LossContext, LossRecipe, plain_recipe
 from utils.reporting.console import Console, EpochBar
 from utils.reporting.results import ResultsWriter
 from utils.training import setup, state
+from utils.training.ema import ModelEma
 from utils.training.loop import BAR_FACTS, Trainer
 from utils.training.pictures import RunPictures
 from utils.training.step import TrainingStep
@@ -85,7 +86,7 @@ class TrainingRun:
         self.start_epoch, self.best = 0, Best()
         self.class_scores = np.zeros(len(self.data.names))
         (self.image_size,) = fitting_image_size([options.imgsz], model.size_multiple, self.console)
-        setup.check_batches(options, len(self.data.train), self.image_size, model.size_multiple)
+        setup.check_batches(options, self.data.train, self.image_size, model.size_multiple)
         self.train_loader, self.val_loader = setup.loaders(
             options, self.hyp, self.data, self.image_size, model.size_multiple
         )
@@ -96,6 +97,7 @@ class TrainingRun:
         self.console.info(f"{self.model.summary(self.image_size)}")
         self.detection = setup.detection_loss(self.model, options, self.hyp, self.image_size)
         self.detection.to(self.device)
+        self.ema = ModelEma(self.model)
         self.losses = self._losses(recipe)
         self.trainer = self._trainer()
         self._open_folder()
@@ -115,12 +117,15 @@ class TrainingRun:
     def _losses(self, recipe: LossRecipe) -> Sequence[Loss]:
         context = LossContext(
             model=self.model,
+            average=self.ema.model,
+            is_new=self.saved is None,
             names=self.data.names,
             image_size=self.image_size,
             device=self.device,
             detection=self.detection,
             evaluate=self._scores,
             say=self.console.info,
+            warn=self.console.warn,
         )
         return recipe(context)
 
@@ -136,7 +141,7 @@ class TrainingRun:
 
     def _trainer(self) -> Trainer:
         step = TrainingStep(self.model, self.losses).to(self.device)
-        trainer = setup.build_trainer(step, self.options, self.hyp, self.image_size, self.device)
+        trainer = setup.build_trainer(step, self.ema, self.options, self.hyp, self.image_size, self.device)
         if self.saved is not None:
             run = state.run_state(self.saved)
             state.restore(self.saved, trainer)
@@ -184,9 +189,11 @@ class TrainingRun:
             )
             self._final_evaluation()
             return self.folder
+        unlabelled = self.data.train.unlabelled_count
         self.console.info(
-            f"{len(self.data.train.paths)} images for training, {len(self.data.val.paths)} for validation; "
-            f"saving to {self.folder}"
+            f"{len(self.data.train)} images for training, "
+            + (f"{unlabelled} of them unlabelled, " if unlabelled else "")
+            + f"{len(self.data.val)} for validation; saving to {self.folder}"
         )
         self.pictures.labels()
         for epoch in range(self.start_epoch, options.epochs):
@@ -219,6 +226,7 @@ class TrainingRun:
             self.class_scores = result.ap_by_class()
         stop = scored and options.patience > 0 and epoch - self.best.epoch >= options.patience
         self.results.append(self._row(epoch, rates, result))
+        self._review(EpochReport(rates, result.map50_95 if result else None))
         if not options.nosave or last or stop:
             self._save(epoch, result)
         if stop:
@@ -227,6 +235,12 @@ class TrainingRun:
                 f"change with --patience (now {options.patience})"
             )
         return stop
+
+    def _review(self, report: EpochReport) -> None:
+        for loss in self.losses:
+            review = getattr(loss, "review", None)
+            if review is not None:
+                self._warn_of(list(review(report)))
 
     def _train(self, epoch: int) -> dict[str, float]:
         step, place = self.trainer.step, f"{epoch + 1}/{self.options.epochs}"

@@ -15,8 +15,9 @@ from utils.batch import Batch
 from utils.config.dataset import DatasetConfig, load_dataset_config
 from utils.config.hyperparameters import Hyperparameters
 from utils.config.options import TrainOptions
-from utils.datasets.index import DatasetIndex, build_index
+from utils.datasets.index import DatasetIndex, build_index, join_unlabelled
 from utils.datasets.loader import AugmentSettings, TrainLoader, eval_loader, train_loader
+from utils.datasets.sampling import kinds_of_batches, unlabelled_of_epoch
 from utils.errors import UsageError, UserError
 from utils.losses.detection import DetectionLoss, LossGains
 from utils.reporting.console import Console
@@ -29,7 +30,10 @@ from utils.training.step import TrainingStep
 
 @dataclass(frozen=True)
 class Data:
-    """The data of a run: its splits' indexes and the classes that the network is to know."""
+    """The data of a run: its splits' indexes and the classes that the network is to know.
+
+    train: labelled pictures, and unlabelled ones where the run has a use for them.
+    """
 
     config: DatasetConfig
     train: DatasetIndex
@@ -38,11 +42,32 @@ class Data:
 
 
 def read_data(options: TrainOptions) -> Data:
-    """Indexes the training and the validation split."""
+    """Indexes the pictures to train with and the validation split."""
     config = load_dataset_config(options.data, options.data_dir)
-    train = build_index(config, "train", single_cls=options.single_cls)
+    train = _training_index(options, config)
     val = build_index(config, "val", single_cls=options.single_cls)
     return Data(config, train, val, tuple(train.names))
+
+
+def _training_index(options: TrainOptions, config: DatasetConfig) -> DatasetIndex:
+    """The training split, joined by the unlabelled pictures where the YAML has some and they are wanted.
+
+    Raises:
+        UserError: an unlabelled share is asked for and there is none.
+    """
+    share = options.share_of_unlabelled()
+    has_unlabelled = "unlabeled" in config.splits
+    if share and not has_unlabelled:
+        fix = "add 'unlabeled:', or leave --unlabeled-share out"
+        raise UserError("names no unlabelled pictures", config.yaml_path, fix)
+    train = build_index(config, "train", single_cls=options.single_cls)
+    if share == 0 or not has_unlabelled:
+        return train
+    joined = join_unlabelled(train, build_index(config, "unlabeled", single_cls=options.single_cls))
+    if share and not joined.unlabelled_count:
+        fix = "give others, or leave --unlabeled-share out"
+        raise UserError("every picture of 'unlabeled' is in 'train' too", config.yaml_path, fix)
+    return joined
 
 
 def build_network(
@@ -79,8 +104,19 @@ def freeze_layers(model: Model, freeze: Sequence[int]) -> None:
         raise UsageError("nothing is left to train", "--freeze", "freeze fewer layers")
 
 
-def check_batches(options: TrainOptions, pictures: int, image_size: int, multiple: int) -> None:
+def pictures_per_epoch(options: TrainOptions, index: DatasetIndex) -> int:
+    """How many pictures an epoch shows, those that it repeats counted as often."""
+    labelled, share = len(index) - index.unlabelled_count, options.share_of_unlabelled()
+    if not share:
+        return len(index)
+    if options.rect:
+        return labelled + unlabelled_of_epoch(labelled, share)
+    return sum(map(sum, kinds_of_batches(labelled, options.batch_size, share)))
+
+
+def check_batches(options: TrainOptions, index: DatasetIndex, image_size: int, multiple: int) -> None:
     """Raises UsageError where a batch would have a single value a channel, which batch norm refuses."""
+    pictures = pictures_per_epoch(options, index)
     smallest = max(image_size // 2 // multiple * multiple, multiple) if options.multi_scale else image_size
     if smallest == multiple and 1 in (options.batch_size, pictures % options.batch_size):
         raise UsageError(
@@ -116,6 +152,7 @@ def loaders(
         rect=options.rect,
         cache=options.cache,
         mosaic_until=options.epochs - options.close_mosaic,
+        unlabelled_share=options.share_of_unlabelled(),
     )
     validation = eval_loader(
         data.val,
@@ -139,7 +176,12 @@ def detection_loss(
 
 
 def build_trainer(
-    step: TrainingStep, options: TrainOptions, hyp: Hyperparameters, image_size: int, device: torch.device
+    step: TrainingStep,
+    ema: ModelEma,
+    options: TrainOptions,
+    hyp: Hyperparameters,
+    image_size: int,
+    device: torch.device,
 ) -> Trainer:
     """Optimizer, schedule, average and precision around a step."""
     accumulated = max(round(hyp.nbs / options.batch_size), 1) * options.batch_size
@@ -166,7 +208,7 @@ def build_trainer(
         step=step,
         optimizer=optimizer,
         schedule=schedule,
-        ema=ModelEma(step.model),
+        ema=ema,
         device=device,
         scaler=torch.amp.GradScaler(device.type, enabled=dtype is torch.float16),
         amp_dtype=dtype,

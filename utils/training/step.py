@@ -37,6 +37,10 @@ class TrainingStep(nn.Module):
         output = StudentOutput(features, self.model.forward_head(features))
         by_loss = [cast(Loss, loss)(batch, output, progress) for loss in self.losses]
         gauges = self._gradient_ratios(by_loss, output) if self._is_sampled(progress) else {}
+        for loss, ratio in zip(list(self.losses)[1:], gauges.values(), strict=False):
+            observe = getattr(loss, "observe", None)
+            if observe is not None:
+                observe(ratio, progress)
         return {name: value for terms in by_loss for name, value in terms.items()}, gauges
 
     def _is_sampled(self, progress: Progress) -> bool:

@@ -1,0 +1,49 @@
+"""Each thing that looks wrong in a distillation is said once, with what to do."""
+
+from utils.distillation.diagnosis import Diagnosis
+
+
+def said(*reports, ratio=1.0, warmup=0.0, teacher=0.5):
+    watch = Diagnosis(teacher, ratio, warmup)
+    return [text for report in reports for text in watch.after_epoch(*report)]
+
+
+def test_a_healthy_run_gets_no_word():
+    assert not said((1.0, 0.5, 0.1), (0.8, 0.4, 0.3), (0.9, 1.2, 0.49))
+
+
+def test_a_teacher_no_better_than_the_student_is_named_once():
+    watch = Diagnosis(0.3, 1.0)
+    (text,) = watch.at_start(0.3)
+    assert "not better" in text and "0.300" in text
+    assert not list(watch.after_epoch(1.0, 1.0, 0.4))
+    assert not list(Diagnosis(None, 1.0).at_start(0.9))
+
+
+def test_a_student_that_passes_its_teacher_is_told():
+    (text,) = said((1.0, 1.0, 0.4), (1.0, 1.0, 0.6), (1.0, 1.0, 0.7))
+    assert "better than its teacher" in text
+
+
+def test_a_gradient_ratio_out_of_bounds_comes_with_a_ratio_to_try():
+    (weak,) = said((1.0, 0.002, None), (1.0, 0.003, None), ratio=2.0)
+    assert "hardly counts" in weak and "--distill-ratio 1000" in weak and "auto" in weak
+    (strong,) = said((1.0, 20.0, None), ratio=2.0)
+    assert "labels hardly count" in strong and "--distill-ratio 0.1" in strong
+
+
+def test_while_the_weight_warms_up_its_gradient_is_not_judged():
+    assert not said((1.0, 0.002, None), warmup=2.0)
+    assert said((1.0, 0.002, None), (1.0, 0.002, None), warmup=2.0)
+
+
+def test_a_loss_of_zero_is_named():
+    (text,) = said((0.0, 0.0, None), (0.0, 0.0, None))
+    assert "is zero" in text
+
+
+def test_a_loss_that_rises_for_a_whole_warm_up_is_named_and_one_that_turns_is_not():
+    (text,) = said(*((float(value), 1.0, None) for value in (1, 2, 3, 4, 5)))
+    assert "risen" in text
+    assert not said(*((float(value), 1.0, None) for value in (1, 2, 3, 2, 5, 6, 7, 8)))
+    assert not said(*((float(value), 1.0, None) for value in (1, 2, 3, 4, 3)), warmup=5.0)

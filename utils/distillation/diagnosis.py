@@ -1,0 +1,85 @@
+"""What looks wrong in a distillation, in sentences that a person can act on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+RATIO_LOW, RATIO_HIGH = 0.05, 5.0
+RISING_EPOCHS = 3  # the learning rate's own warm-up lasts as long
+
+
+@dataclass
+class Diagnosis:
+    """Watches a run, one epoch after another; says each thing once.
+
+    teacher_map: mAP50-95 of the best teacher on the validation split, None where it cannot be
+    compared with the student's. ratio: what the gradient ratio is proportional to. warmup: epochs in
+    which the weight of the loss still rises.
+    """
+
+    teacher_map: float | None
+    ratio: float
+    warmup: float = 0.0
+    said: set[str] = field(default_factory=set)
+    losses: list[float] = field(default_factory=list)
+
+    def at_start(self, student_map: float) -> Iterator[str]:
+        """Compares the two before the first step."""
+        if self.teacher_map is not None and self.teacher_map <= student_map:
+            yield from self._once(
+                "teacher",
+                f"the teacher (mAP50-95 {self.teacher_map:.3f}) is not better than the student "
+                f"({student_map:.3f}): it has nothing to teach; train it on this data first, or take another",
+            )
+
+    def after_epoch(
+        self, loss: float | None, gradient_ratio: float | None, student_map: float | None
+    ) -> Iterator[str]:
+        """loss: mean of the epoch without any weight; None where the teacher was not asked.
+
+        gradient_ratio: mean of the epoch, without the schedule's factor; None where nothing compares.
+        """
+        if loss is not None:
+            self.losses.append(loss)
+            yield from self._on_loss()
+        if gradient_ratio is not None and len(self.losses) >= self.warmup:
+            yield from self._on_ratio(gradient_ratio)
+        if student_map is not None and self.teacher_map is not None and student_map > self.teacher_map:
+            yield from self._once(
+                "teacher",
+                f"the student (mAP50-95 {student_map:.3f}) is better than its teacher "
+                f"({self.teacher_map:.3f}) now: a better teacher would take it further",
+            )
+
+    def _on_loss(self) -> Iterator[str]:
+        if self.losses[-1] < 1e-9:
+            yield from self._once(
+                "zero",
+                "the distillation loss is zero: the teacher sees nothing in these pictures, or is the "
+                "student itself; look at its boxes with detect.py, or lower --t-conf-thres for boxes",
+            )
+        watched = max(RISING_EPOCHS, math.ceil(self.warmup)) + 1
+        if len(self.losses) == watched and all(a < b for a, b in zip(self.losses, self.losses[1:])):  # noqa: B905
+            yield from self._once(
+                "rising",
+                f"the distillation loss has risen in each of the first {watched} epochs: the student moves "
+                "away from its teacher; check that both know the same classes, or raise --distill-ratio",
+            )
+
+    def _on_ratio(self, measured: float) -> Iterator[str]:
+        if RATIO_LOW <= measured <= RATIO_HIGH or measured == 0 or not math.isfinite(measured):
+            return
+        weak, better = measured < RATIO_LOW, float(f"{self.ratio / measured:.1g}")
+        effect = "it hardly counts" if weak else "the labels hardly count"
+        yield from self._once(
+            "weak" if weak else "strong",
+            f"the teacher's gradient is {measured:.2g} times that of the labels: {effect}; try "
+            f"--distill-ratio {better:g}, or auto",
+        )
+
+    def _once(self, key: str, text: str) -> Iterator[str]:
+        if key not in self.said:
+            self.said.add(key)
+            yield text

@@ -1,0 +1,153 @@
+"""From the options of `train_distill.py` to its losses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+from torch import nn
+
+from models.checkpoint import resolve_weights
+from models.decode import decode
+from models.yolo import Model
+from utils.config.options import OWN_AVERAGE, DistillOptions
+from utils.distillation.balance import GradientBalance
+from utils.distillation.diagnosis import Diagnosis
+from utils.distillation.distiller import Distiller
+from utils.distillation.ensemble import Teachers
+from utils.distillation.features import FeatureLoss
+from utils.distillation.presets import DenseOutputs, ObjectnessGated, Preset, PseudoBoxes
+from utils.distillation.response import Response, ResponseGains
+from utils.distillation.schedule import DistillSchedule
+from utils.distillation.teacher import InStudentsTerms, Teacher
+from utils.errors import UserError
+from utils.losses.detection import DetectionLoss, level_balance
+from utils.losses.recipe import Loss, LossContext, LossRecipe, ground_truth_only
+
+
+def distillation_recipe(options: DistillOptions) -> LossRecipe:
+    """The ground-truth loss (unless turned off) and a Distiller.
+
+    Raises UserError where a teacher is missing.
+    """
+    if not options.distill:
+        return ground_truth_only
+    paths = [None if name == OWN_AVERAGE else resolve_weights(name) for name in options.teacher]
+
+    def recipe(context: LossContext) -> Sequence[Loss]:
+        distiller = build_distiller(options, paths, context)
+        return [context.detection, distiller] if options.with_gt_loss else [distiller]
+
+    return recipe
+
+
+def build_distiller(options: DistillOptions, paths: Sequence[Path | None], context: LossContext) -> Distiller:
+    """Loads the teachers (None: the student's own average), finds what fits, says how good they are."""
+    scale = (options.teacher_img_size or context.image_size) / context.image_size
+    members = [
+        Teacher(context.average, "the student's own average", scale, frozen=False)
+        if path is None
+        else Teacher.from_file(path, context.device, options.teacher_cfg, scale)
+        for path in paths
+    ]
+    teachers = Teachers(members, context.model, context.names)
+    preset = build_preset(options, context, teachers)
+    schedule = DistillSchedule(
+        options.distill_schedule, options.distill_final, options.distill_warmup, options.stop_distill
+    )
+    is_auto = options.distill_ratio == "auto"
+    return Distiller(
+        teachers,
+        preset,
+        GradientBalance(options.auto_ratio) if is_auto else float(options.distill_ratio),
+        schedule,
+        build_features(options, context, teachers, needed=preset is None),
+        options.feature_ratio,
+        compare_scores(options, context, teachers),
+    )
+
+
+def compare_scores(options: DistillOptions, context: LossContext, teachers: Teachers) -> Diagnosis:
+    """Prints the scores of teachers and student on the validation split; warns where they promise nothing."""
+    best = None
+    for member in teachers.members:
+        classes = member.fit.classes
+        if not classes.is_identity:
+            context.say(f"teacher {member.source}: {classes}")
+        if member.is_frozen and classes.student:
+            judged = cast(Model, InStudentsTerms(member, len(context.names)))
+            map50, map50_95 = context.evaluate(judged)
+            context.say(
+                f"teacher {member.source}: mAP50 {map50:.3f}, mAP50-95 {map50_95:.3f} on the validation split"
+            )
+            if not classes.unknown:
+                best = max(map50_95, best or 0.0)
+    ratio = 1.0 if isinstance(options.distill_ratio, str) else options.distill_ratio
+    diagnosis = Diagnosis(best, ratio, options.distill_warmup)
+    if context.is_new:
+        map50, map50_95 = context.evaluate(context.model)
+        context.say(f"student at the start: mAP50 {map50:.3f}, mAP50-95 {map50_95:.3f}")
+        for text in diagnosis.at_start(map50_95):
+            context.warn(text)
+    return diagnosis
+
+
+def build_features(
+    options: DistillOptions, context: LossContext, teachers: Teachers, needed: bool
+) -> list[FeatureLoss]:
+    """A feature loss for each teacher, as the options name it; cwd where nothing else is left."""
+    kind = options.feature_loss
+    if kind == "none" and not needed:
+        return []
+    kind = "cwd" if kind == "none" else kind
+    losses = []
+    for member in teachers.members:
+        pairs = member.fit.levels
+        own = [_channels(context.model.head.m[pair.student]) for pair in pairs]
+        wanted = [_channels(member.model.head.m[pair.teacher]) for pair in pairs]
+        losses.append(FeatureLoss(kind, own, wanted).to(context.device))
+    return losses
+
+
+def _channels(convolution: nn.Module) -> int:
+    assert isinstance(convolution, nn.Conv2d)
+    return convolution.in_channels
+
+
+def build_preset(options: DistillOptions, context: LossContext, teachers: Teachers) -> Preset | None:
+    """The preset that the options name, for the levels and classes that both sides have; None without any."""
+    fit = teachers.fit
+    if not fit.classes.student:
+        if not options.with_gt_loss:
+            raise UserError(
+                "it knows none of the data's classes, so that nothing would train the head",
+                teachers.source,
+                "leave --no-with-gt-loss out",
+            )
+        context.say(f"{teachers.source} knows none of the data's classes: only features are learnt from it")
+        return None
+    gains, rows = context.detection.gains, [pair.student for pair in fit.levels]
+    anchors = context.detection.anchors_grid[rows]
+    match options.preset():
+        case "response":
+            own = ResponseGains(options.distill_box, options.distill_obj, options.distill_cls)
+            balance = [level_balance(len(context.detection.anchors_grid))[row] for row in rows]
+            return Response(gains, anchors, own, balance=balance, complete=not fit.classes.unknown)
+        case "boxes":
+            strides = context.model.stride[rows]
+            return PseudoBoxes(
+                DetectionLoss(anchors, len(fit.classes.student), gains).to(context.device),
+                partial(decode, anchors_px=anchors * strides.view(-1, 1, 1), strides=strides),
+                confidence=options.t_conf_thres,
+                overlap=options.t_nms_thres,
+                soft=options.soft_loss,
+                temperature=options.temperature,
+            )
+        case "objectness":
+            return ObjectnessGated(gains)
+        case "kl":
+            return DenseOutputs(gains, "kl", options.temperature)
+        case _:
+            return DenseOutputs(gains, "l2", options.temperature)
