@@ -66,7 +66,8 @@ def load_dataset_config(path: str | Path, data_dir: str | Path | None = None) ->
     """The checked settings of a dataset.
 
     The YAML's `path` is resolved against the folder of the YAML; when it is a list, the first
-    folder that exists counts. `data_dir` goes before `path`. Without both the root is the folder
+    folder that exists counts. The splits are resolved against the root, lists of pictures also
+    against the folder of the YAML. `data_dir` goes before `path`. Without both the root is the folder
     of the YAML, or the working folder where the data is there alone.
 
     Raises:
@@ -84,7 +85,7 @@ def load_dataset_config(path: str | Path, data_dir: str | Path | None = None) ->
         root = _root_of_entries(path, entries)
     layout: Layout = "voc" if data.get("layout") == "voc" else "yolo"
     splits = {
-        split: tuple(_resolve(root, entry) for entry in _as_list(data[split]))
+        split: tuple(_resolve(root, entry, path.parent) for entry in _as_list(data[split]))
         for split in SPLITS
         if data.get(split)
     }
@@ -227,18 +228,24 @@ def _root_of_entries(yaml_path: Path, entries: list[str]) -> Path:
     YAML files of before `path:` was known are meant from the working folder.
     """
     for root in (yaml_path.parent, Path()):
-        if any(os.path.exists(_resolve(root, entry)) for entry in entries):
+        if any(os.path.exists(_resolve(root, entry, root)) for entry in entries):
             return _absolute(root)
     return _absolute(yaml_path.parent)
 
 
-def _resolve(root: Path, entry: str) -> Path:
-    """A split's entry under the root; exports that write `../train` for `train` are understood."""
-    path = _absolute(root / Path(entry).expanduser())
-    if not os.path.exists(path) and entry.startswith("../"):
-        inside = _absolute(root / entry.removeprefix("../"))
-        return inside if os.path.exists(inside) else path
-    return path
+def _resolve(root: Path, entry: str, beside: Path) -> Path:
+    """A split's entry under the root; a list may also lie in the YAML's folder, `beside`.
+
+    Exports that write `../train` for `train` are understood.
+    """
+    wanted = Path(entry).expanduser()
+    places = [root / wanted]
+    if entry.startswith("../"):
+        places.append(root / entry.removeprefix("../"))
+    if wanted.suffix == ".txt":
+        places.append(beside / wanted)
+    found = (place for place in places if os.path.exists(_absolute(place)))
+    return _absolute(next(found, places[0]))
 
 
 def _absolute(path: Path) -> Path:

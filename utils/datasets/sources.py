@@ -33,7 +33,7 @@ def list_sources(config: DatasetConfig, split: str) -> list[Source]:
     entries = config.entries(split)
     found: dict[str, Source] = {}
     for entry in entries:
-        for source in _voc_sources(entry) if config.layout == "voc" else _yolo_sources(entry, config.root):
+        for source in _voc_sources(entry, config.root) if config.layout == "voc" else _yolo_sources(entry, config.root):
             found.setdefault(source.image, source)
     if not found:
         listed = ", ".join(str(entry) for entry in entries)
@@ -93,11 +93,14 @@ def _from_list(line: str, listing: Path, root: Path) -> str:
     return next(filter(os.path.exists, places), places[0])
 
 
-def _voc_sources(listing: Path) -> list[Source]:
-    """The pictures of `BASE/ImageSets/*/LIST.txt`: `BASE/JPEGImages` with `BASE/Annotations`."""
-    base = next((p.parent for p in listing.parents if p.name == "ImageSets"), None)
-    if base is None or listing.is_dir():
-        raise UserError("is no list below a folder 'ImageSets'", listing, "layout 'voc' needs one")
+def _voc_sources(listing: Path, root: Path) -> list[Source]:
+    """The pictures of `BASE/ImageSets/*/LIST.txt`: `BASE/JPEGImages` with `BASE/Annotations`.
+
+    The base of a list that lies elsewhere is the root.
+    """
+    base = next((p.parent for p in listing.parents if p.name == "ImageSets"), root)
+    if listing.is_dir():
+        raise UserError("is a folder and no list of pictures", listing, "layout 'voc' needs a list")
     pictures, annotations = base / "JPEGImages", base / "Annotations"
     if not pictures.is_dir():
         raise UserError("the folder of the pictures is missing", pictures, "layout 'voc' needs it")

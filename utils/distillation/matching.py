@@ -5,6 +5,7 @@ Shapes: B images, A anchors, H W grid, K classes of the data, C of them that the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -191,7 +192,7 @@ def _chosen(level: Tensor, classes: Sequence[int]) -> Tensor:
 
 def plain(name: str) -> str:
     """A class name without what people spell differently."""
-    return name.casefold().replace("_", " ").replace("-", " ").strip()
+    return re.sub(r"[\s_-]+", "", name.casefold())
 
 
 def listed(names: Sequence[str]) -> str:

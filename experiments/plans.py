@@ -1,0 +1,169 @@
+"""The experiments by name: what is trained, on what, under which teacher.
+
+All arms of a plan share the start, the data, the schedule and the evaluations; they differ by their
+own options alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DISTILL = "train_distill.py"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train: its title in the table and its options beside the plan's.
+
+    teacher: name of the teacher in `TEACHERS`, None for plain training. data: a dataset in place of the
+    plan's.
+    """
+
+    name: str
+    title: str
+    options: tuple[str, ...] = ()
+    teacher: str | None = None
+    data: str | None = None
+
+
+@dataclass(frozen=True)
+class TeacherRun:
+    """A teacher that is trained once, with seed 0; a public file where `options` is empty."""
+
+    title: str
+    weights: str
+    options: tuple[str, ...] = ()
+    data: str = "data/bccd.yaml"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Arms to compare.
+
+    start: options of the student's start. split: scored at the end, seen by neither training nor choice.
+    choice: `best` picks the epoch by the validation split, `last` picks none (where both splits are one).
+    reference: the arm that the others are compared with.
+    """
+
+    title: str
+    data: str
+    image_size: int
+    epochs: int
+    start: tuple[str, ...]
+    arms: tuple[Arm, ...]
+    teacher: str | None = None
+    seeds: int = 3
+    split: str = "test"
+    choice: str = "best"
+    reference: str = "plain"
+    common: tuple[str, ...] = ()
+
+    def arm(self, name: str) -> Arm:
+        """The arm of a name."""
+        return next(arm for arm in self.arms if arm.name == name)
+
+
+TEACHERS = {
+    "bccd-s": TeacherRun(
+        "yolov5s, public COCO weights, 60 epochs on BCCD", "yolov5s.pt", ("--img", "320", "--epochs", "60")
+    ),
+    "bccd-s-fifth": TeacherRun(
+        "the same on a fifth of the labels",
+        "yolov5s.pt",
+        ("--img", "320", "--epochs", "200", "--patience", "0"),
+        "experiments/data/bccd_fifth.yaml",
+    ),
+    "voc-s": TeacherRun(
+        "yolov5s, public COCO weights, 12 epochs on VOC320",
+        "yolov5s.pt",
+        ("--img", "256", "--epochs", "12"),
+        "experiments/data/voc320.yaml",
+    ),
+}
+
+PLAIN = Arm("plain", "plain training")
+
+
+def presets(teacher: str) -> tuple[Arm, ...]:
+    """Plain training, each preset, the default, and the default with each feature loss."""
+    response = ("--distill-loss", "response")
+
+    def distilled(name: str, title: str, *options: str) -> Arm:
+        return Arm(name, title, options, teacher)
+
+    return (
+        PLAIN,
+        distilled("boxes", "`boxes`", "--distill-loss", "boxes"),
+        distilled("boxes-soft", "`boxes --soft-loss`", "--distill-loss", "boxes", "--soft-loss"),
+        distilled("objectness", "`objectness`", "--distill-loss", "objectness"),
+        distilled("l2", "`l2`", "--distill-loss", "l2"),
+        distilled("kl", "`kl`", "--distill-loss", "kl"),
+        distilled("response", "`response`", *response),
+        distilled("response-cwd", "`response`, features by cwd", *response, "--feature-loss", "cwd"),
+        distilled("response-pkd", "`response`, features by pkd", *response, "--feature-loss", "pkd"),
+    )
+
+
+def few_labels() -> tuple[Arm, ...]:
+    """A fifth of the labels alone, then with the other pictures unlabelled, then all labels."""
+    fifth, response = "experiments/data/bccd_fifth.yaml", ("--distill-loss", "response")
+    return (
+        Arm("plain", "plain, 20% of the labels", data=fifth),
+        Arm("all", "plain, all labels", data="data/bccd.yaml"),
+        Arm("own", "the rest unlabelled, teacher of the same 20%", response, "bccd-s-fifth", fifth),
+        Arm("good", "the rest unlabelled, teacher of all labels", response, "bccd-s", fifth),
+    )
+
+
+SCRATCH = ("--weights", "", "--cfg", "models/yolov5n.yaml")
+PLANS = {
+    "bccd-scratch": Plan(
+        "BCCD, yolov5n from scratch, 60 epochs",
+        "data/bccd.yaml",
+        320,
+        60,
+        SCRATCH,
+        presets("bccd-s"),
+        "bccd-s",
+    ),
+    "bccd-public": Plan(
+        "BCCD, yolov5n from the public COCO weights, 30 epochs",
+        "data/bccd.yaml",
+        320,
+        30,
+        ("--weights", "yolov5n.pt"),
+        presets("bccd-s"),
+        "bccd-s",
+    ),
+    "voc320": Plan(
+        "VOC320, yolov5n from the public COCO weights, 10 epochs at 256 px",
+        "experiments/data/voc320.yaml",
+        256,
+        10,
+        ("--weights", "yolov5n.pt"),
+        (PLAIN, Arm("response", "`response`", ("--distill-loss", "response"), "voc-s")),
+        "voc-s",
+        split="val",
+        choice="last",
+    ),
+    "few-labels": Plan(
+        "BCCD, a fifth of the labels, the other pictures unlabelled; yolov5n from scratch",
+        "experiments/data/bccd_fifth.yaml",
+        320,
+        60,
+        SCRATCH,
+        few_labels(),
+        "bccd-s",
+    ),
+    "demo": Plan(
+        "The generated set, from the demo student's start, 10 epochs",
+        "data/demo.yaml",
+        320,
+        10,
+        ("--weights", "weights/demo_student.pt"),
+        presets("demo"),
+        "demo",
+        common=("--optimizer", "AdamW", "--hyp", "data/hyp.demo.yaml"),
+    ),
+}
+TEACHERS["demo"] = TeacherRun("the demo's teacher", "weights/demo_teacher.pt", data="data/demo.yaml")

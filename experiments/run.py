@@ -1,0 +1,168 @@
+"""Runs named experiments from start to end: `python -m experiments.run bccd-scratch`.
+
+Every run is a call of this project's own scripts. What is done is kept in experiments/results and not
+done again; a run that was cut short goes on. The tables of docs/experiments.md are written anew after
+each run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.plans import PLANS, TEACHERS, Arm, Plan
+from experiments.report import RESULTS, ROOT, write_report
+from utils.config.files import write_text_atomically
+from utils.device import describe_device, select_device
+from utils.errors import UserError
+from utils.reporting.results import read_results
+
+RUNS = Path("runs/experiments")
+BATCH = ("--batch-size", "16", "--cache", "ram", "--noplots")
+
+
+class Runner:
+    """Where the runs go and what they run on."""
+
+    def __init__(self, device: str, weights: Path) -> None:
+        """`weights` is the folder with the public files."""
+        self.device, self.weights = device, weights
+        self.machine = describe_device(select_device(device))
+
+    def plan(self, name: str, arms: list[str], seeds: list[int]) -> None:
+        """Runs what is missing of a plan, one seed after another, and writes the report."""
+        plan = PLANS[name]
+        for seed in seeds or range(plan.seeds):
+            for arm in plan.arms:
+                if arms and arm.name not in arms:
+                    continue
+                record = RESULTS / name / f"{arm.name}-s{seed}.json"
+                if not record.is_file():
+                    self.arm(name, plan, arm, seed, record)
+                    write_report()
+
+    def teacher(self, name: str) -> Path:
+        """The weights of a teacher, trained where they are missing, and scored once."""
+        teacher = TEACHERS[name]
+        if teacher.options:
+            options = ("--data", teacher.data, "--weights", str(self._start(teacher.weights)))
+            folder = RUNS / "teachers" / name
+            self._train("train.py", (*options, *teacher.options, *BATCH, "--seed", "0"), folder)
+            weights = folder / "weights" / "best.pt"
+        else:
+            weights = self._start(teacher.weights)
+        return weights
+
+    def teacher_score(self, name: str, plan_name: str, plan: Plan) -> None:
+        """Scores a teacher on the split of a plan."""
+        record = RESULTS / plan_name / f"teacher-{name}.json"
+        if not record.is_file():
+            metrics, command = self._test(self.teacher(name), plan, plan.data)
+            self._write(record, {"title": TEACHERS[name].title, "command": command, **metrics})
+
+    def arm(self, name: str, plan: Plan, arm: Arm, seed: int, record: Path) -> None:
+        """One run: trained, scored, written down."""
+        data = arm.data or plan.data
+        script, options = "train.py", arm.options
+        if arm.teacher is not None:
+            self.teacher_score(arm.teacher, name, plan)
+            script, options = "train_distill.py", ("--teacher", str(self.teacher(arm.teacher)), *arm.options)
+        start = tuple(str(self._start(word)) if word.endswith(".pt") else word for word in plan.start)
+        size = ("--img", str(plan.image_size), "--epochs", str(plan.epochs))
+        folder = RUNS / name / f"{arm.name}-s{seed}"
+        words = ("--data", data, *start, *size, *BATCH, "--seed", str(seed), *plan.common, *options)
+        begun = time.monotonic()
+        command = self._train(script, words, folder)
+        seconds = time.monotonic() - begun
+        metrics, _ = self._test(folder / "weights" / f"{plan.choice}.pt", plan, plan.data)
+        curves = read_results(folder / "results.csv")
+        content = {
+            "arm": arm.name,
+            "seed": seed,
+            "command": command,
+            "machine": self.machine,
+            "torch": torch.__version__,
+            "seconds": round(seconds),
+            **metrics,
+            "val_map50": [round(v, 5) for v in curves["metrics/mAP_0.5"].tolist()],
+            "val_map50_95": [round(v, 5) for v in curves["metrics/mAP_0.5:0.95"].tolist()],
+        }
+        self._write(record, content)
+
+    def _start(self, weights: str) -> Path:
+        """A public file in the folder for these, or a file of the project itself."""
+        path = Path(weights)
+        path = path if path.is_file() else self.weights / path.name
+        if not path.is_file():
+            raise UserError("is not there", path, "download it, or name its folder with --weights-dir")
+        return path
+
+    def _train(self, script: str, words: tuple[str, ...], folder: Path) -> str:
+        """Trains into the folder unless that is done; goes on where a run was cut short."""
+        place = ("--project", str(folder.parent), "--name", folder.name, "--exist-ok")
+        command = shlex.join(("python", script, *words))
+        if (folder / "done").is_file():
+            return command
+        if (folder / "weights" / "state.pt").is_file():
+            self._call(script, "--resume", str(folder), "--device", self.device)
+        else:
+            self._call(script, *words, *place, "--device", self.device)
+        (folder / "done").touch()
+        return command
+
+    def _test(self, weights: Path, plan: Plan, data: str) -> tuple[dict[str, float], str]:
+        words = ("test.py", "--weights", str(weights), "--data", data, "--img", str(plan.image_size))
+        words = (*words, "--task", plan.split)
+        place = ("--project", str(RUNS), "--name", "scores", "--exist-ok", "--noplots")
+        self._call(*words, *place, "--device", self.device)
+        metrics = json.loads((RUNS / "scores" / "metrics.json").read_text(encoding="utf-8"))
+        command = shlex.join(("python", *words))
+        return {key: round(metrics[key], 5) for key in ("map50", "map50_95")}, command
+
+    def _call(self, *words: str) -> None:
+        print(f"$ python {shlex.join(words)}", flush=True)
+        done = subprocess.run([sys.executable, *words], check=False)
+        if done.returncode:
+            raise UserError(f"exit code {done.returncode}", shlex.join(words), "see its message above")
+
+    def _write(self, path: Path, content: dict[str, Any]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text_atomically(path, json.dumps(content, indent=1) + "\n")
+
+
+def main() -> int:
+    """Runs what the command line names; gives the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.run", description=__doc__)
+    parser.add_argument(
+        "plans", nargs="*", choices=[*PLANS, []], help="experiments to run; none: tables only"
+    )
+    parser.add_argument("--arms", nargs="+", default=[], help="these of their arms alone")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[], help="these seeds; default: all")
+    parser.add_argument("--device", default="cpu", help="cpu, or the number of a GPU")
+    parser.add_argument(
+        "--weights-dir", type=Path, default=Path("weights"), help="folder of the public files"
+    )
+    given = parser.parse_args()
+    os.chdir(ROOT)
+    try:
+        runner = Runner(given.device, given.weights_dir)
+        for name in given.plans:
+            runner.plan(name, given.arms, given.seeds)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    write_report()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
