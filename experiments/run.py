@@ -120,8 +120,8 @@ class Runner:
         return command
 
     def _test(self, weights: Path, plan: Plan, data: str) -> tuple[dict[str, float], str]:
-        words = ("test.py", "--weights", str(weights), "--data", data, "--img", str(plan.image_size))
-        words = (*words, "--task", plan.split)
+        size = ("--img", str(plan.image_size), "--task", plan.split)
+        words = ("test.py", "--weights", str(weights), "--data", data, *size)
         place = ("--project", str(RUNS), "--name", "scores", "--exist-ok", "--noplots")
         self._call(*words, *place, "--device", self.device)
         metrics = json.loads((RUNS / "scores" / "metrics.json").read_text(encoding="utf-8"))
