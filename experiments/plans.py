@@ -65,7 +65,7 @@ class Plan:
 
 TEACHERS = {
     "bccd-s": TeacherRun(
-        "yolov5s, public COCO weights, 60 epochs on BCCD", "yolov5s.pt", ("--img", "320", "--epochs", "60")
+        "yolov5s, public COCO weights, 50 epochs on BCCD", "yolov5s.pt", ("--img", "320", "--epochs", "50")
     ),
     "bccd-s-fifth": TeacherRun(
         "the same on a fifth of the labels",
