@@ -11,7 +11,7 @@ import pytest
 
 import utils.datasets.index as index_module
 from utils.config.dataset import DatasetConfig, load_dataset_config
-from utils.datasets.index import build_index
+from utils.datasets.index import build_index, join_unlabelled
 from utils.datasets.sources import label_path
 from utils.errors import UserError
 
@@ -216,6 +216,35 @@ def test_an_unlabelled_index_is_not_taken_for_a_labelled_one(make_dataset):
     assert "not one label file" in message_of(config)
 
 
+def test_unlabelled_pictures_join_those_of_the_training_and_leave_its_statistics_as_they_were(make_dataset):
+    config = make_dataset({"a.jpg": GOOD, "b.jpg": "1 0.5 0.5 0.25 0.5\n"})
+    train = build_index(config, "train", progress=False)
+    others = build_index(
+        make_dataset({"x.jpg": "9 not read", "y.jpg": None}, split="extra"), "unlabeled", progress=False
+    )
+    joined = join_unlabelled(train, others)
+    assert [Path(path).name for path in joined.paths] == ["a.jpg", "b.jpg", "x.jpg", "y.jpg"]
+    assert joined.labelled.tolist() == [True, True, False, False]
+    assert (len(joined), joined.unlabelled_count, train.unlabelled_count) == (4, 2, 0)
+    assert joined.sizes_wh.shape == (4, 2) and joined.problems == []
+    np.testing.assert_array_equal(joined.all_labels(), train.all_labels())
+    np.testing.assert_array_equal(joined.class_counts(), train.class_counts())
+    np.testing.assert_array_equal(joined.box_sizes_px(64), train.box_sizes_px(64))
+    np.testing.assert_array_equal(joined.image_weights(joined.class_weights()), [0.5, 0.5, 0, 0])
+
+
+def test_a_picture_that_is_listed_as_both_counts_as_labelled_only(make_dataset):
+    train = build_index(make_dataset({"a.jpg": GOOD, "b.jpg": None}), "train", progress=False)
+    same = build_index(make_dataset({"c.jpg": None}), "unlabeled", progress=False)
+    joined = join_unlabelled(train, same)
+    assert [Path(path).name for path in joined.paths] == ["a.jpg", "b.jpg", "c.jpg"]
+    assert joined.labelled.tolist() == [True, True, False]
+    assert joined.problems[:-1] == train.problems
+    told = joined.problems[-1]
+    assert told.startswith("2 unlabelled pictures are in 'train' too and count as labelled only: ")
+    assert "a.jpg" in told and "c.jpg" not in told
+
+
 def test_names_given_twice_are_told_once_for_a_training(make_dataset):
     config = make_dataset({"a.jpg": GOOD + "1 0.2 0.2 0.1 0.1\n"}, names=("cat", "cat"))
     [problem] = build_index(config, "train", progress=False).problems
@@ -379,11 +408,22 @@ def test_an_unknown_voc_class_is_named_with_file_and_line(voc_dataset):
     assert f"{path}:2: class 'cow'" in message
 
 
-def test_a_voc_split_outside_of_imagesets_is_refused(voc_dataset, tmp_path):
+def test_a_voc_list_may_lie_at_the_root_or_beside_the_yaml(voc_dataset, tmp_path):
     (voc_dataset.root / "train.txt").write_text("one\n")
+    (tmp_path / "mine.txt").write_text("one\n")
+    yaml = tmp_path / "own.yaml"
+    yaml.write_text("path: VOC\nlayout: voc\ntrain: train.txt\nval: mine.txt\nnames: [cat, dog]\n")
+    config = load_dataset_config(yaml)
+    for split in ("train", "val"):
+        (path,) = build_index(config, split, cache_dir=tmp_path / "cache", progress=False).paths
+        assert "/JPEGImages/one." in path
+
+
+def test_a_voc_split_without_a_folder_of_pictures_is_refused(tmp_path):
+    (tmp_path / "train.txt").write_text("one\n")
     yaml = tmp_path / "wrong.yaml"
-    yaml.write_text("path: VOC\nlayout: voc\ntrain: train.txt\nnames: [cat, dog]\n")
-    assert "ImageSets" in message_of(load_dataset_config(yaml))
+    yaml.write_text("layout: voc\ntrain: train.txt\nnames: [cat, dog]\n")
+    assert "JPEGImages" in message_of(load_dataset_config(yaml))
 
 
 def test_bccd_has_its_known_splits_and_stays_untouched(bccd_dir):

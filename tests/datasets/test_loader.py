@@ -181,8 +181,8 @@ def test_a_picture_that_goes_away_is_named_in_one_line(index, workers):
 
 def test_image_weights_draw_pictures_with_rare_classes(index):
     loader = make(index, image_weights=np.array([0.0, 0.0, 1.0]))
-    own = [path for epoch in range(3) for path in paths_of(loader, epoch)]
-    assert {Path(path).stem for path in own} <= {"03", "07"}
+    own = [Path(path).stem for epoch in range(3) for path in paths_of(loader, epoch)]
+    assert set(own) <= {"03", "07", "10"} and own.count("10") == 3  # the unlabelled one comes as always
     loader.set_image_weights(np.zeros(3))  # nothing to prefer: back to each once
     assert sorted(paths_of(loader, 0)) == sorted(index.paths)
 
@@ -246,3 +246,50 @@ def test_a_dataset_survives_the_way_to_a_worker_that_is_not_forked(index, cache)
     if cache == "disk":
         assert len(sent) < 20_000  # the name of the file, not the pictures
     assert_equal([pickle.loads(sent)[order]], [before])
+
+
+@pytest.fixture
+def two_kinds(tmp_path: Path) -> DatasetIndex:
+    """Six labelled red pictures, each with one box, and five unlabelled blue ones."""
+    paths, labels = [], []
+    for number in range(11):
+        path = tmp_path / f"{number:02d}.png"
+        cv2.imwrite(str(path), np.full((64, 64, 3), (20, 20, 230) if number < 6 else (230, 20, 20), np.uint8))
+        paths.append(str(path))
+        rows = [[0, 0.5, 0.5, 0.4, 0.4]] if number < 6 else []
+        labels.append(np.array(rows, np.float32).reshape(-1, 5))
+    return DatasetIndex(paths, labels, np.full((11, 2), 64), np.arange(11) < 6, [], ["red"])
+
+
+@pytest.mark.parametrize("share", [None, 0.5])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_no_sample_is_made_of_both_kinds(two_kinds, share, workers):
+    settings = replace(PLAIN, mixup=0.5)
+    loader = make(two_kinds, workers, augment=settings, unlabelled_share=share)
+    for epoch in range(3):
+        loader.set_epoch(epoch)
+        batches = list(loader)
+        assert len(batches) == len(loader)
+        for batch in batches:
+            assert [Path(path).stem < "06" for path in batch.paths] == batch.labelled.tolist()
+            red, blue = batch.images[:, 0].flatten(1), batch.images[:, 2].flatten(1)
+            # The grey of the border, 114, is below what even a mixed picture of one kind has.
+            assert ((red > 160).any(1) <= batch.labelled).all()
+            assert ((blue > 160).any(1) <= ~batch.labelled).all()
+            assert batch.labelled[batch.targets[:, 0].long()].all()
+            if share:
+                assert (~batch.labelled).sum() * 2 == len(batch.paths)
+
+
+def test_batches_of_both_kinds_are_those_of_any_number_of_workers(two_kinds):
+    alone, shared = (make(two_kinds, workers, unlabelled_share=0.4) for workers in (0, 2))
+    for epoch in (2, 0):
+        alone.set_epoch(epoch)
+        shared.set_epoch(epoch)
+        assert_equal(list(alone), list(shared))
+
+
+def test_rect_batches_hold_both_kinds(two_kinds):
+    batches = list(make(two_kinds, rect=True, unlabelled_share=0.5))
+    assert sum(int((~batch.labelled).sum()) for batch in batches) == 6
+    assert any(0 < batch.labelled.sum() < len(batch.paths) for batch in batches)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import utils.datasets.sampling as sampling
-from utils.datasets.sampling import TrainingOrder, rect_groups
+from utils.datasets.sampling import TrainingOrder, kinds_of_batches, rect_groups, unlabelled_of_epoch
 
 SHAPE = (64, 64)
 
@@ -105,3 +105,171 @@ def test_epochs_without_mosaics_have_no_partners_and_the_same_order():
         order.epoch = closing.epoch = epoch
         assert {batch.rows.shape[1] for batch in closing} == {columns}
         assert own_numbers(closing) == own_numbers(order)
+
+
+UNLABELLED = np.arange(20) % 3 == 2  # 6 of 20
+
+
+def two_pools(batch_size: int = 4, share: float | None = None) -> TrainingOrder:
+    return TrainingOrder(20, batch_size, SHAPE, 0, ~UNLABELLED, share)
+
+
+def kinds_of(order: TrainingOrder) -> list[tuple[int, int]]:
+    """Labelled and unlabelled pictures of each batch."""
+    unlabelled = [int(UNLABELLED[batch.rows[:, 0]].sum()) for batch in order]
+    return [(len(batch.rows) - count, count) for batch, count in zip(order, unlabelled, strict=True)]
+
+
+@pytest.mark.parametrize("share", [None, 0.5])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_partners_are_of_the_kind_of_the_sample_and_all_of_a_kind_are_drawn(share, weighted):
+    order = two_pools(share=share)
+    order.weights = np.where(UNLABELLED, 0.0, 1.0) if weighted else None
+    seen = set()
+    for order.epoch in range(5):
+        for batch in order:
+            kinds = UNLABELLED[batch.rows]
+            assert (kinds == kinds[:, :1]).all()
+            seen |= set(batch.rows[:, 1:].ravel().tolist())
+    assert seen == set(range(20))
+
+
+def test_without_a_share_every_picture_comes_once_whatever_its_kind():
+    order = two_pools()
+    for order.epoch in range(3):
+        assert sorted(own_numbers(order)) == list(range(20))
+        assert len(order) == len(list(order)) == 5
+        assert len(set(kinds_of(order))) > 1  # shuffled among each other, not one kind after the other
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_no_batch_is_without_a_label_where_there_are_two_for_each(grouped):
+    labelled = np.arange(400) < 100
+    order = TrainingOrder(400, 8, SHAPE, 0, labelled)
+    if grouped:
+        order.group = lambda numbers: rect_groups(np.full((len(numbers), 2), 64), 8, 64, 32, pad=0.0)
+    for order.epoch in range(5):
+        assert all(1 <= labelled[batch.rows[:, 0]].sum() <= 4 for batch in order)
+
+
+def test_without_unlabelled_pictures_nothing_changes():
+    plain = list(TrainingOrder(10, 4, SHAPE, seed=3))
+    for share in (None, 0.0):
+        told = list(TrainingOrder(10, 4, SHAPE, 3, np.ones(10, np.bool_), share))
+        for one, other in zip(plain, told, strict=True):
+            np.testing.assert_array_equal(one.rows, other.rows)
+            np.testing.assert_array_equal(one.positions, other.positions)
+
+
+def test_a_share_of_zero_leaves_the_unlabelled_out():
+    order = two_pools(share=0.0)
+    assert sorted(own_numbers(order)) == np.flatnonzero(~UNLABELLED).tolist()
+    assert not any(UNLABELLED[batch.rows].any() for batch in order)
+
+
+def test_each_batch_holds_the_share_and_each_labelled_picture_comes_once():
+    order = two_pools(share=0.5)
+    for order.epoch in range(3):
+        assert kinds_of(order) == [(2, 2)] * 7
+        own = np.array(own_numbers(order))
+        assert sorted(own[~UNLABELLED[own]]) == np.flatnonzero(~UNLABELLED).tolist()
+        places = np.concatenate([batch.positions for batch in order])
+        assert sorted(places) == list(range(28))  # each sample has random numbers of its own
+    assert len(order) == 7
+
+
+def test_both_kinds_are_mixed_within_a_batch():
+    order = two_pools(batch_size=8, share=0.5)
+    # The pictures of a run show the first images of a batch: those shall not all be labelled.
+    assert any(UNLABELLED[batch.rows[:2, 0]].any() for batch in order)
+
+
+@pytest.mark.parametrize(
+    ("labelled", "batch_size", "share", "kinds"),
+    [
+        (10, 4, 0.5, [(2, 2)] * 5),
+        (9, 4, 0.5, [(2, 2)] * 4 + [(1, 1)]),
+        (10, 16, 0.25, [(10, 3)]),  # 12 and 4 in a whole batch
+        (10, 4, 0.01, [(3, 1)] * 3 + [(1, 1)]),
+        (2, 4, 0.95, [(1, 3)] * 2),
+        (5, 2, 0.9, [(1, 1)] * 5),
+    ],
+)
+def test_whole_numbers_of_both_kinds_make_a_batch(labelled, batch_size, share, kinds):
+    assert kinds_of_batches(labelled, batch_size, share) == kinds
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
+def test_unlabelled_pictures_come_again_only_when_all_were_seen_over_epochs_too(share):
+    order, drawn = two_pools(share=share), []
+    for order.epoch in range(5):
+        own = np.array(own_numbers(order))
+        drawn += own[UNLABELLED[own]].tolist()
+    per_epoch = order.unlabelled_per_epoch
+    assert len(drawn) == 5 * per_epoch
+    counts = np.bincount(drawn, minlength=20)[UNLABELLED]
+    assert counts.max() - counts.min() <= 1
+    for epoch in range(1, 6):
+        so_far = np.bincount(drawn[: epoch * per_epoch], minlength=20)[UNLABELLED]
+        assert so_far.max() - so_far.min() <= 1
+
+
+def test_an_epoch_with_both_kinds_needs_no_epoch_before_it():
+    going_on, fresh = two_pools(share=0.3), two_pools(share=0.3)
+    for going_on.epoch in range(4):
+        last = list(going_on)
+    fresh.epoch = 3
+    for one, other in zip(last, fresh, strict=True):
+        np.testing.assert_array_equal(one.rows, other.rows)
+        np.testing.assert_array_equal(one.positions, other.positions)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_batches_of_every_rank_hold_the_share(monkeypatch, ranks):
+    monkeypatch.setattr(sampling, "world_size", lambda: ranks)
+    kinds, own, places = [], [], []
+    for rank in range(ranks):
+        monkeypatch.setattr(sampling, "rank", lambda rank=rank: rank)
+        order = two_pools(share=0.5)
+        kinds.append(kinds_of(order))
+        assert len(order) == len(kinds[-1])
+        own += own_numbers(order)
+        places += [int(place) for batch in order for place in batch.positions]
+    assert all(other == kinds[0] for other in kinds)
+    assert all(known == unknown for known, unknown in kinds[0])
+    assert set(np.flatnonzero(~UNLABELLED)) <= set(own)
+    # Only labelled samples are repeated to make the ranks even, with the same random numbers.
+    assert len(places) - len(set(places)) == -14 % ranks
+
+
+def test_weights_act_among_the_labelled_and_leave_the_others_alone():
+    order = two_pools(share=0.5)
+    order.weights = np.zeros(20)
+    order.weights[[0, 2]] = 1.0, 5.0  # the second is unlabelled: its weight counts for nothing
+    own = np.array(own_numbers(order))
+    assert set(own[~UNLABELLED[own]]) == {0}
+    assert set(own[UNLABELLED[own]]) == set(np.flatnonzero(UNLABELLED))
+
+
+@pytest.mark.parametrize(("share", "unlabelled"), [(None, 6), (0.0, 0), (0.5, 14), (0.125, 2)])
+def test_grouped_batches_mix_the_kinds_and_the_share_is_of_the_epoch(share, unlabelled):
+    order = two_pools(share=share)
+    order.group = lambda numbers: rect_groups(np.full((len(numbers), 2), 64), 4, 64, 32, pad=0.0)
+    for order.epoch in range(2):
+        own = np.array(own_numbers(order))
+        assert sorted(own[~UNLABELLED[own]]) == np.flatnonzero(~UNLABELLED).tolist()
+        assert UNLABELLED[own].sum() == unlabelled == order.unlabelled_per_epoch
+        assert len(order) == len(list(order)) == -(-(14 + unlabelled) // 4)
+    if unlabelled > 2:
+        assert any(known and unknown for known, unknown in kinds_of(order))
+
+
+def test_a_share_of_an_epoch_is_at_least_one_picture():
+    assert [unlabelled_of_epoch(10, share) for share in (0.01, 0.5, 0.75)] == [1, 10, 30]
+
+
+def test_epochs_without_mosaics_keep_the_order_of_both_kinds():
+    order, closing = two_pools(share=0.5), two_pools(share=0.5)
+    closing.mosaic_until = 0
+    assert {batch.rows.shape[1] for batch in closing} == {1}
+    assert own_numbers(closing) == own_numbers(order)

@@ -120,6 +120,41 @@ def test_an_unlabelled_image_has_no_influence_on_loss_and_gradient():
         assert float(both[name].detach()) == pytest.approx(float(alone[name].detach()), rel=1e-6)
 
 
+@pytest.mark.parametrize("nc", [1, 3])
+def test_the_loss_of_a_mixed_batch_is_that_of_its_labelled_images_alone(nc):
+    """All terms with their normalisers, and the gradient of every logit."""
+    r = np.random.RandomState(5)
+    labelled = [False, True, True, False, True]
+    known = torch.tensor([1, 2, 4])
+    levels = [level.requires_grad_() for level in random_levels(r, 5, 64, nc)]
+    alone = [level.detach()[known].requires_grad_() for level in levels]
+    count = 12
+    image, rows = r.randint(0, 3, count), r.uniform(0.1, 0.5, (count, 4))
+    classes = r.randint(0, nc, count)
+    few = torch.tensor(np.column_stack((image, classes, rows)), dtype=torch.float32)
+    mixed = few.clone()
+    mixed[:, 0] = known[few[:, 0].long()].float()
+    loss = loss_of(nc, cls_pw=0.7, obj_pw=1.3, label_smoothing=0.1)
+    terms = loss(make_batch(mixed, 5, labelled), StudentOutput((), tuple(levels)))
+    wanted = loss(make_batch(few, 3), StudentOutput((), tuple(alone)))
+    assert set(terms) == set(wanted) == {"box", "obj", "cls"}
+    for name in terms:
+        torch.testing.assert_close(terms[name], wanted[name], rtol=1e-5, atol=1e-7)  # sums in another order
+    sum(terms.values()).backward()
+    sum(wanted.values()).backward()
+    for level, other in zip(levels, alone, strict=True):
+        torch.testing.assert_close(level.grad[known], other.grad, rtol=1e-4, atol=1e-8)
+        assert not level.grad[[0, 3]].any()
+
+
+def test_a_batch_without_a_label_has_no_loss_and_no_gradient():
+    levels = [level.requires_grad_() for level in random_levels(np.random.RandomState(0), 2, 64, 3)]
+    terms = loss_of(3)(make_batch(torch.zeros(0, 6), 2, [False, False]), StudentOutput((), tuple(levels)))
+    assert [float(value.detach()) for value in terms.values()] == [0, 0, 0]
+    sum(terms.values()).backward()
+    assert not any(level.grad.any() for level in levels)
+
+
 def test_half_precision_logits_of_40_stay_finite():
     levels = [(torch.randn(1, 3, 4, 4, 8).sign() * 40).to(torch.bfloat16) for _ in STRIDES]
     targets = torch.tensor([[0, 1, 0.4, 0.4, 0.3, 0.3]])

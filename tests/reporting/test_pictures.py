@@ -79,6 +79,14 @@ def test_images_that_nobody_labelled_are_marked(tmp_path: Path) -> None:
     assert marked[:, 132:].any()
 
 
+def test_the_mark_of_a_narrow_image_keeps_its_beginning(tmp_path: Path) -> None:
+    for size, name in ((64, "narrow.png"), (128, "wide.png")):
+        plot_batch(tmp_path / name, grey_batch(1, size), NONE, [""], ["x"], labelled=torch.tensor([False]))
+    narrow, wide = read(tmp_path / "narrow.png"), read(tmp_path / "wide.png")
+    start = 2 + 128 - 90
+    assert (narrow[2:24, 2:66] == wide[2:24, start : start + 64]).all()
+
+
 def test_large_batches_are_scaled_down(tmp_path: Path) -> None:
     path = tmp_path / "batch.jpg"
     targets = torch.tensor([[3.0, 0, 0.5, 0.5, 0.9, 0.9]])

@@ -10,6 +10,7 @@ import cv2
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from utils.reporting import plots
@@ -96,6 +97,20 @@ def test_labels_are_drawn_for_any_number_of_them(tmp_path: Path, labels: int, cl
     )
     plot_labels(tmp_path / "labels.jpg", rows, COCO_SIZED[:classes])
     assert shows(read(tmp_path / "labels.jpg"), color_of(0)) == (labels > 0)
+
+
+@pytest.mark.parametrize(
+    ("unlabelled", "title"), [(0, ["1 labels"]), (7, ["1 labels", "+ 7 unlabelled images"])]
+)
+def test_unlabelled_images_are_counted_above_the_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unlabelled: int, title: list[str]
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: figures.append(figure))
+    rows = np.array([[0, 0.5, 0.5, 0.1, 0.1]])
+    plot_labels(tmp_path / "labels.jpg", rows, ["a", "b"], unlabelled)
+    lines = figures[0].axes[0].get_title().splitlines()
+    assert [line.startswith(start) for line, start in zip(lines, title, strict=True)] == [True] * len(title)
 
 
 def test_results_of_any_columns_are_drawn(tmp_path: Path) -> None:

@@ -92,6 +92,20 @@ def unlabelled_of_epoch(labelled: int, share: float) -> int:
     return max(round(labelled * share / (1 - share)), 1)
 
 
+def _woven(
+    labelled: NDArray[np.int64], unlabelled: NDArray[np.int64], rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """The rows of both, each kind in its order and spread evenly, with chance, over the whole.
+
+    A plain shuffle would now and then make a batch without any label, whose gradients compare with
+    no other's.
+    """
+    both = (labelled, unlabelled)
+    places = [(np.arange(len(rows)) + rng.random(len(rows))) / len(rows) for rows in both]
+    woven: NDArray[np.int64] = np.concatenate(both)[np.argsort(np.concatenate(places))]
+    return woven
+
+
 class TrainingOrder:
     """The batches of one epoch after another, a pure function of seed and epoch.
 
@@ -125,7 +139,7 @@ class TrainingOrder:
             seed: start of all chance.
             labelled: (N,) bool, which pictures are; None: all.
             share: part of each batch that is unlabelled (of each epoch, with `group`), below 1;
-                None: every picture comes once an epoch, in whatever batch.
+                None: every picture comes once an epoch, the kinds spread evenly over its batches.
         """
         self.epoch = 0
         self.weights: NDArray[np.float64] | None = None
@@ -154,7 +168,7 @@ class TrainingOrder:
         if self._is_mixed:
             return self._mixed(rows, self._unlabelled_rows(rng), rng)
         if self.unlabelled_per_epoch:
-            rows = rng.permutation(np.concatenate([rows, self._unlabelled_rows(rng)]))
+            rows = _woven(rows, self._unlabelled_rows(rng), rng)
         if self.group is not None:
             return self._grouped(rows[:, 0], self.group(rows[:, 0]), rng)
         return self._plain(rows)

@@ -72,7 +72,7 @@ def _captioned(tile: Image, caption: str, labelled: bool) -> Image:
     if not labelled:
         mark = np.full((22, 90, 3), AMBER, np.uint8)
         draw_plate(mark, "unlabelled", (4, 19), AMBER, 9)
-        bar[:, -90:] = mark[:, -bar.shape[1] :]
+        bar[:, -90:] = mark[:, : bar.shape[1]]  # cut off on the left it would read: labelled
         room = bar[:, :-90]
     if caption and room.shape[1]:
         draw_plate(room, drawable(caption), (2, 19), DARK, 9)

@@ -74,16 +74,19 @@ class ScoreCurves(Protocol):
         """(C, X) precision over recall."""
 
 
-def plot_labels(path: Path, labels: NDArray[np.floating], names: Sequence[str]) -> None:
+def plot_labels(path: Path, labels: NDArray[np.floating], names: Sequence[str], unlabelled: int = 0) -> None:
     """Saves how many, where and how large the labels are.
 
     labels: (n, 5) class, centre x, centre y, width, height, normalised to their images.
+    unlabelled: number of further images that nobody labelled; it is told where there are any.
     """
     with _chart_style():
         width = min(12.0, max(6.0, 0.12 * len(names)))
         figure, panels = _panels(2, 2, (width, 0.8 * width))
         counts, boxes, centres, sizes = panels
         _draw_class_counts(counts, labels[:, 0].astype(np.int64), names, width - 1)
+        if unlabelled:
+            counts.set_title(f"{counts.get_title()}\n+ {unlabelled} unlabelled images")
         _draw_boxes_centred(boxes, labels)
         _draw_density(centres, labels[:, 1:3], ("centre x", "centre y"))
         centres.invert_yaxis()  # as in pictures, y points down

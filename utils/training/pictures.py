@@ -24,7 +24,8 @@ class RunPictures:
     def labels(self) -> None:
         """labels.jpg: how many, where and how large the labels are."""
         if self.enabled:
-            plot_labels(self.folder / "labels.jpg", self.index.all_labels(), self.index.names)
+            labels, unlabelled = self.index.all_labels(), self.index.unlabelled_count
+            plot_labels(self.folder / "labels.jpg", labels, self.index.names, unlabelled)
 
     def training_batch(self, batch: Batch, progress: Progress) -> None:
         """train_batch0.jpg to train_batch2.jpg: what the network gets to see."""

@@ -1,0 +1,40 @@
+"""What a run is made of, as far as its options decide it."""
+
+import numpy as np
+import pytest
+
+from utils.config.options import DistillOptions, TrainOptions
+from utils.datasets.index import DatasetIndex
+from utils.datasets.sampling import RectGroups, TrainingOrder
+from utils.errors import UsageError
+from utils.training.setup import check_batches, pictures_per_epoch
+
+
+def index_of(labelled, unlabelled=0):
+    count = labelled + unlabelled
+    paths, labels = [f"{number}.png" for number in range(count)], [np.zeros((0, 5), np.float32)] * count
+    return DatasetIndex(paths, labels, np.full((count, 2), 64), np.arange(count) < labelled, [], ["a"])
+
+
+def distilled(**given):
+    return DistillOptions(teacher="t.pt", **given)
+
+
+@pytest.mark.parametrize("rect", [False, True])
+@pytest.mark.parametrize("share", [None, 0.0, 0.3, 0.75])
+def test_pictures_of_an_epoch_are_those_that_its_order_has(share, rect):
+    index = index_of(11, 7)
+    order = TrainingOrder(18, 4, (64, 64), 0, index.labelled, share)
+    if rect:
+        order.group = lambda numbers: RectGroups(np.arange(len(numbers)), [(64, 64)] * -(-len(numbers) // 4))
+    used = index if share != 0 else index_of(11)  # a run that wants none does not read them
+    options = distilled(unlabeled_share=share, rect=rect, batch_size=4)
+    assert pictures_per_epoch(options, used) == sum(len(batch.rows) for batch in order)
+
+
+def test_a_batch_of_a_single_picture_and_cell_is_refused_and_an_unlabelled_one_beside_it_helps():
+    for options in (TrainOptions(batch_size=4), distilled(batch_size=4)):
+        with pytest.raises(UsageError, match="single picture"):
+            check_batches(options, index_of(9), 32, 32)
+    check_batches(distilled(batch_size=4, unlabeled_share=0.5), index_of(9, 8), 32, 32)
+    check_batches(TrainOptions(batch_size=4), index_of(9), 64, 32)
