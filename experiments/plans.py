@@ -16,7 +16,7 @@ class Arm:
     """One way to train: its title in the table and its options beside the plan's.
 
     teacher: name of the teacher in `TEACHERS`, None for plain training. data: a dataset in place of the
-    plan's.
+    plan's. ablation: what is put back into the loss, see `experiments.ablation`.
     """
 
     name: str
@@ -24,6 +24,7 @@ class Arm:
     options: tuple[str, ...] = ()
     teacher: str | None = None
     data: str | None = None
+    ablation: str | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,6 @@ class Plan:
     epochs: int
     start: tuple[str, ...]
     arms: tuple[Arm, ...]
-    teacher: str | None = None
     seeds: int = 3
     split: str = "test"
     choice: str = "best"
@@ -115,6 +115,20 @@ def few_labels() -> tuple[Arm, ...]:
     )
 
 
+def ablations() -> tuple[Arm, ...]:
+    """The default, and what each weakness of other implementations makes of it."""
+    response = ("--distill-loss", "response")
+    weaknesses = {
+        "training-mode": "teacher in training mode",
+        "all-cells": "mean over all cells",
+        "softmax": "classes by KL of softmax, T = 20",
+        "gated": "objectness gated by the teacher's",
+        "raw-boxes": "squared error of raw boxes",
+    }
+    broken = [Arm(name, title, response, "bccd-s", ablation=name) for name, title in weaknesses.items()]
+    return (PLAIN, Arm("response", "`response`", response, "bccd-s"), *broken)
+
+
 SCRATCH = ("--weights", "", "--cfg", "models/yolov5n.yaml")
 PLANS = {
     "bccd-scratch": Plan(
@@ -124,7 +138,6 @@ PLANS = {
         60,
         SCRATCH,
         presets("bccd-s"),
-        "bccd-s",
     ),
     "bccd-public": Plan(
         "BCCD, yolov5n from the public COCO weights, 30 epochs",
@@ -133,7 +146,6 @@ PLANS = {
         30,
         ("--weights", "yolov5n.pt"),
         presets("bccd-s"),
-        "bccd-s",
     ),
     "voc320": Plan(
         "VOC320, yolov5n from the public COCO weights, 10 epochs at 256 px",
@@ -142,7 +154,6 @@ PLANS = {
         10,
         ("--weights", "yolov5n.pt"),
         (PLAIN, Arm("response", "`response`", ("--distill-loss", "response"), "voc-s")),
-        "voc-s",
         split="val",
         choice="last",
     ),
@@ -153,7 +164,15 @@ PLANS = {
         60,
         SCRATCH,
         few_labels(),
-        "bccd-s",
+    ),
+    "ablation": Plan(
+        "BCCD, yolov5n from scratch, 30 epochs: one cause of a weak distillation put back at a time",
+        "data/bccd.yaml",
+        320,
+        30,
+        SCRATCH,
+        ablations(),
+        seeds=2,
     ),
     "demo": Plan(
         "The generated set, from the demo student's start, 10 epochs",
@@ -162,7 +181,6 @@ PLANS = {
         10,
         ("--weights", "weights/demo_student.pt"),
         presets("demo"),
-        "demo",
         common=("--optimizer", "AdamW", "--hyp", "data/hyp.demo.yaml"),
     ),
 }

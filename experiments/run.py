@@ -14,6 +14,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ class Runner:
         if teacher.options:
             options = ("--data", teacher.data, "--weights", str(self._start(teacher.weights)))
             folder = RUNS / "teachers" / name
-            self._train("train.py", (*options, *teacher.options, *BATCH, "--seed", "0"), folder)
+            self._train(["train.py"], (*options, *teacher.options, *BATCH, "--seed", "0"), folder)
             weights = folder / "weights" / "best.pt"
         else:
             weights = self._start(teacher.weights)
@@ -72,10 +73,11 @@ class Runner:
     def arm(self, name: str, plan: Plan, arm: Arm, seed: int, record: Path) -> None:
         """One run: trained, scored, written down."""
         data = arm.data or plan.data
-        script, options = "train.py", arm.options
+        script, options = ["train.py"], arm.options
         if arm.teacher is not None:
             self.teacher_score(arm.teacher, name, plan)
-            script, options = "train_distill.py", ("--teacher", str(self.teacher(arm.teacher)), *arm.options)
+            script = ["-m", "experiments.ablation", arm.ablation] if arm.ablation else ["train_distill.py"]
+            options = ("--teacher", str(self.teacher(arm.teacher)), *arm.options)
         start = tuple(str(self._start(word)) if word.endswith(".pt") else word for word in plan.start)
         size = ("--img", str(plan.image_size), "--epochs", str(plan.epochs))
         folder = RUNS / name / f"{arm.name}-s{seed}"
@@ -106,16 +108,16 @@ class Runner:
             raise UserError("is not there", path, "download it, or name its folder with --weights-dir")
         return path
 
-    def _train(self, script: str, words: tuple[str, ...], folder: Path) -> str:
+    def _train(self, script: Sequence[str], words: Sequence[str], folder: Path) -> str:
         """Trains into the folder unless that is done; goes on where a run was cut short."""
         place = ("--project", str(folder.parent), "--name", folder.name, "--exist-ok")
-        command = shlex.join(("python", script, *words))
+        command = shlex.join(("python", *script, *words))
         if (folder / "done").is_file():
             return command
         if (folder / "weights" / "state.pt").is_file():
-            self._call(script, "--resume", str(folder), "--device", self.device)
+            self._call(*script, "--resume", str(folder), "--device", self.device)
         else:
-            self._call(script, *words, *place, "--device", self.device)
+            self._call(*script, *words, *place, "--device", self.device)
         (folder / "done").touch()
         return command
 

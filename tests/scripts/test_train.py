@@ -172,6 +172,34 @@ def test_a_teacher_with_nothing_in_common_teaches_features_or_is_refused(
     ]  # fmt: skip
 
 
+def test_several_teachers_and_the_own_average_teach_together_at_a_held_gradient_ratio(
+    teacher, small_set, run_script, tmp_path
+):
+    done = run_script(
+        "train_distill.py", "--weights", "", "--cfg", "models/yolov5n.yaml", "--teacher", teacher, "ema",
+        "--data", small_set, "--epochs", "3", "--project", tmp_path, "--noplots", *SMALL,
+        "--distill-loss", "response", "--distill-ratio", "auto", "--auto-ratio", "0.5",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"student at the start: mAP50 \d\.\d+", done.stdout)
+    assert 0.1 < float(rows_of(tmp_path / "exp")[-1]["train/distill_grad_ratio"]) < 3
+    weight = torch.load(tmp_path / "exp/weights/state.pt", weights_only=True)["losses"]["1.balance.weight"]
+    assert weight > 0 and weight != 1
+    resumed = run_script("train_distill.py", "--resume", tmp_path / "exp", "--epochs", "4")
+    assert resumed.returncode == 0 and "student at the start" not in resumed.stdout, resumed.stderr
+    assert 0.1 < float(rows_of(tmp_path / "exp")[-1]["train/distill_grad_ratio"]) < 3
+
+
+def test_a_teacher_with_nothing_to_say_is_warned_of(teacher, small_set, run_script, tmp_path):
+    done = run_script(
+        "train_distill.py", "--weights", teacher, "--teacher", teacher, "--data", small_set, "--epochs", "1",
+        "--project", tmp_path, "--noplots", *SMALL, "--distill-loss", "boxes", "--t-conf-thres", "1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "is not better than the student" in done.stderr
+    assert re.search(r"hardly counts; try --distill-ratio \d+", done.stderr)
+
+
 def test_projections_of_features_resume_and_stay_out_of_the_weights(teacher, small_set, run_script, tmp_path):
     done = run_script(
         "train_distill.py", "--weights", "", "--cfg", "models/yolov5n.yaml", "--teacher", teacher,

@@ -76,13 +76,19 @@ class Response:
             weight = target[..., 4].sigmoid()
             seen = seen + weight.sum()
             box = box + (self.box_distance(own, target, index) * weight).sum()
-            cls = cls + (focused_cross_entropy(own[..., 5:], target[..., 5:]).mean(-1) * weight).sum()
-            objectness = focused_cross_entropy(own[..., 4], target[..., 4])
-            if not self.complete:
-                objectness = objectness * weight
-            obj = obj + objectness.mean() * self.balance[index]
+            cls = cls + (self.class_distance(own[..., 5:], target[..., 5:]) * weight).sum()
+            obj = obj + self.objectness_distance(own[..., 4], target[..., 4]).mean() * self.balance[index]
         seen = mean_count(seen, seen.device)
         return {"box": box / seen * self.box, "obj": obj * self.obj, "cls": cls / seen * self.cls}
+
+    def class_distance(self, own: Tensor, target: Tensor) -> Tensor:
+        """The class loss of each cell, (B, A, H, W), from logits (B, A, H, W, K)."""
+        return focused_cross_entropy(own, target).mean(-1)
+
+    def objectness_distance(self, own: Tensor, target: Tensor) -> Tensor:
+        """The objectness loss of each cell, (B, A, H, W), from logits of that shape."""
+        distance = focused_cross_entropy(own, target)
+        return distance if self.complete else distance * target.sigmoid()
 
     def box_distance(self, own: Tensor, target: Tensor, index: int) -> Tensor:
         """1 - CIoU of each cell's boxes, (B, A, H, W), from raw levels (B, A, H, W, 5 + K)."""

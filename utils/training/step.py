@@ -68,5 +68,7 @@ class TrainingStep(nn.Module):
             )
             squares = [g.float().square().sum() for g in gradients if g is not None]
             norms.append(torch.stack(squares).sum().sqrt())
-        first = norms[0].clamp(min=1e-12)
-        return {name: norm / first for name, norm in zip(self.gauges, norms[1:], strict=True)}
+        # Without a label in the batch there is nothing to compare with; 0 says so.
+        first, some = norms[0].clamp(min=1e-12), norms[0] > 0
+        ratios = [torch.where(some, norm / first, 0.0) for norm in norms[1:]]
+        return dict(zip(self.gauges, ratios, strict=True))

@@ -1,0 +1,132 @@
+"""`train_distill.py` with one cause of a weak distillation put back: the first word names it.
+
+    python -m experiments.ablation softmax --teacher teacher.pt --distill-loss response ...
+
+The causes are those of the first public distillation scripts for YOLOv5; docs/why-distillation-failed.md
+shows what each one costs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from models.checkpoint import build_model, read_checkpoint, resolve_weights
+from utils.batch import Batch, StudentOutput
+from utils.config.cli import run
+from utils.config.options import DistillOptions
+from utils.distillation.distiller import Distiller
+from utils.distillation.recipe import distillation_recipe
+from utils.distillation.response import Response
+from utils.distillation.teacher import Teacher, TeacherOutput
+from utils.losses.recipe import Loss, LossContext, LossRecipe
+from utils.losses.terms import softmax_divergence
+from utils.training.run import run_training
+
+
+class AllCells(Response):
+    """Class and box terms are means over all cells, of which a few in a thousand hold an object."""
+
+    def __call__(self, batch: Batch, student: StudentOutput, teacher: TeacherOutput) -> dict[str, Tensor]:
+        """The three terms, float32 scalars."""
+        terms = super().__call__(batch, student, teacher)
+        objectness = [level[..., 4] for level in teacher.levels]
+        seen = sum(float(level.sigmoid().sum()) for level in objectness)
+        part = max(seen, 1.0) / sum(level.numel() for level in objectness)
+        return {"box": terms["box"] * part, "obj": terms["obj"], "cls": terms["cls"] * part}
+
+
+class Softmax(Response):
+    """Classes are compared by KL of softmax at temperature 20, which no common shift changes."""
+
+    def class_distance(self, own: Tensor, target: Tensor) -> Tensor:
+        """The class loss of each cell."""
+        return softmax_divergence(own, target, 20.0) / own.shape[-1]
+
+
+class Gated(Response):
+    """Objectness counts where the teacher sees an object: what the student imagines costs nothing."""
+
+    def objectness_distance(self, own: Tensor, target: Tensor) -> Tensor:
+        """The objectness loss of each cell."""
+        return super().objectness_distance(own, target) * target.sigmoid()
+
+
+class RawBoxes(Response):
+    """Boxes are compared by squared errors of the raw outputs."""
+
+    def box_distance(self, own: Tensor, target: Tensor, index: int) -> Tensor:
+        """The box loss of each cell."""
+        return (own[..., :4] - target[..., :4]).square().mean(-1)
+
+
+class TrainingMode(Teacher):
+    """A teacher whose batch norms follow the student's batches."""
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> TeacherOutput:
+        """One batched forward."""
+        self.model.train()
+        levels = self.model.forward_head(self.model.forward_features(images))
+        return TeacherOutput(self.fit.of_teacher(levels))
+
+
+def in_training_mode(distiller: Distiller, context: LossContext) -> None:
+    """Puts the teacher back into training mode, unfused."""
+    (member,) = distiller.teachers.members
+    loaded = build_model(read_checkpoint(resolve_weights(str(member.source)))).to(context.device)
+    teacher = TrainingMode(loaded, member.source, frozen=False)
+    teacher.fit_to(context.model, context.names)
+    distiller.teachers.members[0] = teacher
+
+
+def replaced_by(kind: type[Response]) -> Callable[[Distiller, LossContext], None]:
+    """Exchanges the preset for a weaker kind of it, with all its settings."""
+
+    def exchange(distiller: Distiller, _context: LossContext) -> None:
+        assert type(distiller.preset) is Response, "give --distill-loss response"
+        distiller.preset.__class__ = kind
+
+    return exchange
+
+
+CAUSES: dict[str, Callable[[Distiller, LossContext], None]] = {
+    "training-mode": in_training_mode,
+    "all-cells": replaced_by(AllCells),
+    "softmax": replaced_by(Softmax),
+    "gated": replaced_by(Gated),
+    "raw-boxes": replaced_by(RawBoxes),
+}
+
+
+def recipe_with(cause: str, options: DistillOptions) -> LossRecipe:
+    """The recipe of the options, with the cause put back."""
+    whole = distillation_recipe(options)
+
+    def recipe(context: LossContext) -> Sequence[Loss]:
+        losses = whole(context)
+        CAUSES[cause](cast(Distiller, losses[-1]), context)
+        return losses
+
+    return recipe
+
+
+def main() -> int:
+    """Trains; gives the exit code."""
+    cause = sys.argv.pop(1) if len(sys.argv) > 1 else ""
+    if cause not in CAUSES:
+        print(f"error: the first word must be one of {', '.join(CAUSES)}", file=sys.stderr)
+        return 2
+
+    def train(options: DistillOptions) -> None:
+        run_training(options, lambda resumed: recipe_with(cause, resumed))
+
+    return run(DistillOptions, train, __doc__)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
