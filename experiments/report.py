@@ -19,6 +19,7 @@ from utils.config.files import replace_atomically, write_text_atomically
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "results"
 PAGE = ROOT / "docs" / "experiments.md"
+OTHER_PAGES = {"ablation": ROOT / "docs" / "why-distillation-failed.md"}
 PICTURES = ROOT / "docs" / "images"
 
 
@@ -36,15 +37,14 @@ class ArmResults:
 
 def write_report() -> None:
     """Writes all tables between their marks, and a picture of the curves for each experiment."""
-    text = PAGE.read_text(encoding="utf-8")
     for name, plan in PLANS.items():
+        page = OTHER_PAGES.get(name, PAGE)
         results, teachers = read_records(name, plan)
         if not results:
             continue
         plot_curves(PICTURES / f"{name}.png", plan, results)
         body = f"{table(plan, results, teachers)}\n\n![validation mAP50-95 by epoch](images/{name}.png)\n"
-        text = between_marks(text, name, body)
-    write_text_atomically(PAGE, text)
+        write_text_atomically(page, between_marks(page.read_text(encoding="utf-8"), name, body))
 
 
 def read_records(name: str, plan: Plan) -> tuple[list[ArmResults], dict[str, dict[str, Any]]]:
@@ -140,5 +140,5 @@ def between_marks(text: str, name: str, body: str) -> str:
     """The page with what stands between the marks of a name replaced."""
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     pattern = re.compile(f"{re.escape(begin)}\n.*?{re.escape(end)}", re.DOTALL)
-    assert pattern.search(text), f"docs/experiments.md lacks {begin}"
+    assert pattern.search(text), f"the page lacks {begin}"
     return pattern.sub(lambda _: f"{begin}\n{body}{end}", text)

@@ -57,7 +57,7 @@ def test_every_option_has_help_and_a_group_and_numbers_have_a_range(options_clas
 @pytest.mark.parametrize(
     ("words", "preset"),
     [
-        ("", "l2"),
+        ("", "response"),
         ("--dist_loss kl --temperature 4", "kl"),
         ("--distill-loss boxes", "boxes"),
         ("--distill-loss boxes --soft-loss", "boxes"),
@@ -116,7 +116,7 @@ def test_a_run_goes_on_with_what_may_change_and_needs_no_teacher() -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("--t_conf_thres 0.3", "--t-conf-thres has no effect with --distill-loss l2"),
+        ("--t_conf_thres 0.3", "--t-conf-thres has no effect with --distill-loss response"),
         ("--dist-loss boxes --temperature 3", "--temperature has no effect with --distill-loss boxes"),
         ("--auto-ratio 2", "--auto-ratio has no effect without --distill-ratio auto"),
         ("--no-amp --amp-dtype bf16", "--amp-dtype has no effect with --no-amp"),

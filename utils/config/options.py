@@ -200,7 +200,7 @@ class DistillOptions(TrainOptions):
         None,
         "how outputs are compared: probabilities and boxes where the teacher sees objects (response), "
         "the teacher's boxes as targets, or every cell with gated objectness, squared error or KL; left "
-        "out it is l2, or what --soft-loss or --full-output-loss ask for",
+        "out it is response, or what --soft-loss or --full-output-loss ask for",
         aliases=("dist-loss",),
         group=TEACHER,
     )
@@ -283,7 +283,7 @@ class DistillOptions(TrainOptions):
             return self.distill_loss
         if self.full_output_loss:
             return "objectness"
-        return "boxes" if self.soft_loss else "l2"
+        return "boxes" if self.soft_loss else "response"
 
     def contradictions(self) -> Iterator[str]:
         """What cannot be meant, each as `--option: what is wrong`."""
