@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from utils.batch import Batch, StudentOutput
+from utils.distillation.matching import anchors_rescaled
 from utils.distillation.presets import DenseOutputs, ObjectnessGated, PseudoBoxes
 from utils.distillation.response import Response
 from utils.distillation.teacher import TeacherOutput
@@ -195,3 +196,18 @@ def test_the_response_does_not_shrink_with_the_picture():
     small, large = terms(64), terms(256)
     for name in ("box", "cls"):
         assert float(small[name]) == pytest.approx(float(large[name]), rel=1e-5)
+
+
+def test_the_same_boxes_relative_to_other_anchors_have_no_box_loss():
+    """A teacher with anchors of its own, laid onto a student whose boxes are the same in pixels."""
+    own, other = ANCHORS_GRID[0], ANCHORS_GRID[0] * torch.tensor([[1.3, 0.8], [0.9, 1.1], [1.0, 1.2]])
+    teacher = levels_of(1, scale=0.7, size=64)[0]
+    sizes = (2 * teacher[..., 2:4].sigmoid()) ** 2 * own[:, None, None]
+    student = teacher.clone()
+    student[..., 2:4] = ((sizes / other[:, None, None]).sqrt() / 2).logit()
+    laid = anchors_rescaled(teacher, own, other)
+    loss = Response(GAINS, other[None])
+    terms = loss(batch_of(size=64), StudentOutput((), (student,)), TeacherOutput((laid,)))
+    assert float(terms["box"]) == pytest.approx(0, abs=1e-6)
+    unmoved = loss(batch_of(size=64), StudentOutput((), (student,)), TeacherOutput((teacher,)))
+    assert float(unmoved["box"]) > 1e-3

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from models.decode import boxes_cxcywh_grid
 from utils.batch import Batch, Progress, StudentOutput
 from utils.boxes import aligned_iou
-from utils.distributed import sum_over_ranks, world_size
+from utils.distributed import is_distributed, sum_over_ranks
 from utils.losses.assignment import Matches, assign_targets
 from utils.losses.terms import binary_cross_entropy, smoothed_one_hot
 
@@ -53,14 +53,17 @@ def level_balance(level_count: int) -> tuple[float, ...]:
     return (4.0, 1.0, 0.4) if level_count == 3 else (4.0, 1.0, 0.25, 0.06, 0.02)[:level_count]
 
 
-def mean_count(count: Tensor | Sequence[int], device: torch.device) -> Tensor:
-    """Normalisers: the mean of each count over the ranks, from a sum of at least 1.
+def mean_count(count: Tensor | Sequence[int], images: int, device: torch.device) -> Tensor:
+    """Normalisers: this rank's share, by its images, of each count's sum over the ranks (at least 1).
 
-    Dividing by the mean (not the sum) over ranks cancels with the averaging of gradients, so the
-    gradient is that of one process with the whole batch.
+    A rank's loss is multiplied by its images, and the gradients of all ranks are added: with this
+    share the result is that of one process with the whole batch, however it was split.
     """
-    total = sum_over_ranks(torch.as_tensor(count, dtype=torch.float32, device=device))
-    return total.clamp(min=1) / world_size()
+    own = torch.as_tensor(count, dtype=torch.float32, device=device)
+    if not is_distributed():
+        return own.detach().clamp(min=1)
+    together = sum_over_ranks(torch.cat((own.detach().reshape(-1), own.new_tensor([images]))))
+    return together[:-1].reshape(own.shape).clamp(min=1) * (images / together[-1])
 
 
 class DetectionLoss(nn.Module):
@@ -111,7 +114,7 @@ class DetectionLoss(nn.Module):
             assign_targets(targets, anchors, (level.shape[2], level.shape[3]), self.gains.anchor_t)
             for anchors, level in zip(self.anchors_grid, levels, strict=True)
         ]
-        counts = mean_count([len(pairs) for pairs in matches], targets.device)
+        counts = mean_count([len(pairs) for pairs in matches], len(labelled), targets.device)
         box, obj, cls = torch.zeros(3, device=targets.device).unbind()
         for index, (level, pairs) in enumerate(zip(levels, matches, strict=True)):
             picked = pairs.pick(level).float()
@@ -142,4 +145,4 @@ class DetectionLoss(nn.Module):
         per_image = error.flatten(1).mean(1)
         # An unlabelled image's empty ground truth is ignorance, not background.
         known = labelled.to(per_image.dtype)
-        return (per_image * known).sum() / mean_count(known.sum(), logits.device)
+        return (per_image * known).sum() / mean_count(known.sum(), len(known), logits.device)

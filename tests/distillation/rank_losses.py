@@ -1,0 +1,89 @@
+"""One rank's part of test_ranks.py: losses and gradients of its share of a batch.
+
+python rank_losses.py RANK RANKS STORE OUT
+"""
+
+import sys
+
+import torch
+import torch.distributed as dist
+
+from utils.batch import Batch, StudentOutput
+from utils.distillation.presets import DenseOutputs, ObjectnessGated, PseudoBoxes
+from utils.distillation.response import Response
+from utils.distillation.teacher import TeacherOutput
+from utils.losses.detection import DetectionLoss, LossGains
+
+SHARES = (3, 2)  # images of each rank
+GAINS = LossGains()
+ANCHORS = torch.tensor([[[2.0, 3.0], [3.0, 2.0], [4.0, 4.0]], [[3.0, 4.0], [5.0, 5.0], [6.0, 4.0]]])
+
+
+def decoded(levels):
+    """Boxes of 8 px cells; enough for teacher's detections."""
+    from models.decode import decode
+
+    strides = torch.tensor([8.0, 16.0])
+    return decode(levels, ANCHORS * strides.view(-1, 1, 1), strides)
+
+
+def losses():
+    pseudo = dict(confidence=0.25, overlap=0.45, temperature=2.0)
+    return {
+        "l2": DenseOutputs(GAINS, "l2", 20.0),
+        "kl": DenseOutputs(GAINS, "kl", 20.0),
+        "objectness": ObjectnessGated(GAINS),
+        "response": Response(GAINS, ANCHORS),
+        "boxes": PseudoBoxes(DetectionLoss(ANCHORS, 3, GAINS), decoded, soft=False, **pseudo),
+    }
+
+
+def whole_batch():
+    """Five images, one without objects and one without labels."""
+    g = torch.Generator().manual_seed(0)
+    count = sum(SHARES)
+    levels = [[2 * torch.randn(count, 3, s, s, 8, generator=g) for s in (8, 4)] for _ in range(2)]
+    image = torch.tensor([0.0, 0, 1, 3, 3, 3, 3])[:, None]
+    boxes = torch.rand(7, 4, generator=g) * 0.4 + 0.3
+    targets = torch.cat((image, torch.randint(0, 3, (7, 1), generator=g).float(), boxes), 1)
+    labelled = torch.tensor([True, True, True, True, False])
+    return Batch(torch.zeros(count, 3, 64, 64), targets, labelled), levels
+
+
+def part_of(batch, levels, first, count):
+    rows = slice(first, first + count)
+    own = (batch.targets[:, 0] >= first) & (batch.targets[:, 0] < first + count)
+    targets = batch.targets[own].clone()
+    targets[:, 0] -= first
+    part = Batch(batch.images[rows], targets, batch.labelled[rows])
+    return part, [[level[rows].clone() for level in side] for side in levels]
+
+
+def gradients(batch, levels):
+    """By loss: the gradient at the student's levels of what a rank minimises."""
+    found = {}
+    for name in ("ground truth", *losses()):
+        student = [level.clone().requires_grad_() for level in levels[0]]
+        output = StudentOutput((), tuple(student))
+        if name == "ground truth":
+            terms = DetectionLoss(ANCHORS, 3, GAINS)(batch, output)
+        else:
+            terms = losses()[name](batch, output, TeacherOutput(tuple(levels[1])))
+        (sum(terms.values()) * len(batch.images)).backward()
+        found[name] = [level.grad for level in student]
+    return found
+
+
+def main():
+    rank, ranks, store, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+    batch, levels = whole_batch()
+    if ranks > 1:
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
+        batch, levels = part_of(batch, levels, sum(SHARES[:rank]), SHARES[rank])
+    torch.save(gradients(batch, levels), out)
+    if ranks > 1:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
