@@ -1,4 +1,4 @@
-"""The one error that is the user's to mend."""
+"""The error that is the user's to mend, and the end that the user asked for."""
 
 
 class UserError(Exception):
@@ -25,3 +25,14 @@ class UsageError(UserError):
     """An option or a setting that cannot be right, found before any work starts (exit code 2)."""
 
     exit_code = 2
+
+
+class StoppedError(Exception):
+    """A signal ended the work in good order.
+
+    exit_code: as a shell has it, 128 and the signal's number.
+    """
+
+    def __init__(self, signal_number: int, how_to_go_on: str = "") -> None:
+        self.exit_code = 128 + signal_number
+        super().__init__(how_to_go_on)

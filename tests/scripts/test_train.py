@@ -4,10 +4,8 @@ import csv
 import hashlib
 import re
 import shutil
-import time
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -25,32 +23,9 @@ PRESETS = {
 }
 
 
-def make_set(root, images=8, names=("square", "disc")):
-    """Squares and discs on noise, in YOLO layout; gives the YAML."""
-    rng = np.random.default_rng(0)
-    for split in ("train", "val"):
-        for folder in ("images", "labels"):
-            (root / folder / split).mkdir(parents=True)
-        for number in range(images):
-            picture = rng.integers(80, 140, (64, 64, 3), dtype=np.uint8)
-            lines = []
-            for kind in rng.integers(0, 2, 2):
-                x, y = rng.integers(12, 52, 2).tolist()
-                if kind == 0:
-                    cv2.rectangle(picture, (x - 8, y - 8), (x + 8, y + 8), (230, 40, 40), -1)
-                else:
-                    cv2.circle(picture, (x, y), 8, (40, 230, 40), -1)
-                lines.append(f"{kind} {x / 64} {y / 64} {17 / 64} {17 / 64}")
-            cv2.imwrite(str(root / "images" / split / f"{number}.png"), picture)
-            (root / "labels" / split / f"{number}.txt").write_text("\n".join(lines))
-    settings = {"path": str(root), "train": "images/train", "val": "images/val", "names": list(names)}
-    (root / "set.yaml").write_text(yaml.safe_dump(settings))
-    return root / "set.yaml"
-
-
 @pytest.fixture(scope="module")
-def small_set(tmp_path_factory):
-    return make_set(tmp_path_factory.mktemp("small"))
+def small_set(make_shapes, tmp_path_factory):
+    return make_shapes(tmp_path_factory.mktemp("small"))
 
 
 @pytest.fixture(scope="module")
@@ -127,9 +102,9 @@ def test_the_teacher_alone_can_teach(teacher, small_set, run_script, tmp_path):
     assert names and all(name.startswith("train/distill_") for name in names)
 
 
-def test_a_public_file_is_a_start_and_a_teacher(public_yolov5n, run_script, tmp_path):
+def test_a_public_file_is_a_start_and_a_teacher(public_yolov5n, make_shapes, run_script, tmp_path):
     names = yaml.safe_load((ROOT / "data/coco.yaml").read_text(encoding="utf-8"))["names"]
-    data = make_set(tmp_path / "set", images=4, names=names)
+    data = make_shapes(tmp_path / "set", images=4, names=names)
     done = run_script(
         "train_distill.py", "--weights", public_yolov5n, "--teacher", public_yolov5n, "--data", data,
         "--epochs", "1", "--project", tmp_path / "runs", *SMALL, "--noplots",
@@ -141,8 +116,10 @@ def test_a_public_file_is_a_start_and_a_teacher(public_yolov5n, run_script, tmp_
     assert float(row["train/distill_grad_ratio"]) > 0
 
 
-def test_a_teacher_of_other_classes_teaches_those_it_shares(teacher, run_script, tmp_path, tmp_path_factory):
-    other = make_set(tmp_path_factory.mktemp("other"), images=4, names=("square", "triangle"))
+def test_a_teacher_of_other_classes_teaches_those_it_shares(
+    teacher, make_shapes, run_script, tmp_path, tmp_path_factory
+):
+    other = make_shapes(tmp_path_factory.mktemp("other"), images=4, names=("square", "triangle"))
     done = run_script(
         "train_distill.py", "--weights", "", "--cfg", "models/yolov5n.yaml", "--teacher", teacher,
         "--data", other, "--epochs", "1", "--project", tmp_path, "--noplots", *SMALL,
@@ -153,9 +130,9 @@ def test_a_teacher_of_other_classes_teaches_those_it_shares(teacher, run_script,
 
 
 def test_a_teacher_with_nothing_in_common_teaches_features_or_is_refused(
-    teacher, run_script, tmp_path, tmp_path_factory
+    teacher, make_shapes, run_script, tmp_path, tmp_path_factory
 ):
-    other = make_set(tmp_path_factory.mktemp("alien"), images=4, names=("cat", "dog"))
+    other = make_shapes(tmp_path_factory.mktemp("alien"), images=4, names=("cat", "dog"))
     common = [
         "train_distill.py", "--weights", "", "--cfg", "models/yolov5n.yaml", "--teacher", teacher,
         "--data", other, "--epochs", "1", "--project", tmp_path / "runs", "--noplots", *SMALL,
@@ -216,34 +193,6 @@ def test_projections_of_features_resume_and_stay_out_of_the_weights(teacher, sma
     assert resumed.returncode == 0, resumed.stderr
     after = torch.load(tmp_path / "exp/weights/state.pt", weights_only=True)
     assert any(not torch.equal(state["losses"][name], after["losses"][name]) for name in projections)
-
-
-def test_a_resumed_run_ends_with_the_weights_of_one_that_never_stopped(
-    small_set, run_script, start_script, tmp_path
-):
-    common = [
-        "--data", small_set, "--cfg", "models/yolov5n.yaml", "--weights", "", "--noplots", "--epochs", "8",
-        *SMALL,
-    ]  # fmt: skip
-    whole = run_script("train.py", *common, "--project", tmp_path / "whole")
-    assert whole.returncode == 0, whole.stderr
-    folder = tmp_path / "cut" / "exp"
-    killed = start_script("train.py", *common, "--project", tmp_path / "cut")
-    limit = time.monotonic() + 120
-    while not (folder / "weights/state.pt").is_file():
-        assert killed.poll() is None and time.monotonic() < limit
-        time.sleep(0.01)
-    killed.kill()
-    killed.wait()
-    assert len(rows_of(folder)) < 8
-    done = run_script("train.py", "--resume", folder)
-    assert done.returncode == 0, done.stderr
-    first, second = (
-        torch.load(tmp_path / name / "exp/weights/state.pt", weights_only=True) for name in ("whole", "cut")
-    )
-    for key in ("model", "ema"):
-        assert all(torch.equal(first[key][name], second[key][name]) for name in first[key])
-    assert [row["epoch"] for row in rows_of(folder)] == [str(epoch) for epoch in range(8)]
 
 
 def test_a_run_goes_on_without_the_files_it_started_from(small_set, run_script, tmp_path):

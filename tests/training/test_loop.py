@@ -9,7 +9,8 @@ from torch import nn
 from utils.batch import Batch, Progress
 from utils.errors import UserError
 from utils.training.ema import ModelEma
-from utils.training.loop import Meters, MultiScale, Trainer
+from utils.training.guard import MANY, StepGuard
+from utils.training.loop import EpochHooks, Meters, MultiScale, Trainer
 from utils.training.optimizer import RateSchedule, build_optimizer
 from utils.training.step import TrainingStep
 
@@ -44,12 +45,13 @@ def schedule(batch_size=64):
     return RateSchedule(0.1, 1.0, False, 0.9, 0, 0.9, 0.1, batch_size)
 
 
-def trainer_of(losses, batch_size=64, seed=0):
+def trainer_of(losses, batch_size=64, seed=0, folder=None):
     torch.manual_seed(seed)
     step = TrainingStep(Toy(), losses)
     optimizer = build_optimizer([step], "SGD", rate=0.1, momentum=0.9, weight_decay=0.0)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return Trainer(step, optimizer, schedule(batch_size), ModelEma(step.model), torch.device("cpu"), scaler)
+    scaler, ema = torch.amp.GradScaler("cpu", init_scale=1.0), ModelEma(step.model)
+    guard = StepGuard([step.model, ema.model], folder)
+    return Trainer(step, optimizer, schedule(batch_size), ema, torch.device("cpu"), scaler, guard)
 
 
 def batch_of(images=2, seed=0):
@@ -63,21 +65,21 @@ class Loader:
     def __init__(self, batches):
         self.batches, self.epoch = batches, None
 
-    def set_epoch(self, epoch):
-        self.epoch = epoch
+    def set_epoch(self, epoch, skip=0):
+        self.epoch, self.skip = epoch, skip
 
     def __len__(self):
         return len(self.batches)
 
     def __iter__(self):
-        return iter(self.batches)
+        return iter(self.batches[self.skip :])
 
 
 class Bar:
     """As much of a progress bar as the loop uses."""
 
-    def __init__(self, loader):
-        self.loader = loader
+    def __init__(self, loader, done):
+        self.loader, self.done = loader, done
 
     def __iter__(self):
         return iter(self.loader)
@@ -123,15 +125,83 @@ def test_an_epoch_gives_means_and_tells_the_loader_which_epoch_it_is():
     trainer = trainer_of([Square("a", 1.0)])
     loader = Loader([batch_of(seed=i) for i in range(3)])
     seen = []
-    means = trainer.run_epoch(loader, 4, 10, Bar, lambda batch, progress: seen.append(progress.step))
+    hooks = EpochHooks(lambda batch, progress: seen.append(progress.step))
+    means = trainer.run_epoch(loader, 4, 10, Bar, hooks)
     assert loader.epoch == 4 and seen == [12, 13, 14]
     assert set(means) == {"a"} and means["a"] > 0
 
 
-def test_a_loss_that_is_no_number_stops_the_run_with_its_place():
-    trainer = trainer_of([Square("a", float("nan"))])
-    with pytest.raises(UserError, match=r"epoch 1.*step 0.*not a finite number"):
-        trainer.run_epoch(Loader([batch_of()]), 0, 1, Bar)
+def test_an_epoch_goes_on_after_the_batches_that_are_done():
+    whole, cut = trainer_of([Square("a", 1.0)]), trainer_of([Square("a", 1.0)])
+    batches = [batch_of(seed=i) for i in range(4)]
+    expected = whole.run_epoch(Loader(batches), 2, 9, Bar)
+
+    class EnoughError(Exception):
+        pass
+
+    def leave(progress):
+        if progress.step == 2 * 4 + 1:
+            raise EnoughError
+
+    with pytest.raises(EnoughError):
+        cut.run_epoch(Loader(batches), 2, 9, Bar, EpochHooks(after=leave))
+    assert cut.done == 2
+    seen = []
+    means = cut.run_epoch(Loader(batches), 2, 9, Bar, EpochHooks(lambda _, at: seen.append(at.step)))
+    assert seen == [10, 11] and means == expected
+    for first, second in zip(whole.step.model.parameters(), cut.step.model.parameters(), strict=True):
+        assert torch.equal(first, second)
+
+
+class Broken(Square):
+    """No number at the steps that are given."""
+
+    def __init__(self, steps):
+        super().__init__("a", 1.0)
+        self.steps = steps
+
+    def forward(self, batch, output, progress):
+        (term,) = super().forward(batch, output, progress).values()
+        return {"a": term * float("nan") if progress.step in self.steps else term}
+
+
+def test_a_step_that_is_no_number_is_skipped_counted_and_left_out_of_the_means():
+    trainer, warnings = trainer_of([Broken({1})]), []
+    weights = []
+
+    def look(progress):
+        weights.append(copy.deepcopy(trainer.step.model.state_dict()))
+
+    batches = [batch_of(seed=i) for i in range(3)]
+    means = trainer.run_epoch(Loader(batches), 0, 1, Bar, EpochHooks(after=look, warn=warnings.append))
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert not all(torch.equal(weights[1][name], weights[2][name]) for name in weights[0])
+    assert means["a"] > 0 and len(warnings) == 1 and "step 1" in warnings[0] and "skipped" in warnings[0]
+    assert trainer.guard.skipped == 1
+
+
+def test_many_such_steps_in_a_row_end_the_run_with_the_batch_saved(tmp_path):
+    trainer = trainer_of([Broken(set(range(2, 50)))], folder=tmp_path)
+    start = copy.deepcopy(trainer.step.model.state_dict())
+    with pytest.raises(UserError, match=rf"step {1 + MANY}.*{MANY} updates in a row.*bad_batch\.pt"):
+        trainer.run_epoch(Loader([batch_of(seed=i) for i in range(50)]), 0, 1, Bar)
+    saved = torch.load(tmp_path / "bad_batch.pt", weights_only=True)
+    assert saved["step"] == 1 + MANY and saved["images"].shape == (2, 3, 8, 8)
+    assert all(value.isfinite().all() for value in trainer.step.model.state_dict().values()) and start
+
+
+def test_statistics_of_batch_norms_that_a_broken_batch_has_spoilt_are_put_back():
+    norm = nn.BatchNorm2d(2)
+    guard = StepGuard([norm], interval=10)
+    norm(torch.rand(4, 2, 3, 3))
+    guard.note(torch.tensor(1.0))
+    guard.check(batch_of(), Progress(0, 0, 9, 1), {})
+    good = norm.running_mean.clone()
+    norm(torch.full((4, 2, 3, 3), float("nan")))
+    guard.note(torch.tensor(float("nan")))
+    assert guard.check(batch_of(), Progress(5, 0, 9, 1), {}) is None  # not looked at yet
+    assert "skipped" in guard.check(batch_of(), Progress(10, 0, 9, 1), {})
+    assert torch.equal(norm.running_mean, good) and norm.running_var.isfinite().all()
 
 
 def test_meters_average_each_name_over_its_own_count():

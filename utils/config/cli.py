@@ -20,7 +20,7 @@ from utils.config.option_help import help_text, names_of, opposites_of
 from utils.config.options_base import Options
 from utils.config.settings import Setting, did_you_mean, settings_of
 from utils.config.version import VERSION
-from utils.errors import UsageError, UserError
+from utils.errors import StoppedError, UsageError, UserError
 
 __all__ = ["parse", "run"]
 
@@ -60,6 +60,9 @@ def run(
             traceback.print_exc()
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         return error.exit_code
+    except StoppedError as stopped:
+        print(f"stopped; {stopped}", file=sys.stderr)
+        return stopped.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -50,7 +50,10 @@ Preset = Literal["response", "boxes", "objectness", "l2", "kl"]
 PRESETS: tuple[str, ...] = get_args(Preset)
 # What may be given anew when a run goes on; everything else is as it was when it began.
 CHANGEABLE_ON_RESUME = frozenset(
-    {"epochs", "device", "workers", "patience", "noplots", "nosave", "cache", "save_period", "project"}
+    {
+        *("epochs", "device", "workers", "patience", "noplots", "nosave", "cache", "save_period", "project"),
+        "save_every_steps",
+    }
 )
 
 
@@ -130,6 +133,13 @@ class TrainOptions(Options):
     project: Path = run_folders("runs/train")
     nosave: bool = option(False, "write weights after the last epoch only", group=RESULTS)
     noval: bool = option(False, "score after the last epoch only", group=RESULTS)
+    save_every_steps: int = option(
+        0,
+        "also write what --resume needs every so many batches; 0 writes it after each epoch",
+        limits=at_least(0),
+        unit="batches",
+        group=RESULTS,
+    )
     noplots: bool = option(False, "leave out all pictures and charts", group=RESULTS)
     save_period: int = option(
         -1,

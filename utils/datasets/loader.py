@@ -181,9 +181,9 @@ class TrainLoader:
         """The batches of the epoch that is set."""
         return iter(self._batches)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch, 0-based, that the next iteration gives."""
-        self._order.epoch = epoch
+    def set_epoch(self, epoch: int, skip: int = 0) -> None:
+        """Chooses the epoch, 0-based, that the next iteration gives, without its first `skip` batches."""
+        self._order.epoch, self._order.skip = epoch, skip
 
     def set_image_weights(self, class_weights: NDArray[np.float64] | Tensor) -> None:
         """Draws pictures, with repetition, in proportion to the sum of their labels' class weights (K,).

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,6 +117,7 @@ class TrainingOrder:
     mosaic of both would have boxes for a part of it only.
 
     epoch: 0-based, to be set before an iteration.
+    skip: so many batches at the epoch's start are left out: an earlier process has seen them.
     weights: (N,) how often a labelled picture is drawn, with repetition; None: each exactly once.
     mosaic_until: the first epoch whose samples get no partners for a mosaic; None: all get them.
     group: puts picture numbers into batches of similar aspect; None: any picture with any other.
@@ -141,7 +143,7 @@ class TrainingOrder:
             share: part of each batch that is unlabelled (of each epoch, with `group`), below 1;
                 None: every picture comes once an epoch, the kinds spread evenly over its batches.
         """
-        self.epoch = 0
+        self.epoch = self.skip = 0
         self.weights: NDArray[np.float64] | None = None
         self.mosaic_until: int | None = None
         self.group: Callable[[NDArray[np.int64]], RectGroups] | None = None
@@ -163,6 +165,9 @@ class TrainingOrder:
 
     def __iter__(self) -> Iterator[BatchOrder]:
         """The batches of the epoch that is set."""
+        return islice(self._whole_epoch(), self.skip, None)
+
+    def _whole_epoch(self) -> Iterator[BatchOrder]:
         rng = np.random.default_rng((self._seed, self.epoch, _ORDER_STREAM))
         rows = self._labelled_rows(rng)
         if self._is_mixed:

@@ -14,6 +14,7 @@ from utils.distillation.ensemble import Teachers
 from utils.distillation.features import FeatureLoss
 from utils.distillation.presets import Preset
 from utils.distillation.schedule import DistillSchedule
+from utils.errors import UserError
 from utils.losses.recipe import EpochReport
 
 
@@ -97,6 +98,19 @@ class Distiller(nn.Module):
         if ratio is not None:
             ratio = ratio / factor if factor > 0 and self.balance is None else None
         return self.diagnosis.after_epoch(mean, ratio, report.map50_95)
+
+    def get_extra_state(self) -> list[str]:
+        """Checksums of the frozen teachers: a run goes on under the teachers that it began with."""
+        return self.teachers.checksums()
+
+    def set_extra_state(self, saved: list[str]) -> None:
+        """Raises UserError where a teacher is not what it was."""
+        if saved != self.teachers.checksums():
+            raise UserError(
+                "its weights are not those that the run began with",
+                self.teachers.source,
+                "put the file back, or start a new run",
+            )
 
     def finish(self) -> None:
         """Checks at the end of a run that the teachers are what they were at the start."""

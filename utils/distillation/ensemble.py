@@ -57,6 +57,10 @@ class Teachers:
             tuple(mean_level(views) for views in zip(*(o.levels for o in each), strict=True))
         ), each
 
+    def checksums(self) -> list[str]:
+        """Of each that is frozen."""
+        return [member.checksum() for member in self.members if member.is_frozen]
+
     def assert_unchanged(self) -> None:
         """Raises AssertionError if a weight of one that is frozen has changed."""
         for member in self.members:

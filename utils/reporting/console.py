@@ -32,14 +32,20 @@ class ProgressBar(tqdm):  # type: ignore[misc] # tqdm has no types
     monitor_interval = 0
 
     def __init__(
-        self, iterable: Iterable[Any] | None, total: int | None, description: str, quiet: bool = False
+        self,
+        iterable: Iterable[Any] | None,
+        total: int | None,
+        description: str,
+        quiet: bool = False,
+        initial: int = 0,
     ) -> None:
-        """`total` is the number of items, None where nobody knows it."""
+        """`total` is the number of items, None where nobody knows it; `initial` of them were done before."""
         self._in_log = not sys.stderr.isatty()
         super().__init__(
             iterable,
             desc=description,
             total=total,
+            initial=initial,
             disable=quiet,
             file=_LogStream(sys.stderr) if self._in_log else sys.stderr,
             mininterval=LOG_SECONDS if self._in_log else 0.1,
@@ -66,6 +72,7 @@ class EpochBar(ProgressBar):
         place: str,
         columns: Sequence[str],
         quiet: bool = False,
+        initial: int = 0,
     ) -> None:
         """`place` stands in the first column, e.g. 3/100."""
         self._place = f"{place:>9}"
@@ -74,7 +81,7 @@ class EpochBar(ProgressBar):
         header = "  ".join((f"{'Epoch':>9}", *(f"{name:>{CELL_WIDTH}}" for name in columns)))
         if not quiet:
             _write(header, sys.stderr)
-        super().__init__(iterable, total, self._line(), quiet)
+        super().__init__(iterable, total, self._line(), quiet, initial)
 
     def set_postfix(
         self, ordered_dict: Mapping[str, Any] | None = None, refresh: bool = True, **kwargs: Any
@@ -127,13 +134,19 @@ class Console:
         return ProgressBar(iterable, total, description, self.quiet)
 
     def epoch(
-        self, iterable: Iterable[Any] | None, total: int | None, place: str, columns: Sequence[str]
+        self,
+        iterable: Iterable[Any] | None,
+        total: int | None,
+        place: str,
+        columns: Sequence[str],
+        initial: int = 0,
     ) -> EpochBar:
         """A bar to iterate over that shows values in columns; `set_postfix` gives it the values.
 
-        place: which epoch of how many, e.g. 3/100. columns: the values' names, in order.
+        place: which epoch of how many, e.g. 3/100. columns: the values' names, in order. initial: items
+        that were done before.
         """
-        return EpochBar(iterable, total, place, columns, self.quiet)
+        return EpochBar(iterable, total, place, columns, self.quiet, initial)
 
 
 def format_table(rows: Iterable[Sequence[object]], header: Sequence[str]) -> str:

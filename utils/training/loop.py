@@ -16,8 +16,8 @@ from tqdm import tqdm
 from utils.batch import Batch, Progress
 from utils.datasets.loader import TrainLoader
 from utils.distributed import world_size
-from utils.errors import UserError
 from utils.training.ema import ModelEma
+from utils.training.guard import StepGuard
 from utils.training.optimizer import RateSchedule
 from utils.training.step import TrainingStep
 
@@ -27,21 +27,32 @@ BAR_FACTS = ("Instances", "Size")  # of the last batch, beside the means of the 
 
 @dataclass
 class Meters:
-    """Running means of scalars, summed on the device and read only when shown."""
+    """Running means of scalars, summed on the device and read only when shown.
 
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
+    sums: for each set of names that came together, their sums and counts, a (2, names) tensor. What is
+    no finite number does not count.
+    """
+
+    sums: dict[tuple[str, ...], Tensor] = field(default_factory=dict)
 
     def update(self, values: dict[str, Tensor]) -> None:
         """Adds one value of each name."""
-        for name, value in values.items():
-            value = value.detach()
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-            self.counts[name] = self.counts.get(name, 0) + 1
+        if not values:
+            return
+        names = tuple(values)
+        row = torch.stack([value.detach().float() for value in values.values()])
+        finite = row.isfinite()
+        added = torch.stack((torch.where(finite, row, 0.0), finite.float()))
+        self.sums[names] = self.sums[names] + added if names in self.sums else added
 
     def means(self) -> dict[str, float]:
-        """The mean of each name so far; waits for the device."""
-        return {name: float(total) / self.counts[name] for name, total in self.sums.items()}
+        """The mean of each name so far, NaN without a finite value; waits for the device."""
+        totals: dict[str, list[float]] = {}
+        for names, sums in self.sums.items():
+            for name, total, count in zip(names, *sums.tolist(), strict=True):
+                entry = totals.setdefault(name, [0.0, 0.0])
+                entry[0], entry[1] = entry[0] + total, entry[1] + count
+        return {name: total / count if count else math.nan for name, (total, count) in totals.items()}
 
 
 @dataclass(frozen=True)
@@ -66,13 +77,28 @@ class MultiScale:
         return replace(batch, images=images.contiguous(memory_format=torch.channels_last))
 
 
+def _nothing(*_: object) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class EpochHooks:
+    """What a run does around each step: with the batch before it, after it, and with a warning."""
+
+    before: Callable[[Batch, Progress], None] = _nothing
+    after: Callable[[Progress], None] = _nothing
+    warn: Callable[[str], None] = _nothing
+
+
 @dataclass
 class Trainer:
-    """Everything an epoch needs, and the two counters that go on between epochs.
+    """Everything an epoch needs, and what goes on from step to step.
 
     amp_dtype: reduced precision of the forward pass, None for float32. multi_scale: see MultiScale.
-    show: called with the epoch's loader and gives the progress bar to iterate over.
-    pending: batches whose gradients wait for the next update.
+    guard: sees to steps that are no finite numbers. show: called with the epoch's loader and the batches
+    that are done, gives the progress bar to iterate over.
+    pending: batches whose gradients wait for the next update. done: batches of the epoch that are
+    done, with their means in `meters`; not 0 at the start of an epoch that an earlier process began.
     """
 
     step: TrainingStep
@@ -81,38 +107,47 @@ class Trainer:
     ema: ModelEma
     device: torch.device
     scaler: torch.amp.GradScaler
+    guard: StepGuard
     amp_dtype: torch.dtype | None = None
     multi_scale: Callable[[Batch, Progress], Batch] | None = None
     pending: int = 0
+    done: int = 0
+    meters: Meters = field(default_factory=Meters)
 
     def run_epoch(
         self,
         loader: TrainLoader,
         epoch: int,
         epochs: int,
-        show: Callable[[TrainLoader], tqdm[Batch]],
-        watch: Callable[[Batch, Progress], None] | None = None,
+        show: Callable[[TrainLoader, int], tqdm[Batch]],
+        hooks: EpochHooks = EpochHooks(),  # noqa: B008 (frozen)
     ) -> dict[str, float]:
-        """Trains on every batch of the loader once; gives the mean of each term and gauge."""
+        """Trains on the batches of the loader that are not done yet; gives the means of the epoch."""
         self.step.train()
-        loader.set_epoch(epoch)
-        meters = Meters()
-        bar = show(loader)
-        for index, batch in enumerate(bar):
-            progress = Progress(epoch * len(loader) + index, epoch, len(loader), epochs)
-            if watch is not None:
-                watch(batch, progress)
+        loader.set_epoch(epoch, self.done)
+        bar = show(loader, self.done)
+        for batch in bar:
+            progress = Progress(epoch * len(loader) + self.done, epoch, len(loader), epochs)
+            hooks.before(batch, progress)
             self.schedule.set_rates(self.optimizer, progress)
             batch = batch.to(self.device).to_float()
             if self.multi_scale is not None:
                 batch = self.multi_scale(batch, progress)
-            meters.update(self.run_batch(batch, progress))
-            if index % 10 == 0 or index + 1 == len(loader):
-                means = meters.means()
-                _stop_if_not_finite({name: means[name] for name in self.step.names}, progress)
+            terms = self.run_batch(batch, progress)
+            self.meters.update(terms)
+            self.done += 1
+            warning = self.guard.check(batch, progress, terms)
+            if warning is not None:
+                hooks.warn(warning)
+            if self.done % 10 == 1 or self.done == len(loader):
                 facts = dict(zip(BAR_FACTS, (len(batch.targets), max(batch.images.shape[2:])), strict=True))
-                bar.set_postfix({**means, **facts}, refresh=False)
-        return meters.means()
+                bar.set_postfix({**self.meters.means(), **facts}, refresh=False)
+            hooks.after(progress)
+        return self.meters.means()
+
+    def begin_epoch(self) -> None:
+        """Forgets the batches of the epoch before."""
+        self.done, self.meters = 0, Meters()
 
     def run_batch(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Forward, backward and, when enough gradients have come together, an update."""
@@ -126,23 +161,17 @@ class Trainer:
         return {**terms, **gauges}
 
     def update(self) -> None:
-        """Clips the gradients, moves the weights and the average."""
+        """Clips the gradients, moves the weights and the average; leaves them where one is not finite.
+
+        The scaler skips on the device, without the host having to know.
+        """
         self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
+        self.guard.note(norm)
         self.scaler.step(self.optimizer)
-        self.scaler.update()
+        # Without a loss scale in float16 the scaler has nothing to look for.
+        self.scaler.update(None if self.amp_dtype is torch.float16 else 1.0)
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(self.step.model)
         self.pending = 0
-
-
-def _stop_if_not_finite(means: dict[str, float], progress: Progress) -> None:
-    """Ends a run whose losses left the numbers, before it writes them into a checkpoint."""
-    bad = [name for name, value in means.items() if not math.isfinite(value)]
-    if bad:
-        raise UserError(
-            f"the loss is not a finite number any more ({', '.join(bad)})",
-            f"epoch {progress.epoch + 1}, step {progress.step}",
-            "lower lr0 or --distill-ratio, or try --no-amp; the last checkpoint is intact",
-        )

@@ -35,9 +35,10 @@ from utils.reporting.console import Console, EpochBar
 from utils.reporting.results import ResultsWriter
 from utils.training import setup, state
 from utils.training.ema import ModelEma
-from utils.training.loop import BAR_FACTS, Trainer
+from utils.training.loop import BAR_FACTS, EpochHooks, Trainer
 from utils.training.pictures import RunPictures
 from utils.training.step import TrainingStep
+from utils.training.stop import StopSignals
 
 METRICS = ("metrics/precision", "metrics/recall", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95")
 
@@ -50,8 +51,8 @@ def run_training(options: TrainOptions, recipe_for: RecipeFor = plain_recipe) ->
 
     A run that goes on has the options it was started with, which is why the recipe is asked for here.
     """
-    with advice_on_memory():
-        return TrainingRun(options, recipe_for).execute()
+    with advice_on_memory(), StopSignals() as stop:
+        return TrainingRun(options, recipe_for, stop).execute()
 
 
 @dataclass
@@ -65,9 +66,9 @@ class Best:
 class TrainingRun:
     """The phases of a run, each a method: prepare, then epochs of train, validate and save."""
 
-    def __init__(self, options: TrainOptions, recipe_for: RecipeFor) -> None:
+    def __init__(self, options: TrainOptions, recipe_for: RecipeFor, stop: StopSignals) -> None:
         """Reads and checks everything; creates the run's folder only when all of it is good."""
-        self.console = Console()
+        self.console, self.stop = Console(), stop
         self.saved, self.folder, options = resumed(options)
         self.options = options
         recipe = recipe_for(options)
@@ -156,6 +157,7 @@ class TrainingRun:
         self.folder = self.folder or next_run_folder(Path(options.project), options.name, options.exist_ok)
         self.weights = self.folder / "weights"
         self.weights.mkdir(exist_ok=True)
+        self.trainer.guard.folder = self.folder
         if not resuming:
             state.remove_weights(self.weights)  # --exist-ok: an earlier run's would pass for this one's
             write_text_atomically(self.folder / "opt.yaml", yaml_text(options_to_dict(options)))
@@ -216,17 +218,18 @@ class TrainingRun:
         last = epoch + 1 == options.epochs
         if options.image_weights:
             self._weigh_images()
-        rates = self._train(epoch)
+        means = self._train(epoch)
         scored = not options.noval or last
-        result = self._validate() if scored else None
+        result = self._validate(epoch) if scored else None
+        self.trainer.begin_epoch()
         # Not less, so that epochs in which nothing is found yet use up no patience.
         if result is not None and result.fitness >= self.best.fitness:
             self.best = Best(result.fitness, epoch)
         if result is not None:
             self.class_scores = result.ap_by_class()
         stop = scored and options.patience > 0 and epoch - self.best.epoch >= options.patience
-        self.results.append(self._row(epoch, rates, result))
-        self._review(EpochReport(rates, result.map50_95 if result else None))
+        self.results.append(self._row(epoch, means, result))
+        self._review(EpochReport(means, result.map50_95 if result else None))
         if not options.nosave or last or stop:
             self._save(epoch, result)
         if stop:
@@ -245,16 +248,34 @@ class TrainingRun:
     def _train(self, epoch: int) -> dict[str, float]:
         step, place = self.trainer.step, f"{epoch + 1}/{self.options.epochs}"
 
-        def show(loader: TrainLoader) -> EpochBar:
-            return self.console.epoch(loader, len(loader), place, [*step.names, *step.gauges, *BAR_FACTS])
+        def show(loader: TrainLoader, done: int) -> EpochBar:
+            columns = [*step.names, *step.gauges, *BAR_FACTS]
+            return self.console.epoch(loader, len(loader), place, columns, done)
 
-        return self.trainer.run_epoch(self.train_loader, epoch, self.options.epochs, show, self._watch)
+        hooks = EpochHooks(self.pictures.training_batch, self._after_step, self.console.warn)
+        return self.trainer.run_epoch(self.train_loader, epoch, self.options.epochs, show, hooks)
 
-    def _watch(self, batch: Batch, progress: Progress) -> None:
-        self.pictures.training_batch(batch, progress)
+    def _after_step(self, progress: Progress) -> None:
+        every = self.options.save_every_steps
+        if self.stop.wanted is not None or (every and (progress.step + 1) % every == 0):
+            self._save_state(progress.epoch)
+        self.stop.raise_if_wanted(self._how_to_go_on)
 
-    def _validate(self) -> EvaluationResult:
-        return self._evaluate(self.trainer.ema.model, loss=self._validation_loss)
+    @property
+    def _how_to_go_on(self) -> str:
+        return f"go on with: python {script_of(type(self.options).__name__)} --resume {self.folder}"
+
+    def _validate(self, epoch: int) -> EvaluationResult:
+        """Scores the average; where a signal asks to stop, the epoch's training is saved before."""
+
+        def stop_between_batches(_batch: Batch, _detections: list[torch.Tensor]) -> None:
+            if self.stop.wanted is not None:
+                self._save_state(epoch)
+            self.stop.raise_if_wanted(self._how_to_go_on)
+
+        return self._evaluate(
+            self.trainer.ema.model, loss=self._validation_loss, observers=[stop_between_batches]
+        )
 
     def _validation_loss(self, batch: Batch, output: StudentOutput) -> dict[str, torch.Tensor]:
         return self.detection(batch, output)  # type: ignore[no-any-return]
@@ -290,8 +311,13 @@ class TrainingRun:
                 best_fitness=self.best.fitness,
                 meta={"options": options_to_dict(options), "hyp": self.hyp.to_dict()},
             )
+        self._save_state(epoch + 1)
+
+    def _save_state(self, epoch: int) -> None:
+        """What `--resume` needs to go on with an epoch (0-based), from the batch that comes next."""
+        options = self.options
         run = state.RunState(
-            epoch=epoch + 1,
+            epoch=epoch,
             best_fitness=self.best.fitness,
             best_epoch=self.best.epoch,
             class_scores=self.class_scores.tolist(),
@@ -327,14 +353,18 @@ def resumed(options: TrainOptions) -> tuple[dict[str, Any] | None, Path | None, 
     content = state.read_state(path)
     run = state.run_state(content)
     if run.kind != type(options).__name__:
-        script = "train_distill.py" if run.kind == "DistillOptions" else "train.py"
-        folder = path.parent.parent
+        script, folder = script_of(run.kind), path.parent.parent
         raise UsageError(
             "this run was started by the other script", folder, f"python {script} --resume {folder}"
         )
     saved = options_from_dict(type(options), run.options)
     changed = {name: getattr(options, name) for name in options.given & CHANGEABLE_ON_RESUME}
     return content, path.parent.parent, replace(saved, **changed)
+
+
+def script_of(kind: str) -> str:
+    """The script whose options class is of that name."""
+    return "train_distill.py" if kind == "DistillOptions" else "train.py"
 
 
 def _column(name: str) -> str:

@@ -23,6 +23,7 @@ from utils.losses.detection import DetectionLoss, LossGains
 from utils.reporting.console import Console
 from utils.training.autoanchor import check_anchors
 from utils.training.ema import ModelEma
+from utils.training.guard import INTERVAL, StepGuard
 from utils.training.loop import MultiScale, Trainer
 from utils.training.optimizer import RateSchedule, build_optimizer
 from utils.training.step import TrainingStep
@@ -210,7 +211,9 @@ def build_trainer(
         schedule=schedule,
         ema=ema,
         device=device,
-        scaler=torch.amp.GradScaler(device.type, enabled=dtype is torch.float16),
+        # It also skips updates that are no finite numbers, which may come in any precision.
+        scaler=torch.amp.GradScaler(device.type, init_scale=65536.0 if dtype is torch.float16 else 1.0),
+        guard=StepGuard([step.model, ema.model], interval=1 if device.type == "cpu" else INTERVAL),
         amp_dtype=dtype,
         multi_scale=MultiScale(image_size, step.model.size_multiple, options.seed)
         if options.multi_scale

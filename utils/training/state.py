@@ -16,7 +16,7 @@ import torch
 from models.yolo import Model
 from utils.config.files import replace_atomically
 from utils.errors import UserError
-from utils.training.loop import Trainer
+from utils.training.loop import Meters, Trainer
 
 STATE_NAME = "state.pt"
 
@@ -25,7 +25,8 @@ STATE_NAME = "state.pt"
 class RunState:
     """How far a run is.
 
-    epoch: the next epoch to train, 0-based. best_fitness: -1 before the first validation.
+    epoch: the epoch to go on with, 0-based, the first batches of which may be done. best_fitness: -1
+    before the first validation.
     best_epoch: of the best score. class_scores: (K,) mAP50-95 of the last validation, zeros before it.
     kind: the options class that started the run. options: its values. network: its config, anchors as
     they are trained with. names: its classes.
@@ -55,6 +56,8 @@ def save_state(path: Path, run: RunState, trainer: Trainer) -> None:
         "optimizer": trainer.optimizer.state_dict(),
         "scaler": trainer.scaler.state_dict(),
         "pending": trainer.pending,
+        "done": trainer.done,
+        "meters": [[list(names), sums] for names, sums in trainer.meters.sums.items()],
         "gradients": [None if gradient is None else gradient / scale for gradient in gradients],
         "torch_rng": torch.get_rng_state(),
     }
@@ -129,9 +132,10 @@ def restore(content: dict[str, Any], trainer: Trainer) -> None:
     trainer.ema.updates = content["ema_updates"]
     trainer.ema.n_averaged.fill_(content["ema_updates"])
     trainer.optimizer.load_state_dict(content["optimizer"])
-    if content["scaler"] and trainer.scaler.is_enabled():
+    if trainer.amp_dtype is torch.float16 and content["scaler"].get("scale", 1.0) != 1.0:
         trainer.scaler.load_state_dict(content["scaler"])
-    trainer.pending = content["pending"]
+    trainer.pending, trainer.done = content["pending"], content["done"]
+    trainer.meters = Meters({tuple(names): sums.to(trainer.device) for names, sums in content["meters"]})
     parameters = [p for group in trainer.optimizer.param_groups for p in group["params"]]
     scale = trainer.scaler.get_scale()
     for parameter, gradient in zip(parameters, content["gradients"], strict=True):

@@ -1,0 +1,126 @@
+"""A run that was stopped, however rudely, ends with the weights of one that never was."""
+
+import csv
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ["--img", "64", "--batch", "2", "--workers", "1", "--device", "cpu", "--noautoanchor", "--noplots"]
+NET = ["--cfg", "models/yolov5n.yaml", "--weights", ""]
+EPOCHS = "6"
+
+
+@pytest.fixture(scope="module")
+def small_set(make_shapes, tmp_path_factory):
+    return make_shapes(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="module")
+def teacher(small_set, run_script_session, tmp_path_factory):
+    project = tmp_path_factory.mktemp("teacher")
+    done = run_script_session(
+        "train.py", "--data", small_set, *NET, "--epochs", 1, "--project", project, *SMALL
+    )
+    assert done.returncode == 0, done.stderr
+    return project / "exp" / "weights" / "best.pt"
+
+
+def words_of(kind, small_set, teacher):
+    """The script and its options, plain or with everything that a distillation keeps from step to step."""
+    common = ["--data", small_set, *NET, "--epochs", EPOCHS, *SMALL]
+    if kind == "plain":
+        return ["train.py", *common, "--multi-scale", "--image-weights"]
+    taught = ["--teacher", teacher, "ema", "--distill-ratio", "auto", "--feature-loss", "cwd"]
+    return ["train_distill.py", *common, *taught, "--optimizer", "AdamW"]
+
+
+def state_of(folder):
+    return torch.load(folder / "weights/state.pt", weights_only=True)
+
+
+def rows_of(folder):
+    with open(folder / "results.csv", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def wait_for_state(process, folder, beyond=0.0):
+    """Until the state file of a running process is newer than `beyond`; gives its time."""
+    path, limit = folder / "weights/state.pt", time.monotonic() + 120
+    while not (path.is_file() and path.stat().st_mtime_ns > beyond):
+        assert process.poll() is None and time.monotonic() < limit
+        time.sleep(0.005)
+    return path.stat().st_mtime_ns
+
+
+def assert_same_run(first, second):
+    one, two = state_of(first), state_of(second)
+    for part in ("model", "ema", "losses"):
+        for name, value in one[part].items():
+            same = (
+                torch.equal(value, two[part][name])
+                if isinstance(value, torch.Tensor)
+                else value == two[part][name]
+            )
+            assert same, f"{part} {name}"
+    assert one["ema_updates"] == two["ema_updates"]
+    assert rows_of(first) == rows_of(second)
+
+
+@pytest.mark.parametrize("kind", ["plain", "distilled"])
+def test_a_run_that_is_killed_again_and_again_ends_like_one_that_never_stopped(
+    kind, small_set, teacher, run_script, start_script, tmp_path
+):
+    words = words_of(kind, small_set, teacher)
+    whole = run_script(*words, "--project", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    folder, newest = tmp_path / "cut" / "exp", 0
+    process = start_script(*words, "--project", tmp_path / "cut", "--save-every-steps", "1")
+    # Twice in the middle of an epoch or wherever the moment falls; a state is written after each batch.
+    for _ in range(2):
+        for _ in range(7):
+            newest = wait_for_state(process, folder, newest)
+        process.kill()
+        process.wait()
+        assert len(rows_of(folder)) < int(EPOCHS)
+        process = start_script(words[0], "--resume", folder)
+    assert process.wait() == 0
+    assert_same_run(tmp_path / "whole/exp", folder)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_run_with_its_state_saved_and_the_usual_code(
+    number, code, small_set, run_script, start_script, tmp_path
+):
+    words = words_of("plain", small_set, None)
+    process = start_script(*words, "--project", tmp_path / "cut", "--save-every-steps", "3")
+    folder = tmp_path / "cut" / "exp"
+    wait_for_state(process, folder)
+    process.send_signal(number)
+    output = process.communicate(timeout=60)
+    assert process.returncode == code, output
+    assert len(rows_of(folder)) < int(EPOCHS)
+    done = run_script("train.py", "--resume", folder)
+    assert done.returncode == 0, done.stderr
+    whole = run_script(*words, "--project", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    assert_same_run(tmp_path / "whole/exp", folder)
+
+
+def test_a_run_does_not_go_on_under_a_teacher_that_has_changed(small_set, teacher, run_script, tmp_path):
+    own = tmp_path / "teacher.pt"
+    shutil.copy(teacher, own)
+    words = words_of("distilled", small_set, own)
+    first = run_script(*words, "--project", tmp_path, "--epochs", "1")
+    assert first.returncode == 0, first.stderr
+    content = torch.load(own, weights_only=True)
+    name = next(name for name, value in content["model"].items() if value.is_floating_point())
+    content["model"][name] += 1
+    torch.save(content, own)
+    done = run_script("train_distill.py", "--resume", tmp_path / "exp", "--epochs", "2")
+    assert done.returncode == 1 and "not those that the run began with" in done.stderr
+    assert str(own) in done.stderr and "Traceback" not in done.stderr
