@@ -7,19 +7,25 @@ from contextlib import contextmanager
 
 import torch
 
+from utils.distributed import is_distributed, local_rank
 from utils.errors import UsageError, UserError
 
 
 def select_device(name: str = "") -> torch.device:
     """The device that an option names: "" for the first GPU or else the CPU, "cpu", "0", "cuda:1".
 
-    Raises UsageError where it does not exist.
+    Each of several processes on a machine gets one of its own: of those named, as in "0,2", else the
+    GPU of its number. Raises UsageError where it does not exist.
     """
     wanted = name.strip().lower()
     if wanted == "cpu":
         return torch.device("cpu")
     if wanted == "":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        wanted = str(local_rank())
+    elif is_distributed() or "," in wanted:
+        wanted = _of_this_rank(wanted.split(","), name)
     number = wanted.removeprefix("cuda").removeprefix(":") or "0"
     if not number.isdigit():
         raise UsageError(f"no such device: {name!r}", "--device", "use cpu or the number of one GPU, as in 0")
@@ -28,6 +34,16 @@ def select_device(name: str = "") -> torch.device:
         raise UsageError(f"CUDA device {number} asked for, {found} found", "--device", "use --device cpu")
     torch.cuda.set_device(int(number))  # what is asked of "the GPU" (bf16, pinned memory) means this one
     return torch.device(f"cuda:{number}")
+
+
+def _of_this_rank(wanted: list[str], name: str) -> str:
+    if not is_distributed():
+        start = f"torchrun --nproc_per_node {len(wanted)} train.py ..."
+        raise UsageError(f"{name!r} names several", "--device", f"each needs a process: {start}")
+    if local_rank() >= len(wanted):
+        fix = "name as many as torchrun starts, or leave --device out"
+        raise UsageError(f"{name!r} has no device for process {local_rank()}", "--device", fix)
+    return wanted[local_rank()].strip()
 
 
 @contextmanager

@@ -1,8 +1,88 @@
-"""Ranks: who am I among the processes of a run. A leaf that losses and loader may import."""
+"""Ranks: who am I among the processes of a run. A leaf that losses and loader may import.
+
+`torchrun` starts the processes and tells each its place by environment variables; all the rest is
+torch's own process group.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+
+_T = TypeVar("_T")
+PATIENCE = timedelta(minutes=30)  # the first rank may index a large dataset while the others wait
+
+
+@contextmanager
+def joined_ranks() -> Iterator[None]:
+    """Joins the processes that torchrun started; does nothing where it started one or none.
+
+    Left by an error the group is not taken down: that would wait for ranks which are waiting for
+    this one. torchrun ends them as soon as this one is gone.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ or is_distributed():
+        yield
+        return
+    # Both kinds: a GPU may be there and the run be asked to stay on the CPU.
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=PATIENCE)
+    yield
+    dist.destroy_process_group()
+
+
+def local_rank() -> int:
+    """The number of this process among those on its machine."""
+    return int(os.environ.get("LOCAL_RANK", "0")) if is_distributed() else 0
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """Lets the first rank through alone, then the others: they find its files ready."""
+    if is_distributed() and rank() > 0:
+        dist.barrier()
+    yield
+    if is_distributed() and rank() == 0:
+        dist.barrier()
+
+
+def wait_for_all() -> None:
+    """Comes back when every rank has come here."""
+    if is_distributed():
+        dist.barrier()
+
+
+def from_main(value: _T) -> _T:
+    """The first rank's value, on every rank."""
+    if not is_distributed():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def from_all(value: _T) -> list[_T]:
+    """The values of all ranks, in their order, on every rank."""
+    if not is_distributed():
+        return [value]
+    boxes: list[_T | None] = [None] * world_size()
+    dist.all_gather_object(boxes, value)
+    return boxes  # type: ignore[return-value]  # all are filled
+
+
+def share_state(module: nn.Module, *, parameters: bool = True) -> None:
+    """Gives every rank the first one's buffers, and parameters unless they are the same anyway."""
+    if not is_distributed():
+        return
+    with torch.no_grad():
+        for value in (*(module.parameters() if parameters else ()), *module.buffers()):
+            dist.broadcast(value.detach(), src=0)
 
 
 def is_distributed() -> bool:

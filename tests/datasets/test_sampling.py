@@ -38,19 +38,26 @@ def test_partners_are_drawn_from_all_pictures():
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_ranks_share_an_epoch_in_the_order_of_a_single_process(monkeypatch, ranks):
-    single = own_numbers(TrainingOrder(10, 2, SHAPE, seed=0))
+    single = [batch.rows[:, 0].tolist() for batch in TrainingOrder(10, 2 * ranks, SHAPE, seed=0)]
     shares, lengths = [], []
     monkeypatch.setattr(sampling, "world_size", lambda: ranks)
     for rank in range(ranks):
         monkeypatch.setattr(sampling, "rank", lambda rank=rank: rank)
         order = TrainingOrder(10, 2, SHAPE, seed=0)
-        shares.append(own_numbers(order))
+        shares.append([batch.rows[:, 0].tolist() for batch in order])
         lengths.append((len(order), len(list(order))))
     assert len(set(lengths)) == 1
     assert lengths[0][0] == lengths[0][1]
-    woven = [number for step in zip(*shares, strict=True) for number in step]
-    assert woven[:10] == single
-    assert woven[10:] == single[: len(woven) - 10]
+    together = [sorted(sum(step, [])) for step in zip(*shares, strict=True)]
+    assert together == [sorted(batch) for batch in single]
+
+
+def test_a_rank_without_a_picture_for_the_last_batch_takes_one_of_the_first_again(monkeypatch):
+    monkeypatch.setattr(sampling, "world_size", lambda: 2)
+    monkeypatch.setattr(sampling, "rank", lambda: 1)
+    order = TrainingOrder(9, 2, SHAPE, seed=0)
+    batches = [batch.positions.tolist() for batch in order]
+    assert len(order) == 3 and batches == [[1, 3], [5, 7], [0]]
 
 
 def test_weights_draw_pictures_in_proportion_and_partners_too():

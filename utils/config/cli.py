@@ -58,7 +58,8 @@ def run(
     except UserError as error:
         if DEBUG in words:
             traceback.print_exc()
-        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        place = f" (process {os.environ['RANK']})" if "RANK" in os.environ else ""
+        print(f"error{place}: {one_line(str(error))}", file=sys.stderr)
         return error.exit_code
     except StoppedError as stopped:
         print(f"stopped; {stopped}", file=sys.stderr)

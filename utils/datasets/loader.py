@@ -28,6 +28,7 @@ from utils.datasets.labels import Labels
 from utils.datasets.mosaic import Picture, mosaic_tiles, normalise_boxes, place_boxes, single_tile
 from utils.datasets.sampling import BatchOrder, TrainingOrder, rect_groups
 from utils.datasets.store import CacheKind, PictureStore
+from utils.distributed import rank, world_size
 from utils.errors import UserError
 
 __all__ = [
@@ -258,7 +259,7 @@ def eval_loader(
     """Letterboxed batches of a split, each picture once, without chance.
 
     With `rect` they come in the order of their aspect, else in the index's order in squares of
-    `image_size` rounded up to a multiple of `stride`.
+    `image_size` rounded up to a multiple of `stride`. Of several ranks each gets every n-th batch.
     """
     if rect:
         groups = rect_groups(index.sizes_wh, batch_size, image_size, stride, pad)
@@ -271,7 +272,7 @@ def eval_loader(
     for number, shape_hw in enumerate(shapes):
         positions = np.arange(number * batch_size, min((number + 1) * batch_size, len(index)))
         orders.append(BatchOrder(0, positions, order[positions, None], shape_hw))
-    return _batch_loader(DetectionDataset(index, image_size), orders, workers)
+    return _batch_loader(DetectionDataset(index, image_size), orders[rank() :: world_size()], workers)
 
 
 def _batch_loader(

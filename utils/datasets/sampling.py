@@ -110,8 +110,10 @@ def _woven(
 class TrainingOrder:
     """The batches of one epoch after another, a pure function of seed and epoch.
 
-    Under several ranks each takes every n-th sample (every n-th batch with `group`); all get the
-    same number of batches, the first samples are repeated where the number does not divide.
+    Under several ranks each takes every n-th sample, so that a step of all ranks has the pictures of
+    one process's larger batch, and their last batches may differ in size. With `group` each takes
+    every n-th batch, with a share of unlabelled pictures its part of either kind; all get the same
+    number of batches, the first ones are repeated where the number does not divide.
 
     Labelled and unlabelled pictures are two pools: a sample's partners come from its own, as a
     mosaic of both would have boxes for a part of it only.
@@ -242,8 +244,18 @@ class TrainingOrder:
         share = math.ceil(count / self._ranks)
         return np.arange(share * self._ranks).reshape(-1, self._ranks)[:, self._rank] % count
 
+    def _own_places(self, count: int) -> NDArray[np.int64]:
+        """Every n-th of `count` places, none twice, so that all ranks together make one process's batches.
+
+        Only a rank that would have nothing for the last batch takes one of the first places again.
+        """
+        own = self._places(count)
+        without = own[np.arange(len(own)) * self._ranks + self._rank < count]
+        batches = (math.ceil(len(places) / self._batch_size) for places in (own, without))
+        return own if len(set(batches)) > 1 else without
+
     def _plain(self, rows: NDArray[np.int64]) -> Iterator[BatchOrder]:
-        positions = self._places(len(rows))
+        positions = self._own_places(len(rows))
         for start in range(0, len(positions), self._batch_size):
             chosen = positions[start : start + self._batch_size]
             yield BatchOrder(self.epoch, chosen, rows[chosen], self._shape_hw)
