@@ -3,8 +3,8 @@
 from utils.distillation.diagnosis import Diagnosis
 
 
-def said(*reports, ratio=1.0, warmup=0.0, teacher=0.5):
-    watch = Diagnosis(teacher, ratio, warmup)
+def said(*reports, ratio=1.0, teacher=0.5):
+    watch = Diagnosis(teacher, ratio)
     return [text for report in reports for text in watch.after_epoch(*report)]
 
 
@@ -33,8 +33,8 @@ def test_a_gradient_ratio_out_of_bounds_comes_with_a_ratio_to_try():
 
 
 def test_while_the_weight_warms_up_its_gradient_is_not_judged():
-    assert not said((1.0, 0.002, None), warmup=2.0)
-    assert said((1.0, 0.002, None), (1.0, 0.002, None), warmup=2.0)
+    assert not said((1.0, 0.002, None, False))
+    assert said((1.0, 0.002, None, False), (1.0, 0.002, None, True))
 
 
 def test_a_loss_of_zero_is_named():
@@ -46,4 +46,6 @@ def test_a_loss_that_rises_for_a_whole_warm_up_is_named_and_one_that_turns_is_no
     (text,) = said(*((float(value), 1.0, None) for value in (1, 2, 3, 4, 5)))
     assert "risen" in text
     assert not said(*((float(value), 1.0, None) for value in (1, 2, 3, 2, 5, 6, 7, 8)))
-    assert not said(*((float(value), 1.0, None) for value in (1, 2, 3, 4, 3)), warmup=5.0)
+    rising = [(float(value), 1.0, None, value > 5) for value in range(1, 7)]
+    assert not said(*rising[:5]) and said(*rising)
+    assert not said(*rising[:5], (3.0, 1.0, None, True))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from utils.distillation.features import SCORE_GAIN, FeatureLoss, channelwise_divergence, standardised
+from utils.distillation.features import FeatureLoss, channelwise_divergence, standardised
 
 KINDS = ("cwd", "pkd", "score-l2")
 
@@ -69,5 +69,5 @@ def test_squared_error_counts_where_the_teacher_sees_something():
     raw = torch.full((1, 3, 1, 2, 7), -30.0)
     raw[0, 1, 0, 1, 4:6] = 30.0  # an object in the second cell
     own, target = torch.zeros(1, 2, 1, 2), torch.tensor([[[[9.0, 2.0]], [[9.0, 4.0]]]])
-    assert float(loss.distance(own, target, raw)) == pytest.approx(SCORE_GAIN * (4 + 16) / 2, rel=1e-5)
+    assert float(loss.distance(own, target, raw)) == pytest.approx((4 + 16) / 2, rel=1e-5)
     assert float(loss.distance(own, target, torch.full_like(raw, -30.0))) == pytest.approx(0, abs=1e-5)

@@ -211,3 +211,30 @@ def test_the_same_boxes_relative_to_other_anchors_have_no_box_loss():
     assert float(terms["box"]) == pytest.approx(0, abs=1e-6)
     unmoved = loss(batch_of(size=64), StudentOutput((), (student,)), TeacherOutput((teacher,)))
     assert float(unmoved["box"]) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["response", "objectness", "boxes"])
+def test_where_the_teacher_lacks_a_class_its_background_says_nothing(name):
+    """A cell in which the student sees an object that the teacher cannot know."""
+    detection = DetectionLoss(ANCHORS_GRID, 3, GAINS, complete=False)
+    presets = {
+        "response": Response(GAINS, ANCHORS_GRID, complete=False),
+        "objectness": ObjectnessGated(GAINS, complete=False),
+        "boxes": PseudoBoxes(
+            detection, Decoder().decode_levels, confidence=0.25, overlap=0.45, soft=False, temperature=2.0
+        ),
+    }
+    teacher = levels_of(1, size=64)
+    for level in teacher:
+        level[..., 4] = -8.0
+    teacher[0][0, 0, 4, 4, 4:6] = 8.0  # one object that it knows
+    student = [level.clone().requires_grad_() for level in teacher]
+    with torch.no_grad():
+        student[0][1, 1, 2, 2, 4] = 4.0
+    terms = presets[name](batch_of(size=64), StudentOutput((), student), TeacherOutput(teacher))
+    sum(terms.values()).backward()
+    at_background = student[0].grad[1, 1, 2, 2, 4].abs()
+    whole = DENSE[name] if name in DENSE else pseudo_boxes()
+    told = [level.detach().clone().requires_grad_() for level in student]
+    sum(whole(batch_of(size=64), StudentOutput((), told), TeacherOutput(teacher)).values()).backward()
+    assert float(at_background) < 0.01 * float(told[0].grad[1, 1, 2, 2, 4].abs())

@@ -7,9 +7,9 @@ from models.yolo import Model
 from utils.batch import Batch, Progress, StudentOutput
 from utils.distillation.distiller import Distiller
 from utils.distillation.ensemble import Teachers
-from utils.distillation.matching import anchors_rescaled, objectness_of
+from utils.distillation.matching import ClassMap, anchors_rescaled, objectness_of
 from utils.distillation.presets import DenseOutputs
-from utils.distillation.teacher import Teacher
+from utils.distillation.teacher import InStudentsTerms, Teacher, checksum
 from utils.errors import UserError
 from utils.losses.detection import LossGains
 
@@ -46,13 +46,13 @@ def test_train_mode_of_the_step_does_not_reach_the_teacher(images):
         Teachers([teacher], student, NAMES), DenseOutputs(LossGains(), "l2", 1.0), ratio=0.5
     )
     distiller.train()
-    before = teacher.checksum()
+    before = checksum(teacher.model)
     features = student.forward_features(images)
     output = StudentOutput(features, student.forward_head(features))
     batch = Batch(images, torch.zeros(0, 6), torch.ones(2, dtype=torch.bool))
     distiller(batch, output, Progress(0, 0, 1, 1))
     assert not teacher.model.training
-    assert teacher.checksum() == before
+    assert checksum(teacher.model) == before
     distiller.finish()
     assert list(distiller.state_dict()) == ["_extra_state"] and list(distiller.parameters()) == []
 
@@ -117,7 +117,7 @@ def test_an_object_of_an_ignored_class_is_none():
     level[..., 4] = 5.0
     level[0, 0, 0, 0, 6] = 6.0  # surely the second class
     level[0, 0, 0, 1, 5] = 6.0  # surely the first
-    seen = objectness_of(level, [0, 2]).sigmoid().flatten()
+    seen = objectness_of(level, torch.tensor([0, 2])).sigmoid().flatten()
     assert seen[0] < 0.03 and seen[1] > 0.98
 
 
@@ -190,3 +190,41 @@ def test_unnamed_classes_of_another_number_are_refused(tmp_path):
     teacher = Teacher.from_file(tmp_path / "bare.pt", torch.device("cpu"), "models/yolov5n.yaml")
     with pytest.raises(UserError, match="3 classes without names.*2 classes"):
         teacher.fit_to(network(names=["a", "b"]), ["a", "b"])
+
+
+@pytest.mark.parametrize(("cfg", "scale"), [("models/hub/yolov5n6.yaml", 1.0), ("models/yolov5n.yaml", 0.5)])
+def test_pictures_that_are_no_multiple_of_the_teachers_stride_are_filled_with_grey(cfg, scale):
+    """A P6 head asks for multiples of 64, a smaller picture for twice its strides."""
+    pictures = torch.rand(1, 3, 96, 160, generator=torch.Generator().manual_seed(0))
+    teacher, student = Teacher(network(cfg=cfg), scale=scale), network(1)
+    teacher.fit_to(student, NAMES)
+    taught = teacher(pictures)
+    features = student.forward_features(pictures)
+    own = teacher.fit.of_student(StudentOutput(features, student.forward_head(features)))
+    assert len(own.levels) >= 2
+    for mine, theirs, seen in zip(own.levels, taught.levels, taught.features, strict=True):
+        assert mine.shape == theirs.shape and mine.shape[2:4] == seen.shape[2:]
+    judged = InStudentsTerms(teacher, len(NAMES))
+    decoded = judged.decode_levels(judged.forward_head(judged.forward_features(pictures)))
+    assert decoded.isfinite().all() and decoded.shape[-1] == 5 + len(NAMES)
+
+
+def test_each_class_has_one_partner_and_the_same_spelling_goes_first():
+    classes = ClassMap.by_name(["a", "b"], ["A", "a", "b"])
+    assert (classes.student, classes.teacher, classes.unknown) == ((1, 2), (0, 1), ("A",))
+    doubled = ClassMap.by_name(["x", "x"], ["x", "x"])
+    assert doubled.is_identity
+    assert ClassMap.by_name(["potted plant", "tv"], ["pottedplant", "tv"]).teacher == (0, 1)
+
+
+def test_the_mapping_says_which_class_is_which():
+    teacher = Teacher(network(names=["Dining_Table", "cat", "cell"]))
+    teacher.fit_to(network(1), ["cell", "dining table", "ring"])
+    for words in ("2 of 3 classes", "dining table = Dining_Table", "ring", "cat"):
+        assert words in teacher.mapping
+    same = Teacher(network())
+    same.fit_to(network(1), NAMES)
+    assert same.mapping == ""
+    turned = Teacher(network(names=NAMES[::-1]))
+    turned.fit_to(network(1), NAMES)
+    assert "3 of 3" in turned.mapping

@@ -304,6 +304,12 @@ class DistillOptions(TrainOptions):
             yield "--distill-ratio auto: compares with the labels' loss, leave --no-with-gt-loss out"
         if self.share_of_unlabelled() and self.batch_size == 1 and not self.rect:
             yield "--unlabeled-share: a batch of one picture has no room for both kinds, raise --batch-size"
+        if self.stop_distill >= self.epochs:
+            yield f"--stop-distill {self.stop_distill}: leaves nothing to teach in {self.epochs} epochs"
+        if self.stop_distill and not self.with_gt_loss:
+            yield "--stop-distill: nothing is left to learn from then, leave --no-with-gt-loss out"
+        if not self.with_gt_loss and set(self.teacher) == {OWN_AVERAGE}:
+            yield "--teacher ema: has nothing but the labels to learn from, leave --no-with-gt-loss out"
         if not self.distill and not self.with_gt_loss:
             yield "--no-with-gt-loss: nothing is left to learn from with --no-distill"
         if self.full_output_loss and self.preset() != "objectness":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 RATIO_LOW, RATIO_HIGH = 0.05, 5.0
 RISING_EPOCHS = 3  # the learning rate's own warm-up lasts as long
@@ -15,13 +16,12 @@ class Diagnosis:
     """Watches a run, one epoch after another; says each thing once.
 
     teacher_map: mAP50-95 of the best teacher on the validation split, None where it cannot be
-    compared with the student's. ratio: what the gradient ratio is proportional to. warmup: epochs in
-    which the weight of the loss still rises.
+    compared with the student's. ratio: what the gradient ratio is proportional to. said, losses: what a
+    run that goes on must remember.
     """
 
     teacher_map: float | None
     ratio: float
-    warmup: float = 0.0
     said: set[str] = field(default_factory=set)
     losses: list[float] = field(default_factory=list)
 
@@ -35,16 +35,16 @@ class Diagnosis:
             )
 
     def after_epoch(
-        self, loss: float | None, gradient_ratio: float | None, student_map: float | None
+        self, loss: float, gradient_ratio: float | None, student_map: float | None, warm: bool = True
     ) -> Iterator[str]:
-        """loss: mean of the epoch without any weight; None where the teacher was not asked.
+        """loss: mean of the epoch without any weight.
 
         gradient_ratio: mean of the epoch, without the schedule's factor; None where nothing compares.
+        warm: whether the weight of the loss was not rising any more in this epoch.
         """
-        if loss is not None:
-            self.losses.append(loss)
-            yield from self._on_loss()
-        if gradient_ratio is not None and len(self.losses) >= self.warmup:
+        self.losses.append(loss)
+        yield from self._on_loss(warm)
+        if gradient_ratio is not None and warm:
             yield from self._on_ratio(gradient_ratio)
         if student_map is not None and self.teacher_map is not None and student_map > self.teacher_map:
             yield from self._once(
@@ -53,19 +53,20 @@ class Diagnosis:
                 f"({self.teacher_map:.3f}) now: a better teacher would take it further",
             )
 
-    def _on_loss(self) -> Iterator[str]:
+    def _on_loss(self, warm: bool) -> Iterator[str]:
         if self.losses[-1] < 1e-9:
             yield from self._once(
                 "zero",
                 "the distillation loss is zero: the teacher sees nothing in these pictures, or is the "
                 "student itself; look at its boxes with detect.py, or lower --t-conf-thres for boxes",
             )
-        watched = max(RISING_EPOCHS, math.ceil(self.warmup)) + 1
-        if len(self.losses) == watched and all(a < b for a, b in zip(self.losses, self.losses[1:])):  # noqa: B905
+        rises = [after > before for before, after in pairwise(self.losses)]
+        if warm and len(rises) >= RISING_EPOCHS and all(rises):
             yield from self._once(
                 "rising",
-                f"the distillation loss has risen in each of the first {watched} epochs: the student moves "
-                "away from its teacher; check that both know the same classes, or raise --distill-ratio",
+                f"the distillation loss has risen in each of the first {len(self.losses)} epochs: the "
+                "student moves away from its teacher; check that both know the same classes, or raise "
+                "--distill-ratio",
             )
 
     def _on_ratio(self, measured: float) -> Iterator[str]:

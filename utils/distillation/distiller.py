@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,21 @@ from utils.distillation.presets import Preset
 from utils.distillation.schedule import DistillSchedule
 from utils.errors import UserError
 from utils.losses.recipe import EpochReport
+
+
+@dataclass
+class _EpochSoFar:
+    """The unweighted loss summed on the device over the steps of an epoch, and the schedule's factors."""
+
+    total: Tensor = field(default_factory=lambda: torch.zeros(()))
+    steps: int = 0
+    factors: float = 0.0
+    warm: bool = True
+
+    def add(self, terms: Mapping[str, Tensor], factor: float, warm: bool) -> None:
+        """Takes in the terms of a step."""
+        self.total = torch.stack([value.detach() for value in terms.values()]).sum() + self.total
+        self.steps, self.factors, self.warm = self.steps + 1, self.factors + factor, self.warm and warm
 
 
 class Distiller(nn.Module):
@@ -49,15 +66,19 @@ class Distiller(nn.Module):
         self.diagnosis = diagnosis
         names = (*(preset.names if preset else ()), *(("feature",) if features else ()))
         self.names: tuple[str, ...] = tuple(f"distill_{name}" for name in names)
-        self._sum, self._steps, self._factors = torch.zeros(()), 0, 0.0
+        self._seen = _EpochSoFar()
 
     def forward(self, batch: Batch, output: StudentOutput, progress: Progress) -> dict[str, Tensor]:
         """The terms times ratio and schedule, float32 scalars; zeros once teaching is over."""
         if self.schedule.is_over(progress):
-            return dict.fromkeys(self.names, torch.zeros((), device=batch.images.device))
+            # Tied to the projections: data-parallel training wants a gradient for every parameter.
+            nothing = torch.zeros((), device=batch.images.device)
+            nothing = nothing + sum((parameter.sum() * 0 for parameter in self.parameters()), start=nothing)
+            return dict.fromkeys(self.names, nothing)
         terms = self.compare(batch, output)
         factor = self.schedule.factor(progress)
-        self._remember(terms, factor)
+        if self.training:
+            self._seen.add(terms, factor, self.schedule.is_warm(progress))
         weight = self.balance() * factor if self.balance is not None else self.ratio * factor
         return {f"distill_{name}": value * weight for name, value in terms.items()}
 
@@ -75,13 +96,6 @@ class Distiller(nn.Module):
             terms["feature"] = torch.stack(distances).mean() * self.feature_ratio
         return terms
 
-    @torch.no_grad()
-    def _remember(self, terms: dict[str, Tensor], factor: float) -> None:
-        if self.training:
-            total = torch.stack(list(terms.values())).sum()
-            self._sum = total if self._steps == 0 else self._sum + total
-            self._steps, self._factors = self._steps + 1, self._factors + factor
-
     def observe(self, gradient_ratio: Tensor, progress: Progress) -> None:
         """Takes in the measured norm of its gradient, relative to that of the labels' loss."""
         if self.balance is not None and not self.schedule.is_over(progress):
@@ -89,28 +103,37 @@ class Distiller(nn.Module):
 
     def review(self, report: EpochReport) -> Iterator[str]:
         """What looks wrong after an epoch; waits for the device."""
-        steps, factors, total = self._steps, self._factors, self._sum
-        self._sum, self._steps, self._factors = torch.zeros(()), 0, 0.0
-        if self.diagnosis is None or not steps:
+        seen, self._seen = self._seen, _EpochSoFar()
+        if self.diagnosis is None or not seen.steps:
             return iter(())
-        mean, ratio = float(total) / steps, report.means.get(f"{self.label}_grad_ratio")
-        factor = factors / steps
+        ratio, factor = report.means.get(f"{self.label}_grad_ratio"), seen.factors / seen.steps
         if ratio is not None:
             ratio = ratio / factor if factor > 0 and self.balance is None else None
-        return self.diagnosis.after_epoch(mean, ratio, report.map50_95)
+        mean = float(seen.total) / seen.steps
+        return self.diagnosis.after_epoch(mean, ratio, report.map50_95, seen.warm)
 
-    def get_extra_state(self) -> list[str]:
-        """Checksums of the frozen teachers: a run goes on under the teachers that it began with."""
-        return self.teachers.checksums()
+    def get_extra_state(self) -> dict[str, Any]:
+        """What a run that goes on needs: its teachers' checksums, and what the diagnosis has seen."""
+        seen, diagnosis = self._seen, self.diagnosis
+        return {
+            "teachers": self.teachers.checksums(),
+            "seen": [float(seen.total), seen.steps, seen.factors, seen.warm],
+            "said": sorted(diagnosis.said) if diagnosis else [],
+            "losses": list(diagnosis.losses) if diagnosis else [],
+        }
 
-    def set_extra_state(self, saved: list[str]) -> None:
-        """Raises UserError where a teacher is not what it was."""
-        if saved != self.teachers.checksums():
+    def set_extra_state(self, saved: dict[str, Any]) -> None:
+        """Raises UserError where a teacher is not the one that the run began with."""
+        if saved["teachers"] != self.teachers.checksums():
             raise UserError(
                 "its weights are not those that the run began with",
                 self.teachers.source,
                 "put the file back, or start a new run",
             )
+        total, steps, factors, warm = saved["seen"]
+        self._seen = _EpochSoFar(torch.tensor(total), steps, factors, warm)
+        if self.diagnosis is not None:
+            self.diagnosis.said, self.diagnosis.losses = set(saved["said"]), list(saved["losses"])
 
     def finish(self) -> None:
         """Checks at the end of a run that the teachers are what they were at the start."""

@@ -59,7 +59,7 @@ class Teachers:
 
     def checksums(self) -> list[str]:
         """Of each that is frozen."""
-        return [member.checksum() for member in self.members if member.is_frozen]
+        return [member.identity for member in self.members if member.is_frozen]
 
     def assert_unchanged(self) -> None:
         """Raises AssertionError if a weight of one that is frozen has changed."""

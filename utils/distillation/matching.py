@@ -22,21 +22,24 @@ from utils.errors import UserError
 class LevelPair:
     """Two levels whose cells cover the same pixels of the picture.
 
-    anchor_of: (A,) the teacher's anchor that stands for each of the student's. own_anchors and
-    other_anchors: (A, 2), that anchor of the teacher and the student's, both in the student's grid units.
+    stride: pixels of the student's picture a cell. anchor_of: (A,) the teacher's anchor that stands for
+    each of the student's. own_anchors and other_anchors: (A, 2), that anchor of the teacher and the
+    student's, both in the student's grid units. is_identity: whether nothing has to be moved, found out
+    once: asking the device in each step would wait for it.
     """
 
     student: int
     teacher: int
+    stride: int
     anchor_of: Tensor
     own_anchors: Tensor
     other_anchors: Tensor
+    is_identity: bool
 
-    @property
-    def is_identity(self) -> bool:
-        """Whether nothing has to be moved."""
-        same = torch.equal(self.anchor_of, torch.arange(len(self.anchor_of), device=self.anchor_of.device))
-        return same and torch.allclose(self.own_anchors, self.other_anchors, atol=1e-4)
+    def cut(self, maps: Tensor, picture_hw: tuple[int, int]) -> Tensor:
+        """Maps (..., H, W) without the cells beyond a student's picture of that size in pixels."""
+        height, width = (side // self.stride for side in picture_hw)
+        return maps[..., :height, :width]
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,9 @@ class ClassMap:
         cls, own: Sequence[str], wanted: Sequence[str], only: Collection[int] | None = None
     ) -> ClassMap:
         """From the teacher's classes `own` and those of the data; `only` numbers of the latter count."""
-        place = {plain(name): number for number, name in enumerate(own)}
-        place.update({name: number for number, name in enumerate(own)})
-        numbers = [
-            place.get(name, place.get(plain(name))) if only is None or mine in only else None
-            for mine, name in enumerate(wanted)
-        ]
+        numbers = _partners(own, wanted)
+        if only is not None:
+            numbers = [number if mine in only else None for mine, number in enumerate(numbers)]
         pairs = [(mine, theirs) for mine, theirs in enumerate(numbers) if theirs is not None]
         known = {theirs for _, theirs in pairs}
         return cls(
@@ -71,6 +71,11 @@ class ClassMap:
             tuple(name for name, number in zip(wanted, numbers, strict=True) if number is None),
             tuple(name for number, name in enumerate(own) if number not in known),
         )
+
+    def pairs(self, own: Sequence[str], wanted: Sequence[str]) -> str:
+        """Which of the data's classes is which of the teacher's, in words."""
+        names = [(wanted[mine], own[theirs]) for mine, theirs in zip(self.student, self.teacher, strict=True)]
+        return listed([a if a == b else f"{a} = {b}" for a, b in names])
 
     @property
     def is_identity(self) -> bool:
@@ -91,10 +96,16 @@ class ClassMap:
 
 @dataclass(frozen=True)
 class Fit:
-    """What of a teacher's and a student's outputs belongs together."""
+    """What of a teacher's and a student's outputs belongs together.
+
+    own_rows, other_rows: which of the teacher's and of the student's outputs a cell are compared, index
+    tensors on the device.
+    """
 
     levels: tuple[LevelPair, ...]
     classes: ClassMap
+    own_rows: Tensor
+    other_rows: Tensor
 
     def at(self, student_levels: Collection[int]) -> Fit:
         """The same, at these of the student's levels alone."""
@@ -104,25 +115,25 @@ class Fit:
         """The student's levels that have a partner, with the classes that both know."""
         levels = tuple(output.levels[pair.student] for pair in self.levels)
         if self.classes.unknown:
-            levels = tuple(_chosen(level, self.classes.student) for level in levels)
+            levels = tuple(level.index_select(-1, self.other_rows) for level in levels)
         return StudentOutput(tuple(output.features[pair.student] for pair in self.levels), levels)
 
     def of_teacher(self, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The teacher's raw levels in the student's cells, anchors and order of classes.
+        """The matched raw levels of the teacher in the student's anchors and order of classes.
 
         Each (B, A, H, W, 5 + C). Objectness is that of an object of a common class.
         """
-        return tuple(self._laid(levels[pair.teacher], pair) for pair in self.levels)
+        return tuple(self._laid(level, pair) for level, pair in zip(levels, self.levels, strict=True))
 
     def _laid(self, level: Tensor, pair: LevelPair) -> Tensor:
         if not pair.is_identity:
             level = anchors_rescaled(level[:, pair.anchor_of], pair.own_anchors, pair.other_anchors)
         if self.classes.is_identity:
             return level
-        chosen = _chosen(level, self.classes.teacher)
+        chosen = level.index_select(-1, self.own_rows)
         if not self.classes.ignored:
             return chosen
-        objectness = objectness_of(level, self.classes.teacher)[..., None]
+        objectness = objectness_of(level, self.own_rows[5:] - 5)[..., None]
         return torch.cat((chosen[..., :4], objectness.to(level.dtype), chosen[..., 5:]), -1)
 
 
@@ -147,7 +158,12 @@ def fit_networks(teacher: Detect, classes: ClassMap, student: Model, scale: floa
             source,
             "choose another teacher, or a --teacher-img-size that is 1, 2 or 1/2 of --imgsz",
         )
-    return Fit(tuple(pairs), classes)
+    device = student.head.anchors.device
+    rows = [
+        torch.tensor([0, 1, 2, 3, 4, *(5 + n for n in numbers)], device=device)
+        for numbers in (classes.teacher, classes.student)
+    ]
+    return Fit(tuple(pairs), classes, *rows)
 
 
 def _pair(mine: int, theirs: int, teacher: Detect, student: Detect, scale: float) -> LevelPair:
@@ -159,7 +175,8 @@ def _pair(mine: int, theirs: int, teacher: Detect, student: Detect, scale: float
     closeness = torch.minimum(ratio, 1 / ratio).amin(-1)
     same = own.shape == other.shape and torch.allclose(own, other, atol=1e-4)
     anchor_of = torch.arange(len(other), device=other.device) if same else closeness.argmax(1)
-    return LevelPair(mine, theirs, anchor_of, own[anchor_of], other)
+    stride = round(float(student.stride[mine]))
+    return LevelPair(mine, theirs, stride, anchor_of, own[anchor_of], other, same)
 
 
 def anchors_rescaled(level: Tensor, own_anchors: Tensor, other_anchors: Tensor) -> Tensor:
@@ -173,21 +190,32 @@ def anchors_rescaled(level: Tensor, own_anchors: Tensor, other_anchors: Tensor) 
     return torch.cat((level[..., :2], sizes, level[..., 4:]), -1)
 
 
-def objectness_of(level: Tensor, classes: Sequence[int]) -> Tensor:
+def objectness_of(level: Tensor, classes: Tensor) -> Tensor:
     """Objectness logits (B, A, H, W) of a raw level, for objects of some of its classes alone.
 
     The probability is scaled by the share that the best of these classes has of the best of all: an
     object that is surely of another class is none.
     """
     scores = level[..., 5:].float().sigmoid()
-    share = scores[..., list(classes)].amax(-1) / scores.amax(-1).clamp(min=1e-6)
+    share = scores.index_select(-1, classes).amax(-1) / scores.amax(-1).clamp(min=1e-6)
     probability = level[..., 4].float().sigmoid() * share
     return probability.clamp(1e-6, 1 - 1e-6).logit()
 
 
-def _chosen(level: Tensor, classes: Sequence[int]) -> Tensor:
-    """Boxes, objectness and some of the classes of a raw level."""
-    return level[..., [0, 1, 2, 3, 4, *(5 + number for number in classes)]]
+def _partners(own: Sequence[str], wanted: Sequence[str]) -> list[int | None]:
+    """For each wanted name the number of its partner among the own, each of which has one at the most.
+
+    A name that is spelled the same goes before one that is only alike.
+    """
+    free = dict(enumerate(own))
+    found: list[int | None] = [None] * len(wanted)
+    for alike in (str, plain):
+        for mine, name in enumerate(wanted):
+            if found[mine] is None:
+                partner = next((n for n, other in free.items() if alike(other) == alike(name)), None)
+                found[mine] = partner
+                free = {n: other for n, other in free.items() if n != partner}
+    return found
 
 
 def plain(name: str) -> str:

@@ -76,9 +76,13 @@ class ObjectnessGated:
 
     names: tuple[str, ...] = ("box", "obj", "cls")
 
-    def __init__(self, gains: LossGains) -> None:
-        """`gains` as applied by the ground-truth loss."""
-        self.gains = gains
+    def __init__(self, gains: LossGains, *, complete: bool = True) -> None:
+        """`gains` as applied by the ground-truth loss.
+
+        complete: whether the teacher knows all classes of the data. If not, what it calls background
+        may be an object, and objectness is gated like the rest.
+        """
+        self.gains, self.complete = gains, complete
 
     def __call__(self, batch: Batch, student: StudentOutput, teacher: TeacherOutput) -> dict[str, Tensor]:
         """The three terms, each a mean over cells, summed over levels."""
@@ -87,7 +91,8 @@ class ObjectnessGated:
             own, target = mine.float(), theirs.float()
             weight = target[..., 4].sigmoid()
             box = box + ((own[..., :4] - target[..., :4]).square().mean(-1) * weight).mean()
-            obj = obj + (own[..., 4].sigmoid() - weight).square().mean()
+            objectness = (own[..., 4].sigmoid() - weight).square()
+            obj = obj + (objectness if self.complete else objectness * weight).mean()
             cls = cls + ((own[..., 5:] - target[..., 5:]).square().mean(-1) * weight).mean()
         return {"box": box * self.gains.box, "obj": obj * self.gains.obj, "cls": cls * self.gains.cls}
 

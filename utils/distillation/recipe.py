@@ -74,8 +74,8 @@ def compare_scores(options: DistillOptions, context: LossContext, teachers: Teac
     best = None
     for member in teachers.members:
         classes = member.fit.classes
-        if not classes.is_identity:
-            context.say(f"teacher {member.source}: {classes}")
+        if member.mapping:
+            context.say(f"teacher {member.source}: {member.mapping}")
         if member.is_frozen and classes.student:
             judged = cast(Model, InStudentsTerms(member, len(context.names)))
             map50, map50_95 = context.evaluate(judged)
@@ -85,7 +85,7 @@ def compare_scores(options: DistillOptions, context: LossContext, teachers: Teac
             if not classes.unknown:
                 best = max(map50_95, best or 0.0)
     ratio = 1.0 if isinstance(options.distill_ratio, str) else options.distill_ratio
-    diagnosis = Diagnosis(best, ratio, options.distill_warmup)
+    diagnosis = Diagnosis(best, ratio)
     if context.is_new:
         map50, map50_95 = context.evaluate(context.model)
         context.say(f"student at the start: mAP50 {map50:.3f}, mAP50-95 {map50_95:.3f}")
@@ -116,6 +116,20 @@ def _channels(convolution: nn.Module) -> int:
     return convolution.in_channels
 
 
+def refuse_untaught_parts(context: LossContext, teachers: Teachers) -> None:
+    """Raises UserError where a part of the student's head would stay as it was at the start."""
+    fit, levels = teachers.fit, len(context.detection.anchors_grid)
+    parts = [f"classes {', '.join(fit.classes.unknown)}"] if fit.classes.unknown else []
+    if len(fit.levels) < levels:
+        parts.append(f"{levels - len(fit.levels)} of the student's {levels} levels")
+    if parts:
+        raise UserError(
+            f"it says nothing about {' and '.join(parts)}, which nothing would train",
+            teachers.source,
+            "leave --no-with-gt-loss out",
+        )
+
+
 def build_preset(options: DistillOptions, context: LossContext, teachers: Teachers) -> Preset | None:
     """The preset that the options name, for the levels and classes that both sides have; None without any."""
     fit = teachers.fit
@@ -128,17 +142,22 @@ def build_preset(options: DistillOptions, context: LossContext, teachers: Teache
             )
         context.say(f"{teachers.source} knows none of the data's classes: only features are learnt from it")
         return None
+    if not options.with_gt_loss:
+        refuse_untaught_parts(context, teachers)
     gains, rows = context.detection.gains, [pair.student for pair in fit.levels]
     anchors = context.detection.anchors_grid[rows]
+    balance = [level_balance(len(context.detection.anchors_grid))[row] for row in rows]
+    complete = not fit.classes.unknown
     match options.preset():
         case "response":
             own = ResponseGains(options.distill_box, options.distill_obj, options.distill_cls)
-            balance = [level_balance(len(context.detection.anchors_grid))[row] for row in rows]
-            return Response(gains, anchors, own, balance=balance, complete=not fit.classes.unknown)
+            return Response(gains, anchors, own, balance=balance, complete=complete)
         case "boxes":
             strides = context.model.stride[rows]
             return PseudoBoxes(
-                DetectionLoss(anchors, len(fit.classes.student), gains).to(context.device),
+                DetectionLoss(
+                    anchors, len(fit.classes.student), gains, balance=balance, complete=complete
+                ).to(context.device),
                 partial(decode, anchors_px=anchors * strides.view(-1, 1, 1), strides=strides),
                 confidence=options.t_conf_thres,
                 overlap=options.t_nms_thres,
@@ -146,7 +165,7 @@ def build_preset(options: DistillOptions, context: LossContext, teachers: Teache
                 temperature=options.temperature,
             )
         case "objectness":
-            return ObjectnessGated(gains)
+            return ObjectnessGated(gains, complete=complete)
         case "kl":
             return DenseOutputs(gains, "kl", options.temperature)
         case _:

@@ -27,6 +27,10 @@ class DistillSchedule:
         """Whether the run has come to its closing epochs."""
         return progress.epoch >= progress.epochs - self.stop_epochs
 
+    def is_warm(self, progress: Progress) -> bool:
+        """Whether the warm-up is done."""
+        return progress.warmed(self.warmup_epochs) >= 1
+
     def factor(self, progress: Progress) -> float:
         """The factor at a step, 0..1."""
         if self.is_over(progress):

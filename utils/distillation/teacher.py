@@ -16,6 +16,8 @@ from models.yolo import Model
 from utils.distillation.matching import ClassMap, Fit, fit_networks, listed
 from utils.errors import UserError
 
+GREY = 114 / 255  # what letterboxing and mosaics fill with
+
 
 @dataclass(frozen=True)
 class TeacherOutput:
@@ -51,16 +53,19 @@ class Teacher:
         that is not `frozen` is left as it is: it is somebody else's and goes on changing.
         """
         self.source, self.names, self.scale = source, list(model.names), scale
-        self.model = model
+        self.model, self.mapping = model, ""
+        # Before the weights are fused, on whatever device: rounding must not make it another teacher.
+        self.identity = checksum(model)
         if frozen:
             self.model = model.eval().fuse().requires_grad_(False).to(memory_format=torch.channels_last)
-        self._fingerprint = self.checksum() if frozen else None
+        self._fingerprint = checksum(self.model) if frozen else None
 
     @classmethod
     def from_file(cls, path: Path, device: torch.device, cfg: str = "", scale: float = 1.0) -> Teacher:
         """The teacher that a weight file holds (its EMA weights where it has them)."""
         checkpoint = read_checkpoint(path, cfg or None)
-        teacher = cls(build_model(checkpoint, cfg=cfg or None).to(device), path, scale)
+        teacher = cls(build_model(checkpoint, cfg=cfg or None), path, scale)
+        teacher.model.to(device)
         if not checkpoint.names:
             teacher.names = None
         return teacher
@@ -82,6 +87,8 @@ class Teacher:
                 "give --teacher a model trained on the data's classes",
             )
         classes = ClassMap.by_name(own, names, only)
+        if only is None:
+            self.mapping = "" if classes.is_identity else f"{classes}: {classes.pairs(own, names)}"
         if not classes.is_identity and not classes.unknown and not classes.ignored:
             self._reorder(classes.teacher)
             classes = ClassMap.by_name(names, names)
@@ -102,31 +109,25 @@ class Teacher:
                 values.copy_(values.reshape(head.na, head.no, -1)[:, rows].reshape(values.shape))
         self.names = [self.model.names[number] for number in classes]
         self.model.names = list(self.names)
-        self._fingerprint = self.checksum()
+        self._fingerprint = checksum(self.model)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> TeacherOutput:
         """One batched forward of images (B, 3, H, W), 0..1."""
         assert not self.model.training, "the teacher must stay in evaluation mode"
-        features = self.model.forward_features(resized(images, self.scale))
+        features = self.model.forward_features(fitted(images, self))
         levels = self.model.forward_head(features)
-        matched = self.fit.of_teacher(levels) if self.fit.classes.student else ()
-        places = [pair.teacher for pair in self.fit.levels]
-        return TeacherOutput(
-            matched, tuple(features[place] for place in places), tuple(levels[place] for place in places)
+        size = (images.shape[2], images.shape[3])
+        seen = tuple(pair.cut(features[pair.teacher], size) for pair in self.fit.levels)
+        # Grid before outputs: cut the two dimensions in the middle.
+        own = tuple(
+            pair.cut(levels[pair.teacher].movedim(-1, 2), size).movedim(2, -1) for pair in self.fit.levels
         )
-
-    def checksum(self) -> str:
-        """SHA-256 over all parameters and buffers."""
-        digest = hashlib.sha256()
-        for name, value in self.model.state_dict().items():
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return TeacherOutput(self.fit.of_teacher(own) if self.fit.classes.student else (), seen, own)
 
     def assert_unchanged(self) -> None:
         """Raises AssertionError if a weight of a frozen teacher differs from what was loaded."""
-        unchanged = self._fingerprint is None or self.checksum() == self._fingerprint
+        unchanged = self._fingerprint is None or checksum(self.model) == self._fingerprint
         assert unchanged, "the teacher's weights changed during training"
 
 
@@ -143,7 +144,7 @@ class InStudentsTerms(nn.Module):
 
     def forward_features(self, images: Tensor) -> tuple[Tensor, ...]:
         """Inputs of its Detect layer."""
-        return self.model.forward_features(resized(images, self.teacher.scale))
+        return self.model.forward_features(fitted(images, self.teacher))
 
     def forward_head(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Its raw levels."""
@@ -160,9 +161,23 @@ class InStudentsTerms(nn.Module):
         return out
 
 
-def resized(images: Tensor, scale: float) -> Tensor:
-    """Images (B, 3, H, W), their sides times `scale`."""
-    if scale == 1:
-        return images
-    size = [round(side * scale) for side in images.shape[2:]]
-    return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
+def fitted(images: Tensor, teacher: Teacher) -> Tensor:
+    """Images (B, 3, H, W) as a teacher takes them: scaled, and grey on the right and below.
+
+    The grey brings the sides to multiples of its coarsest stride, which may be larger than the
+    student's (a P6 teacher, or smaller pictures).
+    """
+    if teacher.scale != 1:
+        size = [round(side * teacher.scale) for side in images.shape[2:]]
+        images = F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
+    right, below = (-side % teacher.model.size_multiple for side in (images.shape[3], images.shape[2]))
+    return F.pad(images, (0, right, 0, below), value=GREY) if right or below else images
+
+
+def checksum(model: Model) -> str:
+    """SHA-256 over all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

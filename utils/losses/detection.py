@@ -77,14 +77,27 @@ class DetectionLoss(nn.Module):
     names: tuple[str, ...] = ("box", "obj", "cls")
     label = "gt"
 
-    def __init__(self, anchors_grid: Tensor, class_count: int, gains: LossGains) -> None:
-        """`anchors_grid`: (levels, A, 2) in grid units; `gains` exactly as to be applied."""
+    def __init__(
+        self,
+        anchors_grid: Tensor,
+        class_count: int,
+        gains: LossGains,
+        *,
+        balance: Sequence[float] | None = None,
+        complete: bool = True,
+    ) -> None:
+        """`anchors_grid`: (levels, A, 2) in grid units; `gains` exactly as to be applied.
+
+        balance: weights of the levels' objectness; None for those of a head with just these levels.
+        complete: whether a cell without a target is background; if not, it does not count.
+        """
         super().__init__()
         self.anchors_grid: Tensor
         self.register_buffer("anchors_grid", anchors_grid.detach().clone().float(), persistent=False)
         self.class_count = class_count
         self.gains = gains
-        self.balance = level_balance(len(anchors_grid))
+        self.balance = level_balance(len(anchors_grid)) if balance is None else tuple(balance)
+        self.complete = complete
 
     def forward(
         self, batch: Batch, output: StudentOutput, progress: Progress | None = None
@@ -142,6 +155,8 @@ class DetectionLoss(nn.Module):
             0, pairs.flat_index(logits.shape), iou.detach().clamp(0, 1), "amax", include_self=True
         )
         error = binary_cross_entropy(logits, wanted, self.gains.obj_pw, self.gains.fl_gamma)
+        if not self.complete:
+            error = error * (wanted > 0)
         per_image = error.flatten(1).mean(1)
         # An unlabelled image's empty ground truth is ignorance, not background.
         known = labelled.to(per_image.dtype)

@@ -19,6 +19,7 @@ from utils.errors import UserError
 from utils.training.loop import Meters, Trainer
 
 STATE_NAME = "state.pt"
+VERSION = 2  # of the file's content
 
 
 @dataclass
@@ -48,6 +49,7 @@ def save_state(path: Path, run: RunState, trainer: Trainer) -> None:
     scale = trainer.scaler.get_scale()
     gradients = [p.grad for group in trainer.optimizer.param_groups for p in group["params"]]
     content = {
+        "version": VERSION,
         "run": asdict(run),
         "model": trainer.step.model.state_dict(),
         "losses": trainer.step.losses.state_dict(),
@@ -91,6 +93,12 @@ def read_state(path: Path) -> dict[str, Any]:
         raise UserError(f"not a readable run state ({error})", path, "start again from last.pt") from error
     if not isinstance(content, dict) or "run" not in content:
         raise UserError("not a run state of this project", path, "name a run folder")
+    if content.get("version") != VERSION:
+        raise UserError(
+            "was written by another version of this project",
+            path,
+            "go on with that version, or start anew from its weights: --weights .../last.pt",
+        )
     return content
 
 
