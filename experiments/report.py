@@ -74,16 +74,19 @@ def table(plan: Plan, results: Sequence[ArmResults], teachers: dict[str, dict[st
         scores = f"{100 * record['map50']:.1f} | {100 * record['map50_95']:.1f}"
         lines.append(f"| teacher: {record['title']} | | {scores} | | | |")
     plain = next((entry for entry in results if entry.arm.name == plan.reference), None)
+    target = next((entry for entry in results if entry.arm.name == plan.target), None)
     for entry in results:
-        teacher = teachers.get(entry.arm.teacher or "")
+        goal = teachers.get(entry.arm.teacher or "", {}).get("map50_95")
+        if plan.target is not None:
+            goal = statistics.mean(target.values("map50_95")) if target is not None else None
         cells = [entry.arm.title, str(len(entry.by_seed))]
         cells += [_spread(entry.values(key)) for key in ("map50", "map50_95")]
-        cells += compared(entry, plain, teacher) if plain is not None and entry is not plain else ["", "", ""]
+        cells += compared(entry, plain, goal) if plain is not None and entry is not plain else ["", "", ""]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def compared(entry: ArmResults, plain: ArmResults, teacher: dict[str, Any] | None) -> list[str]:
+def compared(entry: ArmResults, plain: ArmResults, goal: float | None) -> list[str]:
     """Difference of mAP50-95 with its standard error, part of the gap closed, when plain's end is reached."""
     seeds = sorted(entry.by_seed.keys() & plain.by_seed.keys())
     if not seeds:
@@ -94,8 +97,8 @@ def compared(entry: ArmResults, plain: ArmResults, teacher: dict[str, Any] | Non
     error = statistics.stdev(differences) / len(seeds) ** 0.5 if len(seeds) > 1 else None
     shown = f"{mean:+.1f}" + (f" ± {error:.1f}" if error is not None else "")
     closed = ""
-    if teacher is not None:
-        gap = 100 * teacher["map50_95"] - statistics.mean(100 * other["map50_95"] for _, other in pairs)
+    if goal is not None:
+        gap = 100 * goal - statistics.mean(100 * other["map50_95"] for _, other in pairs)
         closed = f"{mean / gap:.0%}" if gap > 0 else ""
     reached = [_epochs_to(own["val_map50_95"], other["val_map50_95"][-1]) for own, other in pairs]
     part = f"{statistics.mean(reached):.0%} of the epochs" if max(reached) <= 1 else "not by every seed"

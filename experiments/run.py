@@ -67,7 +67,9 @@ class Runner:
         """Scores a teacher on the split of a plan."""
         record = RESULTS / plan_name / f"teacher-{name}.json"
         if not record.is_file():
-            metrics, command = self._test(self.teacher(name), plan, plan.data)
+            metrics, command = self._test(
+                self.teacher(name), plan, plan.data, RUNS / plan_name / f"scores-{name}"
+            )
             self._write(record, {"title": TEACHERS[name].title, "command": command, **metrics})
 
     def arm(self, name: str, plan: Plan, arm: Arm, seed: int, record: Path) -> None:
@@ -79,13 +81,16 @@ class Runner:
             script = ["-m", "experiments.ablation", arm.ablation] if arm.ablation else ["train_distill.py"]
             options = ("--teacher", str(self.teacher(arm.teacher)), *arm.options)
         start = tuple(str(self._start(word)) if word.endswith(".pt") else word for word in plan.start)
-        size = ("--img", str(plan.image_size), "--epochs", str(plan.epochs))
+        size = ("--img", str(plan.image_size), "--epochs", str(arm.epochs or plan.epochs))
         folder = RUNS / name / f"{arm.name}-s{seed}"
-        words = ("--data", data, *start, *size, *BATCH, "--seed", str(seed), *plan.common, *options)
+        # No arm stops early: all have the same number of updates.
+        length = (*size, "--patience", "0")
+        words = ("--data", data, *start, *length, *BATCH, "--seed", str(seed), *plan.common, *options)
         begun = time.monotonic()
         command = self._train(script, words, folder)
         seconds = time.monotonic() - begun
-        metrics, _ = self._test(folder / "weights" / f"{plan.choice}.pt", plan, plan.data)
+        weights, scores = folder / "weights" / f"{plan.choice}.pt", folder.with_name(f"scores-{folder.name}")
+        metrics, _ = self._test(weights, plan, plan.data, scores)
         curves = read_results(folder / "results.csv")
         content = {
             "arm": arm.name,
@@ -121,12 +126,13 @@ class Runner:
         (folder / "done").touch()
         return command
 
-    def _test(self, weights: Path, plan: Plan, data: str) -> tuple[dict[str, float], str]:
+    def _test(self, weights: Path, plan: Plan, data: str, scores: Path) -> tuple[dict[str, float], str]:
+        """Scores on the plan's split, left in the folder `scores`, and the command."""
         size = ("--img", str(plan.image_size), "--task", plan.split)
         words = ("test.py", "--weights", str(weights), "--data", data, *size)
-        place = ("--project", str(RUNS), "--name", "scores", "--exist-ok", "--noplots")
+        place = ("--project", str(scores.parent), "--name", scores.name, "--exist-ok", "--noplots")
         self._call(*words, *place, "--device", self.device)
-        metrics = json.loads((RUNS / "scores" / "metrics.json").read_text(encoding="utf-8"))
+        metrics = json.loads((scores / "metrics.json").read_text(encoding="utf-8"))
         command = shlex.join(("python", *words))
         return {key: round(metrics[key], 5) for key in ("map50", "map50_95")}, command
 
