@@ -14,6 +14,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from utils.config.schema import parse_yaml, read_text
 from utils.errors import UserError
 
 FOLDER = Path(__file__).parent
@@ -88,10 +89,7 @@ def find_config(name: Path | str) -> Path:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"it cannot be read as YAML: {' '.join(str(error).split())}", path) from error
+    _, content = parse_yaml(read_text(path), path, _LOADER)
     if not isinstance(content, dict):
         raise UserError("it is no network config", path, "see models/yolov5s.yaml for the form")
     return content

@@ -146,10 +146,10 @@ def test_a_label_file_that_cannot_be_read_is_named(make_dataset):
 def test_a_label_file_without_the_right_to_read_it_is_named(make_dataset, monkeypatch):
     config = make_dataset({"a.jpg": GOOD})
 
-    def refuse(path):
+    def refuse(path, most):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(index_module, "read_regular", refuse)
     assert "a.txt: cannot be read as a label file (Permission denied)" in message_of(config)
 
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import yaml
 
 from utils.config.settings import SettingsError, read_plain
+from utils.config.unfolding import UnfoldingError, check_depth, check_unfolding
 from utils.errors import UsageError, UserError
 
 MAX_BYTES = 4 * 2**20
@@ -25,7 +26,7 @@ def load_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     Raises:
         UserError: names the file and, where there is one, the line.
     """
-    node, data = _parsed(_read_text(path), path)
+    node, data = parse_yaml(read_text(path), path, yaml.SafeLoader)
     doubles = list(_doubles(node)) if node else []
     if doubles:
         raise UserError("; ".join(doubles), path, "keep one of them")
@@ -58,7 +59,40 @@ def yaml_text(data: dict[str, Any]) -> str:
     return str(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110))
 
 
-def _read_text(path: Path) -> str:
+def parse_yaml(text: str, path: Path, loader: Any) -> tuple[yaml.Node | None, Any]:
+    """A YAML's nodes as written, with aliases and merges, and its plain values.
+
+    loader: one of PyYAML's safe ones.
+
+    Raises:
+        UserError: it is no YAML, nests too deep, or a few lines of it stand for too much.
+    """
+    try:
+        check_depth(text)
+        node = yaml.compose(text, loader)
+        if node is not None:
+            check_unfolding(node)
+        return node, yaml.load(text, loader)
+    except UnfoldingError as error:
+        raise _invalid(path, error.line, error.what) from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise _invalid(path, mark.line + 1 if mark else None, error.problem or str(error)) from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise _invalid(path, line, f"character {error.character:#04x}") from error
+    except RecursionError as error:
+        raise _invalid(path, None, "nested too deep") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or number that Python cannot hold
+        raise _invalid(path, None, str(error)) from error
+
+
+def read_text(path: Path) -> str:
+    """The text of a settings file.
+
+    Raises:
+        UserError: it cannot be read, is too long, or is not in UTF-8.
+    """
     try:
         with open(path, "rb") as stream:
             content = stream.read(MAX_BYTES + 1)
@@ -71,23 +105,6 @@ def _read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise UserError("is not text in UTF-8", f"{path}, line {line}", "save it as UTF-8") from error
-
-
-def _parsed(text: str, path: Path) -> tuple[yaml.Node | None, Any]:
-    """The YAML's nodes as written, with aliases and merges, and its values."""
-    try:
-        node = yaml.compose(text, yaml.SafeLoader)
-        return node, yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        raise _invalid(path, mark.line + 1 if mark else None, error.problem or str(error)) from error
-    except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        raise _invalid(path, line, f"character {error.character:#04x}") from error
-    except RecursionError as error:
-        raise _invalid(path, None, "nested too deep") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or number that Python cannot hold
-        raise _invalid(path, None, str(error)) from error
 
 
 def _invalid(path: Path, line: int | None, what: str) -> UserError:

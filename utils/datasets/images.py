@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import stat
+import struct
 from pathlib import Path
 
 import cv2
@@ -20,10 +23,18 @@ _REDUCED = (
     (2, cv2.IMREAD_REDUCED_COLOR_2),
 )
 _PNG_START, _PNG_END = b"\x89PNG", b"IEND\xaeB`\x82"
+# 20,000 x 20,000 px pass. A file of a megabyte may claim any size and unfold to it.
+MAX_PIXELS = 2**29
+MAX_BYTES = 2**31
+# The frame headers of JPEG, those of DHT, JPG and DAC left out.
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_JPEG_BARE = frozenset(range(0xD0, 0xD9)) | {0x01}  # markers without a length
 
 # Loader and index parallelise over images. OpenCV's own threads would fight with that, and a
 # forked worker hangs when it waits for a pool of threads that only its parent has.
 cv2.setNumThreads(0)
+# What is wrong with a file is said once, by its name; OpenCV would add lines without one.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 class UnreadableImageError(ValueError):
@@ -38,18 +49,22 @@ def is_image(path: str | Path) -> bool:
 def decode_image(content: bytes, flags: int = cv2.IMREAD_COLOR) -> Image:
     """A picture (H, W, 3), BGR, uint8, upright, from the bytes of its file.
 
-    Grey, palette, alpha, CMYK and 16-bit pictures become 8-bit BGR; an EXIF orientation is
-    applied, so the size here is the one that labels refer to.
+    Grey, palette, alpha, CMYK and 16-bit pictures become 8-bit BGR; of an animation it is the first
+    frame; what the file is counts, not what its name says. An EXIF orientation is applied, so the
+    size here is the one that labels refer to.
 
     Args:
         content: the file.
         flags: OpenCV's, for another depth or for decoding at a part of the size.
 
     Raises:
-        UnreadableImageError: when OpenCV cannot decode it.
+        UnreadableImageError: when OpenCV cannot decode it, or it has more than `MAX_PIXELS`.
     """
     if not content:
         raise UnreadableImageError("the file is empty")
+    width, height = declared_wh(content)
+    if width * height > MAX_PIXELS:
+        raise UnreadableImageError(f"{width} x {height} px are more than {MAX_PIXELS:,} pixels")
     image = _decoded(content, flags)
     if image is None and _lacks_only_its_end(content):
         image = _decoded(_with_jpeg_end(content), flags)
@@ -87,6 +102,22 @@ def check_image(path: str | Path) -> tuple[int, int]:
     return width, height
 
 
+def declared_wh(content: bytes) -> tuple[int, int]:
+    """Width and height in pixels as the head of a PNG, GIF or JPEG says, before any turning.
+
+    (0, 0) where the head is broken and for other formats, for which OpenCV's own limit holds.
+    """
+    if content.startswith(_PNG_START) and len(content) >= 24:
+        width, height = struct.unpack(">II", content[16:24])
+    elif content.startswith(b"GIF8") and len(content) >= 10:
+        width, height = struct.unpack("<HH", content[6:10])
+    elif _is_jpeg(content):
+        width, height = _jpeg_wh(content)
+    else:
+        width = height = 0
+    return int(width), int(height)
+
+
 def scaled_wh(width: int, height: int, image_size: int) -> tuple[int, int]:
     """The size in pixels after the longer side is scaled to `image_size`."""
     factor = image_size / max(width, height)
@@ -121,20 +152,63 @@ def read_for_training(path: str | Path, original_wh: tuple[int, int], wh: tuple[
     return _resized(decode_image(content, flags), wh, cv2.INTER_LINEAR)
 
 
+def _jpeg_wh(content: bytes) -> tuple[int, int]:
+    """The size in the first frame header: segments are a marker, a length and that many bytes."""
+    place = 2
+    while place + 9 <= len(content):
+        marker = content[place + 1]
+        if content[place] != 0xFF:
+            return 0, 0
+        if marker in _JPEG_FRAMES:
+            height, width = struct.unpack(">HH", content[place + 5 : place + 9])
+            return width, height
+        if marker == 0xFF:  # padding
+            place += 1
+        elif marker in _JPEG_BARE:
+            place += 2
+        else:
+            place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
+    return 0, 0
+
+
+def read_regular(path: str | Path, most: int) -> bytes:
+    """The bytes of a regular file; a pipe of the same name would be waited for without end.
+
+    Raises:
+        OSError, ValueError: it cannot be read, is no regular file, or has more than `most` bytes.
+    """
+    with open(path, "rb", buffering=0, opener=_opened_at_once) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(0, "it is no regular file")
+        if status.st_size > most:
+            raise OSError(0, f"it has more than {most >> 20} MiB")
+        return file.readall()
+
+
+def _opened_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 def _read(path: str | Path) -> bytes:
     # cv2.imread cannot open names outside of the code page on Windows.
     try:
-        with open(path, "rb", buffering=0) as file:
-            return file.readall()
+        return read_regular(path, MAX_BYTES)
     except (OSError, ValueError) as error:  # ValueError: a name with a NUL
         raise UnreadableImageError(getattr(error, "strerror", None) or str(error)) from error
 
 
 def _read_checked(path: str | Path) -> bytes:
-    """The bytes of a picture that passed `check_image`, which need no second look."""
+    """The bytes of a picture that passed `check_image`.
+
+    One without an end mark is looked at again: it may have been cut off since.
+    """
     content = _read(path)
-    is_cut = _is_jpeg(content) and not _has_end(content, _JPEG_END)
-    return _with_jpeg_end(content) if is_cut else content
+    if not _is_jpeg(content) or _has_end(content, _JPEG_END):
+        return content
+    if not _lacks_only_its_end(content):
+        raise UnreadableImageError("the file is cut off")
+    return _with_jpeg_end(content)
 
 
 def _decoded(content: bytes, flags: int) -> Image | None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from utils.config.dataset import DatasetConfig
-from utils.datasets.images import UnreadableImageError, check_image
+from utils.datasets.images import UnreadableImageError, check_image, read_regular
 from utils.datasets.index_cache import CheckedPictures, content_digest, read_cache, write_cache
 from utils.datasets.labels import Labels, correct_boxes, parse_yolo
 from utils.datasets.sources import Source, list_sources
@@ -27,6 +27,7 @@ _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 _THREADS = 8
 _SHOWN = 10
+_MAX_LABEL_BYTES = 64 << 20
 _SINGLE_CLASS_NAME = "object"
 
 
@@ -178,7 +179,7 @@ def _label_bytes(source: Source) -> bytes | None:
         UserError: there is something and it cannot be read.
     """
     try:
-        return Path(source.label).read_bytes()
+        return read_regular(source.label, _MAX_LABEL_BYTES)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:  # ValueError: a name with a NUL

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 
 import numpy as np
@@ -24,11 +25,13 @@ def parse_yolo(content: bytes, nc: int) -> tuple[NDArray[np.float64], list[tuple
     """The boxes of a label file, and its wrong lines as (line number from 1, what) pairs.
 
     Boxes are (n, 5): class id, then x1, y1, x2, y2, normalised. A line is `class cx cy w h`, or a
-    class and a polygon (`class x1 y1 x2 y2 x3 y3 ...`), which becomes its bounding box.
+    class and a polygon (`class x1 y1 x2 y2 x3 y3 ...`), which becomes its bounding box. UTF-8, or
+    UTF-16 with a byte order mark; any line ends.
     """
     rows: list[list[float]] = []
     wrong: list[tuple[int, str]] = []
-    text = content.decode("utf-8-sig", errors="replace")
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    text = content.decode("utf-16" if is_utf16 else "utf-8-sig", errors="replace")
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue

@@ -33,7 +33,9 @@ def list_sources(config: DatasetConfig, split: str) -> list[Source]:
     entries = config.entries(split)
     found: dict[str, Source] = {}
     for entry in entries:
-        for source in _voc_sources(entry, config.root) if config.layout == "voc" else _yolo_sources(entry, config.root):
+        for source in (
+            _voc_sources(entry, config.root) if config.layout == "voc" else _yolo_sources(entry, config.root)
+        ):
             found.setdefault(source.image, source)
     if not found:
         listed = ", ".join(str(entry) for entry in entries)
@@ -72,10 +74,26 @@ def _yolo_sources(entry: Path, root: Path) -> list[Source]:
 
 
 def _images_below(entry: Path) -> Iterator[str]:
-    """The pictures in a folder and all folders below, without what is hidden."""
+    """The pictures in a folder and all folders below, without what is hidden.
+
+    Links are followed, but not back to where the walk has been: that would go on for ever.
+    """
     for folder, folders, names in os.walk(entry, followlinks=True):
-        folders[:] = [name for name in folders if not is_hidden(name)]
+        seen = (name for name in folders if not is_hidden(name))
+        folders[:] = [name for name in seen if not _leads_up(entry, folder, name)]
         yield from (os.path.join(folder, name) for name in names if is_image(name) and not is_hidden(name))
+
+
+def _leads_up(entry: Path, folder: str, name: str) -> bool:
+    """Whether a name in a folder below `entry` is a link to a folder that the walk came through."""
+    path = Path(folder, name)
+    if not path.is_symlink():
+        return False
+    target = os.path.realpath(path)
+    passed = [Path(folder), *Path(folder).parents][: len(Path(folder).parts) - len(entry.parts) + 1]
+    return os.path.realpath(folder).startswith(os.path.join(target, "")) or any(
+        os.path.realpath(place) == target for place in passed
+    )
 
 
 def is_hidden(name: str) -> bool:

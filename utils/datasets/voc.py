@@ -81,6 +81,10 @@ def _parse_without_entities(content: bytes) -> ElementTree.Element:
         parser.Parse(content, True)
     except expat.ExpatError as error:
         raise AnnotationError(error.lineno, f"no valid XML ({expat.ErrorString(error.code)})") from error
+    except AnnotationError:
+        raise
+    except (LookupError, ValueError) as error:
+        raise AnnotationError(1, f"its encoding is not known ({error}), save it as UTF-8") from error
     return builder.close()
 
 
