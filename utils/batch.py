@@ -35,6 +35,8 @@ class Batch:
         not empty).
     paths: the B files (the first of the four for a mosaic).
     letterboxes: B entries when the images were letterboxed (evaluation), empty otherwise.
+    lost: files that could be read at the start and no longer, each with the reason; others are in
+        their place.
     """
 
     images: Tensor
@@ -42,6 +44,7 @@ class Batch:
     labelled: Tensor
     paths: tuple[str, ...] = ()
     letterboxes: tuple[Letterbox, ...] = ()
+    lost: tuple[tuple[str, str], ...] = ()
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device; the copies overlap with computation where they can."""

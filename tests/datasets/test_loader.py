@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -165,18 +167,88 @@ def test_free_memory_is_a_plausible_number_of_bytes():
     assert free is None or 2**20 < free < 2**50
 
 
+@pytest.mark.fault(
+    "a picture of an evaluation vanishes or breaks after the start",
+    "the run ends with one line naming the file: a score of fewer pictures would be another score",
+)
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_picture_that_goes_away_is_named_in_one_line(index, workers):
+def test_a_picture_that_goes_away_in_an_evaluation_is_named_in_one_line(index, workers):
     Path(index.paths[3]).write_bytes(b"")
-    for loader in (make(index, workers), eval_loader(index, image_size=64, batch_size=4, workers=workers)):
-        # Not pytest.raises: what it keeps would keep the workers.
-        try:
-            list(loader)
-            message = "no error"
-        except UserError as error:
-            message = str(error)
-        assert message.startswith(f"{index.paths[3]}: ")
-        assert "\n" not in message
+    loader = eval_loader(index, image_size=64, batch_size=4, workers=workers)
+    # Not pytest.raises: what it keeps would keep the workers.
+    try:
+        list(loader)
+        message = "no error"
+    except UserError as error:
+        message = str(error)
+    assert message.startswith(f"{index.paths[3]}: ")
+    assert "\n" not in message
+
+
+LOSSES = {
+    "vanished": lambda path: path.unlink(),
+    "empty": lambda path: path.write_bytes(b""),
+    "cut off": lambda path: path.write_bytes(path.read_bytes()[:60]),
+    "a pipe": lambda path: (path.unlink(), os.mkfifo(path)),
+}
+
+
+@pytest.mark.fault(
+    "a training picture vanishes, is cut off or becomes a pipe in mid-run",
+    "another picture, labelled or not as that one, takes its place; one line a file, with the count so far",
+)
+@pytest.mark.parametrize(("way", "rect"), [*((way, False) for way in LOSSES), ("vanished", True)])
+def test_a_picture_that_goes_away_in_training_is_replaced_and_told_once(index, way, rect, capfd):
+    LOSSES[way](Path(index.paths[3]))
+    settings = replace(STRONG, mosaic=0.0 if rect else 0.7)
+    epochs = []
+    for workers in (0, 2):
+        loader = make(index, workers, augment=settings, rect=rect)
+        batches = []
+        for epoch in (0, 1, 2):
+            loader.set_epoch(epoch)
+            batches += list(loader)
+        epochs.append(batches)
+        told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: ")]
+        [line] = told
+        assert line.startswith(f"warning: {index.paths[3]}: cannot be read any longer (")
+        assert line.endswith("; 1 lost so far")
+    assert_equal(*epochs)
+    assert sum(len(batch.images) for batch in epochs[0]) == 33
+    if rect:  # of a mosaic the picture may be one that does not show, which is not read at all
+        assert index.paths[3] not in {path for batch in epochs[0] for path in batch.paths}
+
+
+def test_an_unlabelled_picture_that_goes_away_is_not_replaced_by_a_labelled_one(index):
+    Path(index.paths[10]).unlink()
+    with pytest.raises(UserError, match=r"10\.png: cannot be read any longer .*any of 1 tried"):
+        list(make(index))
+
+
+@pytest.mark.fault(
+    "the disk with the pictures goes away in mid-run",
+    "the run ends with one line after a bounded number of tries; `--resume` goes on",
+)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_when_all_pictures_go_away_the_run_ends_soon(index, workers):
+    loader = make(index, workers)
+    for path in index.paths:
+        Path(path).unlink()
+    begun = time.monotonic()
+    try:
+        list(loader)
+        message = "no error"
+    except UserError as error:
+        message = str(error)
+    assert "see whether the disk is still there" in message and "\n" not in message
+    assert time.monotonic() - begun < 30
+
+
+def test_a_picture_that_goes_away_before_it_is_cached_is_named(index):
+    Path(index.paths[3]).unlink()
+    for cache in ("ram", "disk"):
+        with pytest.raises(UserError, match=r"03\.png: was readable when the index was made"):
+            make(index, cache=cache)
 
 
 def test_image_weights_draw_pictures_with_rare_classes(index):

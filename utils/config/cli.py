@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from utils.config.absent_options import ABSENT
 from utils.config.option_help import help_text, names_of, opposites_of
 from utils.config.options_base import Options
+from utils.config.printable import printable
 from utils.config.settings import Setting, did_you_mean, settings_of
 from utils.config.version import VERSION
 from utils.errors import StoppedError, UsageError, UserError
@@ -95,7 +96,7 @@ def parse(options_class: type[AnyOptions], words: Sequence[str]) -> AnyOptions:
 def one_line(text: str) -> str:
     """The text without line breaks, and with anything that a terminal might obey written out."""
     text = re.sub(r"\s*[\r\n]+\s*", " ", text.strip())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return printable(text)
 
 
 @dataclass

@@ -11,6 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 from utils.batch import Batch, Letterbox
+from utils.config.printable import printable
 from utils.datasets.augment import AugmentSettings, fit_letterbox, flip, jitter_colour, mix
 from utils.datasets.geometry import Boxes, random_warp, warp_canvas
 from utils.datasets.images import Image, UnreadableImageError, read_for_evaluation, scaled_wh
@@ -27,7 +30,7 @@ from utils.datasets.index import DatasetIndex
 from utils.datasets.labels import Labels
 from utils.datasets.mosaic import Picture, mosaic_tiles, normalise_boxes, place_boxes, single_tile
 from utils.datasets.sampling import BatchOrder, TrainingOrder, rect_groups
-from utils.datasets.store import CacheKind, PictureStore
+from utils.datasets.store import CacheKind, LostPictureError, PictureStore
 from utils.distributed import rank, world_size
 from utils.errors import UserError
 
@@ -41,8 +44,25 @@ __all__ = [
     "train_loader",
 ]
 
-_SAMPLE_STREAM = 1
+_SAMPLE_STREAM, _SPARE_STREAM = 1, 2
 _TILES = 4
+_TRIES = 20  # with half of all pictures gone, one sample in a million is given up
+
+Lost = tuple[tuple[str, str], ...]  # files and why they cannot be read
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What is known of one picture of a batch beside its pixels.
+
+    number: of the picture that is shown, of a mosaic the first. labels: (n, 5), normalised to the
+    batch picture. letterbox: where it lies, None where it was augmented. lost: what could not be read.
+    """
+
+    number: int
+    labels: Labels
+    letterbox: Letterbox | None = None
+    lost: Lost = ()
 
 
 class DetectionDataset(Dataset[Batch | UserError]):
@@ -60,37 +80,38 @@ class DetectionDataset(Dataset[Batch | UserError]):
         count, (height, width) = len(order.rows), order.shape_hw
         # Unlike torch, NumPy asks the system for huge pages: half the time of the first write.
         images = np.empty((count, height, width, 3), np.uint8)
-        targets, letterboxes = [np.zeros((0, 6), np.float32)], []
         try:
-            for place in range(count):
-                labels, letterbox = self.make_sample(order, place, images[place])
-                targets.append(np.concatenate([np.full((len(labels), 1), place, np.float32), labels], 1))
-                letterboxes += [letterbox] if letterbox else []
+            samples = [self.make_sample(order, place, images[place]) for place in range(count)]
         except UserError as error:
             return error
-        own = order.rows[:, 0]
+        targets = [np.zeros((0, 6), np.float32)]
+        for place, sample in enumerate(samples):
+            column = np.full((len(sample.labels), 1), place, np.float32)
+            targets.append(np.concatenate([column, sample.labels], 1))
+        own = np.array([sample.number for sample in samples], np.int64)
         return Batch(
             images=torch.from_numpy(images).permute(0, 3, 1, 2),
             targets=torch.from_numpy(np.concatenate(targets)),
             labelled=torch.from_numpy(self.index.labelled[own]),
             paths=tuple(self.index.paths[number] for number in own),
-            letterboxes=tuple(letterboxes),
+            letterboxes=tuple(sample.letterbox for sample in samples if sample.letterbox is not None),
+            lost=tuple(lost for sample in samples for lost in sample.lost),
         )
 
-    def make_sample(self, order: BatchOrder, place: int, out: Image) -> tuple[Labels, Letterbox | None]:
-        """Writes one letterboxed picture (RGB) to `out`; gives its labels and where it lies."""
+    def make_sample(self, order: BatchOrder, place: int, out: Image) -> Sample:
+        """Writes one letterboxed picture (RGB) to `out`."""
         number = int(order.rows[place, 0])
         path, (width, height) = self.index.paths[number], self.index.sizes_wh[number]
         new_wh = scaled_wh(int(width), int(height), self.image_size)
         try:
             image = read_for_evaluation(path, new_wh)
         except UnreadableImageError as error:
-            what = f"was readable when the index was made and is no longer ({error})"
-            raise UserError(what, path, "start again") from error
+            # A score of fewer pictures could not be compared with the others.
+            raise LostPictureError(number, path, str(error)) from error
         used = fit_letterbox(image, (int(height), int(width)), out)
         shown_wh = (round(used.scale[1] * width), round(used.scale[0] * height))
         boxes = place_boxes(self.index.labels[number], shown_wh, (int(used.pad[1]), int(used.pad[0])))
-        return normalise_boxes(boxes, out.shape[1::-1]), used
+        return Sample(number, normalise_boxes(boxes, out.shape[1::-1]), used)
 
 
 class AugmentedDataset(DetectionDataset):
@@ -100,14 +121,40 @@ class AugmentedDataset(DetectionDataset):
         super().__init__(index, store.image_size)
         self.store, self.augment, self.seed = store, augment, seed
 
-    def make_sample(self, order: BatchOrder, place: int, out: Image) -> tuple[Labels, Letterbox | None]:
-        """Writes one augmented picture (RGB) to `out`; gives its labels."""
-        position, row = int(order.positions[place]), order.rows[place]
-        rng = np.random.default_rng((self.seed, order.epoch, position, _SAMPLE_STREAM))
-        image, boxes = self._augmented(row, out.shape[:2], rng)
+    def make_sample(self, order: BatchOrder, place: int, out: Image) -> Sample:
+        """Writes one augmented picture (RGB) to `out`; for one that cannot be read it takes another.
+
+        Raises:
+            UserError: none of several others can be read either.
+        """
+        position, row = int(order.positions[place]), order.rows[place].copy()
+        lost: list[LostPictureError] = []
+        while True:
+            rng = np.random.default_rng((self.seed, order.epoch, position, _SAMPLE_STREAM))
+            try:
+                image, boxes = self._augmented(row, out.shape[:2], rng)
+                break
+            except LostPictureError as error:
+                lost.append(error)
+            spare_rng = np.random.default_rng((self.seed, order.epoch, position, _SPARE_STREAM, len(lost)))
+            row[row == lost[-1].number] = self._spare(lost, spare_rng)
         image, boxes = flip(image, boxes, self.augment, rng)
         jitter_colour(image, self.augment, rng, out)
-        return normalise_boxes(boxes, out.shape[1::-1]), None
+        labels = normalise_boxes(boxes, out.shape[1::-1])
+        return Sample(int(row[0]), labels, lost=tuple((error.path, error.reason) for error in lost))
+
+    def _spare(self, lost: Sequence[LostPictureError], rng: np.random.Generator) -> int:
+        """A picture to take for the last lost one: labelled or not as that, and none of the lost ones."""
+        latest, labelled = lost[-1], self.index.labelled
+        gone = [error.number for error in lost]
+        pool = np.setdiff1d(np.flatnonzero(labelled == labelled[latest.number]), gone)
+        if not len(pool) or len(lost) >= _TRIES:
+            raise UserError(
+                f"cannot be read any longer ({latest.reason}), and neither can any of {len(lost)} tried",
+                latest.path,
+                "see whether the disk is still there, then go on with --resume",
+            )
+        return int(rng.choice(pool))
 
     def _augmented(
         self, row: NDArray[np.int64], out_hw: tuple[int, int], rng: np.random.Generator
@@ -136,7 +183,12 @@ class AugmentedDataset(DetectionDataset):
 
 
 class BatchLoader(DataLoader[Any]):
-    """A DataLoader of batches that raises the error of a worker as it was."""
+    """A DataLoader of batches that raises the error of a worker as it was, and tells of lost pictures.
+
+    known_lost: the files that could not be read any more; each is told once.
+    """
+
+    known_lost: frozenset[str] = frozenset()
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # the base promises a class of its own
         """The batches in order.
@@ -155,7 +207,17 @@ class BatchLoader(DataLoader[Any]):
                 # A copy: the received one would, through its traceback, hold itself and this loader,
                 # whose workers then end only after a time limit.
                 raise UserError(batch.what, batch.where, batch.fix)
+            self._tell(batch.lost)
             yield batch
+
+    def _tell(self, lost: Lost) -> None:
+        for path, reason in lost:
+            if path not in self.known_lost:
+                self.known_lost |= {path}
+                # From whatever process has met it, unlike what the console says.
+                count = f"{len(self.known_lost)} lost so far"
+                text = f"{path}: cannot be read any longer ({reason}), others take its place; {count}"
+                tqdm.write(f"warning: {printable(text)}", file=sys.stderr)
 
 
 class TrainLoader:

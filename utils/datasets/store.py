@@ -39,6 +39,22 @@ _CGROUP = (
 )
 
 
+class LostPictureError(UserError):
+    """A picture that could be read when the index was made and no longer; number: its place there."""
+
+    def __init__(self, number: int, path: str, reason: str) -> None:
+        super().__init__(
+            f"was readable when the index was made and is no longer ({reason})",
+            path,
+            "put it back or start again, which leaves it out",
+        )
+        self.number, self.path, self.reason = number, path, reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Says how to make it again in another process."""
+        return LostPictureError, (self.number, self.path, self.reason)
+
+
 class PictureStore:
     """Pictures (H, W, 3) BGR uint8 by number, the longer side scaled to `image_size`.
 
@@ -59,7 +75,7 @@ class PictureStore:
         """The picture of a number; not to be written to.
 
         Raises:
-            UserError: when its file has gone or been damaged since the index was made.
+            LostPictureError: when its file has gone or been damaged since the index was made.
         """
         if self._file is not None and self._memory is None:
             self._memory = _mapped(self._file, int(self._offsets[-1]))
@@ -119,11 +135,7 @@ class PictureStore:
                 self._paths[number], (int(width), int(height)), (int(scaled_width), int(scaled_height))
             )
         except UnreadableImageError as error:
-            raise UserError(
-                f"was readable when the index was made and is no longer ({error})",
-                self._paths[number],
-                "start again",
-            ) from error
+            raise LostPictureError(number, self._paths[number], str(error)) from error
 
     def _all(self) -> Iterator[Image]:
         """All pictures in order, decoded by several threads, a bounded number ahead."""
@@ -140,8 +152,11 @@ class PictureStore:
     def _digest(self) -> str:
         """Differs whenever the cached bytes would."""
         stamps = []
-        for path in self._paths:
-            status = os.stat(path)
+        for number, path in enumerate(self._paths):
+            try:
+                status = os.stat(path)
+            except OSError as error:
+                raise LostPictureError(number, path, error.strerror or str(error)) from error
             stamps.append([path, status.st_size, status.st_mtime_ns, status.st_ctime_ns])
         described = json.dumps([_VERSION, self.image_size, self.wh.tolist(), stamps])
         return hashlib.sha256(described.encode(errors="surrogateescape")).hexdigest()
