@@ -19,7 +19,7 @@ from models.foreign import Machine
 from models.inert import Inert, NumpyArray, RefusedError, Storage, text_items
 from utils.errors import UserError
 
-MAX_PICKLE_BYTES = 64 << 20  # public files have less than 1 MB of instructions
+MAX_PICKLE_BYTES = 8 << 20  # public files have less than 1 MB; a byte can become a list of 64
 MAX_MODULES = 100_000
 MAX_NAME = 1000  # characters of a weight's name
 MAX_PLAIN_DEPTH = 12

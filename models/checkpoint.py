@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -25,6 +25,7 @@ from utils.errors import UserError
 
 FORMAT, VERSION = "yolov5-distillation", 1
 _HALF_LIMIT = 65504.0  # the largest float16
+_MAX_NAME = 200  # characters of a class's name
 _WRAPPERS = ("module.", "_orig_mod.")  # what data parallel training and torch.compile put before names
 
 
@@ -174,18 +175,22 @@ def _listed_anchors(model: Model) -> list[list[float]]:
 
 
 def _own(content: dict[str, Any], path: Path) -> Checkpoint:
-    if not isinstance(content.get("version"), int) or content["version"] > VERSION:
-        raise UserError(f"it is of format version {content.get('version')}", path, "update this project")
+    version = content.get("version")
+    if not isinstance(version, int) or not 0 < version <= VERSION:
+        told = version if isinstance(version, int) and abs(version) < 10**9 else "unknown"
+        raise UserError(f"it is of format version {told}", path, "update this project")
     try:
-        fitness = content["best_fitness"]
+        # Plain, for a few lists that hold one another can stand for more than any memory holds.
+        values = {key: plain_value(content[key]) for key in ("cfg", "names", "epoch", "best_fitness", "meta")}
+        fitness = values["best_fitness"]
         return Checkpoint(
             path=path,
-            cfg=dict(content["cfg"]),
+            cfg=dict(values["cfg"]),
             state=_clean_state(content["model"], path),
-            names=[str(name) for name in content["names"]],
-            epoch=int(content["epoch"]),
+            names=_listed_names(values["names"]),
+            epoch=int(values["epoch"]),
             best_fitness=None if fitness is None else float(fitness),
-            meta=dict(content["meta"]),
+            meta=dict(values["meta"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         fault = f"it is no intact weight file ({error!r})"
@@ -301,7 +306,12 @@ def _names(value: Any) -> list[str]:
     plain = plain_value(value)
     if isinstance(plain, dict) and all(isinstance(key, int) for key in plain):
         plain = [plain[key] for key in sorted(plain)]
-    return [str(name) for name in plain] if isinstance(plain, list) else []
+    return _listed_names(plain) if isinstance(plain, list) else []
+
+
+def _listed_names(names: Iterable[Any]) -> list[str]:
+    """Names as text of a bounded length; what is neither text nor a number has no name."""
+    return [str(name)[:_MAX_NAME] if isinstance(name, str | int | float) else "" for name in names]
 
 
 def _class_count(checkpoint: Checkpoint) -> int | None:

@@ -97,7 +97,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _whole(value: Any, key: str, most: int, where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise UserError(f"{key} is {value!r}", where, f"it must be a whole number from 1 to {most}")
+        raise UserError(f"{key} is {str(value)[:80]}", where, f"it must be a whole number from 1 to {most}")
     return value
 
 

@@ -26,6 +26,7 @@ from utils.errors import StoppedError, UsageError, UserError
 __all__ = ["parse", "run"]
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)
+_MAX_LINE = 5000  # letters; a message may quote what a file says
 _NEAR_OPTION = 0.8  # part of the letters in common, the dashes in front among them
 _SIDE = "imgsz"
 INTERRUPTED = 130  # as a shell has it: 128 and the signal's number
@@ -96,7 +97,8 @@ def parse(options_class: type[AnyOptions], words: Sequence[str]) -> AnyOptions:
 def one_line(text: str) -> str:
     """The text without line breaks, and with anything that a terminal might obey written out."""
     text = re.sub(r"\s*[\r\n]+\s*", " ", text.strip())
-    return printable(text)
+    end = " ..." if len(text) > _MAX_LINE else ""
+    return printable(text[:_MAX_LINE]) + end
 
 
 @dataclass

@@ -21,6 +21,7 @@ from utils.inference.frames import Frame, file_name, is_utf8, suffix_of
 _WRITABLE = frozenset(".bmp .jpeg .jpg .png .tif .tiff .webp".split())
 _RESERVED = frozenset("con prn aux nul".split()) | {f"{d}{n}" for d in ("com", "lpt") for n in range(1, 10)}
 _MAX_NAME = 120
+_MAX_NAME_BYTES = 200  # file systems take 255; a number and a suffix come on top
 _DEFAULT_FPS = 30.0
 _CROP_FACTOR, _CROP_BORDER_PX = 1.02, 10
 
@@ -31,7 +32,8 @@ def safe_name(text: str) -> str:
     Letters and digits of any script, blanks and -_.,()+ stay; the rest becomes "_".
     """
     kept = "".join(c if c.isalnum() or c in " -_.,()+" else "_" for c in text)
-    name = kept[:_MAX_NAME].strip(" .") or "_"
+    short = kept[:_MAX_NAME].encode("utf-8")[:_MAX_NAME_BYTES].decode("utf-8", errors="ignore")
+    name = short.strip(" .") or "_"
     return f"_{name}" if name.partition(".")[0].lower() in _RESERVED else name
 
 

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from utils.config.printable import printable
 from utils.distributed import rank
 
 BAR = "{desc} {percentage:3.0f}% |{bar:16}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
@@ -167,7 +168,7 @@ def format_table(rows: Iterable[Sequence[object]], header: Sequence[str]) -> str
 def _cell(value: object) -> str:
     """A value as text; floats short enough for a column."""
     if not isinstance(value, float):
-        return str(value)
+        return printable(str(value))  # a line break would tear the table apart
     text = f"{value:.4g}"
     return text if len(text) <= CELL_WIDTH else f"{value:.2e}"
 
@@ -205,8 +206,10 @@ def _write(text: str, stream: TextIO) -> None:
 def _write_line(text: str, stream: TextIO) -> None:
     """Writes and flushes, so that both streams keep their order in one file.
 
+    Names from files may hold what a terminal obeys; it comes out written out.
     A class name that the stream's encoding lacks is no reason to lose a run: it comes out escaped.
     """
+    text = printable(text, keep="\n\t")
     try:
         stream.write(f"{text}\n")
     except UnicodeEncodeError:
