@@ -11,6 +11,7 @@ import pytest
 
 import utils.datasets.index as index_module
 from utils.config.dataset import DatasetConfig, load_dataset_config
+from utils.datasets import annotations
 from utils.datasets.index import build_index, join_unlabelled
 from utils.datasets.sources import label_path
 from utils.errors import UserError
@@ -149,7 +150,7 @@ def test_a_label_file_without_the_right_to_read_it_is_named(make_dataset, monkey
     def refuse(path, most):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(index_module, "read_regular", refuse)
+    monkeypatch.setattr(annotations, "read_regular", refuse)
     assert "a.txt: cannot be read as a label file (Permission denied)" in message_of(config)
 
 

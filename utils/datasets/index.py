@@ -16,18 +16,17 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from utils.config.dataset import DatasetConfig
-from utils.datasets.images import UnreadableImageError, check_image, read_regular
+from utils.datasets.annotations import NOTHING, Annotation, label_bytes, normalised, parse_annotation
+from utils.datasets.images import UnreadableImageError, check_image
 from utils.datasets.index_cache import CheckedPictures, content_digest, read_cache, write_cache
-from utils.datasets.labels import Labels, correct_boxes, parse_yolo
+from utils.datasets.labels import Labels
 from utils.datasets.sources import Source, list_sources
-from utils.datasets.voc import AnnotationError, parse_voc
 from utils.errors import UserError
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 _THREADS = 8
 _SHOWN = 10
-_MAX_LABEL_BYTES = 64 << 20
 _SINGLE_CLASS_NAME = "object"
 
 
@@ -116,7 +115,7 @@ def build_index(
     """
     sources = list_sources(config, split)
     has_truth = split != "unlabeled"
-    contents = _parallel(_label_bytes, sources) if has_truth else None
+    contents = in_parallel(label_bytes, sources) if has_truth else None
     digest = content_digest(config.layout, config.names, sources, contents)
     checked = read_cache(digest, cache_dir)
     if checked is None:
@@ -163,56 +162,23 @@ def _as_single_class(index: DatasetIndex) -> DatasetIndex:
     return replace(index, labels=labels, names=names)
 
 
-@dataclass(frozen=True)
-class _Annotation:
-    """Boxes (n, 5) class, x1, y1, x2, y2 in pixels of `size_wh`, normalised where that is None."""
-
-    boxes: NDArray[np.float64]
-    size_wh: tuple[int, int] | None = None
-    is_missing: bool = False
-
-
-def _label_bytes(source: Source) -> bytes | None:
-    """The content of a picture's label file, None where there is none.
-
-    Raises:
-        UserError: there is something and it cannot be read.
-    """
-    try:
-        return read_regular(source.label, _MAX_LABEL_BYTES)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"cannot be read as a label file ({reason})", source.label, "mend it, or the list of pictures"
-        ) from error
-
-
 def _annotations(
     sources: Sequence[Source], contents: Sequence[bytes | None] | None, config: DatasetConfig
-) -> list[_Annotation]:
+) -> list[Annotation]:
     """The labels of all pictures, none of them where `contents` is None.
 
     Raises:
         UserError: no label file at all, or wrong lines.
     """
-    nothing = _Annotation(np.zeros((0, 5)))
     if contents is None:
-        return [nothing] * len(sources)
+        return [NOTHING] * len(sources)
     if all(content is None for content in contents):
-        raise UserError(
-            f"{len(sources)} pictures and not one label file; looked for {sources[0].label} and so on",
-            config.yaml_path,
-            "an empty label file marks a picture without objects",
-        )
-    is_voc = config.layout == "voc"
-    class_ids = {name: number for number, name in enumerate(config.names)}
+        raise no_label_files(sources, config)
     annotations, mistakes = [], []
     for source, content in zip(sources, contents, strict=True):
-        found = replace(nothing, is_missing=content is None)
+        found = replace(NOTHING, is_missing=content is None)
         if content is not None:
-            found, wrong = _parse_voc(content, class_ids) if is_voc else _parse_yolo(content, config.nc)
+            found, wrong = parse_annotation(content, config.layout, config.names)
             mistakes += [f"{source.label}:{line}: {what}" for line, what in wrong]
         annotations.append(found)
     if mistakes:
@@ -220,37 +186,33 @@ def _annotations(
         raise UserError(
             f"{len(mistakes)} wrong label lines: {shown}",
             config.yaml_path,
-            "correct them, or the names in the dataset YAML",
+            "correct them, or the names in the dataset YAML; train.py --check-data lists all",
         )
     return annotations
 
 
-def _parse_yolo(content: bytes, nc: int) -> tuple[_Annotation, list[tuple[int, str]]]:
-    boxes, wrong = parse_yolo(content, nc)
-    return _Annotation(boxes), wrong
-
-
-def _parse_voc(content: bytes, class_ids: dict[str, int]) -> tuple[_Annotation, list[tuple[int, str]]]:
-    try:
-        parsed = parse_voc(content, class_ids)
-    except AnnotationError as error:
-        return _Annotation(np.zeros((0, 5))), [(error.line, error.what)]
-    return _Annotation(parsed.boxes, parsed.size_wh), []
+def no_label_files(sources: Sequence[Source], config: DatasetConfig) -> UserError:
+    """The error of a split in which nothing is labelled."""
+    return UserError(
+        f"{len(sources)} pictures and not one label file; looked for {sources[0].label} and so on",
+        config.yaml_path,
+        "an empty label file marks a picture without objects",
+    )
 
 
 def _check(
-    sources: Sequence[Source], annotations: Sequence[_Annotation], title: str | None
+    sources: Sequence[Source], annotations: Sequence[Annotation], title: str | None
 ) -> CheckedPictures:
     """Reads every picture once; what cannot be read is left out, what is corrected is noted."""
     notes: dict[str, list[str]] = {}
     unlabelled = f"of {len(sources)} pictures have no label file and count as background"
     paths, sizes, labels = [], [], []
-    checked = _parallel(_checked_size, sources, title)
+    checked = in_parallel(checked_size, sources, title)
     for source, annotation, size in zip(sources, annotations, checked, strict=True):
         if isinstance(size, str):
             notes.setdefault("pictures skipped", []).append(f"{source.image}: {size}")
             continue
-        rows, corrections = _normalised(annotation, size)
+        rows, corrections = normalised(annotation, size)
         for text in corrections:
             notes.setdefault("corrections of labels, in memory only", []).append(f"{source.label}: {text}")
         if annotation.is_missing:
@@ -262,33 +224,19 @@ def _check(
     return CheckedPictures(paths, np.array(sizes, np.int64).reshape(-1, 2), labels, problems)
 
 
-def _checked_size(source: Source) -> tuple[int, int] | str:
+def checked_size(source: Source) -> tuple[int, int] | str:
+    """The size of a picture in pixels, or why it cannot be read."""
     try:
         return check_image(source.image)
     except UnreadableImageError as error:
         return str(error)
 
 
-def _normalised(annotation: _Annotation, size_wh: tuple[int, int]) -> tuple[Labels, list[str]]:
-    boxes, notes = annotation.boxes, []
-    if annotation.size_wh is not None:
-        # Coordinates refer to the size in the annotation, where it has one.
-        annotated = annotation.size_wh if min(annotation.size_wh) > 0 else size_wh
-        if annotated != size_wh:
-            notes.append(
-                f"annotated at {annotated[0]} x {annotated[1]} px but the picture has "
-                f"{size_wh[0]} x {size_wh[1]} px: boxes scaled, look at them"
-            )
-        boxes = np.concatenate([boxes[:, :1], boxes[:, 1:] / (annotated * 2)], 1)
-    labels, corrections = correct_boxes(boxes)
-    return labels, notes + corrections
-
-
 def _sentence(kind: str, entries: list[str]) -> str:
     return f"{len(entries)} {kind}: {'; '.join(entries[:_SHOWN])}{' ...' if len(entries) > _SHOWN else ''}"
 
 
-def _parallel(work: Callable[[_In], _Out], items: Sequence[_In], title: str | None = None) -> list[_Out]:
+def in_parallel(work: Callable[[_In], _Out], items: Sequence[_In], title: str | None = None) -> list[_Out]:
     """The results in order; reading and decoding release the interpreter lock, so threads do."""
     with ThreadPoolExecutor(_THREADS) as pool:
         results = pool.map(work, items)

@@ -1,0 +1,83 @@
+"""The label file of one picture, in any layout: read, parsed, brought into the picture's fractions.
+
+Shapes: n labels of the picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from utils.config.dataset import Layout
+from utils.datasets.images import read_regular
+from utils.datasets.labels import Labels, correct_boxes, parse_yolo
+from utils.datasets.sources import Source
+from utils.datasets.voc import AnnotationError, parse_voc
+from utils.errors import UserError
+
+_MAX_LABEL_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """Boxes (n, 5) class, x1, y1, x2, y2 in pixels of `size_wh`, normalised where that is None.
+
+    is_missing: there is no label file.
+    """
+
+    boxes: NDArray[np.float64]
+    size_wh: tuple[int, int] | None = None
+    is_missing: bool = False
+
+
+NOTHING = Annotation(np.zeros((0, 5)))
+
+
+def label_bytes(source: Source) -> bytes | None:
+    """The content of a picture's label file, None where there is none.
+
+    Raises:
+        UserError: there is something and it cannot be read.
+    """
+    try:
+        return read_regular(source.label, _MAX_LABEL_BYTES)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"cannot be read as a label file ({reason})", source.label, "mend it, or the list of pictures"
+        ) from error
+
+
+def parse_annotation(
+    content: bytes, layout: Layout, names: Sequence[str]
+) -> tuple[Annotation, list[tuple[int, str]]]:
+    """What a label file says, and its wrong lines as (line number from 1, what) pairs."""
+    if layout == "yolo":
+        boxes, wrong = parse_yolo(content, len(names))
+        return Annotation(boxes), wrong
+    try:
+        parsed = parse_voc(content, {name: number for number, name in enumerate(names)})
+    except AnnotationError as error:
+        return NOTHING, [(error.line, error.what)]
+    return Annotation(parsed.boxes, parsed.size_wh), []
+
+
+def normalised(annotation: Annotation, size_wh: tuple[int, int]) -> tuple[Labels, list[str]]:
+    """The labels (n, 5) of a picture of that size in pixels, and what had to be corrected, in words."""
+    boxes, notes = annotation.boxes, []
+    if annotation.size_wh is not None:
+        # Coordinates refer to the size in the annotation, where it has one.
+        annotated = annotation.size_wh if min(annotation.size_wh) > 0 else size_wh
+        if annotated != size_wh:
+            notes.append(
+                f"annotated at {annotated[0]} x {annotated[1]} px but the picture has "
+                f"{size_wh[0]} x {size_wh[1]} px: boxes scaled, look at them"
+            )
+        boxes = np.concatenate([boxes[:, :1], boxes[:, 1:] / (annotated * 2)], 1)
+    labels, corrections = correct_boxes(boxes)
+    return labels, notes + corrections

@@ -1,0 +1,159 @@
+"""What is wrong with a dataset, all of it, without a training: `train.py --check-data`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from utils.config.dataset import DatasetConfig
+from utils.datasets.annotations import NOTHING, label_bytes, normalised, parse_annotation
+from utils.datasets.index import checked_size, in_parallel, no_label_files
+from utils.datasets.sources import Source, list_sources
+from utils.errors import UserError
+
+# `test` is no part of a training and often not published.
+SPLITS = ("train", "val", "unlabeled", "test")
+_NEEDED = ("train", "val")
+COLUMNS = ("split", "pictures", "unusable", "boxes", "wrong", "corrected", "unlabelled")
+
+
+@dataclass
+class SplitReport:
+    """What was found in a split; every entry of the lists is a sentence that starts with its file.
+
+    boxes: labels that a training would see. failures: why the split as a whole cannot be used.
+    unusable: pictures that cannot be read. wrong: lines of label files, which stop a training.
+    corrected: what is put right in memory. remarks: what may be meant. unlabelled: pictures without a
+    label file.
+    """
+
+    split: str
+    pictures: int = 0
+    boxes: int = 0
+    unlabelled: int = 0
+    failures: list[str] = field(default_factory=list)
+    unusable: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    corrected: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def is_good(self) -> bool:
+        """Whether a training would take everything."""
+        return not (self.failures or self.unusable or self.wrong)
+
+    def lines(self) -> Iterator[str]:
+        """Every finding, the worst first."""
+        kinds = (
+            ("cannot be used", self.failures),
+            ("picture unusable", self.unusable),
+            ("label wrong", self.wrong),
+            ("label corrected in memory", self.corrected),
+            ("remark", self.remarks),
+        )
+        for kind, entries in kinds:
+            yield from (f"{self.split}: {kind}: {entry}" for entry in entries)
+
+    def row(self) -> tuple[object, ...]:
+        """The cells of `COLUMNS`."""
+        counts = (len(self.unusable), self.boxes, len(self.wrong), len(self.corrected), self.unlabelled)
+        return self.split, self.pictures, *counts
+
+
+def check_data(
+    config: DatasetConfig,
+    say: Callable[[str], None],
+    table: Callable[[Sequence[Sequence[object]], Sequence[str]], None],
+) -> Path:
+    """Looks at every picture and every label of a dataset and says all that is wrong; gives its YAML.
+
+    Nothing is remembered and nothing is written.
+
+    Args:
+        config: the dataset.
+        say: takes a line.
+        table: takes rows and header of the summary.
+
+    Raises:
+        UserError: something is wrong; with the counts.
+    """
+    for remark in config.remarks:
+        say(f"remark: {remark}")
+    reports = []
+    for split in SPLITS:
+        if split in _NEEDED or split in config.splits:
+            reports.append(check_split(config, split))
+            for line in reports[-1].lines():
+                say(line)
+    table([report.row() for report in reports], COLUMNS)
+    bad = [report for report in reports if not report.is_good]
+    if bad:
+        unusable, wrong = (
+            sum(len(getattr(report, kind)) for report in bad) for kind in ("unusable", "wrong")
+        )
+        whole = "".join(f"; split '{report.split}' cannot be used" for report in bad if report.failures)
+        raise UserError(
+            f"{unusable} pictures unusable, {wrong} label lines wrong{whole}",
+            config.yaml_path,
+            "mend them, or take them out of the dataset",
+        )
+    say(f"{config.yaml_path}: nothing is wrong")
+    return config.yaml_path
+
+
+def check_split(config: DatasetConfig, split: str, progress: bool = True) -> SplitReport:
+    """Everything that is wrong with a split."""
+    report = SplitReport(split)
+    try:
+        sources = list_sources(config, split)
+    except UserError as error:
+        # A benchmark's pictures to be scored are often kept back.
+        (report.remarks if split == "test" else report.failures).append(str(error))
+        return report
+    report.pictures = len(sources)
+    has_truth = split != "unlabeled"
+    sizes = in_parallel(checked_size, sources, f"checking {split}" if progress else None)
+    counts = np.zeros(config.nc, np.int64)
+    for source, size in zip(sources, sizes, strict=True):
+        if isinstance(size, str):
+            report.unusable.append(f"{source.image}: {size}")
+        if has_truth:
+            counts += _check_labels(config, source, None if isinstance(size, str) else size, report)
+    report.boxes = int(counts.sum())
+    if len(report.unusable) == len(sources):
+        report.failures.append("no picture can be read")
+    if has_truth and report.unlabelled == len(sources):
+        report.failures.append(str(no_label_files(sources, config)))
+    elif has_truth and not counts.all():
+        missing = ", ".join(f"'{config.names[number]}'" for number in np.flatnonzero(counts == 0))
+        report.remarks.append(f"{config.yaml_path}: no box is of class {missing}")
+    return report
+
+
+def _check_labels(
+    config: DatasetConfig, source: Source, size_wh: tuple[int, int] | None, report: SplitReport
+) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Adds what is wrong with the labels of a picture, of unknown size where it is unusable.
+
+    Gives how many boxes of each class (K,) a training would see.
+    """
+    nothing = np.zeros(config.nc, np.int64)
+    try:
+        content = label_bytes(source)
+    except UserError as error:
+        report.wrong.append(str(error))
+        return nothing
+    if content is None:
+        report.unlabelled += 1
+        report.remarks.append(f"{source.image}: has no label file, counts as background")
+        return nothing
+    annotation, wrong = parse_annotation(content, config.layout, config.names)
+    report.wrong += [f"{source.label}:{line}: {what}" for line, what in wrong]
+    if size_wh is None or annotation is NOTHING:
+        return nothing
+    labels, corrections = normalised(annotation, size_wh)
+    report.corrected += [f"{source.label}: {what}" for what in corrections]
+    return np.bincount(labels[:, 0].astype(np.int64), minlength=config.nc)
