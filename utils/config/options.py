@@ -71,6 +71,11 @@ class TrainOptions(Options):
     )
     data: Path = option(Path("data/coco128.yaml"), "dataset YAML", group=DATA)
     data_dir: Path | None = option(None, "folder with the data, in place of the YAML's path", group=DATA)
+    check_data: bool = option(
+        False,
+        "only look at every picture and label, list all that is wrong, exit with 1 where anything is",
+        group=DATA,
+    )
     imgsz: int = image_size(640, "side of the square training pictures")
     rect: bool = option(False, "batches of equal aspect instead of squares; no mosaics", group=DATA)
     cache: Literal["ram", "disk"] | None = option(
@@ -298,7 +303,8 @@ class DistillOptions(TrainOptions):
     def contradictions(self) -> Iterator[str]:
         """What cannot be meant, each as `--option: what is wrong`."""
         yield from super().contradictions()
-        if self.resume is None and self.distill and not (self.teacher and all(self.teacher)):
+        trains = self.resume is None and not self.check_data
+        if trains and self.distill and not (self.teacher and all(self.teacher)):
             yield "--teacher: missing, name the weights of the network that teaches"
         if self.distill_ratio == "auto" and not self.with_gt_loss:
             yield "--distill-ratio auto: compares with the labels' loss, leave --no-with-gt-loss out"

@@ -14,6 +14,7 @@ import torch
 from models.checkpoint import build_model, read_checkpoint, save_checkpoint
 from models.yolo import Model
 from utils.batch import Batch, Progress, StudentOutput
+from utils.config.dataset import load_dataset_config
 from utils.config.files import next_run_folder, write_text_atomically
 from utils.config.hyperparameters import load_hyperparameters
 from utils.config.options import (
@@ -23,6 +24,7 @@ from utils.config.options import (
     options_to_dict,
     yaml_text,
 )
+from utils.datasets.check import check_data
 from utils.datasets.loader import TrainLoader
 from utils.device import advice_on_memory, describe_device, select_device
 from utils.distributed import seed_everything
@@ -50,7 +52,11 @@ def run_training(options: TrainOptions, recipe_for: RecipeFor = plain_recipe) ->
     """Trains as the options say, with the losses of their recipe; gives the run's folder.
 
     A run that goes on has the options it was started with, which is why the recipe is asked for here.
+    With `check_data` it only looks at the dataset and gives its YAML.
     """
+    if options.check_data:
+        console = Console()
+        return check_data(load_dataset_config(options.data, options.data_dir), console.info, console.table)
     with advice_on_memory(), StopSignals() as stop:
         return TrainingRun(options, recipe_for, stop).execute()
 
