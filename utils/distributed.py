@@ -15,6 +15,9 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
+
+from utils.errors import UserError
 
 _T = TypeVar("_T")
 PATIENCE = timedelta(minutes=30)  # the first rank may index a large dataset while the others wait
@@ -26,14 +29,26 @@ def joined_ranks() -> Iterator[None]:
 
     Left by an error the group is not taken down: that would wait for ranks which are waiting for
     this one. torchrun ends them as soon as this one is gone.
+
+    Raises UserError where another process is gone.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ or is_distributed():
         yield
         return
     # Both kinds: a GPU may be there and the run be asked to stay on the CPU.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=PATIENCE)
-    yield
+    store, own, count = next(rendezvous("env://", timeout=PATIENCE))
+    # After a restart torchrun's store still has the addresses of the processes that are gone.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"attempt {attempt}", store)  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=store, rank=own, world_size=count, timeout=PATIENCE)
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            fix = "its own message says why; torchrun --max-restarts N goes on by itself"
+            raise UserError(f"another process of this run is gone ({error})", "torchrun", fix) from error
+        raise
     dist.destroy_process_group()
 
 

@@ -135,6 +135,9 @@ class TrainOptions(Options):
     amp_dtype: Literal["auto", "fp16", "bf16"] = option(
         "auto", "that precision; auto is bf16 where the GPU computes it, else fp16", group=MACHINE
     )
+    sync_bn: bool = option(
+        False, "let batch norms count over the GPUs of all processes that torchrun starts", group=MACHINE
+    )
     project: Path = run_folders("runs/train")
     nosave: bool = option(False, "write weights after the last epoch only", group=RESULTS)
     noval: bool = option(False, "score after the last epoch only", group=RESULTS)

@@ -223,9 +223,7 @@ class TrainingOrder:
         count, pool = self.unlabelled_per_epoch, len(self._unlabelled)
         first = self.epoch * count
         turns = range(first // pool, math.ceil((first + count) / pool))
-        orders = [
-            np.random.default_rng((self._seed, turn, _TURN_STREAM)).permutation(pool) for turn in turns
-        ]
+        orders = [np.random.default_rng((self._seed, turn, _TURN_STREAM)).permutation(pool) for turn in turns]
         own = np.concatenate(orders)[first % pool :][:count]
         others = rng.integers(pool, size=(count, PICTURES_PER_SAMPLE - 1))
         return self._rows(self._unlabelled, own, others)

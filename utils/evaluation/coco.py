@@ -14,6 +14,7 @@ from torch import Tensor
 
 from utils.batch import Batch
 from utils.datasets.index import DatasetIndex
+from utils.distributed import from_all
 from utils.errors import UserError
 from utils.inference.writers import NameBook
 
@@ -59,6 +60,10 @@ class CocoResults:
         """Takes the detections of a batch, (n, 6) an image in original pixels."""
         for path, found in zip(batch.paths, detections, strict=True):
             self._found.append((self._ids[path], found.numpy()))
+
+    def join_ranks(self) -> None:
+        """Takes in what the other ranks have found."""
+        self._found = [entry for part in from_all(self._found) for entry in part]
 
     def entries(self) -> Iterator[dict[str, Any]]:
         """COCO results: image_id, category_id, bbox (left, top, width, height in pixels), score."""

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from models.yolo import Model
 from utils.batch import Batch, StudentOutput
 from utils.boxes import NmsRules, cxcywh_to_xyxy
+from utils.distributed import from_all, world_size
 from utils.evaluation.metrics import (
     IOU_THRESHOLDS,
     ClassMetrics,
@@ -158,7 +159,8 @@ def evaluate(
     names: the K class names of the data. loss: gives named scalars, as means an image, from a batch
     and the raw outputs; not with `augment`. observers: see every batch and its detections.
     progress: shows a bar. The model comes back in the mode it came in. Images that nobody labelled
-    are not scored.
+    are not scored. Several ranks each score their part of the batches (see `eval_loader`); the result is
+    that of all, the same on each and to the last digit that of a single process.
 
     Boxes are matched in pixels of the original images, clipped to them.
     """
@@ -175,6 +177,8 @@ def evaluate(
                 observe(seen, detections)
     finally:
         _restore_modes(modes)
+    scores.join_ranks()
+    means.join_ranks()
     per_class = scores.class_metrics()
     return EvaluationResult(
         *per_class.means(),
@@ -217,6 +221,7 @@ def _score_batch(
         found = predictor.suppress(decoded)
     watch.lap("nms")
     watch.images += len(batch.images)
+    scores.begin_batch()
     detections = _in_original_pixels(found, batch, settings.single_cls)
     labels = labels_in_original_pixels(batch)
     for image, labelled in enumerate(batch.labelled.tolist()):
@@ -246,34 +251,55 @@ def labels_in_original_pixels(batch: Batch) -> list[Tensor]:
     return labels
 
 
+# Of one image: hits (n, thresholds), confidence and class (n, 2), true classes (m,).
+_Found = tuple[NDArray[np.bool_], NDArray[np.float32], NDArray[np.int64]]
+
+
 class _Scores:
-    """What is kept of every image until the scores are computed."""
+    """What is kept of every image until the scores are computed, batch by batch."""
 
     def __init__(self, classes: int) -> None:
         self.confusion = ConfusionMatrix(classes)
         self.images = 0
         self.images_with_class = np.zeros(classes, dtype=np.int64)
         self._thresholds = torch.tensor(IOU_THRESHOLDS, dtype=torch.float32)
-        self._hits = [np.zeros((0, len(IOU_THRESHOLDS)), dtype=bool)]
-        self._detections = [np.zeros((0, 2), dtype=np.float32)]
-        self._true = [np.zeros(0, dtype=np.int64)]
+        self._batches: list[list[_Found]] = []
+
+    def begin_batch(self) -> None:
+        """The images that follow are of a new batch."""
+        self._batches.append([])
 
     def add(self, detections: Tensor, labels: Tensor) -> None:
         """Counts one image: (n, 6) and (m, 5) on the CPU, in one frame."""
         self.images += 1
-        self._hits.append(match_detections(detections, labels, self._thresholds).numpy())
-        self._detections.append(detections[:, 4:6].numpy())
         true = labels[:, 0].numpy().astype(np.int64)
-        self._true.append(true)
+        hits = match_detections(detections, labels, self._thresholds).numpy()
+        self._batches[-1].append((hits, detections[:, 4:6].numpy(), true))
         self.images_with_class[np.unique(true)] += 1
         self.confusion.update(detections, labels)
 
+    def join_ranks(self) -> None:
+        """Takes in what the other ranks have, in the order in which one process would have met it."""
+        if world_size() == 1:
+            return
+        parts = from_all(self._batches)
+        longest = max(map(len, parts))
+        self._batches = [part[turn] for turn in range(longest) for part in parts if turn < len(part)]
+        counts = from_all((self.images, self.images_with_class, self.confusion.matrix))
+        self.images = sum(images for images, _, _ in counts)
+        self.images_with_class = np.sum([with_class for _, with_class, _ in counts], axis=0)
+        self.confusion.matrix = np.sum([matrix for _, _, matrix in counts], axis=0)
+
     def class_metrics(self) -> ClassMetrics:
         """The scores of all images so far."""
-        detections = np.concatenate(self._detections)
-        return average_precision_per_class(
-            np.concatenate(self._hits), detections[:, 0], detections[:, 1], np.concatenate(self._true)
+        nothing = (
+            np.zeros((0, len(IOU_THRESHOLDS)), bool),
+            np.zeros((0, 2), np.float32),
+            np.zeros(0, np.int64),
         )
+        found = [nothing, *(image for batch in self._batches for image in batch)]
+        hits, detections, true = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return average_precision_per_class(hits, detections[:, 0], detections[:, 1], true)
 
 
 @dataclass
@@ -289,6 +315,15 @@ class _LossMeans:
         for name, value in terms.items():
             weighted = value.detach().double() * images
             self.sums[name] = self.sums[name] + weighted if name in self.sums else weighted
+
+    def join_ranks(self) -> None:
+        """Adds what the other ranks have."""
+        if world_size() == 1:
+            return
+        parts = from_all(({name: float(total) for name, total in self.sums.items()}, self.images))
+        names = dict.fromkeys(name for sums, _ in parts for name in sums)
+        self.sums = {name: torch.tensor(sum(sums.get(name, 0.0) for sums, _ in parts)) for name in names}
+        self.images = sum(images for _, images in parts)
 
     def values(self) -> dict[str, float]:
         """The means so far."""

@@ -18,6 +18,7 @@ from utils.config.options import TestOptions
 from utils.datasets.index import DatasetIndex, build_index
 from utils.datasets.loader import BatchLoader, eval_loader
 from utils.device import select_device
+from utils.distributed import from_main, joined_ranks, main_first, rank
 from utils.errors import UserError
 from utils.evaluation.coco import (
     CocoResults,
@@ -38,8 +39,15 @@ _LISTED = 6
 
 
 def run_test(options: TestOptions, console: Console | None = None) -> EvaluationResult:
-    """Scores `options.weights`; writes what the options ask for into a new run folder."""
-    console = console or Console()
+    """Scores `options.weights`; writes what the options ask for into a new run folder.
+
+    Several processes, as torchrun starts them, share the pictures.
+    """
+    with joined_ranks():
+        return _run_test(options, console or Console())
+
+
+def _run_test(options: TestOptions, console: Console) -> EvaluationResult:
     device = select_device(options.device)
     half = half_precision(options.half, device, console)
     config = load_dataset_config(options.data, options.data_dir)
@@ -47,7 +55,8 @@ def run_test(options: TestOptions, console: Console | None = None) -> Evaluation
     checkpoint = read_checkpoint(weights)
     check_classes(checkpoint.names, config.names, weights, config.yaml_path, options.single_cls, console)
     split = "val" if options.task == "speed" else options.task
-    index = build_index(config, split, single_cls=options.single_cls)
+    with main_first():  # the others find its index in the cache
+        index = build_index(config, split, single_cls=options.single_cls)
     for problem in index.problems:
         console.warn(problem)
     model = prepare_model(build_model(checkpoint), device, half)
@@ -154,7 +163,10 @@ class _Report:
         options = self.options
         if options.task == "speed":
             return
-        self.folder = next_run_folder(Path(options.project), options.name, options.exist_ok)
+        if rank() == 0:
+            self.folder = next_run_folder(Path(options.project), options.name, options.exist_ok)
+        self.folder = from_main(self.folder)
+        assert self.folder is not None
         if options.save_txt:
             book = NameBook()
             for path in self.index.paths:
@@ -164,12 +176,14 @@ class _Report:
         if options.save_json:
             self.coco = CocoResults(self.index)
             self.observers.append(self.coco)
-        if not options.noplots:
+        if not options.noplots and rank() == 0:
             self.observers.append(BatchPictures(self.folder, self.index.names))
 
     def finish(self, result: EvaluationResult, config: DatasetConfig, console: Console) -> None:
         """Writes what needs all images, and says where everything is."""
-        if self.folder is None:
+        if self.coco is not None:
+            self.coco.join_ranks()
+        if self.folder is None or rank() > 0:
             return
         write_text_atomically(self.folder / METRICS_NAME, json.dumps(result.to_dict(), indent=2) + "\n")
         if not self.options.noplots:

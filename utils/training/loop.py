@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
 from utils.batch import Batch, Progress
 from utils.datasets.loader import TrainLoader
-from utils.distributed import world_size
+from utils.distributed import from_all, world_size
 from utils.training.ema import ModelEma
 from utils.training.guard import StepGuard
 from utils.training.optimizer import RateSchedule
@@ -53,6 +53,13 @@ class Meters:
                 entry = totals.setdefault(name, [0.0, 0.0])
                 entry[0], entry[1] = entry[0] + total, entry[1] + count
         return {name: total / count if count else math.nan for name, (total, count) in totals.items()}
+
+
+def means_over_ranks(means: dict[str, float]) -> dict[str, float]:
+    """The mean of each value over the ranks that have one."""
+    parts = from_all(means)
+    found = {name: [part[name] for part in parts if math.isfinite(part[name])] for name in means}
+    return {name: sum(values) / len(values) if values else math.nan for name, values in found.items()}
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,7 @@ class Trainer:
     that are done, gives the progress bar to iterate over.
     pending: batches whose gradients wait for the next update. done: batches of the epoch that are
     done, with their means in `meters`; not 0 at the start of an epoch that an earlier process began.
+    parallel: the step in DistributedDataParallel, None in a single process.
     """
 
     step: TrainingStep
@@ -113,6 +121,7 @@ class Trainer:
     pending: int = 0
     done: int = 0
     meters: Meters = field(default_factory=Meters)
+    parallel: nn.Module | None = None
 
     def run_epoch(
         self,
@@ -152,7 +161,7 @@ class Trainer:
     def run_batch(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Forward, backward and, when enough gradients have come together, an update."""
         with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
-            terms, gauges = self.step(batch, progress)
+            terms, gauges = (self.parallel or self.step)(batch, progress)
         total = torch.stack([value.float() for value in terms.values()]).sum()
         self.scaler.scale(total * (len(batch.images) * world_size())).backward()  # type: ignore[no-untyped-call]
         self.pending += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,19 @@ from utils.batch import Batch, Progress, StudentOutput
 from utils.config.dataset import load_dataset_config
 from utils.config.files import next_run_folder, write_text_atomically
 from utils.config.hyperparameters import load_hyperparameters
-from utils.config.options import (
-    CHANGEABLE_ON_RESUME,
-    TrainOptions,
-    options_from_dict,
-    options_to_dict,
-    yaml_text,
-)
+from utils.config.options import TrainOptions, options_to_dict, yaml_text
 from utils.datasets.check import check_data
 from utils.datasets.loader import TrainLoader
 from utils.device import advice_on_memory, describe_device, select_device
-from utils.distributed import seed_everything
-from utils.errors import UsageError
+from utils.distributed import (
+    from_main,
+    joined_ranks,
+    main_first,
+    rank,
+    seed_everything,
+    share_state,
+    wait_for_all,
+)
 from utils.evaluation.evaluate import EvaluationResult, EvaluationSettings, evaluate
 from utils.inference.preprocess import fitting_image_size
 from utils.losses.detection import DetectionLoss
@@ -37,8 +38,9 @@ from utils.reporting.console import Console, EpochBar
 from utils.reporting.results import ResultsWriter
 from utils.training import setup, state
 from utils.training.ema import ModelEma
-from utils.training.loop import BAR_FACTS, EpochHooks, Trainer
+from utils.training.loop import BAR_FACTS, EpochHooks, Trainer, means_over_ranks
 from utils.training.pictures import RunPictures
+from utils.training.resume import note_launch, resumed, script_of
 from utils.training.step import TrainingStep
 from utils.training.stop import StopSignals
 
@@ -57,7 +59,7 @@ def run_training(options: TrainOptions, recipe_for: RecipeFor = plain_recipe) ->
     if options.check_data:
         console = Console()
         return check_data(load_dataset_config(options.data, options.data_dir), console.info, console.table)
-    with advice_on_memory(), StopSignals() as stop:
+    with advice_on_memory(), joined_ranks(), StopSignals() as stop:
         return TrainingRun(options, recipe_for, stop).execute()
 
 
@@ -83,13 +85,15 @@ class TrainingRun:
         seed_everything(options.seed)
         # A run that goes on keeps the hyperparameters it began with, whatever became of the --hyp file.
         self.hyp = load_hyperparameters(self.folder / "hyp.yaml" if self.folder else options.hyp)
-        self.data = setup.read_data(options)
+        with main_first():  # the others find its index in the cache
+            self.data = setup.read_data(options)
         self._warn_of([*self.data.train.problems, *self.data.val.problems])
         if self.saved is None:
             model = setup.build_network(options, self.hyp, self.data.names, self.console)
         else:
             model = state.saved_network(self.saved, self.data.names, options.data)
         setup.freeze_layers(model, options.freeze)
+        setup.synchronised_norms(model, options, self.device)
         self.start_epoch, self.best = 0, Best()
         self.class_scores = np.zeros(len(self.data.names))
         (self.image_size,) = fitting_image_size([options.imgsz], model.size_multiple, self.console)
@@ -104,6 +108,7 @@ class TrainingRun:
         self.console.info(f"{self.model.summary(self.image_size)}")
         self.detection = setup.detection_loss(self.model, options, self.hyp, self.image_size)
         self.detection.to(self.device)
+        share_state(self.model)
         self.ema = ModelEma(self.model)
         self.losses = self._losses(recipe)
         self.trainer = self._trainer()
@@ -160,18 +165,28 @@ class TrainingRun:
     def _open_folder(self) -> None:
         options = self.options
         resuming = self.folder is not None
+        if rank() == 0:
+            self._make_files(resuming)
+        self.folder = from_main(self.folder)
+        assert self.folder is not None
+        self.weights = self.folder / "weights"
+        self.trainer.guard.folder = self.folder if rank() == 0 else None
+        self.pictures = RunPictures(self.folder, self.data.train, enabled=not options.noplots and rank() == 0)
+
+    def _make_files(self, resuming: bool) -> None:
+        """The first rank's part: the run's folder and what is written before the first epoch."""
+        options = self.options
         self.folder = self.folder or next_run_folder(Path(options.project), options.name, options.exist_ok)
         self.weights = self.folder / "weights"
         self.weights.mkdir(exist_ok=True)
-        self.trainer.guard.folder = self.folder
         if not resuming:
             state.remove_weights(self.weights)  # --exist-ok: an earlier run's would pass for this one's
             write_text_atomically(self.folder / "opt.yaml", yaml_text(options_to_dict(options)))
             write_text_atomically(self.folder / "hyp.yaml", yaml_text(self.hyp.to_dict()))
+            note_launch(self.folder)
         self.results = ResultsWriter(
             self.folder / "results.csv", self.columns(), start_epoch=self.start_epoch
         )
-        self.pictures = RunPictures(self.folder, self.data.train, enabled=not options.noplots)
 
     def columns(self) -> list[str]:
         """The columns of results.csv, known before the first step."""
@@ -234,7 +249,9 @@ class TrainingRun:
         if result is not None:
             self.class_scores = result.ap_by_class()
         stop = scored and options.patience > 0 and epoch - self.best.epoch >= options.patience
-        self.results.append(self._row(epoch, means, result))
+        row = self._row(epoch, means, result)
+        if rank() == 0:
+            self.results.append(row)
         self._review(EpochReport(means, result.map50_95 if result else None))
         if not options.nosave or last or stop:
             self._save(epoch, result)
@@ -259,7 +276,8 @@ class TrainingRun:
             return self.console.epoch(loader, len(loader), place, columns, done)
 
         hooks = EpochHooks(self.pictures.training_batch, self._after_step, self.console.warn)
-        return self.trainer.run_epoch(self.train_loader, epoch, self.options.epochs, show, hooks)
+        means = self.trainer.run_epoch(self.train_loader, epoch, self.options.epochs, show, hooks)
+        return means_over_ranks(means)
 
     def _after_step(self, progress: Progress) -> None:
         every = self.options.save_every_steps
@@ -273,6 +291,7 @@ class TrainingRun:
 
     def _validate(self, epoch: int) -> EvaluationResult:
         """Scores the average; where a signal asks to stop, the epoch's training is saved before."""
+        share_state(self.trainer.ema.model, parameters=False)
 
         def stop_between_batches(_batch: Batch, _detections: list[torch.Tensor]) -> None:
             if self.stop.wanted is not None:
@@ -309,7 +328,7 @@ class TrainingRun:
             names.append("best.pt")
         if options.save_period > 0 and (epoch + 1) % options.save_period == 0:
             names.append(f"epoch{epoch}.pt")
-        for name in names:
+        for name in names if rank() == 0 else ():
             save_checkpoint(
                 self.weights / name,
                 model=self.trainer.ema.model,
@@ -321,6 +340,8 @@ class TrainingRun:
 
     def _save_state(self, epoch: int) -> None:
         """What `--resume` needs to go on with an epoch (0-based), from the batch that comes next."""
+        if rank() > 0:
+            return
         options = self.options
         run = state.RunState(
             epoch=epoch,
@@ -341,6 +362,7 @@ class TrainingRun:
 
     def _final_evaluation(self) -> None:
         """Scores the best weights as they lie on the disk, with pictures and a table of classes."""
+        wait_for_all()
         best = self.weights / "best.pt"
         if not best.is_file():
             best = self.weights / "last.pt"
@@ -349,28 +371,6 @@ class TrainingRun:
         self.console.info(f"{best} on the validation split:")
         self.console.table(*result.table())
         self.pictures.finish(result)
-
-
-def resumed(options: TrainOptions) -> tuple[dict[str, Any] | None, Path | None, TrainOptions]:
-    """The saved state, its run's folder and the options to go on with; a new run has neither of the two."""
-    if options.resume is None:
-        return None, None, options
-    path = state.find_state(options.resume, Path(options.project))
-    content = state.read_state(path)
-    run = state.run_state(content)
-    if run.kind != type(options).__name__:
-        script, folder = script_of(run.kind), path.parent.parent
-        raise UsageError(
-            "this run was started by the other script", folder, f"python {script} --resume {folder}"
-        )
-    saved = options_from_dict(type(options), run.options)
-    changed = {name: getattr(options, name) for name in options.given & CHANGEABLE_ON_RESUME}
-    return content, path.parent.parent, replace(saved, **changed)
-
-
-def script_of(kind: str) -> str:
-    """The script whose options class is of that name."""
-    return "train_distill.py" if kind == "DistillOptions" else "train.py"
 
 
 def _column(name: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from models.checkpoint import read_checkpoint, resolve_weights, transfer_weights
@@ -18,6 +19,7 @@ from utils.config.options import TrainOptions
 from utils.datasets.index import DatasetIndex, build_index, join_unlabelled
 from utils.datasets.loader import AugmentSettings, TrainLoader, eval_loader, train_loader
 from utils.datasets.sampling import kinds_of_batches, unlabelled_of_epoch
+from utils.distributed import is_distributed, world_size
 from utils.errors import UsageError, UserError
 from utils.losses.detection import DetectionLoss, LossGains
 from utils.reporting.console import Console
@@ -115,11 +117,52 @@ def pictures_per_epoch(options: TrainOptions, index: DatasetIndex) -> int:
     return sum(map(sum, kinds_of_batches(labelled, options.batch_size, share)))
 
 
+def batch_of_a_rank(options: TrainOptions) -> int:
+    """Pictures in a batch of one process; --batch-size is that of all together.
+
+    Raises UsageError where it does not divide.
+    """
+    if options.batch_size % world_size():
+        raise UsageError(
+            f"{options.batch_size} pictures do not divide among {world_size()} processes",
+            "--batch-size",
+            f"take a multiple of {world_size()}",
+        )
+    return options.batch_size // world_size()
+
+
+def synchronised_norms(model: Model, options: TrainOptions, device: torch.device) -> None:
+    """Turns batch norms into those that count over all ranks, where --sync-bn asks for it.
+
+    Raises UsageError on a CPU, for which torch has none.
+    """
+    if not options.sync_bn or not is_distributed():
+        return
+    if device.type != "cuda":
+        raise UsageError("works on GPUs alone", "--sync-bn", "leave it out on a CPU")
+    torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+
+
+def in_parallel(step: TrainingStep, device: torch.device) -> DistributedDataParallel | None:
+    """The step as each rank of several runs it, which adds up their gradients; None in a single process."""
+    if not is_distributed():
+        return None
+    # The loss against the labels reaches every parameter of the network; without it, or with layers
+    # that a feature loss brings along, some may be left out of a step.
+    partial = len(step.names) == 0 or not any(isinstance(loss, DetectionLoss) for loss in step.losses)
+    return DistributedDataParallel(
+        step,
+        device_ids=[device] if device.type == "cuda" else None,
+        find_unused_parameters=partial,
+        gradient_as_bucket_view=True,
+    )
+
+
 def check_batches(options: TrainOptions, index: DatasetIndex, image_size: int, multiple: int) -> None:
     """Raises UsageError where a batch would have a single value a channel, which batch norm refuses."""
-    pictures = pictures_per_epoch(options, index)
+    pictures, batch_size = pictures_per_epoch(options, index), batch_of_a_rank(options)
     smallest = max(image_size // 2 // multiple * multiple, multiple) if options.multi_scale else image_size
-    if smallest == multiple and 1 in (options.batch_size, pictures % options.batch_size):
+    if smallest == multiple and 1 in (batch_size, pictures % batch_size):
         raise UsageError(
             f"a batch would be a single picture, and at {smallest} px the coarsest level a single cell",
             f"--batch-size {options.batch_size} with {pictures} pictures",
@@ -145,7 +188,7 @@ def loaders(
     training = train_loader(
         data.train,
         image_size=image_size,
-        batch_size=options.batch_size,
+        batch_size=batch_of_a_rank(options),
         augment=augment,
         workers=options.workers,
         seed=options.seed,
@@ -158,7 +201,7 @@ def loaders(
     validation = eval_loader(
         data.val,
         image_size=image_size,
-        batch_size=options.batch_size * 2,
+        batch_size=batch_of_a_rank(options) * 2,
         workers=options.workers,
         stride=stride,
     )
@@ -215,6 +258,7 @@ def build_trainer(
         scaler=torch.amp.GradScaler(device.type, init_scale=65536.0 if dtype is torch.float16 else 1.0),
         guard=StepGuard([step.model, ema.model], interval=1 if device.type == "cpu" else INTERVAL),
         amp_dtype=dtype,
+        parallel=in_parallel(step, device),
         multi_scale=MultiScale(image_size, step.model.size_multiple, options.seed)
         if options.multi_scale
         else None,

@@ -67,7 +67,7 @@ class TrainingStep(nn.Module):
                 total, roots, retain_graph=True, allow_unused=True
             )
             squares = [g.float().square().sum() for g in gradients if g is not None]
-            norms.append(torch.stack(squares).sum().sqrt())
+            norms.append(torch.stack(squares).sum().sqrt() if squares else total.new_zeros(()))
         # Without a label in the batch there is nothing to compare with; 0 says so.
         first, some = norms[0].clamp(min=1e-12), norms[0] > 0
         ratios = [torch.where(some, norm / first, 0.0) for norm in norms[1:]]

@@ -1,0 +1,146 @@
+"""Two processes on one machine, as torchrun starts them."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ["--img", "64", "--batch", "4", "--workers", "0", "--device", "cpu", "--noautoanchor", "--noplots"]
+NET = ["--cfg", "models/yolov5n.yaml", "--weights", ""]
+
+
+@pytest.fixture(scope="module")
+def small_set(make_shapes, tmp_path_factory):
+    return make_shapes(tmp_path_factory.mktemp("small"), images=7)
+
+
+@pytest.fixture(scope="module")
+def weights(small_set, run_script_session, tmp_path_factory):
+    project = tmp_path_factory.mktemp("teacher")
+    words = ["--data", small_set, *NET, "--epochs", 2, "--project", project, *SMALL]
+    done = run_script_session("train.py", *words)
+    assert done.returncode == 0, done.stderr
+    return project / "exp" / "weights" / "best.pt"
+
+
+@pytest.fixture
+def torchrun(own_cache_folder):
+    """Starts a script in two processes; gives the launching process."""
+    started = []
+
+    def start(*words, launch=()):
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+                *(*launch, *map(str, words)),
+            ],
+            cwd=ROOT,
+            env={**os.environ, "YOLO_CACHE_DIR": str(own_cache_folder), "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def ended(process, seconds=300):
+    output, _ = process.communicate(timeout=seconds)
+    return process.returncode, output
+
+
+def rows_of(folder):
+    with open(folder / "results.csv", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def children_of(process):
+    """The processes of the ranks."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(fields[1]) == process.pid:
+            found.append(int(status.parent.name))
+    return sorted(found)
+
+
+def test_two_processes_train_one_student_under_a_teacher(small_set, weights, torchrun, tmp_path):
+    words = ["--data", small_set, *NET, "--teacher", weights, "--feature-loss", "cwd", "--stop-distill", "1"]
+    code, output = ended(torchrun("train_distill.py", *words, "--epochs", "2", "--project", tmp_path, *SMALL))
+    assert code == 0, output
+    assert [path.name for path in tmp_path.iterdir()] == ["exp"]
+    assert len(rows_of(tmp_path / "exp")) == 2
+    assert output.count("7 images for training") == 1
+    assert torch.load(tmp_path / "exp/weights/best.pt", weights_only=True)["model"]
+
+
+def test_scores_are_to_the_last_digit_those_of_one_process(
+    small_set, weights, torchrun, run_script, tmp_path
+):
+    words = ["test.py", "--weights", weights, "--data", small_set, "--img", "64", "--batch", "2"]
+    words += ["--device", "cpu", "--save-json", "--noplots", "--conf-thres", "0.0001"]
+    done = run_script(*words, "--project", tmp_path, "--name", "alone")
+    assert done.returncode == 0, done.stderr
+    code, output = ended(torchrun(*words, "--project", tmp_path, "--name", "two"))
+    assert code == 0, output
+    alone, two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("alone", "two"))
+    alone.pop("speed_ms"), two.pop("speed_ms")
+    assert alone == two and alone["labels"] > 0
+    found = [
+        sorted(
+            json.loads((tmp_path / name / "best_predictions.json").read_text()),
+            key=lambda entry: (entry["image_id"], entry["score"], entry["bbox"]),
+        )
+        for name in ("alone", "two")
+    ]
+    assert found[0] == found[1]
+
+
+def test_a_rank_that_dies_ends_the_others_and_a_restart_goes_on_to_the_same_weights(
+    small_set, torchrun, tmp_path
+):
+    words = ["train.py", "--data", small_set, *NET, "--epochs", "6", *SMALL, "--save-every-steps", "1"]
+    whole = torchrun(*words, "--project", tmp_path / "whole")
+    code, output = ended(whole)
+    assert code == 0, output
+    folder = tmp_path / "cut" / "exp"
+    process = torchrun(*words, "--project", tmp_path / "cut", launch=("--max-restarts", "1"))
+    limit = time.monotonic() + 120
+    while not (folder / "weights/state.pt").is_file():
+        assert process.poll() is None and time.monotonic() < limit
+        time.sleep(0.02)
+    os.kill(children_of(process)[-1], signal.SIGKILL)
+    code, output = ended(process, seconds=200)
+    assert code == 0, output
+    assert [path.name for path in (tmp_path / "cut").iterdir()] == ["exp"]
+    first, second = (
+        torch.load(tmp_path / name / "exp/weights/state.pt", weights_only=True) for name in ("whole", "cut")
+    )
+    for part in ("model", "ema"):
+        assert all(torch.equal(first[part][name], second[part][name]) for name in first[part])
+    # In the epoch of the cut, the means of the training terms are those of the first process alone.
+    whole, cut = rows_of(tmp_path / "whole/exp"), rows_of(folder)
+    same = [{name for name in row if row[name] == other[name]} for row, other in zip(whole, cut, strict=True)]
+    assert all("metrics/mAP_0.5" in names and "val/box_loss" in names for names in same)
+    assert sum(len(names) == len(whole[0]) for names in same) >= 5
+
+
+def test_a_batch_that_does_not_divide_is_refused(small_set, torchrun, tmp_path):
+    words = ["train.py", "--data", small_set, *NET, *SMALL, "--batch", "3", "--project", tmp_path / "runs"]
+    code, output = ended(torchrun(*words))
+    assert code != 0 and "do not divide among 2 processes" in output
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,36 @@
+"""Data-parallel training: two processes make the steps of one with the same pictures."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = Path(__file__).with_name("rank_step.py")
+
+
+def test_two_ranks_have_the_losses_and_gradients_of_one_process(tmp_path):
+    """Distillation with features, an uneven last batch, images without objects and without labels."""
+    runs = [(0, 1, "alone.pt"), (0, 2, "first.pt"), (1, 2, "second.pt")]
+    started = [
+        subprocess.Popen(
+            [sys.executable, SCRIPT, str(rank), str(ranks), str(tmp_path / "store"), str(tmp_path / name)],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, cwd=ROOT,
+            stderr=subprocess.PIPE, text=True,
+        )
+        for rank, ranks, name in runs
+    ]  # fmt: skip
+    for process in started:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    alone, first, second = (torch.load(tmp_path / name, weights_only=True) for _, _, name in runs)
+    # Sums of float32 in another order; losses are compared to six digits, gradients to four.
+    torch.testing.assert_close(first["losses"], alone["losses"], atol=1e-6, rtol=1e-5)
+    assert set(alone["gradients"]) == set(first["gradients"])
+    assert any("projections" in name for name in alone["gradients"])
+    for name, wanted in alone["gradients"].items():
+        scale = float(wanted.abs().max())
+        torch.testing.assert_close(first["gradients"][name], wanted, atol=1e-4 * scale, rtol=1e-4)
+        assert torch.equal(first["gradients"][name], second["gradients"][name])
