@@ -22,6 +22,7 @@ from utils.datasets.check import check_data
 from utils.datasets.loader import TrainLoader
 from utils.device import advice_on_memory, describe_device, select_device
 from utils.distributed import (
+    from_all,
     from_main,
     joined_ranks,
     main_first,
@@ -40,6 +41,7 @@ from utils.training import setup, state
 from utils.training.ema import ModelEma
 from utils.training.loop import BAR_FACTS, EpochHooks, Trainer, means_over_ranks
 from utils.training.pictures import RunPictures
+from utils.training.precision import agrees
 from utils.training.resume import note_launch, resumed, script_of
 from utils.training.step import TrainingStep
 from utils.training.stop import StopSignals
@@ -160,7 +162,18 @@ class TrainingRun:
             self.start_epoch, self.best = run.epoch, Best(run.best_fitness, run.best_epoch)
             self.class_scores = np.array(run.class_scores)
             self.saved = None  # a second copy of all weights is not needed any more
+        self._check_precision(trainer)
         return trainer
+
+    def _check_precision(self, trainer: Trainer) -> None:
+        """Turns reduced precision off where it says something else than float32."""
+        if trainer.amp_dtype is None:
+            return
+        images = next(iter(self.val_loader)).to(self.device).to_float().images
+        if not all(from_all(agrees(self.model, images, trainer.amp_dtype))):
+            kind = str(trainer.amp_dtype).removeprefix("torch.")
+            self.console.warn(f"in {kind} this network does not say what it says in float32: --amp is off")
+            trainer.amp_dtype = None
 
     def _open_folder(self) -> None:
         options = self.options

@@ -28,6 +28,7 @@ from utils.training.ema import ModelEma
 from utils.training.guard import INTERVAL, StepGuard
 from utils.training.loop import MultiScale, Trainer
 from utils.training.optimizer import RateSchedule, build_optimizer
+from utils.training.precision import amp_dtype
 from utils.training.step import TrainingStep
 
 
@@ -263,14 +264,3 @@ def build_trainer(
         if options.multi_scale
         else None,
     )
-
-
-def amp_dtype(wanted: bool, kind: str, device: torch.device) -> torch.dtype | None:
-    """The reduced precision of the forward pass: none on a CPU, bf16 where the card computes it."""
-    if not wanted or device.type != "cuda":
-        return None
-    if kind == "auto":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if kind == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise UserError("this GPU does not compute in bf16", "--amp-dtype bf16", "use --amp-dtype fp16")
-    return torch.bfloat16 if kind == "bf16" else torch.float16

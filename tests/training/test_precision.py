@@ -1,0 +1,46 @@
+"""Reduced precision is used where it says the same as float32."""
+
+import torch
+from torch import nn
+
+from utils.training.precision import agrees, amp_dtype
+
+
+class Net(nn.Module):
+    """Logits of a strength that is given; the weights cancel out unless they are rounded."""
+
+    def __init__(self, strength):
+        super().__init__()
+        self.body = nn.Conv2d(3, 8, 1)
+        self.strength = strength
+
+    def forward_features(self, images):
+        return (self.body(images),)
+
+    def forward_head(self, features):
+        return tuple(self.strength * feature for feature in features)
+
+
+def images():
+    return torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_network_of_moderate_outputs_agrees_and_keeps_its_mode():
+    torch.manual_seed(0)
+    net = Net(1.0).train()
+    assert agrees(net, images(), torch.bfloat16)
+    assert net.training and net.body.training
+
+
+def test_a_network_whose_outputs_hang_on_the_last_digits_does_not():
+    torch.manual_seed(0)
+    assert not agrees(Net(1e5), images(), torch.bfloat16)
+
+
+def test_outputs_that_are_no_numbers_do_not():
+    torch.manual_seed(0)
+    assert not agrees(Net(float("nan")), images(), torch.bfloat16)
+
+
+def test_a_cpu_computes_in_float32():
+    assert amp_dtype(True, "auto", torch.device("cpu")) is None
