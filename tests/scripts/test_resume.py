@@ -1,8 +1,11 @@
 """A run that was stopped, however rudely, ends with the weights of one that never was."""
 
 import csv
+import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -124,3 +127,35 @@ def test_a_run_does_not_go_on_under_a_teacher_that_has_changed(small_set, teache
     done = run_script("train_distill.py", "--resume", tmp_path / "exp", "--epochs", "2")
     assert done.returncode == 1 and "not those that the run began with" in done.stderr
     assert str(own) in done.stderr and "Traceback" not in done.stderr
+
+
+FULL = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
+def test_a_full_disk_ends_a_run_with_one_line_and_leaves_the_last_state_whole(
+    small_set, run_script, own_cache_folder, tmp_path
+):
+    """The disk is full for every file beyond a megabyte; weights are larger."""
+    words = words_of("plain", small_set, None)
+    first = run_script(*words, "--project", tmp_path, "--epochs", "1")
+    assert first.returncode == 0, first.stderr
+    weights = tmp_path / "exp" / "weights"
+    before = {path.name: path.read_bytes() for path in weights.iterdir()}
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", FULL, str(ROOT / "train.py")),
+            *("--resume", str(tmp_path / "exp"), "--epochs", "2"),
+        ],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "YOLO_CACHE_DIR": str(own_cache_folder)},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "cannot be written" in done.stderr and "make room" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert {path.name: path.read_bytes() for path in weights.iterdir()} == before
+    resumed = run_script("train.py", "--resume", tmp_path / "exp", "--epochs", "2")
+    assert resumed.returncode == 0, resumed.stderr

@@ -6,7 +6,7 @@ import os
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 from utils.errors import UserError
 
@@ -24,7 +24,12 @@ def replace_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
     try:
         try:
             with open(beside, "xb") as stream:
-                write(stream)
+                remembering = _Remembering(stream)
+                try:
+                    write(cast(BinaryIO, remembering))
+                except Exception as error:
+                    # torch.save hides a full disk behind an error of its own.
+                    raise remembering.refused or error from error
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(beside, path)
@@ -32,6 +37,25 @@ def replace_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
             beside.unlink(missing_ok=True)
     except OSError as error:
         raise _refused("cannot be written", path, error) from error
+
+
+class _Remembering:
+    """A stream that keeps the error with which the system refused a write."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.refused: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        """Writes and gives the number of bytes."""
+        try:
+            return self._stream.write(content)
+        except OSError as error:
+            self.refused = self.refused or error
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def write_text_atomically(path: Path, text: str) -> None:
