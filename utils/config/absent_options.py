@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 _NO_SERVICE = "is not supported: results stay in the run's folder"
-_ONE_PROCESS = "is not supported: a run is one process on one device"
 
 # By name without the dashes in front; no word of these is near enough to an option to be meant for it.
 ABSENT = {
@@ -15,11 +14,10 @@ ABSENT = {
     "entity": _NO_SERVICE,
     "evolve": "is not supported: choose hyperparameters with --hyp",
     "linear-lr": "does not exist: without --cos-lr the learning rate falls along a line",
-    "local-rank": _ONE_PROCESS,
+    "local-rank": "is not needed: torchrun tells each process its number",
     "notest": "does not exist, use --noval",
     "quad": "is not supported, leave it out",
     "study": "is not supported, run test.py once for each --img",
-    "sync-bn": _ONE_PROCESS,
     "update": "is not supported: public weights are read as they are",
     "upload-dataset": _NO_SERVICE,
     "visualize": "is not supported, leave it out",
