@@ -14,7 +14,7 @@ ABSENT = {
     "entity": _NO_SERVICE,
     "evolve": "is not supported: choose hyperparameters with --hyp",
     "linear-lr": "does not exist: without --cos-lr the learning rate falls along a line",
-    "local-rank": "is not needed: torchrun tells each process its number",
+    "local-rank": "is not supported and not needed: torchrun tells each process its number",
     "notest": "does not exist, use --noval",
     "quad": "is not supported, leave it out",
     "study": "is not supported, run test.py once for each --img",
