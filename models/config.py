@@ -107,7 +107,7 @@ def _checked_anchors(value: Any, where: str) -> int | list[list[float]]:
         return round(value)
     try:
         levels = [[float(x) for x in _flat(level)] for level in value]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # a whole number may be too large for a float
         levels = []
     sizes = [x for level in levels for x in level]
     alike = len({len(level) for level in levels}) == 1 and len(levels[0]) % 2 == 0
