@@ -1,0 +1,111 @@
+"""`--check-data`: everything that is wrong with a dataset, and the exit code."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from utils.config.dataset import load_dataset_config
+from utils.datasets.check import check_data, check_split
+from utils.errors import UserError
+
+GOOD = "0 0.5 0.5 0.5 0.5\n"
+
+
+def checked(config):
+    """The lines and the rows of the summary, and the error or None."""
+    lines, tables = [], []
+    try:
+        check_data(config, lines.append, lambda rows, header: tables.append([*rows]))
+    except UserError as error:
+        return lines, tables[0], error
+    return lines, tables[0], None
+
+
+def with_val(config):
+    text = config.yaml_path.read_text().replace("unlabeled:", "val:")
+    config.yaml_path.write_text(text)
+    return load_dataset_config(config.yaml_path)
+
+
+def test_a_good_set_is_called_good(make_dataset):
+    config = with_val(make_dataset({"a.jpg": GOOD, "b.jpg": "1 .5 .5 .1 .1\n"}))
+    lines, rows, error = checked(config)
+    assert error is None and lines == [f"{config.yaml_path}: nothing is wrong"]
+    assert rows == [("train", 2, 0, 2, 0, 0, 0), ("val", 2, 0, 2, 0, 0, 0)]
+
+
+def test_every_problem_is_listed_with_its_file_and_line_not_only_the_first(make_dataset):
+    files = {f"{number:02}.jpg": "9 .5 .5 .1 .1\n" * 3 for number in range(15)}
+    config = make_dataset({**files, "gone.jpg": GOOD, "clip.jpg": "0 .9 .5 .4 .4\n" * 2, "none.jpg": None})
+    folder = config.splits["train"][0]
+    for number in range(12):
+        (folder / f"{number:02}.jpg").write_bytes(b"")
+    before = {path: hashlib.sha256(path.read_bytes()).digest() for path in config.root.rglob("*.*")}
+    lines, rows, error = checked(config)
+    found = "\n".join(lines)
+    for number in range(15):
+        for line in (1, 2, 3):
+            assert f"{number:02}.txt:{line}: class 9 is not one of 0..1" in found
+        assert (f"{number:02}.jpg: the file is empty" in found) is (number < 12)
+    assert "clip.txt: 1 labels were repeated" in found and "clip.txt: 1 boxes" not in found
+    assert "clip.txt: 2 boxes reached out" in found
+    assert "none.jpg: has no label file" in found
+    assert "no box is of class 'dog'" in found
+    assert rows[0] == ("train", 18, 12, 2, 45, 2, 1)
+    assert str(error).startswith(f"{config.yaml_path}: ") and "split 'val' cannot be used" in str(error)
+    assert f"{12 + 12} pictures unusable, 45 label lines wrong" in str(error)  # unlabeled: the same folder
+    assert {path: hashlib.sha256(path.read_bytes()).digest() for path in config.root.rglob("*.*")} == before
+
+
+def test_unlabelled_pictures_need_no_labels(make_dataset):
+    config = make_dataset({"a.jpg": None})
+    report = check_split(config, "unlabeled", progress=False)
+    assert report.is_good and not list(report.lines())
+    [failure] = check_split(config, "train", progress=False).failures
+    assert "not one label file" in failure
+
+
+def test_a_missing_test_split_is_a_remark(make_dataset):
+    config = with_val(make_dataset({"a.jpg": GOOD, "b.jpg": "1 .5 .5 .1 .1\n"}))
+    config.yaml_path.write_text(config.yaml_path.read_text() + "test: kept/back\n")
+    lines, _, error = checked(load_dataset_config(config.yaml_path))
+    assert error is None and any(line.startswith("test: remark: ") for line in lines)
+
+
+@pytest.fixture
+def set_yaml(tmp_path: Path) -> Path:
+    for split in ("train", "val"):
+        for kind in ("images", "labels"):
+            (tmp_path / "set" / kind / split).mkdir(parents=True)
+        for number in range(3):
+            cv2.imwrite(str(tmp_path / f"set/images/{split}/{number}.png"), np.zeros((8, 8, 3), np.uint8))
+            (tmp_path / f"set/labels/{split}/{number}.txt").write_text(f"{number % 2} .5 .5 .4 .4\n")
+    (tmp_path / "set.yaml").write_text("path: set\ntrain: images/train\nval: images/val\nnames: [a, b]\n")
+    return tmp_path / "set.yaml"
+
+
+@pytest.mark.fault(
+    "any of the faults in pictures and labels, asked for by `--check-data`",
+    "every one is listed with file and line; exit code 1 where a picture is unusable or a label wrong, "
+    "else 0; no run folder, nothing written",
+)
+@pytest.mark.parametrize("script", ["train.py", "train_distill.py"])
+def test_the_scripts_check_without_training(script, set_yaml, run_script, tmp_path):
+    words = [script, "--check-data", "--data", set_yaml, "--project", tmp_path / "runs"]
+    good = run_script(*words)
+    assert (good.returncode, "nothing is wrong" in good.stdout) == (0, True), good.stderr
+    (tmp_path / "set/images/train/1.png").write_bytes(b"text")
+    (tmp_path / "set/labels/val/0.txt").write_text("0 .5 .5 .4\n")
+    bad = run_script(*words)
+    assert bad.returncode == 1
+    assert "train: picture unusable: " in bad.stdout and "val: label wrong: " in bad.stdout
+    [line] = [line for line in bad.stderr.splitlines() if line.startswith("error: ")]
+    assert line.endswith(
+        "1 pictures unusable, 1 label lines wrong; mend them, or take them out of the dataset"
+    )
+    assert "Traceback" not in bad.stderr and not (tmp_path / "runs").exists()
