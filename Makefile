@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dev format lint types test-fast test demo demo-weights readme clean
+.PHONY: help setup dev format lint types test-fast test demo demo-weights readme reliability clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -75,6 +75,9 @@ demo-weights: $(INSTALLED) ## make weights/demo_teacher.pt and demo_student.pt a
 
 readme: $(INSTALLED) ## write the option tables of README.md anew
 	$(RUN) -m utils.config.readme README.md
+
+reliability: $(INSTALLED_DEV) ## write docs/reliability.md anew from the tests
+	$(RUN) -m tests.reliability
 
 clean: ## remove the caches of Python and of the tools; runs, data and weights stay
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

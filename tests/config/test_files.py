@@ -13,6 +13,10 @@ from utils.config.files import next_run_folder, replace_atomically, user_cache_d
 from utils.errors import UserError
 
 
+@pytest.mark.fault(
+    "a process that is stopped while it writes a file",
+    "the file of before is whole, nothing lies beside it",
+)
 def test_a_write_that_breaks_off_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     path.write_bytes(b"old")
@@ -37,6 +41,7 @@ def test_a_written_file_can_be_read_by_whom_the_umask_allows(tmp_path: Path) -> 
     assert stat.S_IMODE((tmp_path / "opt.yaml").stat().st_mode) == 0o644
 
 
+@pytest.mark.fault("a full disk or a missing folder for any file", "one line with the reason")
 def test_a_full_disk_or_missing_folder_is_the_users_to_mend(tmp_path: Path) -> None:
     def full(stream):
         raise OSError(28, "No space left on device")
@@ -48,6 +53,7 @@ def test_a_full_disk_or_missing_folder_is_the_users_to_mend(tmp_path: Path) -> N
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.fault("two runs that begin at the same moment", "a folder each")
 def test_runs_that_begin_together_get_a_folder_each(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         folders = list(pool.map(lambda _: next_run_folder(tmp_path / "runs", "exp"), range(40)))

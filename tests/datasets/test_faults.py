@@ -84,7 +84,7 @@ PICTURES = {
     "cmyk": Picture("a CMYK JPEG", EIGHT_BIT, ".jpg", by_pillow("JPEG", "CMYK", quality=95)),
     "cmyk tiff": Picture("a CMYK TIFF", EIGHT_BIT, ".tif", by_pillow("TIFF", "CMYK")),
     "16 bit": Picture(
-        "a 16-bit PNG or TIFF", EIGHT_BIT, ".png", encoded(".png", SMOOTH.astype(np.uint16) * 257)
+        "a 16-bit PNG", EIGHT_BIT, ".png", encoded(".png", SMOOTH.astype(np.uint16) * 257)
     ),
     "float": Picture(
         "a TIFF of floats", LEFT_OUT, ".tif", encoded(".tif", SMOOTH.astype(np.float32)), (0, 0), "decode"
@@ -165,6 +165,7 @@ def test_a_picture_is_used_or_left_out_by_name(name, make_dataset):
         assert np.abs(read_image(path).astype(int) - SMOOTH).mean() < 3
 
 
+@pytest.mark.fault("a 16-bit TIFF", EIGHT_BIT)
 def test_a_16_bit_tiff_keeps_its_colours(tmp_path):
     path = tmp_path / "a.tif"
     path.write_bytes(encoded(".tif", SMOOTH.astype(np.uint16) * 257))
@@ -255,7 +256,7 @@ class Label:
 
 
 STOPS = "the start is refused, with file and line of the first ten; `--check-data` lists all"
-MENDED = "in memory, with a counted warning that names the file: "
+MENDED = "corrected in memory, with a counted warning that names the file: "
 LABELS = {
     "nan": Label(
         "a label with NaN or infinity", STOPS, b"0 nan .5 .1 .1\n", "odd.txt:1: a number is not finite"

@@ -113,6 +113,7 @@ def test_a_folder_without_pictures_is_an_error(make_dataset):
     assert "has no pictures" in message_of(config)
 
 
+@pytest.mark.fault("a split without one label file", "refused, with the place where one was looked for")
 def test_no_label_file_at_all_is_an_error_that_says_where_they_belong(make_dataset):
     config = make_dataset({"a.jpg": None})
     assert os.path.join("labels", "train", "a.txt") in message_of(config)
@@ -177,6 +178,7 @@ def test_a_list_from_windows_is_understood(make_dataset):
     assert [len(labels) for labels in index.labels] == [1, 1]
 
 
+@pytest.mark.fault("a list none of whose pictures is there", "refused, naming list and first picture")
 def test_a_list_of_missing_pictures_is_named_with_the_first_of_them(make_dataset):
     listed = listed_config(make_dataset({"a.jpg": GOOD}), "gone/x.jpg\ngone/y.jpg\n")
     message = message_of(listed)
@@ -275,6 +277,10 @@ def test_a_second_build_looks_at_no_picture_and_is_equal(make_dataset, checks):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.fault(
+    "a label or picture that is changed behind an index in the cache, with the same size and time",
+    "seen; the index is made anew",
+)
 def test_a_changed_label_of_equal_size_and_time_is_seen(make_dataset):
     config = make_dataset({"a.jpg": GOOD})
     assert build_index(config, "train", progress=False).labels[0][0, 0] == 0
@@ -298,6 +304,7 @@ def test_a_changed_list_of_names_and_a_new_picture_are_seen(make_dataset, checks
     assert len(build_index(make_dataset({"b.jpg": GOOD}), "train", progress=False)) == 2
 
 
+@pytest.mark.fault("an index in the cache that is half-written or damaged", "made anew")
 def test_a_damaged_cache_file_is_made_again(make_dataset, cache_folder, checks):
     config = make_dataset({"a.jpg": GOOD})
     build_index(config, "train", progress=False)
@@ -309,6 +316,10 @@ def test_a_damaged_cache_file_is_made_again(make_dataset, cache_folder, checks):
         assert len(checks) == 1
 
 
+@pytest.mark.fault(
+    "a cache folder that cannot be written",
+    "every start looks at all pictures, nothing else",
+)
 def test_a_cache_folder_that_cannot_be_made_is_no_reason_to_stop(make_dataset, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("in the way")

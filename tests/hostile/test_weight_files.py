@@ -64,6 +64,10 @@ def marking(marker):
     }
 
 
+@pytest.mark.fault(
+    "24 more ways to name a function in weights",
+    "refused by the name of what it asks for; nothing runs",
+)
 @pytest.mark.parametrize("way", marking("x"))
 def test_a_file_that_asks_for_anything_else_is_refused_by_name_and_nothing_runs(tmp_path, way):
     marker = tmp_path / "marker"
@@ -215,6 +219,7 @@ def test_records_that_could_unfold_are_refused(tmp_path):
         read_checkpoint(path)
 
 
+@pytest.mark.fault("weights that are a TorchScript export, which holds code", "refused by name")
 def test_a_torchscript_export_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.pt", "w") as out:
         for name in ("data.pkl", "constants.pkl", "code/x.py"):
@@ -247,6 +252,10 @@ def test_values_that_repeat_one_another_take_little_memory():
     assert peak < 20e6
 
 
+@pytest.mark.fault(
+    "weights that copy a list over and over",
+    "refused when the copies are many times the file",
+)
 def test_copies_without_end_are_refused(tmp_path):
     # A set of a long list, made again and again from the list in the memo.
     numbers = b"](" + b"".join(b"J" + struct.pack("<i", i) for i in range(100_000)) + b"eq\x00"
@@ -256,6 +265,7 @@ def test_copies_without_end_are_refused(tmp_path):
         read_checkpoint(path)
 
 
+@pytest.mark.fault("weights with 200,000 nested tuples", "refused")
 def test_deep_nesting_is_no_danger(tmp_path):
     deep = b"\x80\x02)" + b"\x85" * 200_000
     for instructions in (deep + b".", b"\x80\x02}" + deep[2:] + b"K\x01s."):
@@ -263,6 +273,7 @@ def test_deep_nesting_is_no_danger(tmp_path):
             read_checkpoint(archive(tmp_path / "deep.pt", instructions))
 
 
+@pytest.mark.fault("weights whose modules contain one another", "read up to a bounded number")
 def test_modules_that_contain_one_another_end(tmp_path):
     first, second = Inert("models.yolo.Model"), Inert("models.common.Conv")
     first.attributes = {"_modules": {"a": second, "b": second}, "_parameters": {"w": torch.zeros(1)}}

@@ -110,6 +110,10 @@ def test_scores_are_to_the_last_digit_those_of_one_process(
     assert found[0] == found[1]
 
 
+@pytest.mark.fault(
+    "a process of several that is killed",
+    "the others end within the launcher's time; `torchrun --max-restarts` goes on to the same weights",
+)
 def test_a_rank_that_dies_ends_the_others_and_a_restart_goes_on_to_the_same_weights(
     small_set, torchrun, tmp_path
 ):
@@ -139,6 +143,7 @@ def test_a_rank_that_dies_ends_the_others_and_a_restart_goes_on_to_the_same_weig
     assert sum(len(names) == len(whole[0]) for names in same) >= 5
 
 
+@pytest.mark.fault("a batch that does not divide among the processes", "refused at the start")
 def test_a_batch_that_does_not_divide_is_refused(small_set, torchrun, tmp_path):
     words = ["train.py", "--data", small_set, *NET, *SMALL, "--batch", "3", "--project", tmp_path / "runs"]
     code, output = ended(torchrun(*words))

@@ -74,6 +74,11 @@ def assert_same_run(first, second):
     assert rows_of(first) == rows_of(second)
 
 
+@pytest.mark.fault(
+    "SIGKILL in the middle of an epoch, twice, with `--save-every-steps`",
+    "`--resume` ends with weights, averages and scores bit-identical to those of a run that never "
+    "stopped, on a CPU, plain and distilled",
+)
 @pytest.mark.parametrize("kind", ["plain", "distilled"])
 def test_a_run_that_is_killed_again_and_again_ends_like_one_that_never_stopped(
     kind, small_set, teacher, run_script, start_script, tmp_path
@@ -95,6 +100,11 @@ def test_a_run_that_is_killed_again_and_again_ends_like_one_that_never_stopped(
     assert_same_run(tmp_path / "whole/exp", folder)
 
 
+@pytest.mark.fault(
+    "SIGTERM or SIGINT (Ctrl-C)",
+    "the state is written after the batch at hand, the exit code is 143 or 130, `--resume` goes on to "
+    "the same weights",
+)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_a_run_with_its_state_saved_and_the_usual_code(
     number, code, small_set, run_script, start_script, tmp_path
@@ -114,6 +124,7 @@ def test_a_signal_ends_a_run_with_its_state_saved_and_the_usual_code(
     assert_same_run(tmp_path / "whole/exp", folder)
 
 
+@pytest.mark.fault("a teacher that has changed since the run began", "`--resume` is refused and names it")
 def test_a_run_does_not_go_on_under_a_teacher_that_has_changed(small_set, teacher, run_script, tmp_path):
     own = tmp_path / "teacher.pt"
     shutil.copy(teacher, own)
@@ -136,6 +147,10 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """
 
 
+@pytest.mark.fault(
+    "a full disk when weights are written",
+    "one line, the weights and the state of before whole; `--resume` goes on when there is room",
+)
 def test_a_full_disk_ends_a_run_with_one_line_and_leaves_the_last_state_whole(
     small_set, run_script, own_cache_folder, tmp_path
 ):

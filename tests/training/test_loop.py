@@ -165,6 +165,10 @@ class Broken(Square):
         return {"a": term * float("nan") if progress.step in self.steps else term}
 
 
+@pytest.mark.fault(
+    "a loss or gradient that is no finite number",
+    "the step is skipped, counted and told; weights and means stay clean",
+)
 def test_a_step_that_is_no_number_is_skipped_counted_and_left_out_of_the_means():
     trainer, warnings = trainer_of([Broken({1})]), []
     weights = []
@@ -180,6 +184,10 @@ def test_a_step_that_is_no_number_is_skipped_counted_and_left_out_of_the_means()
     assert trainer.guard.skipped == 1
 
 
+@pytest.mark.fault(
+    "many such steps in a row",
+    "the run ends with one line, the batch saved for study in `bad_batch.pt`",
+)
 def test_many_such_steps_in_a_row_end_the_run_with_the_batch_saved(tmp_path):
     trainer = trainer_of([Broken(set(range(2, 50)))], folder=tmp_path)
     start = copy.deepcopy(trainer.step.model.state_dict())
@@ -190,6 +198,10 @@ def test_many_such_steps_in_a_row_end_the_run_with_the_batch_saved(tmp_path):
     assert all(value.isfinite().all() for value in trainer.step.model.state_dict().values()) and start
 
 
+@pytest.mark.fault(
+    "a broken batch that spoils the statistics of batch norms",
+    "they are put back as they were before it",
+)
 def test_statistics_of_batch_norms_that_a_broken_batch_has_spoilt_are_put_back():
     norm = nn.BatchNorm2d(2)
     guard = StepGuard([norm], interval=10)

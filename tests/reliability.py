@@ -1,0 +1,101 @@
+"""Writes docs/reliability.md from the tests: `python -m tests.reliability`, or `make reliability`.
+
+A test that tries a fault says so: `@pytest.mark.fault("what goes wrong", "what happens then")`. Nothing
+else says what the page says.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs/reliability.md"
+# The first that a test's path starts with is its part of the page.
+PARTS = {
+    "tests/hostile": "Hostile files",
+    "tests/datasets": "Pictures and labels",
+    "tests/config": "Settings",
+    "tests/models": "Weights",
+    "tests": "Runs",
+}
+ORDER = ("Runs", "Pictures and labels", "Settings", "Weights", "Hostile files")
+HEAD = """# Faults, and what becomes of them
+
+Each line is a test that makes the fault happen and looks at what follows. The page is written by
+`make reliability` from the tests themselves, and a test fails where it is out of date; do not edit it.
+
+Three rules hold for all of them. Data is never rewritten: what is put right is put right in memory. What a
+person can mend ends in one line with file, line and what to do, and exit code 1 (2 for options and settings).
+Nothing that is read from a file is ever executed, and nothing is written but into the run's folder and the
+user's cache folder.
+
+`python train.py --check-data --data ...` lists everything that is wrong with a dataset, without training.
+"""
+
+
+@dataclass
+class Faults:
+    """A plugin that notes the faults which collected tests try, as (part, what, what happens, test)."""
+
+    found: dict[tuple[str, str, str, str], None] = field(default_factory=dict)
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        for item in session.items:
+            path = item.path.relative_to(ROOT).as_posix()
+            part = next(title for start, title in PARTS.items() if path.startswith(start))
+            name = getattr(item, "originalname", item.name)
+            for mark in item.iter_markers("fault"):
+                what, happens = mark.args
+                self.found[part, what, happens, f"{path}::{name}"] = None
+
+
+def collected() -> Faults:
+    """The faults of all tests. Raises SystemExit where the tests cannot be collected."""
+    faults, output = Faults(), io.StringIO()
+    with redirect_stdout(output):
+        code = pytest.main(["--collect-only", "-qq", "-p", "no:cacheprovider", str(ROOT / "tests")], [faults])
+    if code != pytest.ExitCode.OK:
+        sys.exit(output.getvalue())
+    return faults
+
+
+def lines(faults: Faults) -> Iterator[str]:
+    """The page, line by line; a fault that several tests try has one line."""
+    yield from HEAD.splitlines()
+    for part in ORDER:
+        rows: dict[tuple[str, str], list[str]] = {}
+        for title, what, happens, test in faults.found:
+            if title == part:
+                rows.setdefault((what, happens), []).append(test)
+        if not rows:
+            continue
+        yield from ("", f"## {part}", "", "| Fault | What happens | Test |", "|---|---|---|")
+        for (what, happens), tests in rows.items():
+            links = ", ".join(_link(test) for test in dict.fromkeys(tests))
+            yield f"| {_cell(what)} | {_cell(happens)} | {links} |"
+
+
+def _link(test: str) -> str:
+    path, name = test.split("::")
+    words = name.removeprefix("test_").replace("_", " ")
+    return f"[{words}](../{path})"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def main() -> None:
+    """Writes the page."""
+    PAGE.write_text("\n".join(lines(collected())) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
