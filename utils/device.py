@@ -48,13 +48,29 @@ def _of_this_rank(wanted: list[str], name: str) -> str:
 
 @contextmanager
 def advice_on_memory() -> Iterator[None]:
-    """Turns a GPU's running out of memory into a UserError that says what to do."""
+    """Turns a lack of memory into a UserError that says what to do.
+
+    A GPU's own, or that of the processes that make batches: the system ends these without a word, and
+    the loader's error for it may arise anywhere in this process.
+    """
     try:
         yield
     except torch.OutOfMemoryError as error:
         first = str(error).splitlines()[0]
         fix = "a smaller --batch-size or --imgsz needs less"
         raise UserError(f"out of memory ({first})", "the GPU", fix) from error
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise dead_worker(error) from error
+
+
+def dead_worker(error: Exception) -> UserError:
+    """What to say when a process that makes batches is gone; `error` is how that showed."""
+    fix = "often for want of memory: fewer --workers, no --cache, in a container a larger --shm-size"
+    return UserError(
+        f"a process that makes batches has died ({str(error) or type(error).__name__})", "--workers", fix
+    )
 
 
 def describe_device(device: torch.device) -> str:

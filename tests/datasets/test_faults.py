@@ -83,9 +83,7 @@ PICTURES = {
     "text": Picture("a text file called .jpg", LEFT_OUT, ".jpg", b"hello\n" * 9, (0, 0), "decode"),
     "cmyk": Picture("a CMYK JPEG", EIGHT_BIT, ".jpg", by_pillow("JPEG", "CMYK", quality=95)),
     "cmyk tiff": Picture("a CMYK TIFF", EIGHT_BIT, ".tif", by_pillow("TIFF", "CMYK")),
-    "16 bit": Picture(
-        "a 16-bit PNG", EIGHT_BIT, ".png", encoded(".png", SMOOTH.astype(np.uint16) * 257)
-    ),
+    "16 bit": Picture("a 16-bit PNG", EIGHT_BIT, ".png", encoded(".png", SMOOTH.astype(np.uint16) * 257)),
     "float": Picture(
         "a TIFF of floats", LEFT_OUT, ".tif", encoded(".tif", SMOOTH.astype(np.float32)), (0, 0), "decode"
     ),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -242,6 +244,45 @@ def test_when_all_pictures_go_away_the_run_ends_soon(index, workers):
         message = str(error)
     assert "see whether the disk is still there" in message and "\n" not in message
     assert time.monotonic() - begun < 30
+
+
+@pytest.mark.fault(
+    "a process that makes batches is killed, as by a lack of memory",
+    "the run ends at once with one line that says what needs less; `--resume` goes on",
+)
+def test_a_killed_worker_ends_the_run_with_a_line(index, tmp_path):
+    (tmp_path / "index.pickle").write_bytes(pickle.dumps(index))
+    done = subprocess.run(  # torch's signal handler would hit this process in the middle of anything
+        [sys.executable, "-c", KILLED, str(tmp_path / "index.pickle")],
+        capture_output=True, text=True, timeout=60, check=False, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: --workers: a process that makes batches has died") and done.returncode == 1
+    assert "fewer --workers" in line
+
+
+KILLED = """
+import os, pickle, signal, sys
+from utils.config.cli import run
+from utils.config.options import TrainOptions
+from utils.datasets.loader import AugmentSettings, train_loader
+from utils.device import advice_on_memory
+
+@advice_on_memory()
+def main(_options):
+    index = pickle.load(open(sys.argv[1], "rb"))
+    loader = train_loader(
+        index, image_size=64, batch_size=1, augment=AugmentSettings(mosaic=1.0), workers=1, seed=0
+    )
+    for epoch in range(1000):
+        loader.set_epoch(epoch)
+        for _ in loader:
+            if epoch == 1:
+                os.kill(loader._batches._iterator._workers[0].pid, signal.SIGKILL)
+
+sys.exit(run(TrainOptions, main, "", []))
+"""
 
 
 def test_a_picture_that_goes_away_before_it_is_cached_is_named(index):

@@ -31,6 +31,7 @@ from utils.datasets.labels import Labels
 from utils.datasets.mosaic import Picture, mosaic_tiles, normalise_boxes, place_boxes, single_tile
 from utils.datasets.sampling import BatchOrder, TrainingOrder, rect_groups
 from utils.datasets.store import CacheKind, LostPictureError, PictureStore
+from utils.device import dead_worker
 from utils.distributed import rank, world_size
 from utils.errors import UserError
 
@@ -194,7 +195,7 @@ class BatchLoader(DataLoader[Any]):
         """The batches in order.
 
         Raises:
-            UserError: when a picture cannot be read any longer.
+            UserError: when a picture cannot be read any longer, or a process that makes batches is gone.
         """
         with warnings.catch_warnings():
             # Python warns of forking beside running threads. These workers decode and resize with
@@ -202,13 +203,21 @@ class BatchLoader(DataLoader[Any]):
             # missing in them is ever waited for.
             warnings.filterwarnings("ignore", ".*fork.* may lead to deadlocks", DeprecationWarning)
             batches = super().__iter__()
-        for batch in batches:
+        for batch in self._received(batches):
             if isinstance(batch, UserError):
                 # A copy: the received one would, through its traceback, hold itself and this loader,
                 # whose workers then end only after a time limit.
                 raise UserError(batch.what, batch.where, batch.fix)
             self._tell(batch.lost)
             yield batch
+
+    def _received(self, batches: Iterator[Any]) -> Iterator[Any]:
+        try:
+            yield from batches
+        except (EOFError, OSError) as error:
+            if not self.num_workers:
+                raise
+            raise dead_worker(error) from error  # while it handed a batch over
 
     def _tell(self, lost: Lost) -> None:
         for path, reason in lost:

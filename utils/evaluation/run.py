@@ -17,7 +17,7 @@ from utils.config.files import next_run_folder, write_text_atomically
 from utils.config.options import TestOptions
 from utils.datasets.index import DatasetIndex, build_index
 from utils.datasets.loader import BatchLoader, eval_loader
-from utils.device import select_device
+from utils.device import advice_on_memory, select_device
 from utils.distributed import from_main, joined_ranks, main_first, rank
 from utils.errors import UserError
 from utils.evaluation.coco import (
@@ -38,6 +38,7 @@ METRICS_NAME = "metrics.json"
 _LISTED = 6
 
 
+@advice_on_memory()
 def run_test(options: TestOptions, console: Console | None = None) -> EvaluationResult:
     """Scores `options.weights`; writes what the options ask for into a new run folder.
 
