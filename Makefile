@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 PYTEST_ARGS ?=
+# Processes of `make test`
+JOBS ?= 2
 # More options for the training of the demo's weights, e.g. DEMO_ARGS='--device 0'
 DEMO_ARGS ?=
 
@@ -53,7 +55,7 @@ test-fast: $(INSTALLED_DEV) ## the tests that take no time
 	$(RUN) -m pytest -m "not slow" $(PYTEST_ARGS)
 
 test: $(INSTALLED_DEV) ## all tests, linters and types among them
-	$(RUN) -m pytest $(PYTEST_ARGS)
+	$(RUN) -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 demo: $(INSTALLED) ## distil a small student on a generated set, score it, draw boxes (minutes)
 	$(RUN) -m experiments.demo
