@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-DISTILL = "train_distill.py"
-
 
 @dataclass(frozen=True)
 class Arm:
@@ -61,10 +59,6 @@ class Plan:
     reference: str = "plain"
     target: str | None = None
     common: tuple[str, ...] = ()
-
-    def arm(self, name: str) -> Arm:
-        """The arm of a name."""
-        return next(arm for arm in self.arms if arm.name == name)
 
 
 TEACHERS = {

@@ -5,7 +5,8 @@ Shapes: B images, n detections and m labels of an image, M targets of a batch, K
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -168,15 +169,11 @@ def evaluate(
     predictor = Predictor(model, settings.nms_rules(), half=settings.half, augment=settings.augment)
     scores, means = _Scores(len(names)), _LossMeans()
     shown = loader if progress is None else progress.progress(loader, len(loader), "scoring")
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with evaluation_mode(model):
         for batch in shown:
             seen, detections = _score_batch(predictor, batch, settings, scores, means, loss)
             for observe in observers:
                 observe(seen, detections)
-    finally:
-        _restore_modes(modes)
     scores.join_ranks()
     means.join_ranks()
     per_class = scores.class_metrics()
@@ -193,9 +190,16 @@ def evaluate(
     )
 
 
-def _restore_modes(modes: dict[nn.Module, bool]) -> None:
-    for module, training in modes.items():
-        module.training = training
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Puts a model into evaluation mode; every part of it comes back in the mode it came in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def _score_batch(
@@ -282,13 +286,13 @@ class _Scores:
         """Takes in what the other ranks have, in the order in which one process would have met it."""
         if world_size() == 1:
             return
-        parts = from_all(self._batches)
+        own = (self._batches, self.images, self.images_with_class, self.confusion.matrix)
+        parts, images, with_class, matrices = zip(*from_all(own), strict=True)
         longest = max(map(len, parts))
         self._batches = [part[turn] for turn in range(longest) for part in parts if turn < len(part)]
-        counts = from_all((self.images, self.images_with_class, self.confusion.matrix))
-        self.images = sum(images for images, _, _ in counts)
-        self.images_with_class = np.sum([with_class for _, with_class, _ in counts], axis=0)
-        self.confusion.matrix = np.sum([matrix for _, _, matrix in counts], axis=0)
+        self.images = sum(images)
+        self.images_with_class = np.sum(with_class, axis=0)
+        self.confusion.matrix = np.sum(matrices, axis=0)
 
     def class_metrics(self) -> ClassMetrics:
         """The scores of all images so far."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from models.yolo import Model
 from utils.errors import UserError
+from utils.evaluation.evaluate import evaluation_mode
 
 MEAN_TOLERANCE, WORST_TOLERANCE = 0.01, 0.2  # of probabilities; bf16 keeps three digits of each product
 
@@ -29,15 +30,10 @@ def agrees(model: Model, images: Tensor, dtype: torch.dtype) -> bool:
     Compared are the probabilities of all cells. Some cards and some networks (logits beyond what
     float16 holds) give NaN or noise. The model comes back in the mode it came in.
     """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with evaluation_mode(model):
         exact = model.forward_head(model.forward_features(images))
         with torch.autocast(images.device.type, dtype):
             reduced = model.forward_head(model.forward_features(images))
-    finally:
-        for module, training in modes.items():
-            module.training = training
     errors = [(a.float().sigmoid() - b.float().sigmoid()).abs() for a, b in zip(exact, reduced, strict=True)]
     worst = torch.stack([error.max() for error in errors]).max()
     mean = torch.stack([error.mean() for error in errors]).max()

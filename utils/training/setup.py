@@ -148,9 +148,8 @@ def in_parallel(step: TrainingStep, device: torch.device) -> DistributedDataPara
     """The step as each rank of several runs it, which adds up their gradients; None in a single process."""
     if not is_distributed():
         return None
-    # The loss against the labels reaches every parameter of the network; without it, or with layers
-    # that a feature loss brings along, some may be left out of a step.
-    partial = len(step.names) == 0 or not any(isinstance(loss, DetectionLoss) for loss in step.losses)
+    # The loss against the labels reaches every parameter of the network; without it some may be left out.
+    partial = not any(isinstance(loss, DetectionLoss) for loss in step.losses)
     return DistributedDataParallel(
         step,
         device_ids=[device] if device.type == "cuda" else None,
