@@ -41,6 +41,8 @@ def write_report() -> None:
         page = OTHER_PAGES.get(name, PAGE)
         results, teachers = read_records(name, plan)
         if not results:
+            text = between_marks(page.read_text(encoding="utf-8"), name, "No record yet.\n")
+            write_text_atomically(page, text)
             continue
         plot_curves(PICTURES / f"{name}.png", plan, results)
         body = f"{table(plan, results, teachers)}\n\n![validation mAP50-95 by epoch](images/{name}.png)\n"
