@@ -1,5 +1,7 @@
 """A picture set that scripts can train on in seconds."""
 
+import csv
+
 import cv2
 import numpy as np
 import pytest
@@ -33,3 +35,14 @@ def make_set(root, images=8, names=("square", "disc")):
 def make_shapes():
     """The function that makes such a set: make_shapes(folder, images, names) gives the YAML."""
     return make_set
+
+
+@pytest.fixture(scope="session")
+def rows_of():
+    """The function that reads a run folder's results.csv: a list of dicts, one an epoch."""
+
+    def read(folder):
+        with open(folder / "results.csv", encoding="utf-8") as stream:
+            return [{key.strip(): value for key, value in row.items()} for row in csv.DictReader(stream)]
+
+    return read

@@ -1,6 +1,5 @@
 """Two processes on one machine, as torchrun starts them."""
 
-import csv
 import json
 import os
 import signal
@@ -60,11 +59,6 @@ def ended(process, seconds=300):
     return process.returncode, output
 
 
-def rows_of(folder):
-    with open(folder / "results.csv", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
-
-
 def children_of(process):
     """The processes of the ranks."""
     found = []
@@ -78,7 +72,7 @@ def children_of(process):
     return sorted(found)
 
 
-def test_two_processes_train_one_student_under_a_teacher(small_set, weights, torchrun, tmp_path):
+def test_two_processes_train_one_student_under_a_teacher(small_set, weights, torchrun, tmp_path, rows_of):
     words = ["--data", small_set, *NET, "--teacher", weights, "--feature-loss", "cwd", "--stop-distill", "1"]
     code, output = ended(torchrun("train_distill.py", *words, "--epochs", "2", "--project", tmp_path, *SMALL))
     assert code == 0, output
@@ -115,7 +109,7 @@ def test_scores_are_to_the_last_digit_those_of_one_process(
     "the others end within the launcher's time; `torchrun --max-restarts` goes on to the same weights",
 )
 def test_a_rank_that_dies_ends_the_others_and_a_restart_goes_on_to_the_same_weights(
-    small_set, torchrun, tmp_path
+    small_set, torchrun, tmp_path, rows_of
 ):
     words = ["train.py", "--data", small_set, *NET, "--epochs", "6", *SMALL, "--save-every-steps", "1"]
     whole = torchrun(*words, "--project", tmp_path / "whole")

@@ -1,6 +1,5 @@
 """A run that was stopped, however rudely, ends with the weights of one that never was."""
 
-import csv
 import os
 import shutil
 import signal
@@ -46,11 +45,6 @@ def state_of(folder):
     return torch.load(folder / "weights/state.pt", weights_only=True)
 
 
-def rows_of(folder):
-    with open(folder / "results.csv", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
-
-
 def wait_for_state(process, folder, beyond=0.0):
     """Until the state file of a running process is newer than `beyond`; gives its time."""
     path, limit = folder / "weights/state.pt", time.monotonic() + 120
@@ -60,7 +54,7 @@ def wait_for_state(process, folder, beyond=0.0):
     return path.stat().st_mtime_ns
 
 
-def assert_same_run(first, second):
+def assert_same_run(first, second, rows_of):
     one, two = state_of(first), state_of(second)
     for part in ("model", "ema", "losses"):
         for name, value in one[part].items():
@@ -81,7 +75,7 @@ def assert_same_run(first, second):
 )
 @pytest.mark.parametrize("kind", ["plain", "distilled"])
 def test_a_run_that_is_killed_again_and_again_ends_like_one_that_never_stopped(
-    kind, small_set, teacher, run_script, start_script, tmp_path
+    kind, small_set, teacher, run_script, start_script, tmp_path, rows_of
 ):
     words = words_of(kind, small_set, teacher)
     whole = run_script(*words, "--project", tmp_path / "whole")
@@ -97,7 +91,7 @@ def test_a_run_that_is_killed_again_and_again_ends_like_one_that_never_stopped(
         assert len(rows_of(folder)) < int(EPOCHS)
         process = start_script(words[0], "--resume", folder)
     assert process.wait() == 0
-    assert_same_run(tmp_path / "whole/exp", folder)
+    assert_same_run(tmp_path / "whole/exp", folder, rows_of)
 
 
 @pytest.mark.fault(
@@ -107,7 +101,7 @@ def test_a_run_that_is_killed_again_and_again_ends_like_one_that_never_stopped(
 )
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_a_run_with_its_state_saved_and_the_usual_code(
-    number, code, small_set, run_script, start_script, tmp_path
+    number, code, small_set, run_script, start_script, tmp_path, rows_of
 ):
     words = words_of("plain", small_set, None)
     process = start_script(*words, "--project", tmp_path / "cut", "--save-every-steps", "3")
@@ -121,7 +115,7 @@ def test_a_signal_ends_a_run_with_its_state_saved_and_the_usual_code(
     assert done.returncode == 0, done.stderr
     whole = run_script(*words, "--project", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
-    assert_same_run(tmp_path / "whole/exp", folder)
+    assert_same_run(tmp_path / "whole/exp", folder, rows_of)
 
 
 @pytest.mark.fault("a teacher that has changed since the run began", "`--resume` is refused and names it")

@@ -1,6 +1,5 @@
 """The training scripts as a person runs them: subprocesses on a small picture set."""
 
-import csv
 import hashlib
 import re
 import shutil
@@ -43,12 +42,7 @@ def teacher(small_set, run_script_session, tmp_path_factory):
     return project / "exp" / "weights" / "best.pt"
 
 
-def rows_of(folder):
-    with open(folder / "results.csv", encoding="utf-8") as stream:
-        return [{key.strip(): value for key, value in row.items()} for row in csv.DictReader(stream)]
-
-
-def test_a_run_leaves_weights_scores_settings_and_pictures(teacher):
+def test_a_run_leaves_weights_scores_settings_and_pictures(teacher, rows_of):
     folder = teacher.parent.parent
     for name in (
         "weights/best.pt", "weights/last.pt", "weights/state.pt", "results.csv", "opt.yaml", "hyp.yaml",
@@ -69,7 +63,7 @@ def test_checkpoints_hold_nothing_but_tensors_and_plain_values(teacher):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_each_preset_trains_with_falling_losses_and_leaves_the_teacher_as_it_was(
-    preset, teacher, small_set, run_script, tmp_path
+    preset, teacher, small_set, run_script, tmp_path, rows_of
 ):
     before = hashlib.sha256(teacher.read_bytes()).hexdigest()
     done = run_script(
@@ -92,7 +86,7 @@ def test_each_preset_trains_with_falling_losses_and_leaves_the_teacher_as_it_was
     assert set(student["model"]) == set(plain["model"])
 
 
-def test_the_teacher_alone_can_teach(teacher, small_set, run_script, tmp_path):
+def test_the_teacher_alone_can_teach(teacher, small_set, run_script, tmp_path, rows_of):
     done = run_script(
         "train_distill.py", "--weights", "", "--cfg", "models/yolov5n.yaml", "--t_weights", teacher,
         "--no-with-gt-loss", "--data", small_set, "--epochs", "1", "--project", tmp_path, *SMALL, "--noplots",
@@ -102,7 +96,7 @@ def test_the_teacher_alone_can_teach(teacher, small_set, run_script, tmp_path):
     assert names and all(name.startswith("train/distill_") for name in names)
 
 
-def test_a_public_file_is_a_start_and_a_teacher(public_yolov5n, make_shapes, run_script, tmp_path):
+def test_a_public_file_is_a_start_and_a_teacher(public_yolov5n, make_shapes, run_script, tmp_path, rows_of):
     names = yaml.safe_load((ROOT / "data/coco.yaml").read_text(encoding="utf-8"))["names"]
     data = make_shapes(tmp_path / "set", images=4, names=names)
     done = run_script(
@@ -130,7 +124,7 @@ def test_a_teacher_of_other_classes_teaches_those_it_shares(
 
 
 def test_a_teacher_with_nothing_in_common_teaches_features_or_is_refused(
-    teacher, make_shapes, run_script, tmp_path, tmp_path_factory
+    teacher, make_shapes, run_script, tmp_path, tmp_path_factory, rows_of
 ):
     other = make_shapes(tmp_path_factory.mktemp("alien"), images=4, names=("cat", "dog"))
     common = [
@@ -150,7 +144,7 @@ def test_a_teacher_with_nothing_in_common_teaches_features_or_is_refused(
 
 
 def test_several_teachers_and_the_own_average_teach_together_at_a_held_gradient_ratio(
-    teacher, small_set, run_script, tmp_path
+    teacher, small_set, run_script, tmp_path, rows_of
 ):
     done = run_script(
         "train_distill.py", "--weights", "", "--cfg", "models/yolov5n.yaml", "--teacher", teacher, "ema",
@@ -195,7 +189,7 @@ def test_projections_of_features_resume_and_stay_out_of_the_weights(teacher, sma
     assert any(not torch.equal(state["losses"][name], after["losses"][name]) for name in projections)
 
 
-def test_a_run_goes_on_without_the_files_it_started_from(small_set, run_script, tmp_path):
+def test_a_run_goes_on_without_the_files_it_started_from(small_set, run_script, tmp_path, rows_of):
     start, cfg = tmp_path / "start.pt", tmp_path / "net.yaml"
     shutil.copy(ROOT / "models/yolov5n.yaml", cfg)
     common = ["--data", small_set, "--noplots", *SMALL, "--project", tmp_path, "--image-weights"]
@@ -236,7 +230,7 @@ def test_a_folder_that_is_used_again_keeps_no_weights_of_the_run_before(
     assert (folder / "best.pt").read_bytes() != teacher.read_bytes()
 
 
-def test_a_run_without_a_score_yet_has_patience(small_set, run_script, tmp_path):
+def test_a_run_without_a_score_yet_has_patience(small_set, run_script, tmp_path, rows_of):
     """A network that finds nothing scores 0 in every epoch."""
     done = run_script(
         "train.py", "--data", small_set, "--cfg", "models/yolov5n.yaml", "--weights", "", "--epochs", "3",
@@ -261,7 +255,9 @@ def test_what_a_run_was_started_with_cannot_change_when_it_goes_on(teacher, run_
     assert done.returncode == 2 and "--batch-size" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_distilled_run_is_not_resumed_by_the_plain_script(teacher, small_set, run_script, tmp_path):
+def test_a_distilled_run_is_not_resumed_by_the_plain_script(
+    teacher, small_set, run_script, tmp_path, rows_of
+):
     done = run_script(
         "train_distill.py", "--weights", "", "--cfg", "models/yolov5n.yaml", "--teacher", teacher,
         "--data", small_set, "--epochs", "1", "--project", tmp_path, *SMALL, "--noplots",

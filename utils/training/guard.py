@@ -30,10 +30,11 @@ class StepGuard:
 
         folder: where a batch is saved. interval: steps between two looks at the device.
         """
-        self.modules, self.folder, self.interval = modules, folder, interval
+        self.folder, self.interval = folder, interval
         self.skipped = 0
         self._counts: Tensor | None = None  # of this run: skipped, and skipped in a row
-        self._good = self._copies()
+        self._watched = [b for module in modules for b in module.buffers() if b.is_floating_point()]
+        self._good = [value.detach().clone() for value in self._watched]
         self._alert = False
 
     def note(self, norm: Tensor) -> None:
@@ -53,7 +54,8 @@ class StepGuard:
         skipped, in_row = (int(value) for value in self._counts.tolist())
         new, self.skipped = skipped - self.skipped, skipped
         if not new:
-            self._alert, self._good = False, self._copies()
+            self._alert = False
+            self.remember()
             return None
         self._alert = True
         self._put_back()
@@ -68,16 +70,16 @@ class StepGuard:
             )
         return f"{place}: loss or gradient is no finite number, update skipped ({skipped} so far)"
 
-    def _buffers(self) -> list[Tensor]:
-        return [value for module in self.modules for value in module.buffers() if value.is_floating_point()]
-
-    def _copies(self) -> list[Tensor]:
-        return [value.detach().clone() for value in self._buffers()]
+    @torch.no_grad()
+    def remember(self) -> None:
+        """Takes the buffers as they are for good ones, as after a state was restored."""
+        for good, value in zip(self._good, self._watched, strict=True):
+            good.copy_(value)
 
     @torch.no_grad()
     def _put_back(self) -> None:
         """A broken batch leaves NaN in running means, which no later batch can average away."""
-        for value, good in zip(self._buffers(), self._good, strict=True):
+        for value, good in zip(self._watched, self._good, strict=True):
             if not bool(value.isfinite().all()):
                 value.copy_(good)
 

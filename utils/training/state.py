@@ -142,6 +142,7 @@ def restore(content: dict[str, Any], trainer: Trainer) -> None:
     trainer.optimizer.load_state_dict(content["optimizer"])
     if trainer.amp_dtype is torch.float16 and content["scaler"].get("scale", 1.0) != 1.0:
         trainer.scaler.load_state_dict(content["scaler"])
+    trainer.guard.remember()
     trainer.pending, trainer.done = content["pending"], content["done"]
     trainer.meters = Meters({tuple(names): sums.to(trainer.device) for names, sums in content["meters"]})
     parameters = [p for group in trainer.optimizer.param_groups for p in group["params"]]
