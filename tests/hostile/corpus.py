@@ -177,6 +177,19 @@ def hostile_state(folder: Path) -> list[str]:
     return ["train.py", "--resume", str(folder / "run")]
 
 
+def stretched_state(folder: Path) -> list[str]:
+    (folder / "run/weights").mkdir(parents=True)
+    archive(folder / "run/weights/state.pt", tensor_over(1 << 20, 1 << 20), {"0": bytes(16)})
+    return ["train.py", "--resume", str(folder / "run")]
+
+
+def state_of_numbers(folder: Path) -> list[str]:
+    (folder / "run/weights").mkdir(parents=True)
+    parts = dict.fromkeys(("model", "losses", "ema", "optimizer", "scaler", "pending", "done", "meters"), 1)
+    torch.save({"version": 2, "run": {"epoch": "many"}, **parts}, folder / "run/weights/state.pt")
+    return ["train.py", "--resume", str(folder / "run")]
+
+
 def with_system(script: str, option: str) -> Callable[[Path], list[str]]:
     """The weights that call os.system, where another script reads weights."""
 
@@ -338,7 +351,19 @@ CASES = {
         "a run's `state.pt` that calls `os.system`, given to `--resume`",
         "refused; nothing runs",
         hostile_state,
-        ("state.pt", "not a readable run state"),
+        ("state.pt", "posix.system"),
+    ),
+    "state: stride": Case(
+        "a `state.pt` with strides that reach beyond the storage",
+        "refused; no more memory than the file's size",
+        stretched_state,
+        ("state.pt", "no intact weight file"),
+    ),
+    "state: wrong parts": Case(
+        "a `state.pt` whose parts are of the wrong kind",
+        "one line; the run's folder stays as it was",
+        state_of_numbers,
+        ("state.pt", "no intact run state"),
     ),
     "weights: oversize tensor": Case(
         "weights with a tensor of 4 PB over 16 bytes",

@@ -168,3 +168,19 @@ def test_a_full_disk_ends_a_run_with_one_line_and_leaves_the_last_state_whole(
     assert {path.name: path.read_bytes() for path in weights.iterdir()} == before
     resumed = run_script("train.py", "--resume", tmp_path / "exp", "--epochs", "2")
     assert resumed.returncode == 0, resumed.stderr
+
+
+@pytest.mark.fault("a `state.pt` with parts of another network or of the wrong kind", "one line names what")
+def test_a_state_whose_parts_do_not_fit_is_refused_in_one_line(small_set, run_script, tmp_path):
+    done = run_script(*words_of("plain", small_set, None), "--epochs", 1, "--project", tmp_path)
+    assert done.returncode == 0, done.stderr
+    path = tmp_path / "exp/weights/state.pt"
+    content = torch.load(path, weights_only=True)
+    for changes in ({"optimizer": {}}, {"model": {**content["model"], "model.0.conv.weight": torch.ones(3)}},
+                    {"torch_rng": torch.ones(3)}, {"run": {**content["run"], "epoch": "many"}}):  # fmt: skip
+        torch.save({**content, **changes}, path)
+        before = path.read_bytes()
+        done = run_script("train.py", "--resume", path, "--epochs", 2)
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        assert "state.pt" in done.stderr and "no intact run state" in done.stderr, done.stderr
+        assert path.read_bytes() == before

@@ -1,7 +1,7 @@
 """What a run needs to go on: the state file beside its weights.
 
-The state holds tensors and plain values alone and loads with `weights_only=True`. Weight files
-(`last.pt`, `best.pt`) stay free of it, so a distilled student's are like any other's.
+The state holds tensors and plain values alone and is read like every weight file: nothing in it is
+executed. Weight files (`last.pt`, `best.pt`) stay free of it, so a distilled student's are like any other's.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import torch
 
+from models.archive import load_content
 from models.yolo import Model
 from utils.config.files import replace_atomically
 from utils.errors import UserError
@@ -20,6 +21,8 @@ from utils.training.loop import Meters, Trainer
 
 STATE_NAME = "state.pt"
 VERSION = 2  # of the file's content
+# Kinds of errors that values of a wrong type or shape end in.
+_MISFITS = (LookupError, TypeError, ValueError, AttributeError, RuntimeError)
 
 
 @dataclass
@@ -86,12 +89,9 @@ def find_state(resume: str, project: Path) -> Path:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The content of a state file, on the CPU."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise UserError(f"not a readable run state ({error})", path, "start again from last.pt") from error
-    if not isinstance(content, dict) or "run" not in content:
+    """The content of a state file, on the CPU. Raises UserError for a file that is none."""
+    content = load_content(path)
+    if not isinstance(content, dict) or not isinstance(content.get("run"), dict):
         raise UserError("not a run state of this project", path, "name a run folder")
     if content.get("version") != VERSION:
         raise UserError(
@@ -99,12 +99,20 @@ def read_state(path: Path) -> dict[str, Any]:
             path,
             "go on with that version, or start anew from its weights: --weights .../last.pt",
         )
+    kinds = {name: get_origin(hint) or hint for name, hint in get_type_hints(RunState).items()}
+    if {name: type(value) for name, value in content["run"].items()} != kinds:
+        raise _misfit("it does not say how far the run is")
     return content
 
 
 def run_state(content: dict[str, Any]) -> RunState:
     """How far the run of a state's content is."""
     return RunState(**content["run"])
+
+
+def _misfit(why: object) -> UserError:
+    fix = "go on with the code that wrote it, or start anew from its weights: --weights .../last.pt"
+    return UserError(f"is no intact run state ({why})", STATE_NAME, fix)
 
 
 def saved_network(content: dict[str, Any], names: Sequence[str], data: Path) -> Model:
@@ -120,8 +128,11 @@ def saved_network(content: dict[str, Any], names: Sequence[str], data: Path) -> 
         )
     model = Model(run.network)
     model.names = list(names)
-    anchors = content["model"][f"model.{len(model.model) - 1}.anchors"]
-    model.head.anchors.copy_(anchors)  # exactly, where the config rounds
+    try:
+        anchors = content["model"][f"model.{len(model.model) - 1}.anchors"]
+        model.head.anchors.copy_(anchors)  # exactly, where the config rounds
+    except _MISFITS as error:
+        raise _misfit(error) from error
     return model
 
 
@@ -133,7 +144,17 @@ def remove_weights(folder: Path) -> None:
 
 
 def restore(content: dict[str, Any], trainer: Trainer) -> None:
-    """Puts a state's content into a trainer that was built with the same options."""
+    """Puts a state's content into a trainer that was built with the same options.
+
+    Raises UserError where it does not fit.
+    """
+    try:
+        _restore(content, trainer)
+    except _MISFITS as error:
+        raise _misfit(error) from error
+
+
+def _restore(content: dict[str, Any], trainer: Trainer) -> None:
     trainer.step.model.load_state_dict(content["model"])
     trainer.step.losses.load_state_dict(content["losses"])
     trainer.ema.model.load_state_dict(content["ema"])
