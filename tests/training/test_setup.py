@@ -2,12 +2,16 @@
 
 import numpy as np
 import pytest
+import torch
 
+from models.yolo import Model
 from utils.config.options import DistillOptions, TrainOptions
 from utils.datasets.index import DatasetIndex
 from utils.datasets.sampling import RectGroups, TrainingOrder
 from utils.errors import UsageError
-from utils.training.setup import check_batches, pictures_per_epoch
+from utils.reporting.console import Console
+from utils.training import setup
+from utils.training.setup import check_batches, pictures_per_epoch, synchronised_norms
 
 
 def index_of(labelled, unlabelled=0):
@@ -38,3 +42,18 @@ def test_a_batch_of_a_single_picture_and_cell_is_refused_and_an_unlabelled_one_b
             check_batches(options, index_of(9), 32, 32)
     check_batches(distilled(batch_size=4, unlabeled_share=0.5), index_of(9, 8), 32, 32)
     check_batches(TrainOptions(batch_size=4), index_of(9), 64, 32)
+
+
+def test_norms_are_synchronised_between_gpus_and_keep_their_names(monkeypatch, capsys):
+    model = Model("models/yolov5n.yaml", nc=2)
+    keys, options = list(model.state_dict()), TrainOptions(sync_bn=True)
+    synchronised_norms(model, options, torch.device("cuda"), Console())
+    assert "--sync-bn changes nothing" in capsys.readouterr().err
+    assert not any(isinstance(layer, torch.nn.SyncBatchNorm) for layer in model.modules())
+    monkeypatch.setattr(setup, "is_distributed", lambda: True)
+    with pytest.raises(UsageError, match="GPUs alone"):
+        synchronised_norms(model, options, torch.device("cpu"), Console())
+    synchronised_norms(model, options, torch.device("cuda"), Console())
+    kinds = {type(layer) for layer in model.modules()}
+    assert torch.nn.SyncBatchNorm in kinds and torch.nn.BatchNorm2d not in kinds
+    assert list(model.state_dict()) == keys

@@ -95,7 +95,7 @@ class TrainingRun:
         else:
             model = state.saved_network(self.saved, self.data.names, options.data)
         setup.freeze_layers(model, options.freeze)
-        setup.synchronised_norms(model, options, self.device)
+        setup.synchronised_norms(model, options, self.device, self.console)
         self.start_epoch, self.best = 0, Best()
         self.class_scores = np.zeros(len(self.data.names))
         (self.image_size,) = fitting_image_size([options.imgsz], model.size_multiple, self.console)
@@ -190,10 +190,10 @@ class TrainingRun:
         """The first rank's part: the run's folder and what is written before the first epoch."""
         options = self.options
         self.folder = self.folder or next_run_folder(Path(options.project), options.name, options.exist_ok)
-        self.weights = self.folder / "weights"
-        self.weights.mkdir(exist_ok=True)
+        weights = self.folder / "weights"
+        weights.mkdir(exist_ok=True)
         if not resuming:
-            state.remove_weights(self.weights)  # --exist-ok: an earlier run's would pass for this one's
+            state.remove_weights(weights)  # --exist-ok: an earlier run's would pass for this one's
             write_text_atomically(self.folder / "opt.yaml", yaml_text(options_to_dict(options)))
             write_text_atomically(self.folder / "hyp.yaml", yaml_text(self.hyp.to_dict()))
             note_launch(self.folder)

@@ -132,12 +132,15 @@ def batch_of_a_rank(options: TrainOptions) -> int:
     return options.batch_size // world_size()
 
 
-def synchronised_norms(model: Model, options: TrainOptions, device: torch.device) -> None:
+def synchronised_norms(model: Model, options: TrainOptions, device: torch.device, console: Console) -> None:
     """Turns batch norms into those that count over all ranks, where --sync-bn asks for it.
 
     Raises UsageError on a CPU, for which torch has none.
     """
-    if not options.sync_bn or not is_distributed():
+    if not options.sync_bn:
+        return
+    if not is_distributed():
+        console.warn("--sync-bn changes nothing in a single process; torchrun starts several")
         return
     if device.type != "cuda":
         raise UsageError("works on GPUs alone", "--sync-bn", "leave it out on a CPU")
