@@ -1,0 +1,71 @@
+"""Tables and pictures made of records."""
+
+import json
+
+import pytest
+
+from experiments import report
+from experiments.plans import PLANS, TEACHERS, Arm, Plan
+
+PLAN = Plan("a set", "set.yaml", 64, 4, (), (Arm("plain", "plain"), Arm("taught", "`taught`", (), "big")))
+
+
+def record(arm, seed, score, curve):
+    return {"arm": arm, "seed": seed, "map50": 0.5, "map50_95": score, "val_map50_95": curve}
+
+
+@pytest.fixture
+def records(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    contents = [
+        record("plain", 0, 0.20, [0.1, 0.1, 0.2, 0.2]),
+        record("plain", 1, 0.30, [0.1, 0.1, 0.2, 0.3]),
+        record("taught", 0, 0.24, [0.1, 0.2, 0.2, 0.3]),
+        record("taught", 1, 0.36, [0.1, 0.3, 0.3, 0.3]),
+        record("taught", 2, 0.30, [0.1, 0.1, 0.3, 0.3]),
+    ]
+    (tmp_path / "set").mkdir()
+    for content in contents:
+        path = tmp_path / "set" / f"{content['arm']}-s{content['seed']}.json"
+        path.write_text(json.dumps(content))
+    teacher = {"title": "big one", "map50": 0.9, "map50_95": 0.45}
+    (tmp_path / "set" / "teacher-big.json").write_text(json.dumps(teacher))
+    return report.read_records("set", PLAN)
+
+
+def test_an_arm_is_compared_with_the_plain_runs_of_its_own_seeds(records):
+    rows = [line.strip("| ").split(" | ") for line in report.table(PLAN, *records).splitlines()[2:]]
+    assert rows[0][0] == "teacher: big one" and "45.0" in rows[0]
+    assert rows[1] == ["plain", "2", "50.0 ± 0.0", "25.0 ± 7.1", "", "", ""][: len(rows[1])]
+    # +4 and +6 points against .20 and .30; the teacher is 20 points above their mean; plain's ends, .2 and
+    # .3, are reached at the second of four epochs. The third seed has no twin.
+    assert rows[2] == ["`taught`", "3", "50.0 ± 0.0", "30.0 ± 6.0", "+5.0 ± 1.0", "25%", "50% of the epochs"]
+
+
+def test_the_target_may_be_another_arm(records):
+    plan = Plan("a set", "set.yaml", 64, 4, (), PLAN.arms, target="taught")
+    assert "100%" in report.table(plan, *records).splitlines()[-1]
+
+
+def test_a_score_that_is_never_reached_is_said(records):
+    results, teachers = records
+    results[1].by_seed[0]["val_map50_95"] = [0.1] * 4
+    assert "not by every seed" in report.table(PLAN, results, teachers)
+
+
+def test_a_picture_of_the_curves_is_drawn(records, tmp_path):
+    report.plot_curves(tmp_path / "images/set.png", PLAN, records[0])
+    assert (tmp_path / "images/set.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_text_between_the_marks_alone_is_replaced():
+    page = "before\n<!-- a -->\nold\n<!-- end of a -->\nafter\n"
+    assert report.between_marks(page, "a", "new\n") == page.replace("old", "new")
+
+
+def test_every_plan_has_its_place_in_the_docs_and_its_teachers():
+    for name, plan in PLANS.items():
+        page = report.OTHER_PAGES.get(name, report.PAGE).read_text(encoding="utf-8")
+        assert f"<!-- {name} -->" in page and f"<!-- end of {name} -->" in page
+        assert {arm.teacher for arm in plan.arms} <= {None, *TEACHERS}
+        assert plan.reference in {arm.name for arm in plan.arms}
