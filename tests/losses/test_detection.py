@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from utils.batch import Batch, StudentOutput
+from utils.losses import detection
 from utils.losses.detection import DetectionLoss, LossGains
 from utils.losses.terms import binary_cross_entropy
 
@@ -187,3 +188,16 @@ def test_the_focal_form_is_finite_where_prediction_and_target_agree(gamma):
     loss = binary_cross_entropy(logits, targets, gamma=gamma)
     loss.sum().backward()
     assert torch.isfinite(loss).all() and torch.isfinite(logits.grad).all()
+
+
+def test_ranks_meet_in_training_and_not_in_a_validation_where_one_may_have_more_batches(monkeypatch):
+    met = []
+    monkeypatch.setattr(detection, "is_distributed", lambda: True)
+    monkeypatch.setattr(detection, "sum_over_ranks", lambda value: met.append(value) or value)
+    loss = DetectionLoss(ANCHORS_GRID, 2, LossGains())
+    levels = random_levels(np.random.RandomState(0), 2, 64, 2)
+    batch = Batch(torch.zeros(2, 3, 64, 64), torch.tensor([[0, 1, 0.5, 0.5, 0.4, 0.4]]), torch.ones(2) > 0)
+    alone = loss.eval()(batch, StudentOutput((), tuple(levels)))
+    assert not met
+    together = loss.train()(batch, StudentOutput((), tuple(levels)))
+    assert met and all(torch.allclose(alone[name], together[name]) for name in alone)

@@ -82,6 +82,17 @@ def test_two_processes_train_one_student_under_a_teacher(small_set, weights, tor
     assert torch.load(tmp_path / "exp/weights/best.pt", weights_only=True)["model"]
 
 
+@pytest.mark.parametrize("batch", [2, 8])
+def test_ranks_validate_with_unequal_numbers_of_batches(batch, make_shapes, torchrun, tmp_path, rows_of):
+    """Five pictures are three validation batches at batch 2, and at batch 8 one for two ranks."""
+    data = make_shapes(tmp_path / "five", images=5)
+    words = ["train.py", "--data", data, *NET, *SMALL, "--batch", batch, "--epochs", "1"]
+    code, output = ended(torchrun(*words, "--project", tmp_path / "runs"), seconds=120)
+    assert code == 0, output
+    (row,) = rows_of(tmp_path / "runs/exp")
+    assert float(row["val/box_loss"]) > 0
+
+
 def test_scores_are_to_the_last_digit_those_of_one_process(
     small_set, weights, torchrun, run_script, tmp_path
 ):

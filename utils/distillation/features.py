@@ -64,7 +64,7 @@ class FeatureLoss(nn.Module):
         scores = raw.float().sigmoid()
         weight = (scores[..., 4] * scores[..., 5:].amax(-1)).amax(1)[:, None]
         error = (own - target).square() * weight
-        return error.sum() / (mean_count(weight.sum(), len(own), own.device) * own.shape[1])
+        return error.sum() / (mean_count(weight.sum(), len(own)) * own.shape[1])
 
 
 def standardised(x: Tensor) -> Tensor:

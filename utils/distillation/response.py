@@ -78,7 +78,7 @@ class Response:
             box = box + (self.box_distance(own, target, index) * weight).sum()
             cls = cls + (self.class_distance(own[..., 5:], target[..., 5:]) * weight).sum()
             obj = obj + self.objectness_distance(own[..., 4], target[..., 4]).mean() * self.balance[index]
-        seen = mean_count(seen, len(batch.images), seen.device)
+        seen = mean_count(seen, len(batch.images))
         return {"box": box / seen * self.box, "obj": obj * self.obj, "cls": cls / seen * self.cls}
 
     def class_distance(self, own: Tensor, target: Tensor) -> Tensor:

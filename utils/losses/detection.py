@@ -53,23 +53,25 @@ def level_balance(level_count: int) -> tuple[float, ...]:
     return (4.0, 1.0, 0.4) if level_count == 3 else (4.0, 1.0, 0.25, 0.06, 0.02)[:level_count]
 
 
-def mean_count(count: Tensor | Sequence[int], images: int, device: torch.device) -> Tensor:
+def mean_count(count: Tensor, images: int, *, over_ranks: bool = True) -> Tensor:
     """Normalisers: this rank's share, by its images, of each count's sum over the ranks (at least 1).
 
     A rank's loss is multiplied by its images, and the gradients of all ranks are added: with this
-    share the result is that of one process with the whole batch, however it was split.
+    share the result is that of one process with the whole batch, however it was split. Where ranks have
+    batches of their own, as in a validation, they do not meet here: `over_ranks` is False.
     """
-    own = torch.as_tensor(count, dtype=torch.float32, device=device)
-    if not is_distributed():
-        return own.detach().clamp(min=1)
-    together = sum_over_ranks(torch.cat((own.detach().reshape(-1), own.new_tensor([images]))))
+    own = count.detach().float()
+    if not over_ranks or not is_distributed():
+        return own.clamp(min=1)
+    together = sum_over_ranks(torch.cat((own.reshape(-1), own.new_tensor([images]))))
     return together[:-1].reshape(own.shape).clamp(min=1) * (images / together[-1])
 
 
 class DetectionLoss(nn.Module):
     """Box (CIoU), objectness (BCE) and class (BCE) loss against the labels.
 
-    Images without labels (`Batch.labelled` False) count in no term.
+    Images without labels (`Batch.labelled` False) count in no term. In training mode several ranks
+    normalise together, which is one meeting of all of them; in evaluation mode each for itself.
 
     Source: the public recipe of YOLOv5; CIoU: Zheng et al. (arXiv 1911.08287), eq. 10.
     """
@@ -127,7 +129,8 @@ class DetectionLoss(nn.Module):
             assign_targets(targets, anchors, (level.shape[2], level.shape[3]), self.gains.anchor_t)
             for anchors, level in zip(self.anchors_grid, levels, strict=True)
         ]
-        counts = mean_count([len(pairs) for pairs in matches], len(labelled), targets.device)
+        pair_counts = torch.tensor([len(pairs) for pairs in matches], device=targets.device)
+        counts = self._count(pair_counts, len(labelled))
         box, obj, cls = torch.zeros(3, device=targets.device).unbind()
         for index, (level, pairs) in enumerate(zip(levels, matches, strict=True)):
             picked = pairs.pick(level).float()
@@ -138,6 +141,9 @@ class DetectionLoss(nn.Module):
                 loss = class_loss(picked[:, 5:], pairs)
                 cls = cls + loss.sum() / (counts[index] * self.class_count)
         return {"box": box * self.gains.box, "obj": obj * self.gains.obj, "cls": cls * self.gains.cls}
+
+    def _count(self, count: Tensor, images: int) -> Tensor:
+        return mean_count(count, images, over_ranks=self.training)
 
     def overlaps(self, picked: Tensor, pairs: Matches, index: int) -> Tensor:
         """CIoU (P,) of the boxes in raw rows (P, 5 + K) with their targets."""
@@ -160,4 +166,4 @@ class DetectionLoss(nn.Module):
         per_image = error.flatten(1).mean(1)
         # An unlabelled image's empty ground truth is ignorance, not background.
         known = labelled.to(per_image.dtype)
-        return (per_image * known).sum() / mean_count(known.sum(), len(known), logits.device)
+        return (per_image * known).sum() / self._count(known.sum(), len(known))

@@ -31,7 +31,7 @@ from utils.distributed import (
     share_state,
     wait_for_all,
 )
-from utils.evaluation.evaluate import EvaluationResult, EvaluationSettings, evaluate
+from utils.evaluation.evaluate import EvaluationResult, EvaluationSettings, evaluate, evaluation_mode
 from utils.inference.preprocess import fitting_image_size
 from utils.losses.detection import DetectionLoss
 from utils.losses.recipe import EpochReport, Loss, LossContext, LossRecipe, plain_recipe
@@ -316,7 +316,8 @@ class TrainingRun:
         )
 
     def _validation_loss(self, batch: Batch, output: StudentOutput) -> dict[str, torch.Tensor]:
-        return self.detection(batch, output)  # type: ignore[no-any-return]
+        with evaluation_mode(self.detection):  # ranks may have unequal numbers of batches
+            return self.detection(batch, output)  # type: ignore[no-any-return]
 
     def _row(self, epoch: int, means: dict[str, float], result: EvaluationResult | None) -> dict[str, float]:
         row: dict[str, float] = {"epoch": epoch}
