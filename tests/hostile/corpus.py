@@ -18,6 +18,8 @@ import cv2
 import numpy as np
 import torch
 
+from utils.training.state import VERSION
+
 ROOT = Path(__file__).resolve().parents[2]
 PICTURE = ROOT / "data/images/generated0.jpg"
 NETWORK = ROOT / "models/yolov5n.yaml"
@@ -74,6 +76,14 @@ def laughs(depth: int) -> list[object]:
     value: list[object] = ["ha"] * 10
     for _ in range(depth):
         value = [value] * 10
+    return value
+
+
+def doubled(depth: int) -> list[object]:
+    """A list of a list twice, and so on: 2 ** depth values in a few bytes."""
+    value: list[object] = []
+    for _ in range(depth):
+        value = [value, value]
     return value
 
 
@@ -186,7 +196,7 @@ def stretched_state(folder: Path) -> list[str]:
 def state_of_numbers(folder: Path) -> list[str]:
     (folder / "run/weights").mkdir(parents=True)
     parts = dict.fromkeys(("model", "losses", "ema", "optimizer", "scaler", "pending", "done", "meters"), 1)
-    torch.save({"version": 2, "run": {"epoch": "many"}, **parts}, folder / "run/weights/state.pt")
+    torch.save({"version": VERSION, "run": {"epoch": "many"}, **parts}, folder / "run/weights/state.pt")
     return ["train.py", "--resume", str(folder / "run")]
 
 

@@ -184,3 +184,85 @@ def test_a_state_whose_parts_do_not_fit_is_refused_in_one_line(small_set, run_sc
         assert done.returncode == 1 and "Traceback" not in done.stderr
         assert "state.pt" in done.stderr and "no intact run state" in done.stderr, done.stderr
         assert path.read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def finished(small_set, run_script_session, tmp_path_factory):
+    """The folder of a run of one epoch, started with the relative path of its data."""
+    folder = tmp_path_factory.mktemp("finished")
+    words = words_of("plain", small_set.name, None)
+    done = run_script_session(
+        *words,
+        "--cfg",
+        ROOT / "models/yolov5n.yaml",
+        "--epochs",
+        1,
+        "--project",
+        folder,
+        cwd=small_set.parent,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder / "exp"
+
+
+def test_a_run_goes_on_from_another_working_folder(finished, run_script, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "exp")
+    done = run_script("train.py", "--resume", folder, "--epochs", 2, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_run_goes_on_with_data_that_lies_elsewhere_now(finished, small_set, run_script, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "exp")
+    moved = shutil.copytree(small_set.parent, tmp_path / "moved")
+    settings = (moved / "set.yaml").read_text().replace(str(small_set.parent), str(moved))
+    (moved / "set.yaml").write_text(settings)
+    done = run_script("train.py", "--resume", folder, "--epochs", 2, "--data", moved / "set.yaml")
+    assert done.returncode == 0 and "not those that the run began with" not in done.stderr, done.stderr
+
+
+@pytest.mark.fault(
+    "training pictures or labels that have changed since the run stopped",
+    "between epochs `--resume` goes on with a warning, in the middle of one it is refused",
+)
+def test_changed_data_are_noticed(finished, small_set, run_script, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "exp")
+    changed = shutil.copytree(small_set.parent, tmp_path / "changed")
+    settings = (changed / "set.yaml").read_text().replace(str(small_set.parent), str(changed))
+    (changed / "set.yaml").write_text(settings)
+    (changed / "images/train/0.png").unlink()
+    words = ["train.py", "--resume", folder, "--epochs", 2, "--data", changed / "set.yaml"]
+    path = folder / "weights/state.pt"
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, "done": 1}, path)
+    done = run_script(*words)
+    assert done.returncode == 1 and "stopped in the middle of an epoch" in done.stderr
+    torch.save(content, path)
+    done = run_script(*words)
+    assert done.returncode == 0 and "not those that the run began with" in done.stderr, done.stderr
+
+
+@pytest.mark.fault("a run that is resumed while it runs", "refused; the running one goes on")
+def test_a_run_that_is_at_work_is_not_resumed(small_set, run_script, start_script, tmp_path):
+    words = words_of("plain", small_set, None)
+    process = start_script(*words, "--project", tmp_path, "--epochs", "60")
+    wait_for_state(process, tmp_path / "exp")
+    done = run_script("train.py", "--resume", tmp_path / "exp")
+    assert done.returncode == 1 and "another process is writing" in done.stderr, done.stderr
+    assert process.poll() is None
+
+
+@pytest.mark.fault("SIGKILL while a file is written", "what lies beside it is removed when the run goes on")
+def test_what_a_killed_process_left_is_removed_and_other_files_are_not(finished, run_script, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "exp")
+    left = [folder / ".results.csv.0123456789ab.tmp", folder / "weights/.state.pt.ba9876543210.tmp"]
+    for path in (*left, folder / "weights/mine.tmp"):
+        path.write_bytes(b"half")
+    done = run_script("train.py", "--resume", folder)
+    assert done.returncode == 0, done.stderr
+    assert not any(path.exists() for path in left) and (folder / "weights/mine.tmp").exists()
+
+
+def test_a_run_does_not_go_on_from_weights_that_are_not_its_last(finished, run_script):
+    for path in (finished / "weights/best.pt", finished / "weights/nothing.pt"):
+        done = run_script("train.py", "--resume", path)
+        assert done.returncode == 1 and path.name in done.stderr and "Traceback" not in done.stderr

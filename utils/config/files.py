@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import os
+import re
+import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from utils.errors import UserError
 
+if sys.platform != "win32":
+    import fcntl
+
+_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")  # see `replace_atomically`
+_claims: dict[Path, BinaryIO] = {}  # held until the process ends
+
 
 def replace_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Puts a file in its place at once: `write` fills one beside it, which is synced and renamed.
 
-    Whatever goes wrong before the renaming leaves the old file as it was and nothing beside it.
+    Whatever goes wrong before the renaming leaves the old file as it was and nothing beside it; after a
+    SIGKILL there is, see `remove_unfinished`.
 
     Raises:
         UserError: the system refuses to write there (no room, no permission, no such folder).
     """
     # Not tempfile.mkstemp, which gives files that only their owner may read, whatever the umask.
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
-    try:
+    with refusals("cannot be written", path):
         try:
             with open(beside, "xb") as stream:
                 remembering = _Remembering(stream)
@@ -33,10 +43,66 @@ def replace_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(beside, path)
+            _sync_folder(path.parent)
         finally:
             beside.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a renaming last through a power cut; where a system does not sync folders, it needs no help."""
+    try:
+        opened = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(opened)
+    except OSError:
+        pass
+    finally:
+        os.close(opened)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what killed processes have left of files they were writing.
+
+    For a folder that nobody else is writing into: see `claim_folder`.
+    """
+    with refusals("cannot be tidied up", folder):
+        for path in folder.iterdir():
+            if _UNFINISHED.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+
+
+def claim_folder(folder: Path) -> None:
+    """Reserves a run's folder for this process until it ends, however it ends; on Windows does nothing.
+
+    Raises:
+        UserError: another process has it, or nothing can be written there.
+    """
+    if sys.platform == "win32" or folder.resolve() in _claims:
+        return
+    with refusals("the run's folder cannot be written into", folder):
+        stream = open(folder / ".lock", "ab")  # noqa: SIM115 - held open: that is the claim
+    try:
+        # Not flock: processes that this one has forked would hold it on when this one is killed.
+        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        stream.close()
+        fix = "wait for it, stop it, or give this run another --name"
+        raise UserError("another process is writing into this run's folder", folder, fix) from error
+    except OSError:  # a network disk that knows no locks
+        stream.close()
+        return
+    _claims[folder.resolve()] = stream
+
+
+@contextmanager
+def refusals(what: str, path: Path) -> Iterator[None]:
+    """Turns what the system refuses within it into a UserError that begins with `what`."""
+    try:
+        yield
     except OSError as error:
-        raise _refused("cannot be written", path, error) from error
+        raise _refused(what, path, error) from error
 
 
 class _Remembering:
@@ -81,7 +147,7 @@ def next_run_folder(project: Path, name: str, exist_ok: bool = False) -> Path:
         UserError: the system refuses to make it.
     """
     first = project / name
-    try:
+    with refusals("the run's folder cannot be made", first):
         first.parent.mkdir(parents=True, exist_ok=True)
         if exist_ok:
             first.mkdir(exist_ok=True)
@@ -91,8 +157,6 @@ def next_run_folder(project: Path, name: str, exist_ok: bool = False) -> Path:
             number += 1
             folder = first.with_name(f"{first.name}{number}")
         return folder
-    except OSError as error:
-        raise _refused("the run's folder cannot be made", first, error) from error
 
 
 def user_cache_dir() -> Path:

@@ -52,7 +52,8 @@ PRESETS: tuple[str, ...] = get_args(Preset)
 CHANGEABLE_ON_RESUME = frozenset(
     {
         *("epochs", "device", "workers", "patience", "noplots", "nosave", "cache", "save_period", "project"),
-        "save_every_steps",
+        # Where things lie now: that they are still the same is seen to.
+        *("save_every_steps", "data", "data_dir", "teacher"),
     }
 )
 

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from utils.config.files import write_text_atomically
-from utils.config.options import CHANGEABLE_ON_RESUME, TrainOptions, options_from_dict
+from utils.config.files import claim_folder, write_text_atomically
+from utils.config.options import CHANGEABLE_ON_RESUME, TrainOptions, options_from_dict, options_to_dict
 from utils.distributed import from_main, rank
-from utils.errors import UsageError
+from utils.errors import UsageError, UserError
 from utils.training import state
 
 LAUNCH_NAME = ".launch"
+FILES = ("data", "data_dir", "weights", "cfg", "hyp", "teacher", "teacher_cfg")  # options that name some
 
 
 def resumed(options: TrainOptions) -> tuple[dict[str, Any] | None, Path | None, TrainOptions]:
     """The saved state, its run's folder and the options to go on with; a new run has neither of the two."""
-    path = from_main(_state_to_go_on_with(options) if rank() == 0 else None)
+    path = from_main(_claimed_state(options) if rank() == 0 else None)
     if path is None:
         return None, None, options
     content = state.read_state(path)
@@ -29,8 +31,39 @@ def resumed(options: TrainOptions) -> tuple[dict[str, Any] | None, Path | None, 
             "this run was started by the other script", folder, f"python {script} --resume {folder}"
         )
     saved = options_from_dict(type(options), run.options)
-    changed = {name: getattr(options, name) for name in options.given & CHANGEABLE_ON_RESUME}
-    return content, path.parent.parent, replace(saved, **changed)
+    # torchrun repeats the command of a run that it starts again: that gives nothing anew.
+    anew = options.given & CHANGEABLE_ON_RESUME if options.resume is not None else frozenset()
+    changed = {name: getattr(options, name) for name in anew}
+    return content, path.parent.parent, replace(saved, given=anew, **changed)
+
+
+def lasting(options: TrainOptions) -> dict[str, Any]:
+    """The options' values with the places of their files whole: a run may go on from another folder."""
+    values = options_to_dict(options)
+
+    def whole(value: Any) -> Any:
+        if isinstance(value, list):
+            return [whole(item) for item in value]
+        return os.path.abspath(value) if isinstance(value, str) and value and os.path.exists(value) else value
+
+    return {name: whole(value) if name in FILES else value for name, value in values.items()}
+
+
+def check_pictures(content: dict[str, Any], digest: str, warn: Callable[[str], None]) -> None:
+    """Looks whether the training pictures are those that the run began with, by their digest.
+
+    Raises:
+        UserError: they are not, and the run stopped in the middle of an epoch, whose other batches would
+            be others now.
+    """
+    run = state.run_state(content)
+    if digest == run.data:
+        return
+    what = "the training pictures or labels are not those that the run began with"
+    if content.get("done"):
+        fix = "bring them back, or start anew from its weights: --weights .../last.pt"
+        raise UserError(f"{what}, and it stopped in the middle of an epoch", run.options["data"], fix)
+    warn(f"{what}; from here on it is another run than it would have been")
 
 
 def script_of(kind: str) -> str:
@@ -45,20 +78,50 @@ def note_launch(folder: Path) -> None:
         write_text_atomically(folder / LAUNCH_NAME, launch)
 
 
+def _claimed_state(options: TrainOptions) -> Path | None:
+    path = _state_to_go_on_with(options)
+    if path is not None:
+        claim_folder(path.parent.parent)
+    return path
+
+
 def _state_to_go_on_with(options: TrainOptions) -> Path | None:
     if options.resume is not None:
         return state.find_state(options.resume, Path(options.project))
     # `torchrun --max-restarts` repeats the command after a process has died.
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
-        for note in sorted(Path(options.project).rglob(LAUNCH_NAME)):
-            saved = note.parent / "weights" / state.STATE_NAME
-            if note.read_text(encoding="utf-8") == _launch() and saved.is_file():
-                return saved
-    return None
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) == 0:
+        return None
+    # The newest: a job's name may have been used before. It alone, for if it has no state yet, the run
+    # of an earlier job of that name is not what is meant.
+    notes = [note for note in Path(options.project).rglob(LAUNCH_NAME) if _text_of(note) == _launch()]
+    newest = max(notes, key=lambda note: note.stat().st_mtime_ns, default=None)
+    saved = newest.parent / "weights" / state.STATE_NAME if newest else None
+    if saved is None or not saved.is_file():
+        return None
+    same = state.run_state(state.read_state(saved)).options == lasting(options)
+    return saved if same else None
+
+
+def _text_of(note: Path) -> str:
+    try:
+        return note.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
 
 
 def _launch() -> str:
     """Tells one call of torchrun from all others; empty without one."""
     name = os.environ.get("TORCHELASTIC_RUN_ID", "")
-    # Unless its user has named it, a launch is known by its process, the parent of the ranks.
-    return f"process {os.getppid()}" if name == "none" else name
+    # Unless its user has named it, a launch is known by its process, the parent of the ranks, and by
+    # when that began: in containers numbers of processes repeat.
+    return f"process {os.getppid()}, {_begin_of(os.getppid())}" if name == "none" else name
+
+
+def _begin_of(process: int) -> str:
+    """When a process began, by the clock of the machine's start; empty where the system does not tell."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return ""
+    return f"{fields[19]} of {boot}"  # the 22nd field of the line; two stand before the bracket

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from utils.config.hyperparameters import load_hyperparameters
 from utils.config.options import TrainOptions, options_to_dict, yaml_text
 from utils.datasets.check import check_data
 from utils.datasets.loader import TrainLoader
-from utils.device import advice_on_memory, describe_device, select_device
+from utils.device import DeadWorkerError, advice_on_memory, describe_device, select_device
 from utils.distributed import (
     from_all,
     from_main,
@@ -33,21 +33,19 @@ from utils.distributed import (
 )
 from utils.evaluation.evaluate import EvaluationResult, EvaluationSettings, evaluate, evaluation_mode
 from utils.inference.preprocess import fitting_image_size
-from utils.losses.detection import DetectionLoss
 from utils.losses.recipe import EpochReport, Loss, LossContext, LossRecipe, plain_recipe
 from utils.reporting.console import Console, EpochBar
 from utils.reporting.results import ResultsWriter
 from utils.training import setup, state
 from utils.training.ema import ModelEma
 from utils.training.loop import BAR_FACTS, EpochHooks, Trainer, means_over_ranks
+from utils.training.patience import Best, why_over
 from utils.training.pictures import RunPictures
 from utils.training.precision import agrees
-from utils.training.resume import note_launch, resumed, script_of
+from utils.training.resume import check_pictures, lasting, note_launch, resumed, script_of
 from utils.training.step import TrainingStep
-from utils.training.stop import StopSignals
-
-METRICS = ("metrics/precision", "metrics/recall", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95")
-
+from utils.training.stop import StopSignals, is_process_gone
+from utils.training.table import columns_of, row_of
 
 RecipeFor = Callable[[Any], LossRecipe]  # from the script's own kind of options
 
@@ -65,14 +63,6 @@ def run_training(options: TrainOptions, recipe_for: RecipeFor = plain_recipe) ->
         return TrainingRun(options, recipe_for, stop).execute()
 
 
-@dataclass
-class Best:
-    """The best score so far and the epoch it fell in."""
-
-    fitness: float = -1.0
-    epoch: int = 0
-
-
 class TrainingRun:
     """The phases of a run, each a method: prepare, then epochs of train, validate and save."""
 
@@ -85,15 +75,16 @@ class TrainingRun:
         self.device = select_device(options.device)
         self.console.info(f"device {describe_device(self.device)}, torch {torch.__version__}")
         seed_everything(options.seed)
-        # A run that goes on keeps the hyperparameters it began with, whatever became of the --hyp file.
-        self.hyp = load_hyperparameters(self.folder / "hyp.yaml" if self.folder else options.hyp)
+        self.hyp = load_hyperparameters(options.hyp) if self.saved is None else state.saved_hyp(self.saved)
         with main_first():  # the others find its index in the cache
             self.data = setup.read_data(options)
         self._warn_of([*self.data.train.problems, *self.data.val.problems])
+        self.data_digest = state.data_digest(self.data.train)
         if self.saved is None:
             model = setup.build_network(options, self.hyp, self.data.names, self.console)
         else:
             model = state.saved_network(self.saved, self.data.names, options.data)
+            check_pictures(self.saved, self.data_digest, self.console.warn)
         setup.freeze_layers(model, options.freeze)
         setup.synchronised_norms(model, options, self.device, self.console)
         self.start_epoch, self.best = 0, Best()
@@ -190,40 +181,24 @@ class TrainingRun:
         """The first rank's part: the run's folder and what is written before the first epoch."""
         options = self.options
         self.folder = self.folder or next_run_folder(Path(options.project), options.name, options.exist_ok)
-        weights = self.folder / "weights"
-        weights.mkdir(exist_ok=True)
+        weights = state.open_weights(self.folder)
         if not resuming:
             state.remove_weights(weights)  # --exist-ok: an earlier run's would pass for this one's
             write_text_atomically(self.folder / "opt.yaml", yaml_text(options_to_dict(options)))
             write_text_atomically(self.folder / "hyp.yaml", yaml_text(self.hyp.to_dict()))
             note_launch(self.folder)
         self.results = ResultsWriter(
-            self.folder / "results.csv", self.columns(), start_epoch=self.start_epoch
+            self.folder / "results.csv", columns_of(self.trainer.step), start_epoch=self.start_epoch
         )
-
-    def columns(self) -> list[str]:
-        """The columns of results.csv, known before the first step."""
-        step = self.trainer.step
-        return [
-            "epoch",
-            *(f"train/{_column(name)}" for name in (*step.names, *step.gauges)),
-            *METRICS,
-            *(f"val/{_column(name)}" for name in DetectionLoss.names),
-            "x/lr0",
-            "x/lr1",
-            "x/lr2",
-        ]
 
     def execute(self) -> Path:
         """Runs all epochs; gives the folder with the weights."""
         assert self.folder is not None
         options, begun = self.options, time.monotonic()
-        if self.start_epoch >= options.epochs:
-            # Killed after its last epoch, it may lack the pictures.
-            self.console.info(
-                f"all {options.epochs} epochs are done; --epochs {2 * options.epochs} adds as many"
-            )
-            self._final_evaluation()
+        over = why_over(options, self.start_epoch, self.best)
+        if over:
+            self.console.info(over)
+            self._final_evaluation()  # killed after its last epoch, it may lack the pictures
             return self.folder
         unlabelled = self.data.train.unlabelled_count
         self.console.info(
@@ -232,10 +207,12 @@ class TrainingRun:
             + f"{len(self.data.val)} for validation; saving to {self.folder}"
         )
         self.pictures.labels()
-        for epoch in range(self.start_epoch, options.epochs):
-            stop = self._epoch(epoch)
-            if stop:
-                break
+        resume = f"python {script_of(type(options).__name__)} --resume {self.folder}"
+        with self.stop.noted(f"go on with: {resume}"):
+            for epoch in range(self.start_epoch, options.epochs):
+                stop = self._epoch(epoch)
+                if stop:
+                    break
         for loss in self.losses:
             finish = getattr(loss, "finish", None)
             if finish is not None:
@@ -261,10 +238,13 @@ class TrainingRun:
             self.best = Best(result.fitness, epoch)
         if result is not None:
             self.class_scores = result.ap_by_class()
-        stop = scored and options.patience > 0 and epoch - self.best.epoch >= options.patience
-        row = self._row(epoch, means, result)
+            self.console.info(
+                f"  P {result.precision:.3f}  R {result.recall:.3f}  mAP50 {result.map50:.4f}  "
+                f"mAP50-95 {result.map50_95:.4f}"
+            )
+        stop = self.best.is_given_up(options, epoch + 1)
         if rank() == 0:
-            self.results.append(row)
+            self.results.append(row_of(epoch, means, result, self.trainer.optimizer))
         self._review(EpochReport(means, result.map50_95 if result else None))
         if not options.nosave or last or stop:
             self._save(epoch, result)
@@ -289,50 +269,48 @@ class TrainingRun:
             return self.console.epoch(loader, len(loader), place, columns, done)
 
         hooks = EpochHooks(self.pictures.training_batch, self._after_step, self.console.warn)
-        means = self.trainer.run_epoch(self.train_loader, epoch, self.options.epochs, show, hooks)
-        return means_over_ranks(means)
+        with self._state_kept(epoch):
+            means = self.trainer.run_epoch(self.train_loader, epoch, self.options.epochs, show, hooks)
+            return means_over_ranks(means)
 
     def _after_step(self, progress: Progress) -> None:
-        every = self.options.save_every_steps
-        if self.stop.wanted is not None or (every and (progress.step + 1) % every == 0):
+        every, stop = self.options.save_every_steps, self.stop.agreed()
+        if stop or (every and (progress.step + 1) % every == 0):
             self._save_state(progress.epoch)
-        self.stop.raise_if_wanted(self._how_to_go_on)
+        if stop:
+            wait_for_all()  # torchrun ends all ranks as soon as one is gone
+            self.stop.raise_if_wanted()
 
-    @property
-    def _how_to_go_on(self) -> str:
-        return f"go on with: python {script_of(type(self.options).__name__)} --resume {self.folder}"
+    @contextmanager
+    def _state_kept(self, epoch: int) -> Iterator[None]:
+        """Saves the state when other processes are gone (workers, ranks) and no step is half done."""
+        try:
+            yield
+        except (DeadWorkerError, RuntimeError) as error:
+            if is_process_gone(error) and self.trainer.whole:
+                self._save_state(epoch)
+            raise
 
     def _validate(self, epoch: int) -> EvaluationResult:
-        """Scores the average; where a signal asks to stop, the epoch's training is saved before."""
-        share_state(self.trainer.ema.model, parameters=False)
+        """Scores the average; where a signal asks to stop, the epoch's training is saved before.
+
+        Ranks need not agree: they meet at the end alone, and the first finds there that others are gone.
+        """
 
         def stop_between_batches(_batch: Batch, _detections: list[torch.Tensor]) -> None:
             if self.stop.wanted is not None:
                 self._save_state(epoch)
-            self.stop.raise_if_wanted(self._how_to_go_on)
+            self.stop.raise_if_wanted()
 
-        return self._evaluate(
-            self.trainer.ema.model, loss=self._validation_loss, observers=[stop_between_batches]
-        )
+        with self._state_kept(epoch):
+            share_state(self.trainer.ema.model, parameters=False)
+            return self._evaluate(
+                self.trainer.ema.model, loss=self._validation_loss, observers=[stop_between_batches]
+            )
 
     def _validation_loss(self, batch: Batch, output: StudentOutput) -> dict[str, torch.Tensor]:
         with evaluation_mode(self.detection):  # ranks may have unequal numbers of batches
             return self.detection(batch, output)  # type: ignore[no-any-return]
-
-    def _row(self, epoch: int, means: dict[str, float], result: EvaluationResult | None) -> dict[str, float]:
-        row: dict[str, float] = {"epoch": epoch}
-        row.update({f"train/{_column(name)}": value for name, value in means.items()})
-        if result is not None:
-            scores = (result.precision, result.recall, result.map50, result.map50_95)
-            row.update(dict(zip(METRICS, scores, strict=True)))
-            row.update({f"val/{_column(name)}": value for name, value in result.losses.items()})
-            self.console.info(
-                f"  P {result.precision:.3f}  R {result.recall:.3f}  mAP50 {result.map50:.4f}  "
-                f"mAP50-95 {result.map50_95:.4f}"
-            )
-        groups = self.trainer.optimizer.param_groups
-        row.update({f"x/lr{index}": group["lr"] for index, group in enumerate(groups)})
-        return row
 
     def _save(self, epoch: int, result: EvaluationResult | None) -> None:
         """Weights first, the state after: what a kill in between leaves behind, `--resume` writes again."""
@@ -363,9 +341,11 @@ class TrainingRun:
             best_epoch=self.best.epoch,
             class_scores=self.class_scores.tolist(),
             kind=type(options).__name__,
-            options=options_to_dict(options),
+            options=lasting(options),
             network=dict(self.model.yaml),
             names=list(self.data.names),
+            hyp=self.hyp.to_dict(),
+            data=self.data_digest,
         )
         state.save_state(self.weights / state.STATE_NAME, run, self.trainer)
 
@@ -385,8 +365,3 @@ class TrainingRun:
         self.console.info(f"{best} on the validation split:")
         self.console.table(*result.table())
         self.pictures.finish(result)
-
-
-def _column(name: str) -> str:
-    """The public column of a term: `box` is `box_loss`, gauges keep their name."""
-    return name if name.endswith("_ratio") else f"{name}_loss"

@@ -6,21 +6,27 @@ executed. Weight files (`last.pt`, `best.pt`) stay free of it, so a distilled st
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
+import numpy as np
 import torch
 
 from models.archive import load_content
 from models.yolo import Model
-from utils.config.files import replace_atomically
+from utils.config.files import claim_folder, refusals, remove_unfinished, replace_atomically
+from utils.config.hyperparameters import Hyperparameters
+from utils.config.schema import settings_from
+from utils.datasets.index import DatasetIndex
 from utils.errors import UserError
 from utils.training.loop import Meters, Trainer
 
 STATE_NAME = "state.pt"
-VERSION = 2  # of the file's content
+VERSION = 3  # of the file's content
 # Kinds of errors that values of a wrong type or shape end in.
 _MISFITS = (LookupError, TypeError, ValueError, AttributeError, RuntimeError)
 
@@ -33,7 +39,8 @@ class RunState:
     before the first validation.
     best_epoch: of the best score. class_scores: (K,) mAP50-95 of the last validation, zeros before it.
     kind: the options class that started the run. options: its values. network: its config, anchors as
-    they are trained with. names: its classes.
+    they are trained with. names: its classes. hyp: its hyperparameters. data: the digest of its training
+    pictures.
     """
 
     epoch: int
@@ -44,6 +51,16 @@ class RunState:
     options: dict[str, Any]
     network: dict[str, Any]
     names: list[str]
+    hyp: dict[str, Any]
+    data: str
+
+
+def data_digest(index: DatasetIndex) -> str:
+    """Changes with the names, sizes, order or labels of the pictures, not with the folder they lie in."""
+    digest = hashlib.sha256("\0".join(os.path.basename(path) for path in index.paths).encode())
+    for values in (index.sizes_wh, index.labelled, index.label_owners(), index.all_labels()):
+        digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()
 
 
 def save_state(path: Path, run: RunState, trainer: Trainer) -> None:
@@ -60,6 +77,7 @@ def save_state(path: Path, run: RunState, trainer: Trainer) -> None:
         "ema_updates": trainer.ema.updates,
         "optimizer": trainer.optimizer.state_dict(),
         "scaler": trainer.scaler.state_dict(),
+        "guard": trainer.guard.state_dict(),
         "pending": trainer.pending,
         "done": trainer.done,
         "meters": [[list(names), sums] for names, sums in trainer.meters.sums.items()],
@@ -72,12 +90,15 @@ def save_state(path: Path, run: RunState, trainer: Trainer) -> None:
 def find_state(resume: str, project: Path) -> Path:
     """The state file that `--resume` means: of the named run, or of the newest one.
 
-    `resume` may be a run folder, its weights folder, or a weight or state file in it; "" takes the
+    `resume` may be a run folder, its weights folder, or last.pt or state.pt in it; "" takes the
     run under `project` whose state was written last.
     """
     if resume:
         given = Path(resume)
-        folders = [given, given / "weights", given.parent]
+        if given.is_file() and given.name not in (STATE_NAME, "last.pt"):
+            fix = "name the run's folder; to train on from these weights: --weights"
+            raise UserError("a run goes on from where it stopped, not from this file", given, fix)
+        folders = [given.parent] if given.is_file() else [given, given / "weights"]
         for folder in folders:
             if (folder / STATE_NAME).is_file():
                 return folder / STATE_NAME
@@ -115,6 +136,11 @@ def _misfit(why: object) -> UserError:
     return UserError(f"is no intact run state ({why})", STATE_NAME, fix)
 
 
+def saved_hyp(content: dict[str, Any]) -> Hyperparameters:
+    """The hyperparameters that the run began with, whatever has become of the files they came from."""
+    return settings_from(Hyperparameters, run_state(content).hyp, {}, Path(STATE_NAME))
+
+
 def saved_network(content: dict[str, Any], names: Sequence[str], data: Path) -> Model:
     """The network of a state's content, for `restore` to fill; needs no file but the state.
 
@@ -136,11 +162,27 @@ def saved_network(content: dict[str, Any], names: Sequence[str], data: Path) -> 
     return model
 
 
+def open_weights(folder: Path) -> Path:
+    """Claims a run's folder and gives the one for its weights, tidied up.
+
+    Raises:
+        UserError: another process writes there, or the system refuses.
+    """
+    claim_folder(folder)
+    weights = folder / "weights"
+    with refusals("cannot be made", weights):
+        weights.mkdir(exist_ok=True)
+    for place in (folder, weights):
+        remove_unfinished(place)
+    return weights
+
+
 def remove_weights(folder: Path) -> None:
     """Removes what a run writes into its weights folder."""
-    for pattern in (STATE_NAME, "best.pt", "last.pt", "epoch*.pt"):
-        for path in folder.glob(pattern):
-            path.unlink()
+    with refusals("an earlier run's weights cannot be removed", folder):
+        for pattern in (STATE_NAME, "best.pt", "last.pt", "epoch*.pt"):
+            for path in folder.glob(pattern):
+                path.unlink()
 
 
 def restore(content: dict[str, Any], trainer: Trainer) -> None:
@@ -163,7 +205,7 @@ def _restore(content: dict[str, Any], trainer: Trainer) -> None:
     trainer.optimizer.load_state_dict(content["optimizer"])
     if trainer.amp_dtype is torch.float16 and content["scaler"].get("scale", 1.0) != 1.0:
         trainer.scaler.load_state_dict(content["scaler"])
-    trainer.guard.remember()
+    trainer.guard.load_state_dict(content["guard"])
     trainer.pending, trainer.done = content["pending"], content["done"]
     trainer.meters = Meters({tuple(names): sums.to(trainer.device) for names, sums in content["meters"]})
     parameters = [p for group in trainer.optimizer.param_groups for p in group["params"]]
