@@ -50,8 +50,7 @@ def _of_this_rank(wanted: list[str], name: str) -> str:
 def advice_on_memory() -> Iterator[None]:
     """Turns a lack of memory into a UserError that says what to do.
 
-    A GPU's own, or that of the processes that make batches: the system ends these without a word, and
-    the loader's error for it may arise anywhere in this process.
+    A GPU's own, or that of the processes that make batches, which the system ends without a word.
     """
     try:
         yield
@@ -65,10 +64,14 @@ def advice_on_memory() -> Iterator[None]:
         raise dead_worker(error) from error
 
 
-def dead_worker(error: Exception) -> UserError:
+class DeadWorkerError(UserError):
+    """A process that makes batches is gone."""
+
+
+def dead_worker(error: Exception) -> DeadWorkerError:
     """What to say when a process that makes batches is gone; `error` is how that showed."""
     fix = "often for want of memory: fewer --workers, no --cache, in a container a larger --shm-size"
-    return UserError(
+    return DeadWorkerError(
         f"a process that makes batches has died ({str(error) or type(error).__name__})", "--workers", fix
     )
 

@@ -45,11 +45,16 @@ def joined_ranks() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "gloo" in str(error):
+        if is_lost_rank(error):
             fix = "its own message says why; torchrun --max-restarts N goes on by itself"
             raise UserError(f"another process of this run is gone ({error})", "torchrun", fix) from error
         raise
     dist.destroy_process_group()
+
+
+def is_lost_rank(error: Exception) -> bool:
+    """Whether an error says that another process cannot be reached any more."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def local_rank() -> int:
@@ -89,6 +94,31 @@ def from_all(value: _T) -> list[_T]:
     boxes: list[_T | None] = [None] * world_size()
     dist.all_gather_object(boxes, value)
     return boxes  # type: ignore[return-value]  # all are filled
+
+
+class Vote:
+    """The largest of the numbers that the ranks give, told to all of them at the same call.
+
+    The answer is that of the call before: it comes in while a step is computed, so that nobody waits for
+    it. Numbers go from processor to processor (gloo) where gradients go from GPU to GPU, so that nobody
+    waits for a GPU either. In a single process the answer is the number itself, at once.
+    """
+
+    def __init__(self) -> None:
+        self._number: Tensor | None = None
+        self._work: dist.Work | None = None
+
+    def __call__(self, number: int) -> int:
+        """Hands in this rank's number, 0 or more; gives what came of the call before, at first 0."""
+        if not is_distributed():
+            return number
+        answer = 0
+        if self._work is not None and self._number is not None:
+            self._work.wait()
+            answer = int(self._number)
+        self._number = torch.tensor(number)
+        self._work = dist.all_reduce(self._number, op=dist.ReduceOp.MAX, async_op=True)
+        return answer
 
 
 def share_state(module: nn.Module, *, parameters: bool = True) -> None:

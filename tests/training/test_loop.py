@@ -20,7 +20,7 @@ class Toy(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.body = nn.Conv2d(3, 4, 1)
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 1))
         self.head = nn.Conv2d(4, 2, 1)
 
     def forward_features(self, images):
@@ -219,14 +219,47 @@ def test_statistics_of_batch_norms_that_a_broken_batch_has_spoilt_are_put_back()
 
 
 def test_what_a_restored_state_brought_is_what_a_broken_batch_is_mended_with():
-    norm = nn.BatchNorm2d(2)
+    norm, other = nn.BatchNorm2d(2), StepGuard([nn.BatchNorm2d(2)])
     guard = StepGuard([norm])
+    for value in (1.0, float("nan"), float("nan")):
+        other.note(torch.tensor(value))
+    other.check(batch_of(), Progress(0, 0, 9, 1), {})
     norm.running_mean.fill_(7.0)
-    guard.remember()
+    guard.load_state_dict(other.state_dict())
     norm(torch.full((4, 2, 3, 3), float("nan")))
     guard.note(torch.tensor(float("nan")))
-    assert "skipped" in guard.check(batch_of(), Progress(0, 0, 9, 1), {})
+    assert "skipped (3 so far)" in guard.check(batch_of(), Progress(0, 0, 9, 1), {})
     assert norm.running_mean.tolist() == [7.0, 7.0]
+    assert guard.state_dict() == {"skipped": 3, "in_row": 3, "told": 3}
+
+
+def with_norm(**given):
+    """A trainer of two batches an update whose network has a batch norm."""
+    trainer = trainer_of([Square("a", 1.0)], batch_size=32, **given)
+    trainer.step.model.body.append(nn.BatchNorm2d(4))
+    trainer.ema = ModelEma(trainer.step.model)
+    trainer.guard = StepGuard([trainer.step.model, trainer.ema.model], interval=10)
+    return trainer
+
+
+@pytest.mark.fault(
+    "a broken batch that is the first of several whose gradients add up",
+    "its update is skipped; statistics of batch norms stay finite after every step",
+)
+@pytest.mark.parametrize("broken", [2, 3])
+def test_a_broken_batch_among_those_of_an_update_leaves_no_trace_in_statistics(broken):
+    trainer = with_norm()
+    batches, finite, warnings = [batch_of(seed=i) for i in range(12)], [], []
+    batches[broken].images[0, 0, 0, 0] = float("nan")
+
+    def look(_progress):
+        values = (*trainer.step.model.state_dict().values(), *trainer.ema.model.state_dict().values())
+        finite.append(all(bool(value.isfinite().all()) for value in values))
+
+    trainer.run_epoch(Loader(batches), 0, 1, Bar, EpochHooks(after=look, warn=warnings.append))
+    assert finite == [True] * 12
+    assert len(warnings) == 1 and trainer.guard.skipped == 1
+    assert float(trainer.step.model.body[1].running_mean.abs().max()) > 0
 
 
 def test_meters_average_each_name_over_its_own_count():

@@ -7,7 +7,6 @@ the network wants: a batch is never transposed.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -31,6 +30,7 @@ from utils.datasets.labels import Labels
 from utils.datasets.mosaic import Picture, mosaic_tiles, normalise_boxes, place_boxes, single_tile
 from utils.datasets.sampling import BatchOrder, TrainingOrder, rect_groups
 from utils.datasets.store import CacheKind, LostPictureError, PictureStore
+from utils.datasets.workers import died, no_interruptions, outlive_signals, usable_cpus
 from utils.device import dead_worker
 from utils.distributed import rank, world_size
 from utils.errors import UserError
@@ -202,7 +202,8 @@ class BatchLoader(DataLoader[Any]):
             # OpenCV's threads off and compute nothing with torch, so no lock of a thread that is
             # missing in them is ever waited for.
             warnings.filterwarnings("ignore", ".*fork.* may lead to deadlocks", DeprecationWarning)
-            batches = super().__iter__()
+            with no_interruptions():
+                batches = super().__iter__()
         for batch in self._received(batches):
             if isinstance(batch, UserError):
                 # A copy: the received one would, through its traceback, hold itself and this loader,
@@ -214,10 +215,10 @@ class BatchLoader(DataLoader[Any]):
     def _received(self, batches: Iterator[Any]) -> Iterator[Any]:
         try:
             yield from batches
-        except (EOFError, OSError) as error:
-            if not self.num_workers:
+        except (EOFError, OSError, RuntimeError) as error:
+            if not self.num_workers or not died(error):
                 raise
-            raise dead_worker(error) from error  # while it handed a batch over
+            raise dead_worker(error) from error
 
     def _tell(self, lost: Lost) -> None:
         for path, reason in lost:
@@ -349,7 +350,7 @@ def eval_loader(
 def _batch_loader(
     dataset: DetectionDataset, orders: Sequence[BatchOrder] | TrainingOrder, workers: int
 ) -> BatchLoader:
-    count = max(min(workers, _usable_cpus(), len(orders)), 0)
+    count = max(min(workers, usable_cpus(), len(orders)), 0)
     return BatchLoader(
         dataset,
         sampler=orders,
@@ -357,6 +358,7 @@ def _batch_loader(
         collate_fn=_as_it_is,
         num_workers=count,
         persistent_workers=count > 0,
+        worker_init_fn=outlive_signals if count else None,
         pin_memory=torch.cuda.is_available(),
         # Forked workers share the index and the caches; elsewhere than on Linux forking is unsafe.
         multiprocessing_context=multiprocessing.get_context("fork")
@@ -367,9 +369,3 @@ def _batch_loader(
 
 def _as_it_is(batch: Any) -> Any:
     return batch
-
-
-def _usable_cpus() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

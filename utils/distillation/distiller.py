@@ -16,6 +16,7 @@ from utils.distillation.ensemble import Teachers
 from utils.distillation.features import FeatureLoss
 from utils.distillation.presets import Preset
 from utils.distillation.schedule import DistillSchedule
+from utils.distillation.teacher import InStudentsTerms
 from utils.errors import UserError
 from utils.losses.recipe import EpochReport
 
@@ -95,6 +96,14 @@ class Distiller(nn.Module):
                 distances.append(loss(own, view.features, view.own_levels))
             terms["feature"] = torch.stack(distances).mean() * self.feature_ratio
         return terms
+
+    def networks(self) -> dict[str, nn.Module]:
+        """The teachers that are not the student itself, as they answer to the student's pictures."""
+        return {
+            f"teacher {member.source}": InStudentsTerms(member, 0)
+            for member in self.teachers.members
+            if member.is_frozen
+        }
 
     def observe(self, gradient_ratio: Tensor, progress: Progress) -> None:
         """Takes in the measured norm of its gradient, relative to that of the labels' loss."""

@@ -20,7 +20,8 @@ class Loss(Protocol):
     names: its terms, known before the first step. label: what its gradient is reported as.
 
     It may have `observe(gradient_ratio, progress)`, called where its gradient was measured,
-    `review(report)`, which gives warnings after an epoch, and `finish()` for the end of the run.
+    `review(report)`, which gives warnings after an epoch, `finish()` for the end of the run, and
+    `networks()`, those that it asks beside the trained one, by what to call them.
     """
 
     names: tuple[str, ...]

@@ -21,8 +21,8 @@ class StepGuard:
     """Watches the gradient norms of a run.
 
     The update itself is skipped by the loss scaler, on the device. What the guard adds: it counts, it
-    puts the statistics of batch norms back that a broken batch has spoilt, and it stops a run that does
-    not recover, with the batch on the disk.
+    puts the statistics of batch norms back that a broken batch has spoilt, after every step and on the
+    device too, and it stops a run that does not recover, with the batch on the disk.
     """
 
     def __init__(self, modules: list[nn.Module], folder: Path | None = None, interval: int = 1) -> None:
@@ -31,34 +31,30 @@ class StepGuard:
         folder: where a batch is saved. interval: steps between two looks at the device.
         """
         self.folder, self.interval = folder, interval
-        self.skipped = 0
-        self._counts: Tensor | None = None  # of this run: skipped, and skipped in a row
+        self.skipped = 0  # as far as it was told
+        self._counts = torch.zeros(2)  # of this run: skipped, and skipped in a row
         self._watched = [b for module in modules for b in module.buffers() if b.is_floating_point()]
-        self._good = [value.detach().clone() for value in self._watched]
+        self._good = self._together()
         self._alert = False
 
     def note(self, norm: Tensor) -> None:
         """Takes in the norm of all gradients of an update; does not wait for the device."""
-        if self._counts is None:
-            self._counts = torch.zeros(2, device=norm.device)
         bad = (~norm.isfinite()).float()
-        self._counts = (self._counts + bad) * torch.stack((torch.ones_like(bad), bad))
+        self._counts = (self._counts.to(norm.device) + bad) * torch.stack((torch.ones_like(bad), bad))
 
     def check(self, batch: Batch, progress: Progress, terms: Mapping[str, Tensor]) -> str | None:
-        """Looks at the counts now and then; gives a warning where an update was skipped since.
+        """Mends the statistics and, now and then, looks at the counts; to be called after every step.
 
-        Raises UserError when too many were skipped in a row.
+        Gives a warning where an update was skipped since. Raises UserError when too many were in a row.
         """
-        if self._counts is None or not (self._alert or progress.step % self.interval == 0):
+        self.mend()
+        if not (self._alert or progress.step % self.interval == 0):
             return None
         skipped, in_row = (int(value) for value in self._counts.tolist())
         new, self.skipped = skipped - self.skipped, skipped
+        self._alert = bool(new)
         if not new:
-            self._alert = False
-            self.remember()
             return None
-        self._alert = True
-        self._put_back()
         place = f"epoch {progress.epoch + 1}, step {progress.step}"
         if in_row >= MANY:
             saved = self._save(batch, progress, terms)
@@ -71,17 +67,35 @@ class StepGuard:
         return f"{place}: loss or gradient is no finite number, update skipped ({skipped} so far)"
 
     @torch.no_grad()
-    def remember(self) -> None:
-        """Takes the buffers as they are for good ones, as after a state was restored."""
-        for good, value in zip(self._good, self._watched, strict=True):
-            good.copy_(value)
+    def mend(self) -> None:
+        """Puts the last finite number in the place of every one in a buffer that is none.
 
-    @torch.no_grad()
-    def _put_back(self) -> None:
-        """A broken batch leaves NaN in running means, which no later batch can average away."""
-        for value, good in zip(self._watched, self._good, strict=True):
-            if not bool(value.isfinite().all()):
-                value.copy_(good)
+        A broken batch leaves NaN in running means, which no later batch can average away. It must not wait
+        for the update of its gradients either: with several batches an update the next ones would take what
+        it has left for good. Without a question to the device: this is a handful of kernels a step.
+        """
+        if not self._watched:
+            return
+        now = self._together()
+        self._good = torch.where(now.isfinite(), now, self._good)
+        parts = torch.split(self._good, [value.numel() for value in self._watched])
+        mended = [part.view(value.shape) for part, value in zip(parts, self._watched, strict=True)]
+        torch._foreach_copy_(self._watched, mended)
+
+    def _together(self) -> Tensor:
+        flat = [value.detach().reshape(-1) for value in self._watched]
+        return torch.cat(flat) if flat else torch.zeros(0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counts, for a run that goes on; waits for the device."""
+        skipped, in_row = (int(value) for value in self._counts.tolist())
+        return {"skipped": skipped, "in_row": in_row, "told": self.skipped}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Goes on from such counts, and from the buffers as they are now."""
+        self._counts = torch.tensor([float(saved["skipped"]), float(saved["in_row"])])
+        self.skipped = int(saved["told"])
+        self.mend()
 
     def _save(self, batch: Batch, progress: Progress, terms: Mapping[str, Tensor]) -> str:
         if self.folder is None:

@@ -106,6 +106,7 @@ class Trainer:
     that are done, gives the progress bar to iterate over.
     pending: batches whose gradients wait for the next update. done: batches of the epoch that are
     done, with their means in `meters`; not 0 at the start of an epoch that an earlier process began.
+    whole: whether all of this belongs to the same batch, as it does but within a step.
     parallel: the step in DistributedDataParallel, None in a single process.
     """
 
@@ -121,6 +122,7 @@ class Trainer:
     pending: int = 0
     done: int = 0
     meters: Meters = field(default_factory=Meters)
+    whole: bool = True
     parallel: nn.Module | None = None
 
     def run_epoch(
@@ -142,9 +144,11 @@ class Trainer:
             batch = batch.to(self.device).to_float()
             if self.multi_scale is not None:
                 batch = self.multi_scale(batch, progress)
+            self.whole = False
             terms = self.run_batch(batch, progress)
             self.meters.update(terms)
             self.done += 1
+            self.whole = True
             warning = self.guard.check(batch, progress, terms)
             if warning is not None:
                 hooks.warn(warning)

@@ -157,14 +157,20 @@ class TrainingRun:
         return trainer
 
     def _check_precision(self, trainer: Trainer) -> None:
-        """Turns reduced precision off where it says something else than float32."""
-        if trainer.amp_dtype is None:
+        """Turns reduced precision off where the network or a teacher says something else than in float32."""
+        dtype = trainer.amp_dtype
+        if dtype is None:
             return
-        images = next(iter(self.val_loader)).to(self.device).to_float().images
-        if not all(from_all(agrees(self.model, images, trainer.amp_dtype))):
-            kind = str(trainer.amp_dtype).removeprefix("torch.")
-            self.console.warn(f"in {kind} this network does not say what it says in float32: --amp is off")
-            trainer.amp_dtype = None
+        networks: dict[str, Any] = {"this network": self.model}
+        for loss in self.losses:
+            networks.update(getattr(loss, "networks", dict)())
+        batch = next(iter(self.val_loader), None)  # there may be fewer batches than ranks
+        images = None if batch is None else batch.to(self.device).to_float().images
+        for name, network in networks.items():
+            if not all(from_all(images is None or agrees(network, images, dtype))):
+                kind = str(dtype).removeprefix("torch.")
+                self.console.warn(f"in {kind} {name} does not say what it says in float32: --amp is off")
+                trainer.amp_dtype = None
 
     def _open_folder(self) -> None:
         options = self.options

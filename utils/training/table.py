@@ -1,0 +1,43 @@
+"""The rows of results.csv: what an epoch came to, under the columns that users of YOLOv5 know."""
+
+from __future__ import annotations
+
+from torch.optim import Optimizer
+
+from utils.evaluation.evaluate import EvaluationResult
+from utils.losses.detection import DetectionLoss
+from utils.training.step import TrainingStep
+
+METRICS = ("metrics/precision", "metrics/recall", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95")
+
+
+def columns_of(step: TrainingStep) -> list[str]:
+    """The columns of a run, known before the first step."""
+    return [
+        "epoch",
+        *(f"train/{_column(name)}" for name in (*step.names, *step.gauges)),
+        *METRICS,
+        *(f"val/{_column(name)}" for name in DetectionLoss.names),
+        "x/lr0",
+        "x/lr1",
+        "x/lr2",
+    ]
+
+
+def row_of(
+    epoch: int, means: dict[str, float], result: EvaluationResult | None, optimizer: Optimizer
+) -> dict[str, float]:
+    """The values of an epoch; without those of a validation where there was none."""
+    row: dict[str, float] = {"epoch": epoch}
+    row.update({f"train/{_column(name)}": value for name, value in means.items()})
+    if result is not None:
+        scores = (result.precision, result.recall, result.map50, result.map50_95)
+        row.update(dict(zip(METRICS, scores, strict=True)))
+        row.update({f"val/{_column(name)}": value for name, value in result.losses.items()})
+    row.update({f"x/lr{index}": group["lr"] for index, group in enumerate(optimizer.param_groups)})
+    return row
+
+
+def _column(name: str) -> str:
+    """The public column of a term: `box` is `box_loss`, gauges keep their name."""
+    return name if name.endswith("_ratio") else f"{name}_loss"
