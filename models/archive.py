@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,16 @@ import torch
 from torch import Tensor
 
 from models.foreign import Machine
-from models.inert import Inert, NumpyArray, RefusedError, Storage, text_items
+from models.inert import Inert, NumpyArray, RefusedError, Storage, shown, text_items
 from utils.errors import UserError
 
 MAX_PICKLE_BYTES = 8 << 20  # public files have less than 1 MB; a byte can become a list of 64
-MAX_MODULES = 100_000
+MAX_ENTRIES = 100_000  # modules and weights of a network, however often the file shows the same
 MAX_NAME = 1000  # characters of a weight's name
 MAX_PLAIN_DEPTH = 12
 MAX_PLAIN_VALUES = 16384
+_TEXT_UNIT = 64  # so many characters count as one more value
+_MAX_TOLD = 300  # characters of an error that a library words
 # What reading a damaged file can run into.
 _DAMAGE = (
     ValueError,
@@ -54,72 +56,119 @@ def load_content(path: Path) -> Any:
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror or error})", path, "check the path") from error
     except _DAMAGE as error:
-        fault = f"it is no intact weight file ({error})"
+        fault = f"it is no intact weight file ({str(error)[:_MAX_TOLD]})"
         raise UserError(fault, path, "fetch or copy the file again") from error
 
 
 def module_state(root: Inert) -> dict[str, Tensor]:
-    """The state dict of a recorded module: names with dots, tensors as they lie in the file."""
+    """The state dict of a recorded module: names with dots, tensors as they lie in the file.
+
+    Modules that contain one another would never end: the walk does after `MAX_ENTRIES`.
+    """
     state: dict[str, Tensor] = {}
     waiting: list[tuple[str, Any]] = [("", root)]
-    for _ in range(MAX_MODULES):  # modules that contain one another would never end
-        if not waiting:
-            break
+    left = MAX_ENTRIES
+    while waiting and left > 0:
         prefix, module = waiting.pop()
-        if not isinstance(module, Inert) or len(prefix) > MAX_NAME:
+        left -= 1
+        if not isinstance(module, Inert):
             continue
         attributes = module.attributes
         passing = attributes.get("_non_persistent_buffers_set")
-        buffers = text_items(attributes.get("_buffers"))
-        if isinstance(passing, set | list):
-            buffers = [(name, value) for name, value in buffers if name not in passing]
-        for name, value in [*text_items(attributes.get("_parameters")), *buffers]:
-            if isinstance(value, Tensor):
+        listed = passing if isinstance(passing, set | list) else ()
+        hidden = {name for name in listed if isinstance(name, str)}
+        kinds = ("_parameters", "_buffers", "_modules")
+        parameters, buffers, children = (text_items(attributes.get(kind)) for kind in kinds)
+        left -= len(parameters) + len(buffers) + len(children) + len(listed)
+        kept = [*parameters, *(entry for entry in buffers if entry[0] not in hidden)]
+        for name, value in kept:
+            if isinstance(value, Tensor) and len(prefix) + len(name) <= MAX_NAME:
                 state[prefix + name] = value
         # Last in, first out: reversed, the names come in the order of the layers.
-        for name, child in reversed(text_items(attributes.get("_modules"))):
-            waiting.append((f"{prefix}{name}.", child))
+        for name, child in reversed(children):
+            if len(prefix) + len(name) <= MAX_NAME:
+                waiting.append((f"{prefix}{name}.", child))
     return state
 
 
 def submodules(root: Inert) -> Iterable[Inert]:
-    """The records of a module and all modules in it, each once."""
+    """The records of a module and all modules in it, each once; `MAX_ENTRIES` are looked at."""
     seen: set[int] = set()
     waiting: list[Any] = [root]
-    while waiting:
+    left = MAX_ENTRIES
+    while waiting and left > 0:
         module = waiting.pop()
+        left -= 1
         if isinstance(module, Inert) and id(module) not in seen:
             seen.add(id(module))
             yield module
-            waiting.extend(child for _, child in text_items(module.attributes.get("_modules")))
+            children = text_items(module.attributes.get("_modules"))
+            left -= len(children)
+            waiting.extend(child for _, child in children)
 
 
 def plain_value(value: Any) -> Any:
     """Containers, numbers and text without the rest; what has no plain form becomes None.
 
-    Tensors become lists. At most 16384 values are taken over: containers that share their content can
-    describe more of them than any memory holds.
+    Tensors become lists. At most 16384 values are taken over, those of tensors and arrays among them, and
+    a million characters: containers that share their content can describe more than any memory holds.
     """
-    return _plain(value, 0, iter(range(MAX_PLAIN_VALUES)))
+    return _Plain().value(value, 0)
 
 
-def _plain(value: Any, depth: int, budget: Iterator[int]) -> Any:
-    if next(budget, None) is None or depth > MAX_PLAIN_DEPTH:
+class _Plain:
+    """Takes values over until there have been enough."""
+
+    def __init__(self) -> None:
+        self.left = MAX_PLAIN_VALUES
+
+    def value(self, value: Any, depth: int) -> Any:
+        """The plain form, or None."""
+        if depth > MAX_PLAIN_DEPTH or not self._takes(1):
+            return None
+        if isinstance(value, Inert) and value.kind == "argparse.Namespace":
+            value = value.attributes
+        if isinstance(value, dict):
+            return dict(self._pairs(value, depth + 1))
+        if isinstance(value, list | tuple | set | frozenset):
+            return list(self._items(value, depth + 1))
+        if isinstance(value, str):
+            return value if self._takes(len(value) // _TEXT_UNIT) else None
+        if isinstance(value, bool | int | float):
+            return value
+        return self._numbers(value)
+
+    def _takes(self, count: int) -> bool:
+        """Whether there is room for so many more; if so it is taken."""
+        if count > self.left:
+            return False
+        self.left -= count
+        return True
+
+    def _items(self, values: Iterable[Any], depth: int) -> Iterator[Any]:
+        for value in values:
+            if not self.left:
+                return
+            yield self.value(value, depth)
+
+    def _pairs(self, values: Mapping[Any, Any], depth: int) -> Iterator[tuple[str | int, Any]]:
+        for key, value in values.items():
+            if not self.left:
+                return
+            # A key that is passed over counts too: it takes time.
+            cost = 1 + len(key) // _TEXT_UNIT if isinstance(key, str) else 1
+            if self._takes(cost) and isinstance(key, str | int):
+                yield key, self.value(value, depth)
+
+    def _numbers(self, value: Any) -> Any:
+        if isinstance(value, Tensor) and self._takes(value.numel()):
+            return value.tolist() if value.numel() else []
+        if isinstance(value, NumpyArray) and isinstance(value.content, bytes):
+            try:
+                return value.value() if self._takes(len(value.content)) else None
+            except ValueError:  # of objects, or cut off
+                return None
         return None
-    if isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, NumpyArray):
-        return value.value()
-    if isinstance(value, Inert) and value.kind == "argparse.Namespace":
-        value = value.attributes
-    if isinstance(value, dict):
-        pairs = ((key, item) for key, item in value.items() if isinstance(key, str | int))
-        return {key: _plain(item, depth + 1, budget) for key, item in pairs}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item, depth + 1, budget) for item in value]
-    if isinstance(value, Tensor) and value.numel() <= MAX_PLAIN_VALUES:
-        return value.tolist()
-    return None
 
 
 def _no_zip(path: Path, error: zipfile.BadZipFile) -> str:
@@ -167,12 +216,13 @@ class _Records:
         if wanted.key not in self.storages:
             content = self._read(f"data/{wanted.key}")
             if len(content) != wanted.count * wanted.dtype.itemsize:
-                raise ValueError(f"storage {wanted.key} has {len(content)} bytes for {wanted.count} elements")
+                has = f"has {len(content)} bytes for {wanted.count} elements"
+                raise ValueError(f"storage {shown(wanted.key)} {has}")
             flat = torch.frombuffer(bytearray(content or bytes(8)), dtype=wanted.dtype)
             self.storages[wanted.key] = flat[: wanted.count]  # torch cannot wrap a buffer of nothing
         flat = self.storages[wanted.key]
         if flat.dtype != wanted.dtype or flat.numel() != wanted.count:
-            raise ValueError(f"storage {wanted.key} is asked for in two ways")
+            raise ValueError(f"storage {shown(wanted.key)} is asked for in two ways")
         return flat
 
     def _read(self, name: str) -> bytes:

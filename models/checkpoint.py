@@ -17,7 +17,7 @@ from torch import Tensor
 from models.archive import load_content, module_state, plain_value, submodules
 from models.common import NORM_EPSILON
 from models.config import FOLDER, read_config
-from models.inert import Inert
+from models.inert import Inert, shown, text_items
 from models.layers import ACTIVATIONS
 from models.yolo import Model
 from utils.config.files import replace_atomically
@@ -26,6 +26,7 @@ from utils.errors import UserError
 FORMAT, VERSION = "yolov5-distillation", 1
 _HALF_LIMIT = 65504.0  # the largest float16
 _MAX_NAME = 200  # characters of a class's name
+_SHOWN = 3
 _WRAPPERS = ("module.", "_orig_mod.")  # what data parallel training and torch.compile put before names
 
 
@@ -186,14 +187,14 @@ def _own(content: dict[str, Any], path: Path) -> Checkpoint:
         return Checkpoint(
             path=path,
             cfg=dict(values["cfg"]),
-            state=_clean_state(content["model"], path),
+            state=_clean_state(dict(text_items(content["model"])), path),
             names=_listed_names(values["names"]),
             epoch=int(values["epoch"]),
             best_fitness=None if fitness is None else float(fitness),
             meta=dict(values["meta"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
-        fault = f"it is no intact weight file ({error!r})"
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        fault = f"it is no intact weight file ({shown(repr(error))})"
         raise UserError(fault, path, "fetch or copy the file again") from error
 
 
@@ -208,14 +209,14 @@ def _public(content: Any, path: Path) -> Checkpoint:
     if isinstance(network, Inert):
         cfg, names, state = _from_module(_unwrapped(network), path)
     elif isinstance(network, dict) and any(isinstance(value, Tensor) for value in network.values()):
-        state = _clean_state(network, path)
+        state = _clean_state(dict(text_items(network)), path)
         cfg, names = _guess_config(state), _names(holder.get("names"))
     else:
         raise UserError("it holds no network", path, "give weights of this project or public YOLOv5 ones")
     epoch, fitness = plain_value(holder.get("epoch")), plain_value(holder.get("best_fitness"))
     fitness = fitness[0] if isinstance(fitness, list) and fitness else fitness
     known = {"ema", "model", "optimizer", "epoch", "best_fitness", "names"}
-    rest = {} if network is holder else {str(key): value for key, value in holder.items() if key not in known}
+    rest = {} if network is holder else {key: value for key, value in text_items(holder) if key not in known}
     return Checkpoint(
         path=path,
         cfg=cfg,
@@ -256,14 +257,14 @@ def _activation(module: Inert, path: Path) -> str | None:
             slope = act.attributes.get("negative_slope")
             found.add((act.kind.rsplit(".", 1)[1], slope if isinstance(slope, int | float) else None))
     if len(found) > 1 or any(name not in ACTIVATIONS for name, _ in found):
-        kinds = ", ".join(sorted(name for name, _ in found))
+        kinds = ", ".join(sorted(name for name, _ in found)[:_SHOWN])
         fix = f"a network with one of {', '.join(ACTIVATIONS)} can be read"
         raise UserError(f"its blocks have the activations {kinds}", path, fix)
     name, slope = found.pop() if found else ("SiLU", None)
     return None if name == "SiLU" else f"nn.{name}()" if slope is None else f"nn.{name}({slope})"
 
 
-def _clean_state(state: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
+def _clean_state(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     """Names as our networks have them, float32, never fused. Raises UserError for broken values."""
     clean: dict[str, Tensor] = {}
     tensors = {
@@ -278,12 +279,12 @@ def _clean_state(state: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
         )
     for name, value in tensors.items():
         for wrapper in _WRAPPERS:
-            name = str(name).removeprefix(wrapper)
+            name = name.removeprefix(wrapper)
         if name.endswith(".anchor_grid"):  # of v5.0: the anchors once more, in px
             continue
         value = value.float() if value.is_floating_point() else value
         if value.is_floating_point() and not value.isfinite().all():
-            raise UserError(f"{name} is not finite", path, "the training that made it diverged")
+            raise UserError(f"{shown(name)} is not finite", path, "the training that made it diverged")
         clean[name if name.startswith("model.") else f"model.{name}"] = value
     return _unfused(clean)
 
@@ -328,7 +329,7 @@ def _classes_of_head(state: Mapping[str, Tensor], anchors_per_cell: int) -> int 
         return None
     anchors = state.get(f"model.{index}.anchors")
     count = anchors.shape[1] if anchors is not None and anchors.ndim == 3 else anchors_per_cell
-    outputs = len(state[f"model.{index}.m.0.weight"])
+    outputs = state[f"model.{index}.m.0.weight"].shape[0]
     return outputs // count - 5 if count and outputs % count == 0 and outputs // count > 5 else None
 
 
@@ -336,7 +337,8 @@ def _head_index(state: Mapping[str, Tensor]) -> int | None:
     """The last layer's index, if it looks like Detect."""
     indices = [int(found[1]) for name in state if (found := re.match(r"model\.(\d{1,4})\.", name))]
     last = max(indices, default=-1)
-    return last if f"model.{last}.m.0.weight" in state else None
+    weight = state.get(f"model.{last}.m.0.weight")
+    return last if weight is not None and weight.ndim else None
 
 
 def _guess_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -370,11 +372,11 @@ def _check_fit(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], checkp
         for name in wanted
         if name in state and state[name].shape != wanted[name].shape
     ]
-    problems += [f"{name} is not in the network" for name in checkpoint.state if name not in wanted]
+    problems += [f"{shown(name)} is not in the network" for name in checkpoint.state if name not in wanted]
     if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise UserError(
-            f"its weights are not those of its network: {'; '.join(problems[:3])}{more}",
+            f"its weights are not those of its network: {'; '.join(problems[:_SHOWN])}{more}",
             checkpoint.path,
             "give the config that belongs to them",
         )

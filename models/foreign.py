@@ -25,12 +25,16 @@ from models.inert import (
     dict_of,
     in_twos,
     is_known,
+    shown,
     text_items,
     usable_key,
 )
 
 # What calls may copy in all, in elements: an instruction of a few bytes can name a value of megabytes.
 MAX_COPIED = 20_000_000
+MAX_INSTRUCTIONS = 1_000_000  # a tenth of it for the largest public files; one can make a set of 200 bytes
+MAX_NAME = 200  # characters of a global's module, and of its name in there
+MAX_BITS = 1000  # of a whole number, so that it becomes a float or a text of bounded length
 
 _MARK = object()
 _CONSTANTS = frozenset(
@@ -55,6 +59,14 @@ _GATHERED: dict[str, Callable[[list[Any]], Any]] = {
 }
 
 
+def _order(state: Any) -> str:
+    """The byte order in the state of a numpy type."""
+    order = state[1] if isinstance(state, tuple) and len(state) > 1 else None
+    if not isinstance(order, str) or order not in ("<", ">", "=", "|"):
+        raise ValueError("a numpy type has no proper byte order")
+    return "<" if order == "|" else order
+
+
 class Machine:
     """Carries out a pickle's instructions on inert values."""
 
@@ -68,10 +80,12 @@ class Machine:
 
     def run(self, instructions: bytes) -> Any:
         """The value that is left at the end."""
-        for opcode, argument, _ in pickletools.genops(instructions):
+        for number, (opcode, argument, _) in enumerate(pickletools.genops(instructions)):
             name = opcode.name
+            if number == MAX_INSTRUCTIONS:
+                raise RefusedError(f"it has more than {MAX_INSTRUCTIONS:,} instructions")
             if name in _CONSTANTS:
-                self.stack.append(argument)
+                self._constant(argument)
             elif name in _FRESH:
                 self.stack.append(_FRESH[name]())
             elif name in _GATHERED:
@@ -81,6 +95,12 @@ class Machine:
             elif name not in ("PROTO", "FRAME", "STOP"):
                 raise RefusedError(f"it uses the pickle instruction {name}")
         return self.stack.pop()
+
+    def _constant(self, value: Any) -> None:
+        # The hash of a number of megabytes takes its time, each time that it is a key.
+        if isinstance(value, int) and value.bit_length() > MAX_BITS:
+            raise RefusedError(f"a number has more than {MAX_BITS} bits")
+        self.stack.append(value)
 
     def _to_mark(self) -> list[Any]:
         """Takes everything above the last mark, and the mark, off the stack."""
@@ -103,6 +123,8 @@ class Machine:
     def _named(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
             raise ValueError("a name is no text")
+        if max(len(module), len(name)) > MAX_NAME:
+            raise RefusedError(f"it asks for {shown(module)}.{shown(name)}, which is no part of a network")
         wanted = Name({"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module), name)
         if not is_known(wanted):
             raise RefusedError(f"it asks for {wanted}, which is no part of a network")
@@ -115,7 +137,9 @@ class Machine:
         self.stack.append(constructor(function)(*arguments))
 
     def _count(self, values: Iterable[Any]) -> None:
-        self.copied += sum(len(value) for value in values if isinstance(value, Sized))
+        # A tensor is a view, however often it is passed on; one without dimensions has no length.
+        copied = (value for value in values if isinstance(value, Sized) and not isinstance(value, Tensor))
+        self.copied += sum(map(len, copied))
         if self.copied > MAX_COPIED:
             raise RefusedError("it copies its values over and over")
 
@@ -151,8 +175,10 @@ class Machine:
             self._count(parts)
             target.attributes.update((key, value) for part in parts for key, value in text_items(part))
         elif isinstance(target, NumpyType):
-            target.order = "<" if state[1] == "|" else state[1]
+            target.order = _order(state)
         elif isinstance(target, NumpyArray):
+            if not isinstance(state, tuple) or len(state) != 5 or not isinstance(state[1], tuple):
+                raise ValueError("a numpy array has no proper state")
             _, target.shape, target.dtype, _, target.content = state
         elif not isinstance(target, dict | Tensor):  # theirs is metadata that nothing here needs
             raise RefusedError(f"it sets attributes of {type(target).__name__}")
@@ -162,9 +188,10 @@ class Machine:
         if not isinstance(wanted, tuple) or len(wanted) != 5 or wanted[0] != "storage":
             raise ValueError("a storage is named in an unknown way")
         _, kind, key, _, count = wanted
-        named = isinstance(kind, Name) and kind.module == "torch" and kind.name in STORAGES
-        if not named or not isinstance(key, str) or type(count) is not int:
-            raise ValueError(f"storage {key} is of an unknown kind")
+        if not isinstance(key, str) or type(count) is not int:
+            raise ValueError("a storage is named in an unknown way")
+        if not isinstance(kind, Name) or kind.module != "torch" or kind.name not in STORAGES:
+            raise ValueError(f"storage {shown(key)} is of an unknown kind")
         self.stack.append(self.storage(Storage(STORAGES[kind.name], key, count)))
 
     def _on_append(self, _argument: Any) -> None:

@@ -2,6 +2,9 @@
 
 Classes of networks become `Inert` records; constructors of containers, tensors, numbers and paths become
 functions of this module with the same effect on plain values. Whatever is not on the list is refused.
+
+A few bytes can describe lists that hold one another and stand for more values than any memory holds. So
+no value is formatted, hashed or compared before its type is known, and none but text and numbers then.
 """
 
 from __future__ import annotations
@@ -34,8 +37,11 @@ NETWORK_CLASS = re.compile(
     r"(torch\.nn\.(modules|parallel)(\.\w+)*|(yolov5\.)?(models(\.\w+)+|utils\.(activations|torch_utils)))"
     r"\.([A-Z]\w*|autoShape)"
 )
+NUMPY_NUMBER = re.compile("[<>=](b1|[iu][1248]|f[248])")
 MAX_DIMENSIONS = 16
-MAX_ARRAY_BYTES = 1 << 16
+MAX_EMPTY = 1 << 16  # the other dimensions of a tensor without elements, multiplied
+MAX_NUMBER_BYTES = 16  # of a single numpy number
+_MAX_SHOWN = 100
 RECORDS = {f"datetime.{name}" for name in ("date", "datetime", "timedelta", "timezone")} | {
     "argparse.Namespace"
 }
@@ -55,7 +61,7 @@ class Name:
         return f"{self.module}.{self.name}"
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Inert:
     """An object that the file describes: its class by name, and its attributes."""
 
@@ -73,7 +79,7 @@ class Storage:
     count: int
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class NumpyType:
     """A numpy data type by its short code (`f8`) and byte order."""
 
@@ -85,6 +91,11 @@ class RefusedError(Exception):
     """What is wrong with the instructions."""
 
 
+def shown(text: str) -> str:
+    """The start of a text of any length, for a message."""
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+
+
 def text_items(mapping: Any) -> list[tuple[str, Any]]:
     """A mapping's entries whose key is text; nothing for what is no mapping."""
     if not isinstance(mapping, dict):
@@ -94,10 +105,13 @@ def text_items(mapping: Any) -> list[tuple[str, Any]]:
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_rest: Any) -> Tensor:
     """A view of a flat storage; it must lie inside of it and not repeat elements."""
+    listed = isinstance(size, list | tuple) and isinstance(stride, list | tuple)
+    if not isinstance(storage, Tensor) or not listed or not len(size) == len(stride) <= MAX_DIMENSIONS:
+        raise ValueError("a tensor has no proper size")
     sizes, strides = [*size], [*stride]
-    numbers = [offset, *sizes, *strides]
-    whole = all(type(x) is int and x >= 0 for x in numbers)
-    if not isinstance(storage, Tensor) or not whole or not len(sizes) == len(strides) <= MAX_DIMENSIONS:
+    whole = all(type(x) is int and x >= 0 for x in (offset, *sizes, *strides))
+    # A billion rows of nothing take no room in the file, and become a billion lists.
+    if not whole or (0 in sizes and math.prod(x for x in sizes if x) > MAX_EMPTY):
         raise ValueError("a tensor has no proper size")
     count = math.prod(sizes)
     end = offset + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True)) if count else offset
@@ -148,12 +162,32 @@ def _encoded(text: Any, encoding: Any = "latin1") -> bytes:
     return text.encode(encoding)
 
 
+def _path(*parts: Any) -> str:
+    if not all(isinstance(part, str) for part in parts):
+        raise ValueError("a path is made of what is no text")
+    return "/".join(parts).replace("//", "/")
+
+
+def _numpy_type(code: Any, *_rest: Any) -> NumpyType:
+    if not isinstance(code, str):
+        raise ValueError("a numpy type has no proper code")
+    return NumpyType(code)
+
+
+def _object(name: Any, *_rest: Any) -> Inert:
+    if not isinstance(name, Name):
+        raise ValueError("an object has no proper class")
+    return Inert(str(name))
+
+
 def _number(dtype: Any, content: Any = b"\0" * 8) -> Any:
     """A numpy scalar from its bytes."""
+    if isinstance(content, bytes) and len(content) > MAX_NUMBER_BYTES:
+        raise ValueError("a numpy number is too long")
     return NumpyArray((), dtype, content).value()
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class NumpyArray:
     """A numpy array under construction: the file first makes an empty one, then fills it."""
 
@@ -162,14 +196,13 @@ class NumpyArray:
     content: Any = b""
 
     def value(self) -> Any:
-        """Numbers: one for a shape without dimensions, else a flat list; None for a large array."""
+        """Numbers: one for a shape without dimensions, else a flat list. Raises ValueError for others."""
         if not isinstance(self.dtype, NumpyType) or not isinstance(self.content, bytes):
             raise ValueError("a numpy array has no proper content")
-        if len(self.content) > MAX_ARRAY_BYTES:
-            return None
-        if not re.fullmatch("[<>=][biuf][1248]", self.dtype.order + str(self.dtype.code)):
-            raise ValueError(f"a numpy array is of type {self.dtype.code}")
-        found = np.frombuffer(self.content, self.dtype.order + self.dtype.code).tolist()
+        kind = self.dtype.order + self.dtype.code
+        if not NUMPY_NUMBER.fullmatch(kind):
+            raise ValueError(f"a numpy array is of type {shown(self.dtype.code)}")
+        found = np.frombuffer(self.content, kind).tolist()
         return found[0] if self.shape == () and len(found) == 1 else found
 
 
@@ -190,9 +223,9 @@ CONSTRUCTORS: dict[str, Callable[..., Any]] = {
     "builtins.frozenset": _sequence(frozenset),
     "builtins.complex": _first,
     "_codecs.encode": _encoded,
-    "numpy.dtype": lambda code, *_rest: NumpyType(code),
+    "numpy.dtype": _numpy_type,
     "numpy.ndarray": lambda *_rest: NumpyArray(),
-    "copyreg._reconstructor": lambda name, *_rest: Inert(str(name)),
+    "copyreg._reconstructor": _object,
 }
 # Named only as arguments of the constructors above.
 ARGUMENTS = {"builtins.object", "builtins.int", "builtins.float"}
@@ -206,7 +239,7 @@ def constructor(name: Name) -> Callable[..., Any]:
     if NETWORK_CLASS.fullmatch(text) or text in RECORDS:
         return lambda *arguments: Inert(text, arguments)
     if PATH_CLASS.fullmatch(text):
-        return lambda *parts: "/".join(str(part) for part in parts).replace("//", "/")
+        return _path
     if NUMPY_CORE.fullmatch(name.module):
         return _number if name.name == "scalar" else lambda *_rest: NumpyArray()
     raise RefusedError(f"it calls {text}")

@@ -12,7 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PosixPath
 
 import cv2
 import numpy as np
@@ -422,6 +422,12 @@ CASES = {
         "read up to 16384 values, names that are no text left out",
         lambda folder: detect(own_file(folder / "w.pt", cfg={"nc": laughs(30)}, names=laughs(30))),
         ("w.pt",),
+    ),
+    "weights: path": Case(
+        "weights of 700 bytes with a path of lists that hold one another, 10^18 values",
+        NO_MEMORY,
+        weights_of(lambda _: pickle.dumps(Call(PosixPath, doubled(60)), 2)),
+        ("no intact weight file", "a path is made of what is no text"),
     ),
     "weights: network": Case(
         "weights whose network has a billion layers",
