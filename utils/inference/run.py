@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,17 +19,14 @@ from utils.config.options import DetectOptions
 from utils.datasets.images import Image
 from utils.device import select_device
 from utils.errors import UsageError, UserError
+from utils.inference.detector import Detector, Prepared
 from utils.inference.frames import Frame, Source
 from utils.inference.outputs import OutputChoice, Outputs
-from utils.inference.predictor import (
-    Predictor,
-    half_precision,
-    in_words,
-    prepare_model,
-    rescale_detections,
-)
-from utils.inference.preprocess import fitting_image_size, letterbox_image
+from utils.inference.pipeline import Behind, in_groups, read_ahead
+from utils.inference.predictor import Predictor, half_precision, in_words, prepare_model
+from utils.inference.preprocess import fitting_image_size
 from utils.inference.sources import open_source
+from utils.inference.streams import StreamSource
 from utils.inference.viewer import Viewer
 from utils.reporting.console import Console
 from utils.reporting.draw import draw_boxes
@@ -43,33 +39,6 @@ class DrawStyle:
     line_thickness: int = 3
     hide_labels: bool = False
     hide_conf: bool = False
-
-
-class Detector:
-    """Finds objects in single frames of any size."""
-
-    def __init__(self, predictor: Predictor, names: Sequence[str], size_hw: tuple[int, int]) -> None:
-        self.predictor, self.names, self.size_hw = predictor, list(names), size_hw
-        self.stride = predictor.model.size_multiple
-        if predictor.device.type == "cuda":
-            # The first pass sets up the card; it belongs to no picture's time.
-            predictor.predict(torch.zeros(1, 3, *size_hw, device=predictor.device))
-            predictor.watch.reset()
-
-    def __call__(self, image: Image) -> Tensor:
-        """Detections (n, 6) on the CPU: box in pixels of the image (H, W, 3) BGR, confidence, class."""
-        watch = self.predictor.watch
-        watch.start()
-        pixels, letterbox = letterbox_image(image, self.size_hw, self.stride)
-        images = pixels.to(self.predictor.device).float().div_(255)
-        watch.lap("preprocess")
-        (found,) = self.predictor.predict(images)
-        return rescale_detections(found.cpu(), letterbox)
-
-    def in_words(self, detections: Tensor) -> str:
-        """How many of each class, as in "2 person, 1 dog"."""
-        counts = Counter(int(label) for label in detections[:, 5].tolist())
-        return ", ".join(f"{n} {self.names[label]}" for label, n in sorted(counts.items())) or "nothing"
 
 
 def run_detect(options: DetectOptions, console: Console | None = None) -> Path | None:
@@ -94,7 +63,7 @@ def run_detect(options: DetectOptions, console: Console | None = None) -> Path |
             folder = next_run_folder(Path(options.project), options.name, options.exist_ok)
             outputs = stack.enter_context(Outputs(folder, detector.names, choice, source.files))
         stack.callback(viewer.close)
-        count = _detect_all(source, detector, outputs, viewer, style, console)
+        count = _detect_all(source, detector, _Results(detector, style, outputs, viewer), console)
     _summarise(source, detector, count, console)
     if outputs is not None:
         labels = f", {outputs.labels.count} label files in {folder}/labels" if outputs.labels else ""
@@ -131,48 +100,66 @@ def _detector(options: DetectOptions, device: torch.device, console: Console) ->
     return Detector(Predictor(model, rules, half=half, augment=options.augment), names, size_hw)
 
 
-def _detect_all(
-    source: Source,
-    detector: Detector,
-    outputs: Outputs | None,
-    viewer: Viewer,
-    style: DrawStyle,
-    console: Console,
-) -> int:
+def _detect_all(source: Source, detector: Detector, results: _Results, console: Console) -> int:
     """Detects in every frame; gives their number. Ends early when the viewer is closed."""
+    # Of a live source only the newest frame matters: nothing is read ahead, nothing waits for company.
+    batch = 1 if isinstance(source, StreamSource) or results.viewer.enabled else detector.batch
+    prepared: Iterator[Prepared] = map(detector.prepare, source)
+    if not isinstance(source, StreamSource):
+        prepared = read_ahead(prepared, lambda one: one.frame.image.nbytes, 2 * batch)
     count = 0
-    for frame in source:
-        detections = detector(frame.image)
-        watch = detector.predictor.watch
-        height, width = frame.image.shape[:2]
-        console.info(
-            f"{frame.place} {frame.source}: {width}x{height}, {detector.in_words(detections)}, "
-            f"{1000 * watch.last['inference']:.1f} ms"
-        )
-        drawn = None
-        if viewer.enabled or (outputs is not None and outputs.choice.pictures):
-            drawn = _drawn(frame, detections, detector.names, style)
-        if outputs is not None:
-            outputs.write(frame, detections, drawn)
-        count += 1
-        if drawn is not None and not viewer.show(frame.source, drawn):
-            break
+    with Behind(2 * batch) as behind:
+        for group in in_groups(prepared, lambda one: one.pixels.shape, batch):
+            found = detector.detect(group)
+            milliseconds = 1000 * detector.predictor.watch.last["inference"] / len(group)
+            for one, detections in zip(group, found, strict=True):
+                frame = one.frame
+                height, width = frame.image.shape[:2]
+                console.info(
+                    f"{frame.place} {frame.source}: {width}x{height}, {detector.in_words(detections)}, "
+                    f"{milliseconds:.1f} ms"
+                )
+                count += 1
+                if not results.take(frame, detections, behind):
+                    return count
     return count
 
 
-def _drawn(frame: Frame, detections: Tensor, names: Sequence[str], style: DrawStyle) -> Image:
-    """A copy of the frame with its boxes, the most confident on top."""
-    flipped = detections.flip(0).numpy()
-    return draw_boxes(
-        frame.image.copy(),
-        flipped[:, :4],
-        flipped[:, 5].astype(np.int64),
-        names,
-        flipped[:, 4],
-        line_thickness=style.line_thickness,
-        hide_labels=style.hide_labels,
-        hide_conf=style.hide_conf,
-    )
+@dataclass
+class _Results:
+    """Where detections go: into files, and onto the screen."""
+
+    detector: Detector
+    style: DrawStyle
+    outputs: Outputs | None
+    viewer: Viewer
+
+    def take(self, frame: Frame, detections: Tensor, behind: Behind) -> bool:
+        """Draws, shows and writes; the writing, and the drawing for it, behind. False ends the run."""
+        shown = self._drawn(frame, detections) if self.viewer.enabled else None
+        if self.outputs is not None:
+            behind(lambda: self._write(frame, detections, shown), frame.image.nbytes)
+        return shown is None or self.viewer.show(frame.source, shown)
+
+    def _write(self, frame: Frame, detections: Tensor, drawn: Image | None) -> None:
+        assert self.outputs is not None
+        if drawn is None and self.outputs.choice.pictures:
+            drawn = self._drawn(frame, detections)
+        self.outputs.write(frame, detections, drawn)
+
+    def _drawn(self, frame: Frame, detections: Tensor) -> Image:
+        """A copy of the frame with its boxes, the most confident on top."""
+        flipped = detections.flip(0).numpy()
+        return draw_boxes(
+            frame.image.copy(),
+            flipped[:, :4],
+            flipped[:, 5].astype(np.int64),
+            self.detector.names,
+            flipped[:, 4],
+            line_thickness=self.style.line_thickness,
+            hide_labels=self.style.hide_labels,
+            hide_conf=self.style.hide_conf,
+        )
 
 
 def _summarise(source: Source, detector: Detector, count: int, console: Console) -> None:

@@ -1,0 +1,103 @@
+"""Work beside a loop: order, limits and errors are those of the loop alone."""
+
+import threading
+import time
+
+import pytest
+
+from utils.inference import pipeline
+from utils.inference.pipeline import Behind, in_groups, read_ahead
+
+
+def counted(limit, made):
+    for number in range(limit):
+        made.append(number)
+        yield number
+
+
+def test_items_come_in_order_and_are_made_ahead_in_another_thread():
+    made, threads = [], set()
+
+    def items():
+        for number in range(20):
+            threads.add(threading.get_ident())
+            made.append(number)
+            yield number
+
+    ahead = []
+    for number in read_ahead(items(), lambda _: 1, 4):
+        time.sleep(0.002)
+        ahead.append(len(made) - number - 1)
+        assert number == len(ahead) - 1
+    assert len(ahead) == 20 and threading.get_ident() not in threads
+    assert 1 <= max(ahead) <= 4
+
+
+def test_few_large_items_wait(monkeypatch):
+    monkeypatch.setattr(pipeline, "BUDGET_BYTES", 100)
+    made = []
+    for number in read_ahead(counted(10, made), lambda _: 60, 8):
+        time.sleep(0.01)
+        assert len(made) <= number + 2
+
+
+def test_an_error_comes_in_its_turn():
+    def items():
+        yield 1
+        yield 2
+        raise ValueError("third")
+
+    seen = []
+    with pytest.raises(ValueError, match="third"):
+        for number in read_ahead(items(), lambda _: 1, 8):
+            seen.append(number)
+    assert seen == [1, 2]
+
+
+def test_a_loop_that_ends_early_ends_the_thread():
+    made, before = [], threading.active_count()
+    for number in read_ahead(counted(1000, made), lambda _: 1, 2):
+        if number == 3:
+            break
+    time.sleep(0.05)
+    assert threading.active_count() <= before + 1 and len(made) < 10
+
+
+def test_neighbours_of_one_kind_are_grouped():
+    groups = list(in_groups("aaaaabbac", str, 3))
+    assert groups == [list("aaa"), list("aa"), list("bb"), ["a"], ["c"]]
+    assert list(in_groups([], str, 3)) == []
+
+
+def test_work_is_done_in_order_and_all_of_it():
+    done = []
+
+    def work(number):
+        time.sleep(0.001)
+        done.append(number)
+
+    with Behind(3) as behind:
+        for number in range(20):
+            behind(lambda number=number: work(number))
+            assert number - len(done) <= 4
+    assert done == list(range(20))
+
+
+def test_an_error_of_the_work_is_raised_and_what_was_in_line_is_done():
+    done = []
+
+    def fail():
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"), Behind(8) as behind:
+        behind(fail)
+        behind(lambda: done.append(1))
+    assert done == [1]
+
+
+def test_an_error_of_the_loop_leaves_what_was_in_line_done():
+    done = []
+    with pytest.raises(KeyError), Behind(8) as behind:
+        behind(lambda: (time.sleep(0.02), done.append(1)))
+        raise KeyError
+    assert done == [1]
