@@ -134,6 +134,7 @@ def ablations() -> tuple[Arm, ...]:
 
 
 SCRATCH = ("--weights", "", "--cfg", "models/yolov5n.yaml")
+SMALL_SET = ("--hyp", "experiments/data/hyp.small-set.yaml")
 PLANS = {
     "bccd-scratch": Plan(
         "BCCD, yolov5n from scratch, 60 epochs",
@@ -142,6 +143,7 @@ PLANS = {
         60,
         SCRATCH,
         presets("bccd-s"),
+        common=SMALL_SET,
     ),
     "bccd-public": Plan(
         "BCCD, yolov5n from the public COCO weights, 30 epochs",
@@ -150,6 +152,7 @@ PLANS = {
         30,
         ("--weights", "yolov5n.pt"),
         presets("bccd-s"),
+        common=SMALL_SET,
     ),
     "voc320": Plan(
         "VOC320, yolov5n from the public COCO weights, 10 epochs at 256 px",
@@ -169,6 +172,7 @@ PLANS = {
         SCRATCH,
         few_labels(),
         target="all",
+        common=SMALL_SET,
     ),
     "ablation": Plan(
         "BCCD, yolov5n from scratch, 30 epochs: one cause of a weak distillation put back at a time",
@@ -177,6 +181,7 @@ PLANS = {
         30,
         SCRATCH,
         ablations(),
+        common=SMALL_SET,
     ),
     "demo": Plan(
         "The generated set, from the demo student's start, 10 epochs",
