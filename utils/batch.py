@@ -26,7 +26,7 @@ class Letterbox:
 
 @dataclass(frozen=True)
 class Batch:
-    """Images with their ground truth.
+    """Images with their ground truth, which stays in main memory: what is where is decided there.
 
     images: (B, 3, H, W), RGB; uint8 0..255 from the loader, float 0..1 after `to_float`.
     targets: (M, 6) float32: image index in the batch, class, then centre x, centre y, width,
@@ -47,22 +47,12 @@ class Batch:
     lost: tuple[tuple[str, str], ...] = ()
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on another device; the copies overlap with computation where they can."""
-        return replace(
-            self,
-            images=self.images.to(device, non_blocking=True),
-            targets=self.targets.to(device, non_blocking=True),
-            labelled=self.labelled.to(device, non_blocking=True),
-        )
+        """The batch with its images on another device; the copy overlaps with computation where it can."""
+        return replace(self, images=self.images.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
-        """The batch in page-locked memory, from which copies to a GPU overlap with its work."""
-        return replace(
-            self,
-            images=self.images.pin_memory(),
-            targets=self.targets.pin_memory(),
-            labelled=self.labelled.pin_memory(),
-        )
+        """The batch with its images in page-locked memory, whose copies to a GPU overlap with its work."""
+        return replace(self, images=self.images.pin_memory())
 
     def to_float(self, dtype: torch.dtype = torch.float32) -> Batch:
         """The batch with images scaled to 0..1, in channels-last memory order."""

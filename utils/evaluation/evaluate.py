@@ -246,7 +246,7 @@ def _in_original_pixels(found: list[Tensor], batch: Batch, single_cls: bool) -> 
 def labels_in_original_pixels(batch: Batch) -> list[Tensor]:
     """Labels of each image on the CPU: B tensors (m, 5) class, x1, y1, x2, y2 in original pixels."""
     height, width = batch.images.shape[2:]
-    targets = batch.targets.cpu()
+    targets = batch.targets
     boxes = cxcywh_to_xyxy(targets[:, 2:]) * targets.new_tensor((width, height, width, height))
     labels = []
     for image, letterbox in enumerate(batch.letterboxes):

@@ -31,10 +31,8 @@ class BatchPictures:
         images = batch.images.float().cpu()
         found, confidences = targets_from_detections(batch, detections)
         stem = self.folder / f"val_batch{self._number}"
-        truth = batch.targets.cpu()
-        plot_batch(
-            Path(f"{stem}_labels.jpg"), images, truth, batch.paths, self.names, labelled=batch.labelled
-        )
+        path, known = Path(f"{stem}_labels.jpg"), batch.labelled
+        plot_batch(path, images, batch.targets, batch.paths, self.names, labelled=known)
         plot_batch(Path(f"{stem}_pred.jpg"), images, found, batch.paths, self.names, confidences)
         self._number += 1
 

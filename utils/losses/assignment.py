@@ -18,7 +18,8 @@ _NEIGHBOURS = ((0, 0), (-1, 0), (0, -1), (1, 0), (0, 1))
 class Matches:
     """The P pairs of one level, each index a (P,) int64 tensor.
 
-    image, anchor, row, column: the cell-and-anchor of a pair; target: the row of its target.
+    image, anchor, row, column: the cell-and-anchor of a pair; target: the row of its target, label its
+        class.
     boxes: (P, 4) float32, the target's centre relative to the cell's upper left corner, then its
         width and height, all in grid units of the level.
     """
@@ -28,7 +29,16 @@ class Matches:
     row: Tensor
     column: Tensor
     target: Tensor
+    label: Tensor
     boxes: Tensor
+
+    def to(self, device: torch.device) -> Matches:
+        """The pairs on a device, in two copies that nothing waits for."""
+        if self.boxes.device == device:
+            return self
+        indices = (self.image, self.anchor, self.row, self.column, self.target, self.label)
+        moved = torch.stack(indices).to(device, non_blocking=True)
+        return Matches(*moved.unbind(), self.boxes.to(device, non_blocking=True))
 
     def __len__(self) -> int:
         """The number of pairs P."""
@@ -79,5 +89,6 @@ def assign_targets(
         row=cell[:, 1],
         column=cell[:, 0],
         target=target,
+        label=targets[target, 1].long(),
         boxes=torch.cat((centres[target] - cell, boxes[target, 2:]), 1),
     )

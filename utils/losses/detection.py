@@ -63,7 +63,7 @@ def mean_count(count: Tensor, images: int, *, over_ranks: bool = True) -> Tensor
     own = count.detach().float()
     if not over_ranks or not is_distributed():
         return own.clamp(min=1)
-    together = sum_over_ranks(torch.cat((own.reshape(-1), own.new_tensor([images]))))
+    together = sum_over_ranks(torch.cat((own.reshape(-1), own.new_full((1,), images))))
     return together[:-1].reshape(own.shape).clamp(min=1) * (images / together[-1])
 
 
@@ -96,6 +96,7 @@ class DetectionLoss(nn.Module):
         super().__init__()
         self.anchors_grid: Tensor
         self.register_buffer("anchors_grid", anchors_grid.detach().clone().float(), persistent=False)
+        self._anchors_beside_targets = self.anchors_grid.cpu()
         self.class_count = class_count
         self.gains = gains
         self.balance = level_balance(len(anchors_grid)) if balance is None else tuple(balance)
@@ -107,8 +108,7 @@ class DetectionLoss(nn.Module):
         """The three weighted scalars, float32; their sum times the images is to be minimised."""
 
         def against_labels(logits: Tensor, pairs: Matches) -> Tensor:
-            classes = batch.targets[pairs.target, 1].long()
-            wanted = smoothed_one_hot(classes, self.class_count, self.gains.label_smoothing)
+            wanted = smoothed_one_hot(pairs.label, self.class_count, self.gains.label_smoothing)
             return binary_cross_entropy(logits, wanted, self.gains.cls_pw, self.gains.fl_gamma)
 
         return self.terms(batch.targets, output.levels, batch.labelled, against_labels)
@@ -124,14 +124,18 @@ class DetectionLoss(nn.Module):
 
         labelled: (B,) bool, the images whose background counts. class_loss: from class logits
         (P, K) at the pairs to a loss of each element, (P, K).
+        Targets in main memory are assigned there: how many pairs they make is known at once, where a GPU
+        would have to be waited for.
         """
-        matches = [
+        device = levels[0].device
+        found = [
             assign_targets(targets, anchors, (level.shape[2], level.shape[3]), self.gains.anchor_t)
-            for anchors, level in zip(self.anchors_grid, levels, strict=True)
+            for anchors, level in zip(self._anchors_on(targets.device), levels, strict=True)
         ]
-        pair_counts = torch.tensor([len(pairs) for pairs in matches], device=targets.device)
-        counts = self._count(pair_counts, len(labelled))
-        box, obj, cls = torch.zeros(3, device=targets.device).unbind()
+        pair_counts = torch.tensor([len(pairs) for pairs in found]).to(device, non_blocking=True)
+        counts, matches = self._count(pair_counts, len(labelled)), [pairs.to(device) for pairs in found]
+        labelled = labelled.to(device, non_blocking=True)
+        box, obj, cls = torch.zeros(3, device=device).unbind()
         for index, (level, pairs) in enumerate(zip(levels, matches, strict=True)):
             picked = pairs.pick(level).float()
             iou = self.overlaps(picked, pairs, index)
@@ -141,6 +145,9 @@ class DetectionLoss(nn.Module):
                 loss = class_loss(picked[:, 5:], pairs)
                 cls = cls + loss.sum() / (counts[index] * self.class_count)
         return {"box": box * self.gains.box, "obj": obj * self.gains.obj, "cls": cls * self.gains.cls}
+
+    def _anchors_on(self, device: torch.device) -> Tensor:
+        return self.anchors_grid if device == self.anchors_grid.device else self._anchors_beside_targets
 
     def _count(self, count: Tensor, images: int) -> Tensor:
         return mean_count(count, images, over_ranks=self.training)

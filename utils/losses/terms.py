@@ -22,7 +22,7 @@ def binary_cross_entropy(
     Source: Lin et al., Focal Loss for Dense Object Detection (arXiv 1708.02002), eq. 5.
     """
     logits, targets = logits.float(), targets.float()
-    weight = None if positive_weight == 1.0 else torch.as_tensor(positive_weight, device=logits.device)
+    weight = None if positive_weight == 1.0 else torch.full((), positive_weight, device=logits.device)
     loss = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weight, reduction="none")
     if gamma <= 0:
         return loss

@@ -103,8 +103,8 @@ class StepGuard:
         path = self.folder / "bad_batch.pt"
         content: dict[str, Any] = {
             "images": batch.images.detach().cpu(),
-            "targets": batch.targets.detach().cpu(),
-            "labelled": batch.labelled.cpu(),
+            "targets": batch.targets,
+            "labelled": batch.labelled,
             "paths": list(batch.paths),
             "epoch": progress.epoch,
             "step": progress.step,
