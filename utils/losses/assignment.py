@@ -37,8 +37,8 @@ class Matches:
         if self.boxes.device == device:
             return self
         indices = (self.image, self.anchor, self.row, self.column, self.target, self.label)
-        moved = torch.stack(indices).to(device, non_blocking=True)
-        return Matches(*moved.unbind(), self.boxes.to(device, non_blocking=True))
+        image, anchor, row, column, target, label = torch.stack(indices).to(device, non_blocking=True)
+        return Matches(image, anchor, row, column, target, label, self.boxes.to(device, non_blocking=True))
 
     def __len__(self) -> int:
         """The number of pairs P."""

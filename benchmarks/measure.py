@@ -1,0 +1,65 @@
+"""What the benchmarks share: medians of things that are timed in turn, and the machine in words.
+
+Times of different machines, or of one machine on different days, say little about one another. What is
+to be compared is therefore timed in one run, round after round, so that whatever slows the machine down for
+a while slows all of it down.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from utils.device import describe_device, select_device
+
+
+def parser(description: str | None, rounds: int) -> argparse.ArgumentParser:
+    """The options that all benchmarks have."""
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("--device", default="cpu", help="cpu, or the number of a GPU")
+    made.add_argument("--rounds", type=int, default=rounds, help="timed rounds; the median counts")
+    return made
+
+
+def device_of(name: str) -> torch.device:
+    """The device, told on the console with the machine and torch's version."""
+    device = select_device(name)
+    print(f"{platform.machine()}, {describe_device(device)}, torch {torch.__version__}")
+    return device
+
+
+def medians(
+    work: Mapping[str, Callable[[], object]], rounds: int, device: torch.device, warm: int = 2
+) -> dict[str, float]:
+    """The median seconds of each piece of work, all of them timed in turn in each round."""
+    times: dict[str, list[float]] = {name: [] for name in work}
+    for number in range(warm + rounds):
+        for name, piece in work.items():
+            begun = _now(device)
+            piece()
+            if number >= warm:
+                times[name].append(_now(device) - begun)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints rows as Markdown."""
+    print(f"\n| {' | '.join(header)} |\n|{'---|' * len(header)}")
+    for row in rows:
+        print(f"| {' | '.join(row)} |")
+
+
+def ms(seconds: float) -> str:
+    """Seconds as milliseconds in words."""
+    return f"{1000 * seconds:.1f} ms" if seconds < 1 else f"{1000 * seconds:,.0f} ms"

@@ -1,0 +1,189 @@
+"""A training step, plain and distilled: `python -m benchmarks.step --student yolov5s --teacher yolov5m`.
+
+The floor of a distilled step is a plain step and the teacher's forward pass. The plain step is compared with
+the same step done as it mostly is: weights in torch's own order, and optimizer, clipping and average
+as loops over the parameters.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.measure import device_of, medians, ms, parser, table
+from models.checkpoint import save_checkpoint
+from models.yolo import Model
+from utils.batch import Batch, Progress
+from utils.config.hyperparameters import Hyperparameters
+from utils.config.options import DistillOptions, TrainOptions
+from utils.distillation.distiller import Distiller
+from utils.distillation.recipe import distillation_recipe
+from utils.losses.recipe import Loss, LossContext
+from utils.training import setup
+from utils.training.ema import ModelEma
+from utils.training.loop import Trainer
+from utils.training.step import TrainingStep
+
+PRESETS: dict[str, dict[str, object]] = {
+    "response": {},
+    "response, features by cwd": {"feature_loss": "cwd"},
+    "l2": {"distill_loss": "l2"},
+    "kl": {"distill_loss": "kl"},
+    "objectness": {"distill_loss": "objectness"},
+    "boxes": {"distill_loss": "boxes"},
+}
+OBJECTS = 12  # a picture
+# In the middle of an epoch, where no gradient ratio is sampled.
+PROGRESS = Progress(2510, 25, 100, 100)
+
+
+class Bench:
+    """Networks, batch and trainers of one size."""
+
+    def __init__(self, student: str, teacher: str, size: int, batch: int, device: torch.device) -> None:
+        torch.manual_seed(0)
+        self.size, self.count, self.device = size, batch, device
+        self.names = tuple(f"class {number}" for number in range(20))
+        self.student = self._network(student)
+        self.folder = tempfile.TemporaryDirectory()
+        self.teacher_file = Path(self.folder.name) / "teacher.pt"
+        save_checkpoint(self.teacher_file, model=self._network(teacher), epoch=0, best_fitness=0.0, meta={})
+        self.batch = self._batch()
+
+    def _network(self, name: str) -> Model:
+        model = Model(f"models/{name}.yaml", nc=len(self.names))
+        model.names = list(self.names)
+        return model
+
+    def _batch(self) -> Batch:
+        images = torch.randint(0, 256, (self.count, self.size, self.size, 3), dtype=torch.uint8)
+        targets = torch.rand(self.count * OBJECTS, 6)
+        targets[:, 0] = torch.arange(self.count).repeat_interleave(OBJECTS)
+        targets[:, 1] = torch.randint(0, len(self.names), (len(targets),))
+        targets[:, 4:] = targets[:, 4:] * 0.3 + 0.05
+        batch = Batch(images.permute(0, 3, 1, 2), targets, torch.ones(self.count, dtype=torch.bool))
+        return batch.pin_memory() if self.device.type == "cuda" else batch
+
+    def trainer(self, **distilled: object) -> Trainer:
+        """The trainer of a run with these options of train_distill.py; plain without any."""
+        model = copy.deepcopy(self.student).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        hyp, options = replace(Hyperparameters(), nbs=self.count), TrainOptions(batch_size=self.count)
+        detection = setup.detection_loss(model, options, hyp, self.size).to(self.device)
+        ema = ModelEma(model)
+        losses: list[Loss] = [detection]
+        if distilled:
+            given = DistillOptions(teacher=(str(self.teacher_file),), batch_size=self.count, **distilled)  # type: ignore[arg-type]
+            context = LossContext(
+                model=model,
+                average=ema.model,
+                is_new=False,
+                names=self.names,
+                image_size=self.size,
+                device=self.device,
+                detection=detection,
+                evaluate=lambda _: (0.0, 0.0),
+                say=lambda _: None,
+                warn=lambda _: None,
+            )
+            losses = list(distillation_recipe(given)(context))
+        step = TrainingStep(model, losses).to(self.device)
+        step.train()
+        return setup.build_trainer(step, ema, options, hyp, self.size, self.device)
+
+    def step(self, trainer: Trainer) -> Callable[[], object]:
+        """One step of a trainer, from the batch as the loader gives it to the updated average."""
+
+        def run() -> object:
+            trainer.schedule.set_rates(trainer.optimizer, PROGRESS)
+            return trainer.run_batch(self.batch.to(self.device).to_float(), PROGRESS)
+
+        return run
+
+    def teacher_alone(self, trainer: Trainer) -> Callable[[], object]:
+        """The forward pass of a distilled trainer's teacher."""
+        distiller = trainer.step.losses[-1]
+        assert isinstance(distiller, Distiller)
+        images = self.batch.to(self.device).to_float().images
+
+        def run() -> object:
+            with torch.autocast(self.device.type, trainer.amp_dtype, enabled=trainer.amp_dtype is not None):
+                return distiller.teachers(images)
+
+        return run
+
+    def common_way(self, trainer: Trainer) -> Callable[[], object]:
+        """A plain step in torch's own memory order, with loops over the parameters."""
+        step, groups = trainer.step, trainer.optimizer.param_groups
+        step.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        average: dict[str, Tensor] = {k: v.clone() for k, v in step.model.state_dict().items()}
+        parameters = [p for group in groups for p in group["params"]]
+        optimizer = torch.optim.SGD(
+            [{"params": g["params"], "weight_decay": g["weight_decay"]} for g in groups],
+            lr=0.01, momentum=0.937, nesterov=True, foreach=False,
+        )  # fmt: skip
+
+        @torch.no_grad()
+        def follow(decay: float) -> None:
+            for name, value in step.model.state_dict().items():
+                if value.dtype.is_floating_point:
+                    average[name].mul_(decay).add_(value, alpha=1 - decay)
+
+        def run() -> None:
+            images = self.batch.images.to(self.device, non_blocking=True).contiguous().float() / 255
+            with torch.autocast(self.device.type, trainer.amp_dtype, enabled=trainer.amp_dtype is not None):
+                terms, _ = step(replace(self.batch, images=images), PROGRESS)
+            total: Tensor = sum(terms.values(), start=torch.zeros((), device=self.device))
+            trainer.scaler.scale(total * len(images)).backward()
+            trainer.scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(parameters, 10.0, foreach=False)
+            trainer.scaler.step(optimizer)
+            trainer.scaler.update()
+            optimizer.zero_grad()
+            follow(1 - math.exp(-1))
+
+        return run
+
+
+def main() -> None:
+    options = parser(__doc__, rounds=10)
+    options.add_argument("--student", default="yolov5s")
+    options.add_argument("--teacher", default="yolov5m")
+    options.add_argument("--img", type=int, default=320)
+    options.add_argument("--batch", type=int, default=8)
+    options.add_argument("--presets", nargs="*", default=list(PRESETS), choices=list(PRESETS))
+    given = options.parse_args()
+    device = device_of(given.device)
+    bench = Bench(given.student, given.teacher, given.img, given.batch, device)
+    print(
+        f"{given.student} under {given.teacher}, {given.img} px, batch {given.batch}, {given.rounds} rounds"
+    )
+    taught = {name: bench.trainer(**({"distill_loss": "response"} | PRESETS[name])) for name in given.presets}
+    work = {"plain": bench.step(bench.trainer()), "common": bench.common_way(bench.trainer())}
+    if taught:
+        work["teacher"] = bench.teacher_alone(next(iter(taught.values())))
+    work |= {name: bench.step(trainer) for name, trainer in taught.items()}
+    times = medians(work, given.rounds, device)
+    plain, floor = times["plain"], times["plain"] + times.get("teacher", 0.0)
+    rows = [
+        ["plain step in the common way", ms(times["common"]), f"{times['common'] / plain:.2f}", ""],
+        ["plain step", ms(plain), "1", ""],
+    ]
+    if taught:
+        rows.append(["teacher's forward", ms(times["teacher"]), f"{times['teacher'] / plain:.2f}", ""])
+        rows.append(["floor: plain and teacher", ms(floor), f"{floor / plain:.2f}", "1"])
+    rows += [
+        [f"`{name}`", ms(times[name]), f"{times[name] / plain:.2f}", f"{times[name] / floor:.3f}"]
+        for name in taught
+    ]
+    table(["", "median", "of a plain step", "of the floor"], rows)
+
+
+if __name__ == "__main__":
+    main()
