@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.config.files import replace_atomically, user_cache_dir
+from utils.datasets.images import MAX_BYTES, read_regular
 from utils.datasets.labels import Labels
 from utils.datasets.sources import Source
 from utils.errors import UserError
 
-_VERSION = "2"
+_VERSION = "3"
 
 
 @dataclass(frozen=True)
@@ -57,19 +58,39 @@ def content_digest(
 
 def read_cache(digest: str, cache_dir: Path | None) -> CheckedPictures | None:
     """What was remembered, or None when there is nothing or its file is damaged."""
+    # Any error: a damaged zip ends in one of a dozen kinds, and none of them is worth more than making
+    # the index anew.
     try:
-        with np.load(_cache_path(digest, cache_dir), allow_pickle=False) as file:
-            texts = json.loads(file["texts"].tobytes())
-            ends = np.cumsum(file["counts"])
-            labels = np.split(file["labels"], ends[:-1]) if len(ends) else []
-            return CheckedPictures(texts["paths"], file["sizes_wh"], labels, texts["problems"])
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+        return _parsed(read_regular(_cache_path(digest, cache_dir), MAX_BYTES), digest)
+    except Exception:
         return None
+
+
+def _parsed(content: bytes, digest: str) -> CheckedPictures:
+    """What the bytes of a cache hold. Raises an error of some kind for what this code has not written."""
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
+        texts, labels, counts, sizes = (file[name] for name in ("texts", "labels", "counts", "sizes_wh"))
+    text = json.loads(texts.tobytes())
+    paths, problems = text["paths"], text["problems"]
+    sound = (
+        text["digest"] == digest
+        and isinstance(paths, list)
+        and isinstance(problems, list)
+        and all(isinstance(entry, str) for entry in (*paths, *problems))
+        and (labels.dtype, counts.dtype, sizes.dtype) == (np.float32, np.int64, np.int64)
+        and (labels.shape, counts.shape, sizes.shape) == ((counts.sum(), 5), (len(paths),), (len(paths), 2))
+        and (counts >= 0).all()
+        and (sizes > 0).all()
+        and np.isfinite(labels).all()
+    )
+    if not sound:
+        raise ValueError("the cache is of another kind")
+    return CheckedPictures(paths, sizes, np.split(labels, np.cumsum(counts)[:-1]) if paths else [], problems)
 
 
 def write_cache(digest: str, checked: CheckedPictures, cache_dir: Path | None) -> None:
     """Remembers it; a folder that cannot be written to costs time at the next start, no more."""
-    texts = json.dumps({"paths": checked.paths, "problems": checked.problems}).encode()
+    texts = json.dumps({"digest": digest, "paths": checked.paths, "problems": checked.problems}).encode()
 
     def write(file: BinaryIO) -> None:
         np.savez(
@@ -80,11 +101,11 @@ def write_cache(digest: str, checked: CheckedPictures, cache_dir: Path | None) -
             sizes_wh=checked.sizes_wh,
         )
 
-    path = _cache_path(digest, cache_dir)
     try:
+        path = _cache_path(digest, cache_dir)
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_atomically(path, write)
-    except (OSError, UserError):
+    except (OSError, RuntimeError, UserError):  # RuntimeError: there is no home folder
         return
 
 

@@ -1,7 +1,8 @@
 """Where the training loader gets scaled pictures from: their files, memory, or one file on disk.
 
 Cached pictures lie one after the other in a single buffer. Workers share it: forked ones as it
-is, others through shared memory or by mapping the same file.
+is, others through shared memory or by mapping the same file. A file ends in what it is a cache of and a
+checksum, which every start looks at; whatever is wrong with a cache, training goes on without it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import hashlib
 import json
 import os
 import shutil
+import stat
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,7 +31,9 @@ from utils.distributed import rank
 from utils.errors import UserError
 
 CacheKind = Literal["ram", "disk"]
-_VERSION = "1"
+_VERSION = "2"
+_MARK = b"yolov5-distillation pictures 2\n"
+_READ = 1 << 24  # bytes at a time
 _CHUNK = 256
 _THREADS = 8
 _MEMORY_SHARE = 0.8
@@ -78,7 +83,7 @@ class PictureStore:
             LostPictureError: when its file has gone or been damaged since the index was made.
         """
         if self._file is not None and self._memory is None:
-            self._memory = _mapped(self._file, int(self._offsets[-1]))
+            self._map(self._file)
         if self._memory is None:
             return self._read(number)
         width, height = self.wh[number]
@@ -103,25 +108,50 @@ class PictureStore:
         self.notes.append(f"{len(self._paths)} pictures cached in memory ({needed / _GIB:.2f} GiB)")
 
     def keep_on_disk(self) -> None:
-        """Writes all pictures to a file of the user's cache folder, unless it is there already."""
-        needed = int(self._offsets[-1])
-        path = user_cache_dir() / "pictures" / f"{self._digest()}.raw"
-        if not (path.is_file() and path.stat().st_size == needed):
+        """Writes all pictures to a file of the user's cache folder, unless it is there already and intact.
+
+        A folder or file that cannot be used costs time and is told in the notes, no more.
+        """
+        needed, digest = int(self._offsets[-1]), self._digest()
+        try:
+            path = user_cache_dir() / "pictures" / f"{digest}.raw"
             path.parent.mkdir(parents=True, exist_ok=True)
-            free = free_disk(path.parent)
-            if needed > free:
-                self.notes.append(
-                    f"pictures are not cached on disk: they take {needed / _GIB:.1f} GiB and "
-                    f"{path.parent} has {free / _GIB:.1f} GiB"
-                )
-                return
+            if not is_intact(path, needed, digest):
+                free = free_disk(path.parent)
+                if needed > free:
+                    needs = f"they take {needed / _GIB:.1f} GiB and {path.parent} has {free / _GIB:.1f} GiB"
+                    self.notes.append(f"pictures are not cached on disk: {needs}")
+                    return
+                self._write(path, digest)
+            self._map(path)
+        except LostPictureError:
+            raise
+        except (OSError, RuntimeError, UserError) as error:  # RuntimeError: there is no home folder
+            self.notes.append(f"pictures are not cached on disk: {error}")
+            return
+        if self._file is not None:
+            self.notes.append(f"{len(self._paths)} pictures cached in {path} ({needed / _GIB:.2f} GiB)")
 
-            def write(file: BinaryIO) -> None:
-                file.writelines(picture.tobytes() for picture in self._all())
+    def _write(self, path: Path, digest: str) -> None:
+        """Writes all pictures, and behind them what makes the file known as intact."""
 
-            replace_atomically(path, write)
-        self._file = path
-        self.notes.append(f"{len(self._paths)} pictures cached in {path} ({needed / _GIB:.2f} GiB)")
+        def write(file: BinaryIO) -> None:
+            checksum = 0
+            for picture in self._all():
+                content = picture.tobytes()
+                checksum = zlib.crc32(content, checksum)
+                file.write(content)
+            file.write(_ending(digest, checksum))
+
+        replace_atomically(path, write)
+
+    def _map(self, path: Path) -> None:
+        """Takes the pictures from a file; without it where it has gone since it was looked at."""
+        try:
+            self._memory, self._file = _mapped(path, int(self._offsets[-1])), path
+        except (OSError, ValueError) as error:
+            self._file = None
+            self.notes.append(f"pictures are not cached on disk: {error}")
 
     def __getstate__(self) -> dict[str, Any]:
         """What a worker that is not forked gets: the name of a cache file, not its content."""
@@ -185,6 +215,33 @@ def free_memory() -> int | None:
 def free_disk(folder: Path) -> int:
     """Bytes that are free where a folder lies."""
     return shutil.disk_usage(folder).free
+
+
+def is_intact(path: Path, size: int, digest: str) -> bool:
+    """Whether a file holds `size` bytes of pictures with that digest, as they were written."""
+    try:
+        status = path.stat()
+        ending = len(_ending(digest, 0))
+        if not stat.S_ISREG(status.st_mode) or status.st_size != size + ending:
+            return False
+        with (
+            open(path, "rb") as file,
+            tqdm(
+                total=size, desc="checking cached pictures", unit="B", unit_scale=True, disable=rank() > 0
+            ) as bar,
+        ):
+            checksum, left = 0, size
+            while left and (content := file.read(min(left, _READ))):
+                checksum = zlib.crc32(content, checksum)
+                left -= len(content)
+                bar.update(len(content))
+            return file.read() == _ending(digest, checksum)
+    except OSError:
+        return False
+
+
+def _ending(digest: str, checksum: int) -> bytes:
+    return _MARK + bytes.fromhex(digest) + checksum.to_bytes(4, "little")
 
 
 def _mapped(path: Path, size: int) -> Tensor:

@@ -1,0 +1,297 @@
+"""Caches of indexes and of pictures: whatever is wrong with one, it is made anew or gone without."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import utils.datasets.index_cache as index_cache
+import utils.datasets.store as store_module
+from utils.datasets.index import build_index
+from utils.datasets.index_cache import CheckedPictures, read_cache, write_cache
+from utils.datasets.store import LostPictureError, PictureStore
+from utils.errors import UserError
+
+SECONDS = 2
+KNOWN = CheckedPictures(
+    ["a.png", "b.png"],
+    np.array([[3, 4], [5, 6]]),
+    [np.zeros((1, 5), np.float32), np.full((2, 5), 0.5, np.float32)],
+    ["1 pictures skipped: c.png"],
+)
+
+
+def assert_known(found: CheckedPictures) -> None:
+    assert (found.paths, found.problems) == (KNOWN.paths, KNOWN.problems)
+    assert np.array_equal(found.sizes_wh, KNOWN.sizes_wh)
+    for ours, theirs in zip(found.labels, KNOWN.labels, strict=True):
+        assert np.array_equal(ours, theirs)
+
+
+@pytest.fixture
+def remembered(tmp_path: Path) -> Path:
+    write_cache("ab", KNOWN, tmp_path)
+    assert_known(read_cache("ab", tmp_path))
+    return tmp_path / "index/ab.npz"
+
+
+@pytest.mark.fault("an index in the cache with any bit flipped, cut off, or with parts repeated", "made anew")
+def test_any_damage_to_a_remembered_index_is_none_or_harmless(remembered, tmp_path):
+    good, dice = remembered.read_bytes(), random.Random(0)
+    end, place = time.monotonic() + SECONDS, 0
+    while place < len(good) or time.monotonic() < end:
+        content = bytearray(good)
+        if place < len(good):
+            content[place] ^= 1 << dice.randrange(8)
+            place += 1
+        else:
+            start = dice.randrange(len(content))
+            content[start : start + dice.randrange(40)] = dice.randbytes(dice.randrange(40))
+        remembered.write_bytes(content)
+        if (found := read_cache("ab", tmp_path)) is not None:
+            assert_known(found)
+
+
+def saved(**changes: object) -> bytes:
+    """A remembered index with other arrays, other entries of its texts, or other texts."""
+    texts, other = (
+        {"digest": "ab", "paths": KNOWN.paths, "problems": KNOWN.problems},
+        changes.pop("texts", {}),
+    )
+    text = other if isinstance(other, str) else json.dumps(texts | other)
+    parts = {
+        "texts": np.frombuffer(text.encode(), np.uint8),
+        "labels": np.concatenate(KNOWN.labels),
+        "counts": np.array([1, 2]),
+        "sizes_wh": KNOWN.sizes_wh,
+    } | changes
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name: value for name, value in parts.items() if value is not None})
+    return buffer.getvalue()
+
+
+def bare_array() -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros(3))
+    return buffer.getvalue()
+
+
+def test_what_these_tests_save_is_read(tmp_path, remembered):
+    remembered.write_bytes(saved())
+    assert_known(read_cache("ab", tmp_path))
+
+
+@pytest.mark.fault("an index in the cache with values of another kind, shape or dataset", "made anew")
+@pytest.mark.parametrize(
+    "content",
+    [
+        bare_array(),
+        saved(counts=None),
+        saved(texts={"digest": "cd"}),
+        saved(texts={"paths": "ab"}),
+        saved(texts={"paths": [1, 2]}),
+        saved(texts={"problems": None}),
+        saved(texts={"paths": ["a.png"]}),
+        saved(labels=np.zeros((3, 4), np.float32)),
+        saved(labels=np.zeros((3, 5))),
+        saved(labels=np.full((3, 5), np.nan, np.float32)),
+        saved(labels=np.zeros((4, 5), np.float32)),
+        saved(counts=np.array([4, -1])),
+        saved(counts=np.array([[1, 2]])),
+        saved(counts=np.array([1.0, 2.0])),
+        saved(sizes_wh=np.array([[3, 4]])),
+        saved(sizes_wh=np.array([[3, 4], [0, 6]])),
+        saved(sizes_wh=np.array(["3", "4"])),
+        saved(sizes_wh=np.array([None, "4"], object)),
+    ],
+)  # fmt: skip
+def test_a_remembered_index_of_another_form_is_none(content, tmp_path, remembered):
+    remembered.write_bytes(content)
+    assert read_cache("ab", tmp_path) is None
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '"ab"', "null", "{", '{"paths": []}'])
+def test_a_remembered_index_with_other_json_is_none(text, tmp_path, remembered):
+    remembered.write_bytes(saved(texts=text))
+    assert read_cache("ab", tmp_path) is None
+
+
+def put_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def put_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.fault(
+    "a folder or a pipe in the place of a file in the cache", "made anew, or gone without; never waited for"
+)
+@pytest.mark.parametrize("put", [put_folder, put_pipe])
+def test_what_is_no_file_is_no_remembered_index(put, make_dataset, cache_folder):
+    config = make_dataset({"a.png": "0 .5 .5 .4 .4\n"})
+    build_index(config, "train", progress=False)
+    [path] = (cache_folder / "index").iterdir()
+    put(path)
+    assert len(build_index(config, "train", progress=False)) == 1
+
+
+@pytest.mark.fault("an index in the cache that this user may not read", "made anew")
+def test_a_remembered_index_of_another_user_is_made_anew(make_dataset, cache_folder, monkeypatch):
+    config = make_dataset({"a.png": "0 .5 .5 .4 .4\n"})
+    build_index(config, "train", progress=False)
+
+    def refuse(path, most):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(index_cache, "read_regular", refuse)
+    assert len(build_index(config, "train", progress=False)) == 1
+
+
+@pytest.mark.fault("caches of another version of this program", "made anew")
+def test_caches_of_another_version_are_not_looked_at(make_dataset, cache_folder, monkeypatch):
+    config = make_dataset({"a.png": "0 .5 .5 .4 .4\n"})
+    index = build_index(config, "train", progress=False)
+    PictureStore(index, 32).keep_on_disk()
+    for module in (index_cache, store_module):
+        monkeypatch.setattr(module, "_VERSION", module._VERSION + "+")
+    for path in cache_folder.rglob("*.*"):
+        path.write_bytes(b"of another version")
+    again = build_index(config, "train", progress=False)
+    store = PictureStore(again, 32)
+    store.keep_on_disk()
+    assert len(again) == 1 and len([*cache_folder.rglob("*.*")]) == 4
+    assert_cached(store, PictureStore(index, 32))
+
+
+@pytest.fixture
+def index(make_dataset):
+    files = {f"{number}.png": "0 .5 .5 .4 .4\n" for number in range(3)}
+    return build_index(make_dataset(files), "train", progress=False)
+
+
+def assert_cached(store: PictureStore, plain: PictureStore) -> None:
+    assert "pictures cached in" in store.notes[-1]
+    assert_same(store, plain)
+
+
+def assert_same(store: PictureStore, plain: PictureStore) -> None:
+    for number in range(len(plain.wh)):
+        assert np.array_equal(store.load(number), plain.load(number))
+
+
+def kept(index) -> tuple[PictureStore, Path]:
+    store = PictureStore(index, 32)
+    store.keep_on_disk()
+    return store, store._file
+
+
+def damage(path: Path, way: str) -> None:
+    content = bytearray(path.read_bytes())
+    if way == "zeros":
+        content[:] = bytes(len(content))
+    elif way == "zero pictures":
+        content[:1000] = bytes(1000)
+    elif way == "one bit":
+        content[len(content) // 2] ^= 4
+    elif way == "cut off":
+        del content[-1:]
+    elif way == "longer":
+        content += b"x"
+    elif way == "other set":
+        content[-36:-4] = bytes(32)
+    path.write_bytes(content)
+
+
+@pytest.mark.fault(
+    "pictures of `--cache disk` that are damaged, cut off or of another set", "found at the start, made anew"
+)
+@pytest.mark.parametrize("way", ["zeros", "zero pictures", "one bit", "cut off", "longer", "other set"])
+def test_damaged_cached_pictures_are_made_anew(way, index):
+    _, path = kept(index)
+    damage(path, way)
+    again, _ = kept(index)
+    assert_cached(again, PictureStore(index, 32))
+
+
+@pytest.mark.fault(
+    "a cache folder that cannot be made or used, with `--cache disk`", "a note; pictures from files"
+)
+@pytest.mark.parametrize("way", ["below a file", "a file", "no home", "folder in the place"])
+def test_a_cache_folder_that_cannot_be_used_is_a_note(way, index, tmp_path, monkeypatch):
+    if way == "folder in the place":
+        _, path = kept(index)
+        put_folder(path)
+        (path / "x").touch()
+    else:
+        (tmp_path / "in the way").touch()
+        places = {"below a file": tmp_path / "in the way/a/b", "a file": tmp_path / "in the way"}
+        monkeypatch.setenv("YOLO_CACHE_DIR", str(places.get(way, "~no-such-user/cache")))
+    store, path = kept(index)
+    [note] = store.notes
+    assert note.startswith("pictures are not cached on disk: ") and path is None
+    assert_same(store, PictureStore(index, 32))
+    if way == "no home":
+        write_cache("ab", KNOWN, None)
+        assert read_cache("ab", None) is None
+
+
+@pytest.mark.fault(
+    "cached pictures that this user may not read", "made anew; a note where they cannot be replaced"
+)
+@pytest.mark.parametrize("replaceable", [True, False])
+def test_cached_pictures_of_another_user_are_made_anew_or_left(replaceable, index, monkeypatch):
+    kept(index)
+
+    def refuse(path, mode):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    def refuse_writing(path, write):
+        raise UserError("cannot be written (Permission denied)", path)
+
+    monkeypatch.setattr(store_module, "open", refuse, raising=False)
+    if not replaceable:
+        monkeypatch.setattr(store_module, "replace_atomically", refuse_writing)
+    store, _ = kept(index)
+    plain = PictureStore(index, 32)
+    if replaceable:
+        assert_cached(store, plain)
+    else:
+        assert "Permission denied" in store.notes[0] and store._file is None
+        assert_same(store, plain)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_cached_pictures_without_the_right_to_read_them_are_made_anew(index):
+    _, path = kept(index)
+    path.chmod(0)
+    again, _ = kept(index)
+    assert_cached(again, PictureStore(index, 32))
+
+
+@pytest.mark.fault("cached pictures that are deleted while a run uses them", "the run goes on from the files")
+def test_cached_pictures_that_go_away_are_read_from_their_files(index, cache_folder):
+    store, path = kept(index)
+    state = store.__getstate__()
+    shutil.rmtree(cache_folder)
+    assert_same(store, PictureStore(index, 32))  # mapped: the system keeps it
+    sent = PictureStore.__new__(PictureStore)
+    sent.__dict__.update(state)
+    assert sent._file == path and sent._memory is None
+    assert_same(sent, PictureStore(index, 32))
+
+
+def test_a_lost_picture_is_still_an_error_of_its_own(index):
+    Path(index.paths[1]).unlink()
+    with pytest.raises(LostPictureError):
+        PictureStore(index, 32).keep_on_disk()
