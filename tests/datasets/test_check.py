@@ -77,6 +77,47 @@ def test_a_missing_test_split_is_a_remark(make_dataset):
     assert error is None and any(line.startswith("test: remark: ") for line in lines)
 
 
+@pytest.mark.fault(
+    "files in folders of pictures that are no pictures by their names (a GIF, a PNG without suffix), label "
+    "files without a picture",
+    "not used; `--check-data` counts and names them",
+)
+def test_files_that_are_passed_over_are_remarked(make_dataset):
+    config = with_val(make_dataset({"a.jpg": GOOD, "sub/b.jpg": "1 .5 .5 .1 .1\n"}))
+    folder = config.splits["train"][0]
+    labels = config.root / "labels/train"
+    for name in ("anim.gif", "sub/noext", ".hidden"):
+        (folder / name).write_bytes(b"x")
+    for name in ("anim.txt", "gone.txt", "notes.md", ".hidden.txt", *(f"sub/{n}.txt" for n in range(9))):
+        (labels / name).write_text(GOOD)
+    lines, rows, error = checked(config)
+    assert error is None and lines[-1].endswith("nothing is wrong")
+    told = [line for line in lines if line.startswith("train: ")]
+    assert told == [
+        f"train: remark: {folder}: 2 files that are no pictures by their names: anim.gif, sub/noext",
+        f"train: remark: {labels}: 11 label files without a picture: "
+        "anim.txt, gone.txt, sub/0.txt, sub/1.txt, sub/2.txt, ...",
+    ]
+    assert rows[0] == ("train", 2, 0, 2, 0, 0, 0)
+
+
+def test_labels_beside_their_pictures_are_no_files_that_are_passed_over(make_dataset, tmp_path):
+    config = with_val(make_dataset({"a.jpg": GOOD, "b.jpg": "1 .5 .5 .1 .1\n"}))
+    beside = tmp_path / "data set/beside"
+    (config.root / "images/train").rename(beside)
+    for path in (config.root / "labels/train").iterdir():
+        path.rename(beside / path.name)
+    (beside / "classes.txt").write_text("cat\ndog\n")
+    text = "path: data set\ntrain: beside\nval: beside\nunlabeled: beside\nnames: [cat, dog]\n"
+    config.yaml_path.write_text(text)
+    lines, _, error = checked(load_dataset_config(config.yaml_path))
+    assert error is None and [line for line in lines if "remark" in line] == [
+        f"train: remark: {beside}: 1 label files without a picture: classes.txt",
+        f"val: remark: {beside}: 1 label files without a picture: classes.txt",
+        f"unlabeled: remark: {beside}: 1 files that are no pictures by their names: classes.txt",
+    ]
+
+
 @pytest.fixture
 def set_yaml(tmp_path: Path) -> Path:
     for split in ("train", "val"):

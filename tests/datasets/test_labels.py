@@ -55,6 +55,23 @@ def test_a_wrong_line_is_reported_with_its_number(line, what):
     assert what in text
 
 
+@pytest.mark.fault(
+    "form feeds, U+2028 and the like in label files and lists", "lines are numbered as in editors"
+)
+@pytest.mark.parametrize("odd", ["\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"])
+def test_lines_are_numbered_as_editors_number_them(odd):
+    text = f"0 .5 .5 .1 .1{odd}\n{odd}0 .5 .5 .2 .2\r\n{odd}\r9 .5 .5 .1 .1\n0 .5 .5{odd}.1 .1"
+    boxes, wrong = parse_yolo(text.encode(), 2)
+    assert len(boxes) == 2
+    assert [number for number, _ in wrong] == [4, 5]
+    assert "class 9" in wrong[0][1] and "not a row of numbers" in wrong[1][1]
+
+
+def test_boxes_that_an_odd_line_end_joins_are_no_polygon():
+    boxes, wrong = parse_yolo("\x0c".join(["0 .5 .5 .1 .1"] * 3).encode(), 1)
+    assert len(boxes) == 0 and [number for number, _ in wrong] == [1]
+
+
 def test_a_good_box_passes_unchanged_and_without_a_word():
     labels, notes = correct_boxes(np.array([[1, 0.25, 0.25, 0.75, 0.5], [0, 0, 0, 1, 1.0]]))
     assert notes == []

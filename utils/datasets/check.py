@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,12 +12,13 @@ import numpy as np
 from utils.config.dataset import DatasetConfig
 from utils.datasets.annotations import NOTHING, label_bytes, normalised, parse_annotation
 from utils.datasets.index import checked_size, in_parallel, no_label_files
-from utils.datasets.sources import Source, list_sources
+from utils.datasets.sources import Source, list_sources, passed_over
 from utils.errors import UserError
 
 # `test` is no part of a training and often not published.
 SPLITS = ("train", "val", "unlabeled", "test")
 _NEEDED = ("train", "val")
+_SHOWN = 5
 COLUMNS = ("split", "pictures", "unusable", "boxes", "wrong", "corrected", "unlabelled")
 
 
@@ -123,6 +125,7 @@ def check_split(config: DatasetConfig, split: str, progress: bool = True) -> Spl
         if has_truth:
             counts += _check_labels(config, source, None if isinstance(size, str) else size, report)
     report.boxes = int(counts.sum())
+    report.remarks += _passed_over(config, split, sources)
     if len(report.unusable) == len(sources):
         report.failures.append("no picture can be read")
     if has_truth and report.unlabelled == len(sources):
@@ -131,6 +134,13 @@ def check_split(config: DatasetConfig, split: str, progress: bool = True) -> Spl
         missing = ", ".join(f"'{config.names[number]}'" for number in np.flatnonzero(counts == 0))
         report.remarks.append(f"{config.yaml_path}: no box is of class {missing}")
     return report
+
+
+def _passed_over(config: DatasetConfig, split: str, sources: Sequence[Source]) -> Iterator[str]:
+    for folder, kind, files in passed_over(config, split, sources):
+        if files:
+            names = ", ".join(os.path.relpath(file, folder) for file in files[:_SHOWN])
+            yield f"{folder}: {len(files)} {kind}: {names}{', ...' if len(files) > _SHOWN else ''}"
 
 
 def _check_labels(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import math
+import re
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +16,18 @@ _POLYGON_NUMBERS = 6
 _MIN_COORDINATE, _MAX_COORDINATE = -1.0, 2.0
 # Exports round to 3 to 6 digits; what sticks out by less than this is no mistake worth a word.
 _ROUNDING = 2e-3
+# What ends lines for editors, and for whoever counts them. Python's own knows eight more, a form feed
+# and U+2028 among them.
+_LINE_END = re.compile(r"\r\n|\r|\n")
 
 
 class LabelLineError(ValueError):
     """What is wrong with one line of a label file."""
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text as editors number them."""
+    return _LINE_END.split(text)
 
 
 def parse_yolo(content: bytes, nc: int) -> tuple[NDArray[np.float64], list[tuple[int, str]]]:
@@ -32,7 +41,7 @@ def parse_yolo(content: bytes, nc: int) -> tuple[NDArray[np.float64], list[tuple
     wrong: list[tuple[int, str]] = []
     is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     text = content.decode("utf-16" if is_utf16 else "utf-8-sig", errors="replace")
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(lines_of(text), 1):
         if not line.strip():
             continue
         try:
@@ -45,7 +54,9 @@ def parse_yolo(content: bytes, nc: int) -> tuple[NDArray[np.float64], list[tuple
 def _parse_line(line: str, nc: int) -> list[float]:
     """A class and a box x1, y1, x2, y2."""
     try:
-        if "_" in line:  # which float() takes for the blank between thousands
+        # float() takes an underscore for the blank between thousands. A form feed or the like between
+        # words might be meant as a line's end: two boxes, or a polygon.
+        if "_" in line or len(line.strip().splitlines()) > 1:
             raise ValueError(line)
         class_id, *coordinates = (float(word) for word in line.split())
     except ValueError as error:

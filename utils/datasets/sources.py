@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from utils.config.dataset import DatasetConfig
 from utils.datasets.images import is_image
+from utils.datasets.labels import lines_of
 from utils.errors import UserError
 
+LABEL_SUFFIX = ".txt"
 # Lists for one class append 1, 0 or -1 to each name.
 _CLASS_FLAG = re.compile(r"\s+(-1|0|1)$")
 
@@ -43,6 +45,25 @@ def list_sources(config: DatasetConfig, split: str) -> list[Source]:
     return list(found.values())
 
 
+def passed_over(
+    config: DatasetConfig, split: str, sources: Sequence[Source]
+) -> Iterator[tuple[Path, str, list[str]]]:
+    """What lies in the folders of a split and is used for nothing: a folder, the kind, and the files.
+
+    Lists name what they mean, so only folders of pictures count, and the folders of their labels.
+    """
+    labels, has_truth = {source.label for source in sources}, split != "unlabeled"
+    for entry in config.entries(split):
+        if config.layout == "voc" or not entry.is_dir():
+            continue
+        label_folder = Path(label_path(os.path.join(entry, "any"))).parent
+        texts = (file for file in _files_below(label_folder) if file.endswith(LABEL_SUFFIX))
+        orphans = set(texts) - labels if has_truth else set()
+        others = {file for file in _files_below(entry) if not is_image(file)} - labels - orphans
+        yield entry, "files that are no pictures by their names", sorted(others)
+        yield label_folder, "label files without a picture", sorted(orphans)
+
+
 def label_path(image: str) -> str:
     """Where a picture's labels belong: the last folder `images` becomes `labels`, the suffix .txt.
 
@@ -54,7 +75,7 @@ def label_path(image: str) -> str:
         if folders[place] == "images":
             folders[place] = "labels"
             break
-    return os.sep.join(folders) + ".txt"
+    return os.sep.join(folders) + LABEL_SUFFIX
 
 
 def _yolo_sources(entry: Path, root: Path) -> list[Source]:
@@ -74,14 +95,19 @@ def _yolo_sources(entry: Path, root: Path) -> list[Source]:
 
 
 def _images_below(entry: Path) -> Iterator[str]:
-    """The pictures in a folder and all folders below, without what is hidden.
+    """The pictures in a folder and all folders below, without what is hidden."""
+    return filter(is_image, _files_below(entry))
+
+
+def _files_below(entry: Path) -> Iterator[str]:
+    """The files in a folder and all folders below, without what is hidden.
 
     Links are followed, but not back to where the walk has been: that would go on for ever.
     """
     for folder, folders, names in os.walk(entry, followlinks=True):
         seen = (name for name in folders if not is_hidden(name))
         folders[:] = [name for name in seen if not _leads_up(entry, folder, name)]
-        yield from (os.path.join(folder, name) for name in names if is_image(name) and not is_hidden(name))
+        yield from (os.path.join(folder, name) for name in names if not is_hidden(name))
 
 
 def _leads_up(entry: Path, folder: str, name: str) -> bool:
@@ -137,9 +163,10 @@ def _lines(listing: Path) -> list[str]:
         text = listing.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot be read as a list of pictures ({error})", listing) from error
-    for number, line in enumerate(text.splitlines(), 1):
+    lines = lines_of(text)
+    for number, line in enumerate(lines, 1):
         if "\0" in line:
             raise UserError(
                 "a NUL byte, which no file name has", f"{listing}:{number}", "write the list anew"
             )
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return [line.strip() for line in lines if line.strip()]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, cast
 
 from torch import Tensor
 
@@ -13,7 +15,7 @@ from models.checkpoint import build_model, read_checkpoint, resolve_weights
 from models.yolo import Model
 from utils.batch import Batch
 from utils.config.dataset import DatasetConfig, load_dataset_config
-from utils.config.files import next_run_folder, write_text_atomically
+from utils.config.files import next_run_folder, replace_atomically, write_text_atomically
 from utils.config.options import TestOptions
 from utils.datasets.index import DatasetIndex, build_index
 from utils.datasets.loader import BatchLoader, eval_loader
@@ -196,8 +198,7 @@ class _Report:
     def _score_with_coco(self, coco: CocoResults, config: DatasetConfig, console: Console) -> None:
         assert self.folder is not None
         path = self.folder / f"{Path(self.options.weights).stem}_predictions.json"
-        with path.open("w", encoding="utf-8") as file:
-            coco.write(file)
+        replace_atomically(path, lambda stream: coco.write(cast(IO[str], codecs.getwriter("utf-8")(stream))))
         official = official_annotations(config.root, self.index)
         truth = official or annotations_from_index(self.index)
         scores = score_with_pycocotools(path, truth, self.index.paths)
