@@ -178,7 +178,6 @@ def test_a_list_from_windows_is_understood(make_dataset):
     assert [len(labels) for labels in index.labels] == [1, 1]
 
 
-@pytest.mark.fault("a list none of whose pictures is there", "refused, naming list and first picture")
 def test_lines_of_a_list_are_numbered_as_editors_number_them(make_dataset):
     config = make_dataset({"a\x0cb.jpg": GOOD})
     listed = listed_config(config, "images/train/a\x0cb.jpg\n")
@@ -186,6 +185,7 @@ def test_lines_of_a_list_are_numbered_as_editors_number_them(make_dataset):
     assert ":2: a NUL byte" in message_of(listed_config(config, "images/train/a\x0cb.jpg\nx\0\n"))
 
 
+@pytest.mark.fault("a list none of whose pictures is there", "refused, naming list and first picture")
 def test_a_list_of_missing_pictures_is_named_with_the_first_of_them(make_dataset):
     listed = listed_config(make_dataset({"a.jpg": GOOD}), "gone/x.jpg\ngone/y.jpg\n")
     message = message_of(listed)

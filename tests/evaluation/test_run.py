@@ -30,7 +30,9 @@ def test_speed_is_measured_in_squares(task, rect, shapes) -> None:
 
 @pytest.mark.fault("a test that ends while it writes its predictions", "the file of before is left as it was")
 def test_predictions_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    index = DatasetIndex(["x/ü.jpg"], [], np.array([(9, 9)]), np.full(1, True), [], ["cat"])
+    index = DatasetIndex(
+        ["x/ü.jpg"], [np.zeros((0, 5), np.float32)], np.array([(9, 9)]), np.full(1, True), [], ["cat"]
+    )
     report = _Report(Options(project=str(tmp_path), weights="w.pt", noplots=True), index)
     config = DatasetConfig(tmp_path / "set.yaml", tmp_path, "yolo", {}, ["cat"], 1, None, "")
     path = tmp_path / "exp/w_predictions.json"
