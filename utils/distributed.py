@@ -7,10 +7,12 @@ torch's own process group.
 from __future__ import annotations
 
 import os
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +20,9 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
 
 _T = TypeVar("_T")
 PATIENCE = timedelta(minutes=30)  # the first rank may index a large dataset while the others wait
@@ -38,10 +43,8 @@ def joined_ranks() -> Iterator[None]:
     # Both kinds: a GPU may be there and the run be asked to stay on the CPU.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     store, own, count = next(rendezvous("env://", timeout=PATIENCE))
-    # After a restart torchrun's store still has the addresses of the processes that are gone.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = dist.PrefixStore(f"attempt {attempt}", store)  # type: ignore[attr-defined]
-    dist.init_process_group(backend, store=store, rank=own, world_size=count, timeout=PATIENCE)
+    own_part = dist.PrefixStore(_common_word(store, own, count), store)  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=own_part, rank=own, world_size=count, timeout=PATIENCE)
     try:
         yield
     except RuntimeError as error:
@@ -50,6 +53,35 @@ def joined_ranks() -> Iterator[None]:
             raise UserError(f"another process of this run is gone ({error})", "torchrun", fix) from error
         raise
     dist.destroy_process_group()
+
+
+def _common_word(store: Store, own: int, count: int) -> str:
+    """A word that the processes of this start have in common, and with no earlier ones.
+
+    After a restart torchrun's store still has the addresses of processes that are gone, and on several
+    machines the launchers count restarts each for itself. So every rank asks the first one with a word
+    of its own, and what that answers is for nobody who asked before.
+    """
+    word = uuid.uuid4().hex
+    if own > 0:
+        store.set(f"rank {own} asks", word)
+        answer = str(store.get(f"answer to {word}"), "ascii")  # waits for it
+        store.add(f"{answer} is heard", 1)
+        return answer
+    limit = time.monotonic() + PATIENCE.total_seconds()
+    while store.add(f"{word} is heard", 0) < count - 1:
+        for other in range(1, count):
+            if store.check([f"rank {other} asks"]):
+                store.set(f"answer to {str(store.get(f'rank {other} asks'), 'ascii')}", word)
+        if time.monotonic() > limit:
+            raise UserError(f"not all of {count} processes have come", "torchrun", "look at their own words")
+        time.sleep(0.05)
+    return word
+
+
+def restarts() -> int:
+    """How often torchrun has started the processes again; of several launchers not all may have counted."""
+    return max(from_all(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))))
 
 
 def is_lost_rank(error: Exception) -> bool:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -35,15 +36,13 @@ def torchrun(own_cache_folder):
     """Starts a script in two processes; gives the launching process."""
     started = []
 
-    def start(*words, launch=()):
+    def start(*words, launch=(), place=("--standalone", "--nproc_per_node", "2")):
         process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-                *(*launch, *map(str, words)),
-            ],
+            [sys.executable, "-m", "torch.distributed.run", *place, *launch, *map(str, words)],
             cwd=ROOT,
             env={**os.environ, "YOLO_CACHE_DIR": str(own_cache_folder), "OMP_NUM_THREADS": "1"},
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True,
         )  # fmt: skip
         started.append(process)
         return process
@@ -115,37 +114,123 @@ def test_scores_are_to_the_last_digit_those_of_one_process(
     assert found[0] == found[1]
 
 
-@pytest.mark.fault(
-    "a process of several that is killed",
-    "the others end within the launcher's time; `torchrun --max-restarts` goes on to the same weights",
-)
-def test_a_rank_that_dies_ends_the_others_and_a_restart_goes_on_to_the_same_weights(
-    small_set, torchrun, tmp_path, rows_of
-):
-    words = ["train.py", "--data", small_set, *NET, "--epochs", "6", *SMALL, "--save-every-steps", "1"]
-    whole = torchrun(*words, "--project", tmp_path / "whole")
-    code, output = ended(whole)
-    assert code == 0, output
-    folder = tmp_path / "cut" / "exp"
-    process = torchrun(*words, "--project", tmp_path / "cut", launch=("--max-restarts", "1"))
+def long_words(small_set, weights, kind):
+    """Six epochs with a state after every step, plain or under a teacher."""
+    common = ["--data", small_set, *NET, "--epochs", "6", *SMALL, "--save-every-steps", "1"]
+    if kind == "plain":
+        return ["train.py", *common]
+    return [
+        "train_distill.py",
+        *common,
+        "--teacher",
+        weights,
+        "--distill-ratio",
+        "auto",
+        "--feature-loss",
+        "cwd",
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(small_set, weights, tmp_path_factory):
+    """The folders of runs that nothing happens to, by their kind; each is made when it is first asked for."""
+    made = {}
+
+    def folder_of(kind, torchrun):
+        if kind not in made:
+            made[kind] = tmp_path_factory.mktemp("whole") / "exp"
+            process = torchrun(*long_words(small_set, weights, kind), "--project", made[kind].parent)
+            code, output = ended(process)
+            assert code == 0, output
+        return made[kind]
+
+    return folder_of
+
+
+def wait_for_state(folder, *processes):
     limit = time.monotonic() + 120
     while not (folder / "weights/state.pt").is_file():
-        assert process.poll() is None and time.monotonic() < limit
+        assert all(process.poll() is None for process in processes) and time.monotonic() < limit
         time.sleep(0.02)
+
+
+def assert_same_end(first, second, rows_of):
+    """Same weights and scores; where it was killed, an epoch's means are those of the first process alone."""
+    one, two = (torch.load(folder / "weights/state.pt", weights_only=True) for folder in (first, second))
+    for part in ("model", "ema"):
+        assert all(torch.equal(one[part][name], two[part][name]) for name in one[part])
+    rows = list(zip(rows_of(first), rows_of(second), strict=True))
+    same = [{name for name in row if row[name] == other[name]} for row, other in rows]
+    assert all("metrics/mAP_0.5" in names and "val/box_loss" in names for names in same)
+    assert sum(len(names) == len(rows[0][0]) for names in same) >= len(rows) - 1
+
+
+@pytest.mark.fault(
+    "a process of several that is killed",
+    "the others end within the launcher's time; `torchrun --max-restarts` goes on to the same weights, "
+    "plain and distilled",
+)
+@pytest.mark.parametrize("kind", ["plain", "distilled"])
+def test_a_rank_that_dies_ends_the_others_and_a_restart_goes_on_to_the_same_weights(
+    kind, small_set, weights, whole, torchrun, tmp_path, rows_of
+):
+    words, folder = long_words(small_set, weights, kind), tmp_path / "exp"
+    process = torchrun(*words, "--project", tmp_path, launch=("--max-restarts", "1"))
+    wait_for_state(folder, process)
     os.kill(children_of(process)[-1], signal.SIGKILL)
     code, output = ended(process, seconds=200)
     assert code == 0, output
-    assert [path.name for path in (tmp_path / "cut").iterdir()] == ["exp"]
-    first, second = (
-        torch.load(tmp_path / name / "exp/weights/state.pt", weights_only=True) for name in ("whole", "cut")
-    )
-    for part in ("model", "ema"):
-        assert all(torch.equal(first[part][name], second[part][name]) for name in first[part])
-    # In the epoch of the cut, the means of the training terms are those of the first process alone.
-    whole, cut = rows_of(tmp_path / "whole/exp"), rows_of(folder)
-    same = [{name for name in row if row[name] == other[name]} for row, other in zip(whole, cut, strict=True)]
-    assert all("metrics/mAP_0.5" in names and "val/box_loss" in names for names in same)
-    assert sum(len(names) == len(whole[0]) for names in same) >= 5
+    assert [path.name for path in tmp_path.iterdir()] == ["exp"]
+    assert_same_end(whole(kind, torchrun), folder, rows_of)
+
+
+@pytest.mark.fault(
+    "SIGTERM or SIGINT (Ctrl-C) to torchrun, to all of its processes or to one of them",
+    "all stop after the same step with the state written; `--resume` goes on to the same weights",
+)
+@pytest.mark.parametrize("target", ["launcher", "group", "one"])
+def test_processes_that_are_stopped_stop_together_with_the_state_saved(
+    target, small_set, weights, whole, torchrun, tmp_path, rows_of
+):
+    words, folder = long_words(small_set, weights, "plain"), tmp_path / "exp"
+    process = torchrun(*words[:-1], "3", "--project", tmp_path)
+    wait_for_state(folder, process)
+    if target == "group":
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        os.kill(process.pid if target == "launcher" else children_of(process)[-1], signal.SIGTERM)
+    code, output = ended(process)
+    assert code != 0 and output.count("stopped; go on with: python train.py --resume") == 2, output
+    assert "is gone" not in output and len(rows_of(folder)) < 6
+    if target == "launcher":
+        code, output = ended(torchrun("train.py", "--resume", folder))
+        assert code == 0, output
+        assert_same_end(whole("plain", torchrun), folder, rows_of)
+
+
+@pytest.mark.fault(
+    "a process on one of two machines that is killed",
+    "`torchrun --nnodes 2 --max-restarts` goes on with both to the same weights",
+)
+def test_two_launchers_train_together_and_go_on_after_a_death(
+    small_set, weights, whole, torchrun, tmp_path, rows_of
+):
+    """Both on this machine; their processes know each other by the network alone."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = ["--nnodes", "2", "--nproc_per_node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "job"]
+    place += ["--rdzv-endpoint", f"127.0.0.1:{port}", "--local-addr", "127.0.0.1", "--max-restarts", "1"]
+    words, folder = [*long_words(small_set, weights, "plain"), "--project", tmp_path], tmp_path / "exp"
+    agents = [torchrun(*words, place=place) for _ in range(2)]
+    wait_for_state(folder, *agents)
+    [rank] = children_of(agents[1])
+    os.kill(rank, signal.SIGKILL)
+    for agent in agents:
+        code, output = ended(agent, seconds=200)
+        assert code == 0, output
+    assert [path.name for path in tmp_path.iterdir()] == ["exp"]
+    assert_same_end(whole("plain", torchrun), folder, rows_of)
 
 
 @pytest.mark.fault("a batch that does not divide among the processes", "refused at the start")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from utils.config.options import TrainOptions
+from utils.distributed import restarts
 from utils.training import resume, state
 
 
@@ -30,7 +31,7 @@ def launched(tmp_path, monkeypatch):
 
 
 def go_on_with(options):
-    found = resume._state_to_go_on_with(options)
+    found = resume._state_to_go_on_with(options, is_restart=restarts() > 0)
     return found and found.parent.parent.name
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from utils.config.files import claim_folder, write_text_atomically
 from utils.config.options import CHANGEABLE_ON_RESUME, TrainOptions, options_from_dict, options_to_dict
-from utils.distributed import from_main, rank
+from utils.distributed import from_main, rank, restarts
 from utils.errors import UsageError, UserError
 from utils.training import state
 
@@ -20,7 +20,8 @@ FILES = ("data", "data_dir", "weights", "cfg", "hyp", "teacher", "teacher_cfg") 
 
 def resumed(options: TrainOptions) -> tuple[dict[str, Any] | None, Path | None, TrainOptions]:
     """The saved state, its run's folder and the options to go on with; a new run has neither of the two."""
-    path = from_main(_claimed_state(options) if rank() == 0 else None)
+    is_restart = restarts() > 0
+    path = from_main(_claimed_state(options, is_restart) if rank() == 0 else None)
     if path is None:
         return None, None, options
     content = state.read_state(path)
@@ -78,18 +79,18 @@ def note_launch(folder: Path) -> None:
         write_text_atomically(folder / LAUNCH_NAME, launch)
 
 
-def _claimed_state(options: TrainOptions) -> Path | None:
-    path = _state_to_go_on_with(options)
+def _claimed_state(options: TrainOptions, is_restart: bool) -> Path | None:
+    path = _state_to_go_on_with(options, is_restart)
     if path is not None:
         claim_folder(path.parent.parent)
     return path
 
 
-def _state_to_go_on_with(options: TrainOptions) -> Path | None:
+def _state_to_go_on_with(options: TrainOptions, is_restart: bool) -> Path | None:
     if options.resume is not None:
         return state.find_state(options.resume, Path(options.project))
     # `torchrun --max-restarts` repeats the command after a process has died.
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) == 0:
+    if not is_restart:
         return None
     # The newest: a job's name may have been used before. It alone, for if it has no state yet, the run
     # of an earlier job of that name is not what is meant.
