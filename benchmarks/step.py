@@ -121,7 +121,7 @@ class Bench:
     def common_way(self, trainer: Trainer) -> Callable[[], object]:
         """A plain step in torch's own memory order, with loops over the parameters."""
         step, groups = trainer.step, trainer.optimizer.param_groups
-        step.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        step.to(memory_format=torch.contiguous_format)
         average: dict[str, Tensor] = {k: v.clone() for k, v in step.model.state_dict().items()}
         parameters = [p for group in groups for p in group["params"]]
         optimizer = torch.optim.SGD(
@@ -140,7 +140,7 @@ class Bench:
             with torch.autocast(self.device.type, trainer.amp_dtype, enabled=trainer.amp_dtype is not None):
                 terms, _ = step(replace(self.batch, images=images), PROGRESS)
             total: Tensor = sum(terms.values(), start=torch.zeros((), device=self.device))
-            trainer.scaler.scale(total * len(images)).backward()
+            trainer.scaler.scale(total * len(images)).backward()  # type: ignore[no-untyped-call]
             trainer.scaler.unscale_(optimizer)
             torch.nn.utils.clip_grad_norm_(parameters, 10.0, foreach=False)
             trainer.scaler.step(optimizer)

@@ -1,0 +1,102 @@
+"""Detection in a folder: `python -m benchmarks.detection --weights yolov5s.pt --source data/images`.
+
+detect.py, which reads, finds, draws and writes, against the network alone on the same pictures.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.measure import device_of, medians, parser, table
+from models.checkpoint import build_model, read_checkpoint, resolve_weights
+from utils.boxes import NmsRules
+from utils.config.options import DetectOptions
+from utils.datasets.images import is_image, read_image
+from utils.inference.detector import Detector
+from utils.inference.frames import Frame
+from utils.inference.pipeline import in_groups
+from utils.inference.predictor import Predictor, prepare_model
+from utils.inference.run import run_detect
+
+
+def many_pictures(source: Path, count: int, folder: Path) -> list[Path]:
+    """So many pictures in a folder: those of the source over and over, as links where that is possible."""
+    found = sorted(path for path in source.rglob("*") if is_image(path))
+    if not found:
+        raise SystemExit(f"no pictures in {source}")
+    folder.mkdir()
+    made = [folder / f"{n:05d}{found[n % len(found)].suffix}" for n in range(count)]
+    for number, path in enumerate(made):
+        original = found[number % len(found)].resolve()
+        os.symlink(original, path) if hasattr(os, "symlink") else shutil.copy(original, path)
+    return made
+
+
+class Bare:
+    """The network alone on prepared pictures, in the batches that detect.py makes."""
+
+    def __init__(self, weights: str, pictures: Sequence[Path], size: int, device: torch.device) -> None:
+        model = prepare_model(build_model(read_checkpoint(resolve_weights(weights))), device)
+        self.predictor = Predictor(model, NmsRules())
+        detector = Detector(self.predictor, model.names, (size, size))
+        prepared = [detector.prepare(Frame(read_image(path), str(path))).pixels for path in pictures]
+        groups = in_groups(prepared, lambda pixels: pixels.shape, detector.batch)
+        self.batches = [torch.cat(group) if len(group) > 1 else group[0] for group in groups]
+
+    def __call__(self) -> None:
+        """All pictures once."""
+        for pixels in self.batches:
+            self.predictor.forward(pixels.to(self.predictor.device).float().div_(255))
+
+
+def main() -> None:
+    options = parser(__doc__, rounds=5)
+    options.add_argument("--weights", default="yolov5s.pt")
+    options.add_argument("--source", type=Path, default=Path("data/images"))
+    options.add_argument("--pictures", type=int, default=100)
+    options.add_argument("--img", type=int, default=640)
+    given = options.parse_args()
+    device = device_of(given.device)
+    with tempfile.TemporaryDirectory() as name:
+        folders = [Path(name) / part for part in ("once", "twice")]
+        pictures = [
+            many_pictures(given.source, given.pictures * (turn + 1), folder)
+            for turn, folder in enumerate(folders)
+        ]
+
+        def detect(folder: Path) -> Callable[[], object]:
+            options = DetectOptions(
+                weights=given.weights, source=str(folder), imgsz=(given.img,), device=given.device,
+                project=Path(name) / "out",
+            )  # fmt: skip
+
+            def run() -> None:
+                with contextlib.redirect_stdout(io.StringIO()):
+                    run_detect(options)
+
+            return run
+
+        work: dict[str, Callable[[], object]] = {
+            "network": Bare(given.weights, pictures[0], given.img, device),
+            "once": detect(folders[0]),
+            "twice": detect(folders[1]),
+        }
+        times = medians(work, given.rounds, device, warm=1)
+    # The start, with reading the weights, is in both and cancels out.
+    steady = times["twice"] - times["once"]
+    rates = {"the network alone": times["network"], "detect.py": steady}
+    rows = [[name, f"{given.pictures / seconds:.1f} pictures/s"] for name, seconds in rates.items()]
+    rows.append(["ratio", f"{times['network'] / steady:.0%}"])
+    table([f"{given.weights}, {given.img} px", "median"], rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Evaluation: `python -m benchmarks.evaluation --weights best.pt --data data/bccd.yaml`.
+
+How much of test.py's loop is the network's own time, and what average precision takes for millions of
+detections.
+"""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.measure import device_of, medians, ms, parser, table
+from models.checkpoint import build_model, read_checkpoint, resolve_weights
+from utils.batch import Batch
+from utils.config.dataset import load_dataset_config
+from utils.datasets.index import build_index
+from utils.datasets.loader import eval_loader
+from utils.evaluation.evaluate import EvaluationSettings, evaluate
+from utils.evaluation.metrics import IOU_THRESHOLDS, average_precision_per_class
+from utils.inference.predictor import Predictor, prepare_model
+
+
+def share_of_network(weights: str, data: Path, split: str, size: int, rounds: int, device_name: str) -> None:
+    """Times whole evaluations, and the forward passes of the same batches alone."""
+    device = device_of(device_name)
+    model = prepare_model(build_model(read_checkpoint(resolve_weights(weights))), device)
+    index = build_index(load_dataset_config(data), split)
+    loader = eval_loader(index, image_size=size, batch_size=32, workers=2, stride=model.size_multiple)
+    batches: list[Batch] = list(loader)
+    settings = EvaluationSettings()
+    predictor = Predictor(model, settings.nms_rules())
+
+    def bare() -> None:
+        for batch in batches:
+            predictor.forward(batch.to(device).to_float().images)
+
+    work = {"network": bare, "evaluation": lambda: evaluate(model, loader, names=index.names)}
+    times = medians(work, rounds, device, warm=1)
+    rows = [
+        [f"{len(index)} pictures, the network alone", ms(times["network"]), ""],
+        ["scored", ms(times["evaluation"]), f"{times['network'] / times['evaluation']:.0%} in the network"],
+    ]
+    table([f"{weights}, {size} px", "median", ""], rows)
+
+
+def average_precision(detections: int) -> None:
+    """Times the scores of so many detections; prints what they take at the peak."""
+    rng = np.random.default_rng(0)
+    classes = 80
+    hits = rng.random((detections, len(IOU_THRESHOLDS))) < 0.3
+    confidence = rng.random(detections).astype(np.float32)
+    found = rng.integers(0, classes, detections).astype(np.float32)
+    true = rng.integers(0, classes, detections // 10)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    begun = time.perf_counter()
+    average_precision_per_class(hits, confidence, found, true)
+    seconds = time.perf_counter() - begun
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    grown = f"{(peak - before) / 1024:,.0f} MiB"
+    table(["average precision", "time", "memory beside its input"], [[f"{detections:,}", ms(seconds), grown]])
+
+
+def main() -> None:
+    options = parser(__doc__, rounds=5)
+    options.add_argument("--weights", default="yolov5s.pt")
+    options.add_argument("--data", default="data/bccd.yaml", type=Path)
+    options.add_argument("--split", default="test")
+    options.add_argument("--img", type=int, default=640)
+    options.add_argument("--detections", type=int, default=5_000_000)
+    options.add_argument("--precision-only", action="store_true", help="leave the network out")
+    given = options.parse_args()
+    if given.precision_only:
+        average_precision(given.detections)
+        return
+    share_of_network(given.weights, given.data, given.split, given.img, given.rounds, given.device)
+    # In a process of its own: the peak of memory is a process's.
+    words = ["--precision-only", "--detections", str(given.detections)]
+    subprocess.run([sys.executable, "-m", "benchmarks.evaluation", *words], check=True)
+
+
+if __name__ == "__main__":
+    main()

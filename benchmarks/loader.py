@@ -1,0 +1,82 @@
+"""Training samples, one process: `python -m benchmarks.loader --data data/bccd.yaml`.
+
+The yardstick is reading four pictures of the same set with OpenCV and resizing them, which is what a mosaic
+needs at least where it comes from files.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from benchmarks.measure import medians, ms, parser, table
+from utils.config.dataset import load_dataset_config
+from utils.config.hyperparameters import Hyperparameters
+from utils.datasets.images import scaled_wh
+from utils.datasets.index import DatasetIndex, build_index
+from utils.datasets.loader import AugmentSettings, TrainLoader, train_loader
+
+SAMPLES = 16  # of a timed round
+
+
+def yardstick(index: DatasetIndex, size: int) -> Callable[[], None]:
+    """Reads and resizes four pictures for each sample."""
+    numbers = itertools.cycle(np.random.default_rng(0).permutation(len(index)).tolist())
+
+    def run() -> None:
+        for number in itertools.islice(numbers, 4 * SAMPLES):
+            image = cv2.imread(index.paths[number])
+            assert image is not None
+            cv2.resize(image, scaled_wh(image.shape[1], image.shape[0], size))
+
+    return run
+
+
+def samples(loader: TrainLoader) -> Callable[[], object]:
+    """Makes a batch of mosaics, wherever the epochs stand."""
+
+    def forever() -> Iterator[object]:
+        for epoch in itertools.count():
+            loader.set_epoch(epoch)
+            # The last batch of an epoch may be smaller.
+            yield from itertools.islice(loader, len(loader) - 1)
+
+    batches = forever()
+    return lambda: next(batches)
+
+
+def main() -> None:
+    options = parser(__doc__, rounds=30)
+    options.add_argument("--data", default="data/bccd.yaml", type=Path)
+    options.add_argument("--split", default="train")
+    options.add_argument("--img", type=int, nargs="+", default=[320, 640])
+    given = options.parse_args()
+    index = build_index(load_dataset_config(given.data), given.split)
+    hyp, sizes = Hyperparameters(), [int(value) for value in index.sizes_wh.mean(0)]
+    print(
+        f"{len(index)} pictures of {sizes[0]} x {sizes[1]} px on average, {given.rounds} x {SAMPLES} samples"
+    )
+    augment = AugmentSettings(**{name: getattr(hyp, name) for name in AugmentSettings.__dataclass_fields__})
+    rows = []
+    for size in given.img:
+        work: dict[str, Callable[[], object]] = {"yardstick": yardstick(index, size)}
+        for cache in (None, "ram"):
+            loader = train_loader(
+                index, image_size=size, batch_size=SAMPLES, augment=augment, workers=0, seed=0, cache=cache
+            )
+            work["memory" if cache else "files"] = samples(loader)
+        times = medians(work, given.rounds, torch.device("cpu"))
+        for name in ("files", "memory"):
+            ratio = times[name] / times["yardstick"]
+            each = ms(times[name] / SAMPLES), ms(times["yardstick"] / SAMPLES)
+            rows.append([f"{size} px, from {name}", *each, f"{ratio:.2f}"])
+    table(["a mosaic sample", "median", "yardstick", "ratio"], rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Memory: `python -m benchmarks.memory`.
+
+What a distilled step takes beside a plain one, and what the index of a dataset of up to a million
+pictures takes, here and in the processes that make batches. The pictures need not exist for that: their index
+is made up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+
+import numpy as np
+import torch
+
+from benchmarks.measure import device_of, ms, parser, table
+
+KINDS = ("plain", "teacher", "distilled")
+
+
+def own_mib() -> float:
+    """What this process holds that no other shares, and its part of what is shared, now."""
+    with open("/proc/self/smaps_rollup", encoding="ascii") as stream:
+        found = {line.split(":")[0]: line.split()[1] for line in stream if line.startswith("Pss:")}
+    return int(found["Pss"]) / 1024
+
+
+def peak_mib(device: torch.device) -> float:
+    """The most that this process has held."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def of_steps(given: argparse.Namespace) -> None:
+    """Prints what one kind of step takes at its peak, beside networks and optimizer, as JSON."""
+    from benchmarks.step import Bench
+
+    device = torch.device("cuda" if given.device != "cpu" else "cpu")
+    bench = Bench(given.student, given.teacher, given.img, given.batch, device)
+    trainer = bench.trainer(**({} if given.kind == "plain" else {"distill_loss": "response"}))
+    work = bench.teacher_alone(trainer) if given.kind == "teacher" else bench.step(trainer)
+    before = peak_mib(device)
+    for _ in range(4):
+        work()
+    print(json.dumps({"before": before, "peak": peak_mib(device)}))
+
+
+def compare_steps(given: argparse.Namespace) -> None:
+    """The peaks of a plain and of a distilled run, each in a process of its own."""
+    found = {}
+    words = ["--device", given.device, "--student", given.student, "--teacher", given.teacher]
+    words += ["--img", str(given.img), "--batch", str(given.batch)]
+    for kind in KINDS:
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.memory", "--kind", kind, *words],
+            check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        found[kind] = json.loads(done.stdout.splitlines()[-1])
+    plain, distilled = found["plain"]["peak"], found["distilled"]["peak"]
+    # Of the teacher: its weights, and one forward pass of it.
+    allowed = plain + (found["teacher"]["peak"] - found["plain"]["before"])
+    rows = [
+        ["plain", f"{plain:,.0f} MiB"],
+        ["plain, with the teacher's weights and one forward of it", f"{allowed:,.0f} MiB"],
+        ["distilled", f"{distilled:,.0f} MiB"],
+    ]
+    table([f"{given.student} under {given.teacher}, {given.img} px, batch {given.batch}", "peak"], rows)
+
+
+def of_index(pictures: int, workers: int) -> list[str]:
+    """Makes up an index, trains from it as far as the order of pictures; gives a row of the table."""
+    from utils.datasets.index import DatasetIndex
+    from utils.datasets.loader import AugmentSettings, train_loader
+
+    rng = np.random.default_rng(0)
+    begun, before = time.perf_counter(), own_mib()
+    counts = rng.integers(1, 14, pictures)
+    labels = np.split(rng.random((int(counts.sum()), 5), np.float32), np.cumsum(counts)[:-1])
+    paths = [f"/data/images/train/{number:012d}.jpg" for number in range(pictures)]
+    sizes, known = np.full((pictures, 2), 640, np.int64), np.ones(pictures, bool)
+    index = DatasetIndex(paths, labels, sizes, known, [], ["a"])
+    made, held = time.perf_counter() - begun, own_mib() - before
+    begun = time.perf_counter()
+    loader = train_loader(
+        index, image_size=640, batch_size=16, augment=AugmentSettings(mosaic=1.0), workers=0, seed=0
+    )
+    loader.set_epoch(0)
+    next(iter(loader._order))
+    started = time.perf_counter() - begun
+    beside = _of_workers(loader, workers)
+    each = held * 2**20 / pictures
+    return [f"{pictures:,}", f"{held:,.0f} MiB", f"{each:,.0f}", ms(started), f"{beside:,.1f} MiB", ms(made)]
+
+
+def _of_workers(loader: object, workers: int) -> float:
+    """What a forked process that goes through the whole index takes for itself, in MiB, on average."""
+    total = 0.0
+    for _ in range(workers):
+        reading, writing = os.pipe()
+        if os.fork() == 0:
+            before = _private_mib()
+            dataset = loader.dataset  # type: ignore[attr-defined]
+            for number in range(0, len(dataset.index), 7):
+                _ = len(dataset.index.paths[number]), dataset.index.labels[number].shape
+            os.write(writing, str(_private_mib() - before).encode())
+            os._exit(0)
+        os.close(writing)
+        total += float(os.read(reading, 100).decode())
+        os.close(reading)
+        os.wait()
+    return total / max(workers, 1)
+
+
+def _private_mib() -> float:
+    with open("/proc/self/smaps_rollup", encoding="ascii") as stream:
+        return sum(int(line.split()[1]) for line in stream if line.startswith("Private_Dirty")) / 1024
+
+
+def main() -> None:
+    options = parser(__doc__, rounds=1)
+    options.add_argument("--student", default="yolov5s")
+    options.add_argument("--teacher", default="yolov5m")
+    options.add_argument("--img", type=int, default=320)
+    options.add_argument("--batch", type=int, default=8)
+    options.add_argument("--pictures", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
+    options.add_argument("--kind", choices=KINDS, help="measure this kind of step alone, for JSON")
+    given = options.parse_args()
+    if given.kind:
+        of_steps(given)
+        return
+    device_of(given.device)
+    compare_steps(given)
+    rows = [of_index(count, workers=2) for count in given.pictures]
+    header = ["pictures", "index", "bytes each", "start of an epoch", "a worker's own", "made up in"]
+    table(header, rows)
+
+
+if __name__ == "__main__":
+    main()
