@@ -18,9 +18,14 @@ MOST_GROWN = 400 << 20
 
 
 def state_of(folder: Path) -> dict[str, bytes | None]:
-    """Every file outside of `work/runs`, with its content where it is an ordinary one."""
+    """Every file outside of `work/runs`, with its content where it is an ordinary one.
+
+    Without the empty file by which a process claims the run that it would resume.
+    """
     found = {}
     for path in sorted(folder.rglob("*")):
+        if path.name == ".lock" and path.stat().st_size == 0:
+            continue
         if path.name not in ("out", "err") and folder / "work/runs" not in (path, *path.parents):
             found[str(path)] = path.read_bytes() if path.is_file() else None
     return found
