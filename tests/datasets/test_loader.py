@@ -248,11 +248,11 @@ def test_when_all_pictures_go_away_the_run_ends_soon(index, workers):
 
 @pytest.mark.fault(
     "a process that makes batches is killed, as by a lack of memory",
-    "the run ends at once with one line that says what needs less; `--resume` goes on",
+    "the run ends in seconds with one line that says what needs less, its state saved; `--resume` goes on",
 )
 def test_a_killed_worker_ends_the_run_with_a_line(index, tmp_path):
     (tmp_path / "index.pickle").write_bytes(pickle.dumps(index))
-    done = subprocess.run(  # torch's signal handler would hit this process in the middle of anything
+    done = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path / "index.pickle")],
         capture_output=True, text=True, timeout=60, check=False, cwd=Path(__file__).parents[2],
     )  # fmt: skip

@@ -134,7 +134,7 @@ def test_a_run_that_stopped_early_stays_so(small_set, tmp_path, monkeypatch, row
 
 @pytest.mark.fault(
     "a process that makes batches is killed, as by a lack of memory",
-    "the run ends with one line that says what needs less, its state saved; `--resume` goes on",
+    "the run ends in seconds with one line that says what needs less, its state saved; `--resume` goes on",
 )
 def test_a_killed_worker_costs_no_step(small_set, tmp_path, monkeypatch):
     trained = []

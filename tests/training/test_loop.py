@@ -12,6 +12,7 @@ from utils.training.ema import ModelEma
 from utils.training.guard import MANY, StepGuard
 from utils.training.loop import EpochHooks, Meters, MultiScale, Trainer
 from utils.training.optimizer import RateSchedule, build_optimizer
+from utils.training.state import RunState, read_state, restore, save_state
 from utils.training.step import TrainingStep
 
 
@@ -260,6 +261,42 @@ def test_a_broken_batch_among_those_of_an_update_leaves_no_trace_in_statistics(b
     assert finite == [True] * 12
     assert len(warnings) == 1 and trainer.guard.skipped == 1
     assert float(trainer.step.model.body[1].running_mean.abs().max()) > 0
+
+
+def in_float16():
+    """A trainer of two batches an update with a loss scale, as float16 has it on a GPU."""
+    trainer = trainer_of([Broken({4, 5})], batch_size=32)
+    trainer.amp_dtype = torch.float16
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**6, growth_interval=3)
+    return trainer
+
+
+def test_the_loss_scale_goes_on_with_a_run(tmp_path):
+    """Stopped between two batches of an update, after a skipped one has halved the scale."""
+    whole, cut, other = in_float16(), in_float16(), in_float16()
+    other.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
+    batches = [batch_of(seed=i) for i in range(16)]
+
+    class EnoughError(Exception):
+        pass
+
+    def leave(progress):
+        if progress.step == 8:
+            raise EnoughError
+
+    whole.run_epoch(Loader(batches), 0, 1, Bar)
+    with pytest.raises(EnoughError):
+        cut.run_epoch(Loader(batches), 0, 1, Bar, EpochHooks(after=leave))
+    run = RunState(0, 0.0, 0, [], "TrainOptions", {}, {}, [], {}, "")
+    save_state(tmp_path / "state.pt", run, cut)
+    restore(read_state(tmp_path / "state.pt"), other)
+    assert other.pending == 1 and other.scaler.get_scale() == 2.0**5
+    assert other.scaler.state_dict() == cut.scaler.state_dict() and other.scaler._get_growth_tracker() == 1
+    other.run_epoch(Loader(batches), 0, 1, Bar)
+    assert other.scaler.state_dict() == whole.scaler.state_dict() and whole.scaler.get_scale() > 2.0**5
+    for first, second in zip(whole.step.model.parameters(), other.step.model.parameters(), strict=True):
+        assert torch.equal(first, second)
+    assert other.guard.state_dict() == whole.guard.state_dict()
 
 
 def test_meters_average_each_name_over_its_own_count():
