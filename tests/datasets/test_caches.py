@@ -17,6 +17,7 @@ import utils.datasets.index_cache as index_cache
 import utils.datasets.store as store_module
 from utils.datasets.index import build_index
 from utils.datasets.index_cache import CheckedPictures, read_cache, write_cache
+from utils.datasets.packed import PackedRows
 from utils.datasets.store import LostPictureError, PictureStore
 from utils.errors import UserError
 
@@ -24,7 +25,7 @@ SECONDS = 2
 KNOWN = CheckedPictures(
     ["a.png", "b.png"],
     np.array([[3, 4], [5, 6]]),
-    [np.zeros((1, 5), np.float32), np.full((2, 5), 0.5, np.float32)],
+    PackedRows.of([np.zeros((1, 5), np.float32), np.full((2, 5), 0.5, np.float32)]),
     ["1 pictures skipped: c.png"],
 )
 

@@ -52,4 +52,4 @@ def test_raw_boxes_are_compared_as_they_are(levels):
     own, target = levels
     shifted = own.clone()
     shifted[..., :4] = target[..., :4] + 2
-    assert float(terms_of(RawBoxes, shifted, target)["box"]) == pytest.approx(4 * 2 * 0.05, rel=1e-3)
+    assert float(terms_of(RawBoxes, shifted, target)["box"]) == pytest.approx(4 * 6 * 0.05, rel=1e-3)

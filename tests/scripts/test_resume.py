@@ -229,7 +229,8 @@ def test_changed_data_are_noticed(finished, small_set, run_script, tmp_path):
     changed = shutil.copytree(small_set.parent, tmp_path / "changed")
     settings = (changed / "set.yaml").read_text().replace(str(small_set.parent), str(changed))
     (changed / "set.yaml").write_text(settings)
-    (changed / "images/train/0.png").unlink()
+    for name in ("0.png", "1.png"):
+        (changed / "images/train" / name).unlink()
     words = ["train.py", "--resume", folder, "--epochs", 2, "--data", changed / "set.yaml"]
     path = folder / "weights/state.pt"
     content = torch.load(path, weights_only=True)

@@ -20,6 +20,7 @@ from utils.datasets.annotations import NOTHING, Annotation, label_bytes, normali
 from utils.datasets.images import UnreadableImageError, check_image
 from utils.datasets.index_cache import CheckedPictures, content_digest, read_cache, write_cache
 from utils.datasets.labels import Labels
+from utils.datasets.packed import PackedRows, PackedTexts
 from utils.datasets.sources import Source, list_sources
 from utils.errors import UserError
 
@@ -34,7 +35,7 @@ _SINGLE_CLASS_NAME = "object"
 class DatasetIndex:
     """What is known of a split before any picture is loaded.
 
-    paths: N files, all of which were readable.
+    paths: N files, all of which were readable; packed, like the labels, whatever they are given as.
     labels: N arrays (n, 5) float32: class, centre x, centre y, width, height, normalised.
     sizes_wh: (N, 2) int64, pixels as the loader reads them (EXIF orientation applied).
     labelled: (N,) bool; False where nobody labelled the picture (its truth is unknown, not empty).
@@ -42,12 +43,19 @@ class DatasetIndex:
     names: class names in the order of their ids.
     """
 
-    paths: list[str]
-    labels: list[Labels]
+    paths: Sequence[str]
+    labels: Sequence[Labels]
     sizes_wh: NDArray[np.int64]
     labelled: NDArray[np.bool_]
     problems: list[str]
     names: list[str]
+
+    def __post_init__(self) -> None:
+        """Packs what comes as lists."""
+        if not isinstance(self.paths, PackedTexts):
+            self.paths = PackedTexts(self.paths)
+        if not isinstance(self.labels, PackedRows):
+            self.labels = PackedRows.of(self.labels)
 
     def __len__(self) -> int:
         """The number of pictures."""
@@ -65,13 +73,16 @@ class DatasetIndex:
 
     def all_labels(self) -> Labels:
         """The labels of all pictures in one (T, 5) array."""
-        parts: list[Labels] = [np.zeros((0, 5), np.float32), *self.labels]
-        joined: Labels = np.concatenate(parts)
-        return joined
+        return self._rows.values
 
     def label_owners(self) -> NDArray[np.int64]:
         """The picture number of each row of `all_labels` (T,)."""
-        return np.repeat(np.arange(len(self)), [len(labels) for labels in self.labels])
+        return np.repeat(np.arange(len(self)), self._rows.counts)
+
+    @property
+    def _rows(self) -> PackedRows:
+        assert isinstance(self.labels, PackedRows)
+        return self.labels
 
     def box_sizes_px(self, image_size: int) -> NDArray[np.float32]:
         """Width and height of all boxes (T, 2), pixels, each picture's longer side scaled to `image_size`."""
@@ -126,7 +137,7 @@ def build_index(
         raise UserError(f"split '{split}' has no readable picture; {checked.problems[0]}", config.yaml_path)
     # Once: training asks for two splits of one file.
     problems = [*(config.remarks if split == "train" else ()), *checked.problems]
-    if has_truth and not any(map(len, checked.labels)):
+    if has_truth and not len(checked.labels.values):
         problems.append(f"split '{split}' has no boxes: every picture counts as background")
     labelled = np.full(len(checked.paths), has_truth)
     index = DatasetIndex(
@@ -148,8 +159,8 @@ def join_unlabelled(train: DatasetIndex, unlabelled: DatasetIndex) -> DatasetInd
         problems.append(_sentence("unlabelled pictures are in 'train' too and count as labelled only", twice))
     return replace(
         train,
-        paths=train.paths + [unlabelled.paths[number] for number in new],
-        labels=train.labels + [unlabelled.labels[number] for number in new],
+        paths=[*train.paths, *(unlabelled.paths[number] for number in new)],
+        labels=[*train.labels, *(unlabelled.labels[number] for number in new)],
         sizes_wh=np.concatenate([train.sizes_wh, unlabelled.sizes_wh[new]]),
         labelled=np.concatenate([train.labelled, unlabelled.labelled[new]]),
         problems=problems,
@@ -157,7 +168,9 @@ def join_unlabelled(train: DatasetIndex, unlabelled: DatasetIndex) -> DatasetInd
 
 
 def _as_single_class(index: DatasetIndex) -> DatasetIndex:
-    labels = [np.concatenate([np.zeros_like(rows[:, :1]), rows[:, 1:]], 1) for rows in index.labels]
+    values = index.all_labels().copy()
+    values[:, 0] = 0
+    labels = PackedRows(values, np.bincount(index.label_owners(), minlength=len(index)))
     names = index.names if index.nc == 1 else [_SINGLE_CLASS_NAME]
     return replace(index, labels=labels, names=names)
 
@@ -221,7 +234,7 @@ def _check(
         sizes.append(size)
         labels.append(rows)
     problems = [_sentence(kind, entries) for kind, entries in notes.items()]
-    return CheckedPictures(paths, np.array(sizes, np.int64).reshape(-1, 2), labels, problems)
+    return CheckedPictures(paths, np.array(sizes, np.int64).reshape(-1, 2), PackedRows.of(labels), problems)
 
 
 def checked_size(source: Source) -> tuple[int, int] | str:

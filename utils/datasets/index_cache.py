@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from utils.config.files import replace_atomically, user_cache_dir
 from utils.datasets.images import MAX_BYTES, read_regular
-from utils.datasets.labels import Labels
+from utils.datasets.packed import PackedRows
 from utils.datasets.sources import Source
 from utils.errors import UserError
 
@@ -29,7 +29,7 @@ class CheckedPictures:
 
     paths: list[str]
     sizes_wh: NDArray[np.int64]
-    labels: list[Labels]
+    labels: PackedRows
     problems: list[str]
 
 
@@ -85,7 +85,7 @@ def _parsed(content: bytes, digest: str) -> CheckedPictures:
     )
     if not sound:
         raise ValueError("the cache is of another kind")
-    return CheckedPictures(paths, sizes, np.split(labels, np.cumsum(counts)[:-1]) if paths else [], problems)
+    return CheckedPictures(paths, sizes, PackedRows(labels, counts), problems)
 
 
 def write_cache(digest: str, checked: CheckedPictures, cache_dir: Path | None) -> None:
@@ -96,8 +96,8 @@ def write_cache(digest: str, checked: CheckedPictures, cache_dir: Path | None) -
         np.savez(
             file,
             texts=np.frombuffer(texts, np.uint8),
-            labels=np.concatenate([np.zeros((0, 5), np.float32), *checked.labels]),
-            counts=np.array([len(labels) for labels in checked.labels], np.int64),
+            labels=checked.labels.values,
+            counts=checked.labels.counts,
             sizes_wh=checked.sizes_wh,
         )
 

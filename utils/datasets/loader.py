@@ -180,7 +180,7 @@ class AugmentedDataset(DetectionDataset):
 
     def _picture(self, number: np.int64) -> Picture:
         width, height = self.store.wh[number]
-        return Picture(int(number), (int(width), int(height)), self.index.labels[number])
+        return Picture(int(number), (int(width), int(height)), self.index.labels[int(number)])
 
 
 class BatchLoader(DataLoader[Any]):

@@ -120,8 +120,9 @@ def average_precision_per_class(
         if len(members) == 0:
             continue
         confidences = np.asarray(confidence[members], dtype=np.float64)
+        hits_by_threshold = np.ascontiguousarray(hits[members].T)
         for threshold in range(thresholds):
-            precision, recall = _precision_and_recall(hits[members, threshold], int(labels[index]))
+            precision, recall = _precision_and_recall(hits_by_threshold[threshold], int(labels[index]))
             recall_grid, envelope = _precision_envelope(precision, recall)
             at_points = np.interp(RECALL_POINTS, recall_grid, envelope)
             ap[index, threshold] = (at_points[1:] + at_points[:-1]).mean() / 2  # the trapezoid rule

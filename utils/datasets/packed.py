@@ -1,0 +1,84 @@
+"""Long sequences in a few arrays, for what a dataset has of every picture.
+
+A list of a million strings or arrays is a million Python objects. Each costs its bookkeeping, and counting
+its references writes into it: a forked process that only reads them soon has copies of all of them. In
+packed form the memory is that of the content, and processes share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.float32]
+
+
+class _Packed(Sequence[Any]):
+    """Equal to any sequence of the same items."""
+
+    _ends: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def _bounds(self, index: int) -> tuple[int, int]:
+        count = len(self._ends)
+        place = index + count if index < 0 else index
+        if not 0 <= place < count:
+            raise IndexError(index)
+        return int(self._ends[place - 1]) if place else 0, int(self._ends[place])
+
+
+class PackedTexts(_Packed):
+    """Strings in one array of bytes; file names that are no text keep their bytes."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
+        self._ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
+        self._bytes = b"".join(encoded)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        """The string of a number; a list for a slice."""
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        start, end = self._bounds(index)
+        return self._bytes[start:end].decode("utf-8", "surrogateescape")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class PackedRows(_Packed):
+    """Arrays (n, 5) in one, each as many rows as its count says."""
+
+    def __init__(self, values: Rows, counts: NDArray[np.int64]) -> None:
+        """`values` (T, 5) are the rows of all, `counts` (N,) say how many each has."""
+        self.values, self.counts, self._ends = values, counts, np.cumsum(counts, dtype=np.int64)
+        assert int(counts.sum()) == len(values)
+
+    @classmethod
+    def of(cls, arrays: Sequence[Rows]) -> PackedRows:
+        """Packs arrays (n, 5)."""
+        counts = np.array([len(rows) for rows in arrays], np.int64)
+        empty = np.zeros((0, 5), np.float32)
+        return cls(np.concatenate([empty, *arrays]).astype(np.float32, copy=False), counts)
+
+    @overload
+    def __getitem__(self, index: int) -> Rows: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Rows]: ...
+    def __getitem__(self, index: int | slice) -> Rows | list[Rows]:
+        """The rows of a number, a view; a list for a slice."""
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        start, end = self._bounds(index)
+        return self.values[start:end]
