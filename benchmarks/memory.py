@@ -77,12 +77,13 @@ def of_index(pictures: int, workers: int) -> list[str]:
     """Makes up an index, trains from it as far as the order of pictures; gives a row of the table."""
     from utils.datasets.index import DatasetIndex
     from utils.datasets.loader import AugmentSettings, train_loader
+    from utils.datasets.packed import PackedRows, PackedTexts
 
     rng = np.random.default_rng(0)
     begun, before = time.perf_counter(), own_mib()
     counts = rng.integers(1, 14, pictures)
-    labels = np.split(rng.random((int(counts.sum()), 5), np.float32), np.cumsum(counts)[:-1])
-    paths = [f"/data/images/train/{number:012d}.jpg" for number in range(pictures)]
+    labels = PackedRows(rng.random((int(counts.sum()), 5), np.float32), counts)
+    paths = PackedTexts(f"/data/images/train/{number:012d}.jpg" for number in range(pictures))
     sizes, known = np.full((pictures, 2), 640, np.int64), np.ones(pictures, bool)
     index = DatasetIndex(paths, labels, sizes, known, [], ["a"])
     made, held = time.perf_counter() - begun, own_mib() - before

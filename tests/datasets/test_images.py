@@ -11,6 +11,7 @@ import pytest
 
 from utils.datasets.images import (
     UnreadableImageError,
+    all_scaled_wh,
     check_image,
     read_for_evaluation,
     read_for_training,
@@ -165,3 +166,10 @@ def test_decoding_at_a_part_of_the_size_stays_close_to_a_full_decode(tmp_path, f
     # Smooth content: what is left is the rounding of two ways to average.
     assert fast.shape == full.shape
     assert np.abs(fast.astype(int) - full).mean() < 1.0
+
+
+def test_many_sizes_are_scaled_as_each_is():
+    sizes = np.random.default_rng(0).integers(1, 5000, (2000, 2))
+    for side in (64, 320, 641):
+        assert all_scaled_wh(sizes, side).tolist() == [list(scaled_wh(w, h, side)) for w, h in sizes.tolist()]
+    assert all_scaled_wh(np.zeros((0, 2), np.int64), 64).shape == (0, 2)

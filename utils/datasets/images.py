@@ -124,6 +124,13 @@ def scaled_wh(width: int, height: int, image_size: int) -> tuple[int, int]:
     return max(round(width * factor), 1), max(round(height * factor), 1)
 
 
+def all_scaled_wh(sizes_wh: NDArray[np.int64], image_size: int) -> NDArray[np.int64]:
+    """`scaled_wh` of many sizes (N, 2) at once."""
+    factors = image_size / sizes_wh.max(1, initial=1)
+    scaled: NDArray[np.int64] = np.maximum(np.rint(sizes_wh * factors[:, None]), 1).astype(np.int64)
+    return scaled
+
+
 def read_for_evaluation(path: str | Path, wh: tuple[int, int]) -> Image:
     """The picture of a file, scaled to `wh` pixels; shrinking averages over areas.
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from utils.config.files import replace_atomically, user_cache_dir
-from utils.datasets.images import Image, UnreadableImageError, read_for_training, scaled_wh
+from utils.datasets.images import Image, UnreadableImageError, all_scaled_wh, read_for_training
 from utils.datasets.index import DatasetIndex
 from utils.distributed import rank
 from utils.errors import UserError
@@ -70,7 +70,7 @@ class PictureStore:
     def __init__(self, index: DatasetIndex, image_size: int) -> None:
         self._paths, self._original_wh = index.paths, index.sizes_wh
         self.image_size = image_size
-        self.wh = np.array([scaled_wh(int(w), int(h), image_size) for w, h in index.sizes_wh], np.int64)
+        self.wh = all_scaled_wh(index.sizes_wh, image_size)
         self._offsets = np.concatenate([[0], np.cumsum(self.wh.prod(1) * 3)])
         self._memory: Tensor | None = None
         self._file: Path | None = None
