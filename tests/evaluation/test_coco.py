@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +95,7 @@ def test_results_are_in_cocos_form() -> None:
 
 def test_annotations_hold_boxes_in_pixels() -> None:
     index = _index(["x/a.jpg"], ["one"])
-    index.labels[0] = np.array([[0, 0.5, 0.5, 0.5, 0.2]], np.float32)
+    index = replace(index, labels=[np.array([[0, 0.5, 0.5, 0.5, 0.2]], np.float32)])
     truth = annotations_from_index(index)
     (box,) = truth["annotations"]
     assert box["bbox"] == pytest.approx([50, 40, 100, 20]) and box["area"] == pytest.approx(2000)
