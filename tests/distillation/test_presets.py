@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from utils.batch import Batch, StudentOutput
 from utils.distillation.matching import anchors_rescaled
 from utils.distillation.presets import DenseOutputs, ObjectnessGated, PseudoBoxes
-from utils.distillation.response import Response, ResponseGains
+from utils.distillation.response import Response, ResponseGains, focused_cross_entropy
 from utils.distillation.teacher import TeacherOutput
 from utils.losses.detection import DetectionLoss, LossGains
 
@@ -238,3 +239,19 @@ def test_where_the_teacher_lacks_a_class_its_background_says_nothing(name):
     told = [level.detach().clone().requires_grad_() for level in student]
     sum(whole(batch_of(size=64), StudentOutput((), told), TeacherOutput(teacher)).values()).backward()
     assert float(at_background) < 0.01 * float(told[0].grad[1, 1, 2, 2, 4].abs())
+
+
+def test_the_focused_cross_entropy_has_the_value_and_gradient_of_its_formula():
+    torch.manual_seed(0)
+    target = 4 * torch.randn(50, 7)
+    own = (4 * torch.randn(50, 7)).requires_grad_()
+    by_parts = own.detach().clone().requires_grad_()
+    value = focused_cross_entropy(own, target)
+    wanted = (target.sigmoid() - by_parts.sigmoid()).abs() * F.binary_cross_entropy_with_logits(
+        by_parts, target.sigmoid(), reduction="none"
+    )
+    torch.testing.assert_close(value, wanted)
+    weights = torch.rand(50, 7)
+    (value * weights).sum().backward()
+    (wanted * weights).sum().backward()
+    torch.testing.assert_close(own.grad, by_parts.grad)
