@@ -44,6 +44,10 @@ class Hyperparameters:
     momentum: float = option(0.937, "of SGD; beta1 of Adam", limits=between(0, 0.9999))
     weight_decay: float = option(0.0005, "at the nominal batch", limits=at_least(0))
     nbs: int = option(64, "nominal batch: gradients of smaller ones add up to it", limits=at_least(1))
+    ema_decay: float = option(
+        0.9999, "what the average of the weights keeps at an update", limits=between(0, 1)
+    )
+    ema_tau: float = option(2000.0, "updates until two thirds of that decay are reached", limits=above(0))
     warmup_epochs: float = option(3.0, "length of the warm-up", limits=at_least(0), unit="epochs")
     warmup_momentum: float = option(0.8, "momentum at its start", limits=between(0, 0.9999))
     warmup_bias_lr: float = option(0.1, "learning rate of the biases at its start", limits=at_least(0))

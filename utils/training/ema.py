@@ -16,14 +16,15 @@ from models.yolo import Model
 class ModelEma(AveragedModel):
     """Averages all floating state, batch norm statistics included.
 
-    The decay grows with the number of updates, limit * (1 - exp(-updates / 2000)), so that an
-    early average is not tied to random weights. Integer buffers are copied.
+    The decay grows with the number of updates, limit * (1 - exp(-updates / tau)), so that an
+    early average is not tied to random weights. Integer buffers are copied. With the usual values the
+    average of a short run is hardly one: after 400 updates it looks back 1.2 of them.
     """
 
-    def __init__(self, model: Model, limit: float = 0.9999, ramp: float = 2000.0) -> None:
-        """`limit` is the decay after many updates, `ramp` the updates to reach 63% of it."""
+    def __init__(self, model: Model, limit: float = 0.9999, tau: float = 2000.0) -> None:
+        """`limit` is the decay after many updates, `tau` the updates to reach 63% of it."""
         super().__init__(model, multi_avg_fn=self._average, use_buffers=True)
-        self.limit, self.ramp, self.updates = limit, ramp, 0
+        self.limit, self.tau, self.updates = limit, tau, 0
         self.requires_grad_(False).eval()
 
     @property
@@ -39,7 +40,7 @@ class ModelEma(AveragedModel):
     @torch.no_grad()
     def _average(self, averaged: Sequence[Tensor], current: Sequence[Tensor], _count: Tensor | int) -> None:
         if averaged[0].is_floating_point():
-            decay = self.limit * (1 - math.exp(-self.updates / self.ramp))
+            decay = self.limit * (1 - math.exp(-self.updates / self.tau))
             torch._foreach_lerp_(list(averaged), list(current), 1 - decay)
         else:
             torch._foreach_copy_(list(averaged), list(current))

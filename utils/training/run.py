@@ -102,7 +102,7 @@ class TrainingRun:
         self.detection = setup.detection_loss(self.model, options, self.hyp, self.image_size)
         self.detection.to(self.device)
         share_state(self.model)
-        self.ema = ModelEma(self.model)
+        self.ema = ModelEma(self.model, self.hyp.ema_decay, self.hyp.ema_tau)
         self.losses = self._losses(recipe)
         self.trainer = self._trainer()
         self._open_folder()
