@@ -21,7 +21,7 @@ from utils.config.cli import run
 from utils.config.options import DistillOptions
 from utils.distillation.distiller import Distiller
 from utils.distillation.recipe import distillation_recipe
-from utils.distillation.response import Response
+from utils.distillation.response import Response, focused_cross_entropy
 from utils.distillation.teacher import Teacher, TeacherOutput
 from utils.losses.recipe import Loss, LossContext, LossRecipe
 from utils.losses.terms import softmax_divergence
@@ -43,17 +43,17 @@ class AllCells(Response):
 class Softmax(Response):
     """Classes are compared by KL of softmax at temperature 20, which no common shift changes."""
 
-    def class_distance(self, own: Tensor, target: Tensor) -> Tensor:
-        """The class loss of each cell."""
-        return softmax_divergence(own, target, 20.0) / own.shape[-1]
+    def class_sum(self, own: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        """The class loss of all cells, weighted."""
+        return (softmax_divergence(own, target, 20.0) * weight).sum() / own.shape[-1]
 
 
 class Gated(Response):
     """Objectness counts where the teacher sees an object: what the student imagines costs nothing."""
 
-    def objectness_distance(self, own: Tensor, target: Tensor) -> Tensor:
-        """The objectness loss of each cell."""
-        return super().objectness_distance(own, target) * target.sigmoid()
+    def objectness_mean(self, own: Tensor, target: Tensor) -> Tensor:
+        """The mean objectness loss of a cell."""
+        return focused_cross_entropy(own, target, target[..., 0].sigmoid() / own.numel())
 
 
 class RawBoxes(Response):
@@ -61,7 +61,7 @@ class RawBoxes(Response):
 
     def box_distance(self, own: Tensor, target: Tensor, index: int) -> Tensor:
         """The box loss of each cell."""
-        return (own[..., :4] - target[..., :4]).square().mean(-1)
+        return (own - target).square().mean(-1)
 
 
 class TrainingMode(Teacher):

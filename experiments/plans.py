@@ -68,13 +68,13 @@ TEACHERS = {
     "bccd-s-fifth": TeacherRun(
         "the same on a fifth of the labels",
         "yolov5s.pt",
-        ("--img", "320", "--epochs", "200", "--patience", "0"),
+        ("--img", "320", "--epochs", "200", "--patience", "0", "--noval"),
         "experiments/data/bccd_fifth.yaml",
     ),
     "voc-s": TeacherRun(
-        "yolov5s, public COCO weights, 12 epochs on VOC320",
+        "yolov5s, public COCO weights, 8 epochs on VOC320",
         "yolov5s.pt",
-        ("--img", "256", "--epochs", "12"),
+        ("--img", "224", "--epochs", "8"),
         "experiments/data/voc320.yaml",
     ),
 }
@@ -155,10 +155,10 @@ PLANS = {
         common=SMALL_SET,
     ),
     "voc320": Plan(
-        "VOC320, yolov5n from the public COCO weights, 10 epochs at 256 px",
+        "VOC320, yolov5n from the public COCO weights, 6 epochs at 224 px",
         "experiments/data/voc320.yaml",
-        256,
-        10,
+        224,
+        6,
         ("--weights", "yolov5n.pt"),
         (PLAIN, Arm("response", "`response`", ("--distill-loss", "response"), "voc-s")),
         split="val",
@@ -171,8 +171,9 @@ PLANS = {
         60,
         SCRATCH,
         few_labels(),
+        choice="last",
         target="all",
-        common=SMALL_SET,
+        common=(*SMALL_SET, "--noval"),
     ),
     "ablation": Plan(
         "BCCD, yolov5n from scratch, 30 epochs: one cause of a weak distillation put back at a time",

@@ -30,6 +30,10 @@ class ArmResults:
     arm: Arm
     by_seed: dict[int, dict[str, Any]]
 
+    def curves(self) -> list[list[float]]:
+        """The validation mAP50-95 of each seed, by scored epoch."""
+        return [record["val_map50_95"] for record in self.by_seed.values()]
+
     def values(self, key: str) -> list[float]:
         """One figure of each seed."""
         return [record[key] for record in self.by_seed.values()]
@@ -44,8 +48,10 @@ def write_report() -> None:
             text = between_marks(page.read_text(encoding="utf-8"), name, "No record yet.\n")
             write_text_atomically(page, text)
             continue
-        plot_curves(PICTURES / f"{name}.png", plan, results)
-        body = f"{table(plan, results, teachers)}\n\n![validation mAP50-95 by epoch](images/{name}.png)\n"
+        body = f"{table(plan, results, teachers)}\n"
+        if any(len(curve) > 1 for entry in results for curve in entry.curves()):
+            plot_curves(PICTURES / f"{name}.png", plan, results)
+            body += f"\n![validation mAP50-95 by epoch](images/{name}.png)\n"
         write_text_atomically(page, between_marks(page.read_text(encoding="utf-8"), name, body))
 
 
@@ -102,6 +108,8 @@ def compared(entry: ArmResults, plain: ArmResults, goal: float | None) -> list[s
     if goal is not None:
         gap = 100 * goal - statistics.mean(100 * other["map50_95"] for _, other in pairs)
         closed = f"{mean / gap:.0%}" if gap > 0 else ""
+    if any(len(own["val_map50_95"]) < 2 for own, _ in pairs):  # scored at the end alone
+        return [shown, closed, ""]
     reached = [_epochs_to(own["val_map50_95"], other["val_map50_95"][-1]) for own, other in pairs]
     part = f"{statistics.mean(reached):.0%} of the epochs" if max(reached) <= 1 else "not by every seed"
     return [shown, closed, part]
@@ -125,8 +133,10 @@ def plot_curves(path: Path, plan: Plan, results: Sequence[ArmResults]) -> None:
 
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     for entry in results:
-        curves = [record["val_map50_95"] for record in entry.by_seed.values()]
+        curves = entry.curves()
         length = min(map(len, curves))
+        if length < 2:  # scored at the end alone
+            continue
         stacked = 100 * np.array([curve[:length] for curve in curves])
         epochs = np.arange(1, length + 1)
         (line,) = axes.plot(epochs, stacked.mean(0), label=entry.arm.title.replace("`", ""), linewidth=1.6)

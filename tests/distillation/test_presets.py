@@ -241,17 +241,26 @@ def test_where_the_teacher_lacks_a_class_its_background_says_nothing(name):
     assert float(at_background) < 0.01 * float(told[0].grad[1, 1, 2, 2, 4].abs())
 
 
-def test_the_focused_cross_entropy_has_the_value_and_gradient_of_its_formula():
+@pytest.mark.parametrize("shape", [(50, 7), (2, 3, 5, 4, 7), (1, 3, 90, 90, 7)])
+def test_the_focused_cross_entropy_has_the_value_and_gradient_of_its_formula(shape):
     torch.manual_seed(0)
-    target = 4 * torch.randn(50, 7)
-    own = (4 * torch.randn(50, 7)).requires_grad_()
+    target, weights = 4 * torch.randn(shape), torch.rand(shape[:-1])
+    own = (4 * torch.randn(shape)).requires_grad_()
     by_parts = own.detach().clone().requires_grad_()
-    value = focused_cross_entropy(own, target)
-    wanted = (target.sigmoid() - by_parts.sigmoid()).abs() * F.binary_cross_entropy_with_logits(
+    value = focused_cross_entropy(own, target, weights)
+    distance = (target.sigmoid() - by_parts.sigmoid()).abs() * F.binary_cross_entropy_with_logits(
         by_parts, target.sigmoid(), reduction="none"
     )
-    torch.testing.assert_close(value, wanted)
-    weights = torch.rand(50, 7)
-    (value * weights).sum().backward()
-    (wanted * weights).sum().backward()
-    torch.testing.assert_close(own.grad, by_parts.grad)
+    wanted = (distance * weights[..., None]).sum()
+    torch.testing.assert_close(value, wanted, rtol=1e-5, atol=0)
+    (3 * value).backward()
+    (3 * wanted).backward()
+    torch.testing.assert_close(own.grad, by_parts.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_the_focused_cross_entropy_is_finite_and_right_at_large_logits():
+    own = torch.tensor([[-60.0, 60.0, 60.0, -60.0, 0.0]], requires_grad=True)
+    value = focused_cross_entropy(own, torch.tensor([[60.0, -60.0, 60.0, -60.0, 0.0]]), torch.ones(1))
+    value.backward()
+    assert float(value) == pytest.approx(120.0)
+    assert own.grad.tolist() == [[-1.0, 1.0, 0.0, 0.0, 0.0]]

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from models.yolo import Model
+from utils.errors import UserError
 from utils.training.precision import agrees, amp_dtype
 
 
@@ -51,5 +53,19 @@ def test_outputs_that_are_no_numbers_do_not():
     assert not agrees(Net(float("nan")), images(), torch.bfloat16)
 
 
-def test_a_cpu_computes_in_float32():
-    assert amp_dtype(True, "auto", torch.device("cpu")) is None
+def test_a_cpu_computes_in_float32_unless_it_is_asked_for_bf16_and_has_it(monkeypatch):
+    cpu, able = torch.device("cpu"), {}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    assert amp_dtype(True, "auto", cpu) is None
+    for kind in ("bf16", "fp16"):
+        with pytest.raises(UserError, match=f"--amp-dtype {kind}"):
+            amp_dtype(True, kind, cpu)
+    able["avx512_bf16"] = True
+    assert amp_dtype(True, "bf16", cpu) is torch.bfloat16
+    assert amp_dtype(True, "auto", cpu) is None
+    assert amp_dtype(False, "bf16", cpu) is None
+
+
+def test_a_network_in_bf16_on_a_cpu_agrees_with_itself_in_float32():
+    torch.manual_seed(0)
+    assert agrees(Model("models/yolov5n.yaml", nc=3), torch.rand(2, 3, 64, 64), torch.bfloat16)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from models.decode import boxes_cxcywh_grid
@@ -77,54 +76,87 @@ class Response:
         """The three terms, float32 scalars."""
         box, obj, cls, seen = torch.zeros(4, device=batch.images.device).unbind()
         for index, (mine, theirs) in enumerate(zip(student.levels, teacher.levels, strict=True)):
-            own, target = mine.float(), theirs.float()
-            weight = target[..., 4].sigmoid()
+            parts = (4, 1, mine.shape[-1] - 5)
+            # Split, not sliced: the backward pass then fills one tensor of all outputs instead of three.
+            own_box, own_obj, own_cls = mine.float().split(parts, -1)
+            box_t, obj_t, cls_t = theirs.float().split(parts, -1)
+            weight = obj_t[..., 0].sigmoid()
             seen = seen + weight.sum()
-            box = box + (self.box_distance(own, target, index) * weight).sum()
-            cls = cls + (self.class_distance(own[..., 5:], target[..., 5:]) * weight).sum()
-            obj = obj + self.objectness_distance(own[..., 4], target[..., 4]).mean() * self.balance[index]
+            box = box + (self.box_distance(own_box, box_t, index) * weight).sum()
+            cls = cls + self.class_sum(own_cls, cls_t, weight)
+            obj = obj + self.objectness_mean(own_obj, obj_t) * self.balance[index]
         seen = mean_count(seen, len(batch.images))
         return {"box": box / seen * self.box, "obj": obj * self.obj, "cls": cls / seen * self.cls}
 
-    def class_distance(self, own: Tensor, target: Tensor) -> Tensor:
-        """The class loss of each cell, (B, A, H, W), from logits (B, A, H, W, K)."""
-        return focused_cross_entropy(own, target).mean(-1)
+    def class_sum(self, own: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        """The class loss of all cells, weighted, from logits (B, A, H, W, K) and weights (B, A, H, W)."""
+        return focused_cross_entropy(own, target, weight / own.shape[-1])
 
-    def objectness_distance(self, own: Tensor, target: Tensor) -> Tensor:
-        """The objectness loss of each cell, (B, A, H, W), from logits of that shape."""
-        distance = focused_cross_entropy(own, target)
-        return distance if self.complete else distance * target.sigmoid()
+    def objectness_mean(self, own: Tensor, target: Tensor) -> Tensor:
+        """The mean objectness loss of a cell, from logits (B, A, H, W, 1)."""
+        counts = torch.ones_like(target) if self.complete else target.sigmoid()
+        return focused_cross_entropy(own, target, counts[..., 0] / own.numel())
 
     def box_distance(self, own: Tensor, target: Tensor, index: int) -> Tensor:
-        """1 - CIoU of each cell's boxes, (B, A, H, W), from raw levels (B, A, H, W, 5 + K)."""
+        """1 - CIoU of each cell's boxes, (B, A, H, W), from raw boxes (B, A, H, W, 4)."""
         anchors = self.anchors_grid[index].to(own.device)[:, None, None]
-        boxes = [boxes_cxcywh_grid(raw[..., :4], anchors) for raw in (own, target)]
+        boxes = [boxes_cxcywh_grid(raw, anchors) for raw in (own, target)]
         return 1 - aligned_iou(boxes[0], boxes[1], "ciou")
 
 
+CHUNK = 1 << 16  # elements that stay in a core's cache with all that is worked out from them
+
+
 class _FocusedCrossEntropy(torch.autograd.Function):
-    """Value and gradient in one go; by parts, autograd passes over all cells and classes far more often."""
+    """Value and gradient in one go, a part that fits into the cache after the other.
+
+    By autograd, a dozen passes over all cells and classes go through main memory, and cost more on a CPU
+    than the rest of the loss.
+    """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, target_logits: Tensor) -> Tensor:
-        """|p_T - p_S| BCE(p_S, p_T)."""
-        target, own = target_logits.sigmoid(), logits.sigmoid()
-        entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-        difference = own - target
-        distance = difference.abs()
-        # d|p_S - p_T| / dz BCE + |p_S - p_T| dBCE / dz; the latter is p_S - p_T.
-        slope = difference.sign().mul_(own).mul_(1 - own).mul_(entropy).addcmul_(distance, difference)
+    def forward(ctx: Any, logits: Tensor, target_logits: Tensor, weight: Tensor) -> Tensor:
+        """Sum of w |p_T - p_S| BCE(p_S, p_T) over rows (n, K) with weights (n)."""
+        slope = torch.empty(logits.shape, device=logits.device)
+        rows = max(CHUNK // logits.shape[1], 1) if logits.device.type == "cpu" else max(len(logits), 1)
+        total = torch.zeros((), device=logits.device)
+        parts = (x.split(rows) for x in (logits, target_logits, weight, slope))
+        for z, target, w, out in zip(*parts, strict=True):
+            total += _focused_part(z, target.sigmoid(), w[:, None], out)
         ctx.save_for_backward(slope)
-        return distance.mul_(entropy)
+        return total
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         """Of the logits; the teacher's side never gets one."""
         (slope,) = ctx.saved_tensors
-        return gradients[0] * slope, None
+        return gradients[0] * slope, None, None
 
 
-def focused_cross_entropy(logits: Tensor, target_logits: Tensor) -> Tensor:
-    """|p_T - p_S| BCE(p_S, p_T) of each element, float32: nothing where both agree."""
-    value: Tensor = _FocusedCrossEntropy.apply(logits.float(), target_logits.float())
+def _focused_part(z: Tensor, target: Tensor, weight: Tensor, slope: Tensor) -> Tensor:
+    """The weighted sum for logits (n, K) and target probabilities; its gradient is written to `slope`."""
+    own = z.sigmoid()
+    rest = 1 - own
+    # BCE = softplus(z) - z p_T; with softplus(z) = max(z, 0) - log(max(p_S, 1 - p_S)) it costs one logarithm.
+    entropy = torch.maximum(own, rest).log_().neg_().add_(z.clamp(min=0)).addcmul_(z, target, value=-1)
+    difference = own - target
+    distance = difference.abs()
+    # d|p_S - p_T| / dz BCE + |p_S - p_T| dBCE / dz; the latter is p_S - p_T.
+    torch.mul(own, rest, out=slope)
+    slope.mul_(difference.sign()).mul_(entropy).addcmul_(distance, difference).mul_(weight)
+    return distance.mul_(entropy).mul_(weight).sum()
+
+
+def focused_cross_entropy(logits: Tensor, target_logits: Tensor, weight: Tensor) -> Tensor:
+    """Sum of w |p_T - p_S| BCE(p_S, p_T) over cells and classes, float32: nothing where both agree.
+
+    logits, target_logits: (..., K) of any memory order; weight: (...).
+    """
+    # Rows in the order of memory, cells before anchors: elsewise flattening would copy.
+    own, target, weights = (
+        x.movedim(1, 3) if x.dim() >= 4 else x for x in (logits.float(), target_logits.float(), weight)
+    )
+    value: Tensor = _FocusedCrossEntropy.apply(
+        own.flatten(0, -2), target.flatten(0, -2), weights.detach().flatten()
+    )
     return value

@@ -12,15 +12,39 @@ from utils.evaluation.evaluate import evaluation_mode
 MEAN_TOLERANCE, WORST_TOLERANCE = 0.01, 0.2  # of probabilities; bf16 keeps three digits of each product
 
 
+# Names of what a CPU can, in torch's list, with which it multiplies bf16 faster than float32.
+CPU_BF16 = ("amx_bf16", "avx512_bf16", "avx10_2", "bf16", "sve_bf16")
+
+
 def amp_dtype(wanted: bool, kind: str, device: torch.device) -> torch.dtype | None:
-    """The reduced precision of the forward pass: none on a CPU, bf16 where the card computes it."""
-    if not wanted or device.type != "cuda":
+    """The reduced precision of the forward pass: on a GPU bf16 where it computes that, else fp16.
+
+    None is float32: on a CPU, unless bf16 is asked for. Raises UserError where the device has no such
+    precision.
+    """
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        kind, instead = "bf16" if kind == "auto" and has_bf16 else kind, "use --amp-dtype fp16"
+    else:
+        kind, instead = "" if kind == "auto" else kind, "leave it out, float32 is faster here"
+        has_bf16 = device.type == "cpu" and cpu_computes_bf16()
+    if not wanted or not kind:
         return None
-    if kind == "auto":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if kind == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise UserError("this GPU does not compute in bf16", "--amp-dtype bf16", "use --amp-dtype fp16")
-    return torch.bfloat16 if kind == "bf16" else torch.float16
+    if kind == "bf16":
+        if not has_bf16:
+            raise UserError(
+                f"this {device.type.upper()} does not compute in bf16", "--amp-dtype bf16", instead
+            )
+        return torch.bfloat16
+    if device.type != "cuda":
+        raise UserError("is for GPUs", "--amp-dtype fp16", "leave it out, or try bf16")
+    return torch.float16
+
+
+def cpu_computes_bf16() -> bool:
+    """Whether this machine's CPU has instructions for bf16; without, torch converts back and forth."""
+    able = torch.cpu.get_capabilities()
+    return any(able.get(name) for name in CPU_BF16)
 
 
 @torch.no_grad()
