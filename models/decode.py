@@ -21,8 +21,11 @@ def boxes_cxcywh_grid(raw_xywh: Tensor, anchors_grid: Tensor) -> Tensor:
     The centre lies within -0.5..1.5, sizes within 0..4 anchors. `anchors_grid` (..., 2) is in grid
     units (in another unit, sizes come out in that).
     """
-    root = raw_xywh.sigmoid()
-    return torch.cat((root[..., :2] * 2 - 0.5, (root[..., 2:] * 2).square() * anchors_grid), -1)
+    # Each coordinate by itself in memory: what follows for many boxes, such as overlaps, is then vectorised.
+    root = raw_xywh.movedim(-1, 0).contiguous().sigmoid()
+    anchors = anchors_grid[(None,) * (raw_xywh.dim() - anchors_grid.dim())]
+    sizes = (root[2:] * 2).square() * anchors.movedim(-1, 0)
+    return torch.cat((root[:2] * 2 - 0.5, sizes)).movedim(0, -1)
 
 
 def decode(levels: Sequence[Tensor], anchors_px: Tensor, strides: Tensor) -> Tensor:
