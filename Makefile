@@ -6,6 +6,9 @@ CONSTRAINTS ?= constraints.txt
 PYTEST_ARGS ?=
 # Processes of `make test`
 JOBS ?= 2
+# Of `make bench` and `make proof`
+DEVICE ?= cpu
+PLANS ?= demo bccd-scratch bccd-public few-labels voc320 ablation
 # More options for the training of the demo's weights, e.g. DEMO_ARGS='--device 0'
 DEMO_ARGS ?=
 
@@ -15,7 +18,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dev format lint types test-fast test demo demo-weights readme reliability clean
+.PHONY: help setup dev format lint types test-fast test demo bench proof demo-weights readme reliability clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -59,6 +62,16 @@ test: $(INSTALLED_DEV) ## all tests, linters and types among them
 
 demo: $(INSTALLED) ## distil a small student on a generated set, score it, draw boxes (minutes)
 	$(RUN) -m experiments.demo
+
+bench: $(INSTALLED) ## time steps, loader, evaluation and memory on this machine; DEVICE=0 for a GPU (minutes)
+	$(RUN) -m benchmarks.step --device $(DEVICE)
+	$(RUN) -m benchmarks.memory --device $(DEVICE)
+	$(RUN) -m benchmarks.loader
+	$(RUN) -m benchmarks.evaluation --device $(DEVICE)
+	$(RUN) -m benchmarks.detection --device $(DEVICE)
+
+proof: $(INSTALLED) ## repeat the experiments of docs/experiments.md that are not recorded yet (hours; DEVICE=0 for a GPU)
+	$(RUN) -m experiments.run $(PLANS) --device $(DEVICE)
 
 # The teacher sees more pictures of the same kind than its student: the same generator, further on.
 # The student's start is trained plainly, on the demo set itself.
