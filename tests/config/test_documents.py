@@ -27,3 +27,15 @@ def test_every_message_that_is_explained_exists(program):
     for message in messages:
         for part in re.split(r"\s*\.\.\.,?\s*", message):
             assert part in program, f"docs/troubleshooting.md explains what is never said: {part!r}"
+
+
+def commands_of(name):
+    text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", "")
+    blocks = re.findall(r"^ *```(\w*)\n(.*?)^ *```$", text, re.DOTALL | re.MULTILINE)
+    return {" ".join(line.split()) for kind, block in blocks if not kind for line in block.splitlines()}
+
+
+def test_the_chinese_readme_has_no_command_that_the_english_one_lacks():
+    chinese = commands_of("README.zh-CN.md")
+    assert len(chinese) >= 8
+    assert chinese <= commands_of("README.md")
