@@ -67,6 +67,12 @@ def _environment(added: Mapping[str, str]) -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests/strict_warnings"), **added}
 
 
+@pytest.fixture
+def script_environment(own_cache_folder: Path) -> dict[str, str]:
+    """The environment in which `run_script` runs scripts."""
+    return _environment({"YOLO_CACHE_DIR": str(own_cache_folder)})
+
+
 @pytest.fixture(scope="session")
 def run_script_session(tmp_path_factory: pytest.TempPathFactory) -> RunScript:
     """Runs a script of the project as a person would: a process of its own, its output as text.
