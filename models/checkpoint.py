@@ -89,6 +89,26 @@ def build_model(
     `cfg` describes the network in the place of the file's own config. Raises UserError where the
     weights are not those of the network.
     """
+    model, state = _laid_out(checkpoint, nc, cfg)
+    model.load_state_dict({name: value.clone() for name, value in state.items()}, assign=True)
+    model.yaml["anchors"] = _listed_anchors(model)
+    if len(checkpoint.names) == model.nc:
+        model.names = list(checkpoint.names)
+    return model
+
+
+def check_network(checkpoint: Checkpoint) -> None:
+    """Raises UserError where a file's weights are not those of the network that it describes.
+
+    Such a config may ask for any amount of memory, its weights for no more than the file has.
+    """
+    _laid_out(checkpoint, None, None)
+
+
+def _laid_out(
+    checkpoint: Checkpoint, nc: int | None, cfg: dict[str, Any] | Path | str | None
+) -> tuple[Model, dict[str, Tensor]]:
+    """The network of a checkpoint without memory, and the values that belong into it."""
     if not cfg and not checkpoint.cfg:
         fix = "give the config of its network too (--cfg, for a teacher --teacher-cfg)"
         raise UserError("it does not say what network it is", checkpoint.path, fix)
@@ -96,16 +116,12 @@ def build_model(
     with torch.device("meta"):  # the weights come from the file: no memory and no time for random ones
         model = Model(described, nc=nc or _class_count(checkpoint))
     wanted = model.state_dict()
-    state = {name: value.clone() for name, value in checkpoint.state.items() if name in wanted}
+    state = {name: value for name, value in checkpoint.state.items() if name in wanted}
     for name, value in wanted.items():
         if name not in state and (name.endswith("num_batches_tracked") or not value.is_meta):
             state[name] = torch.zeros_like(value, device="cpu") if value.is_meta else value
     _check_fit(wanted, state, checkpoint)
-    model.load_state_dict(state, assign=True)
-    model.yaml["anchors"] = _listed_anchors(model)
-    if len(checkpoint.names) == model.nc:
-        model.names = list(checkpoint.names)
-    return model
+    return model, state
 
 
 def transfer_weights(model: Model, checkpoint: Checkpoint, exclude_anchors: bool = False) -> tuple[int, int]:

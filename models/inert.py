@@ -41,6 +41,7 @@ NUMPY_NUMBER = re.compile("[<>=](b1|[iu][1248]|f[248])")
 MAX_DIMENSIONS = 16
 MAX_EMPTY = 1 << 16  # the other dimensions of a tensor without elements, multiplied
 MAX_NUMBER_BYTES = 16  # of a single numpy number
+MAX_KEY_BITS = 60  # of a whole number that is a key: longer ones can be chosen to have all the same hash
 _MAX_SHOWN = 100
 RECORDS = {f"datetime.{name}" for name in ("date", "datetime", "timedelta", "timezone")} | {
     "argparse.Namespace"
@@ -126,6 +127,8 @@ def _first(value: Any, *_rest: Any) -> Any:
 
 def usable_key(value: Any) -> Any:
     """A value that may be a key or a member of a set: the hash of nested tuples knows no depth limit."""
+    if isinstance(value, int) and value.bit_length() > MAX_KEY_BITS:
+        raise ValueError(f"a number of more than {MAX_KEY_BITS} bits is a key")
     if value is None or isinstance(value, str | bytes | int | float | Name | Inert):
         return value
     raise ValueError(f"a {type(value).__name__} is a key")

@@ -21,6 +21,8 @@ from utils.errors import UserError
 CHANNEL_STEP = 8
 # Far above any real network; they keep a damaged file from asking for all of the memory.
 MAX_ROWS, MAX_REPEATS, MAX_CHANNELS = 1000, 200, 16384
+MAX_REPEATS_IN_ALL = 2000
+MAX_PARAMETERS = 2**30  # 4 GiB; the largest network that ships has an eighth of it
 
 
 @dataclass(frozen=True)
@@ -165,14 +167,15 @@ ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
 def build_layers(cfg: Mapping[str, Any], channels: int, where: object) -> Layers:
     """The layers that a config describes, for images of that many channels.
 
-    Raises UserError, naming `where` (the file) and the layer's index, for what cannot be built.
+    Raises UserError, naming `where` (the file) and the layer's index, for what cannot be built. Under
+    `torch.device("meta")` that takes no memory, however large the layers are.
     """
     rows = [*_rows(cfg, "backbone", where), *_rows(cfg, "head", where)]
     if len(rows) > MAX_ROWS:
         raise UserError(f"it has {len(rows)} layers", where, f"a network may have {MAX_ROWS}")
     depth, width = (_multiple(cfg, f"{side}_multiple", where) for side in ("depth", "width"))
     image = Port(channels, 1)
-    built = Layers([], [], [], [])
+    built, parameters, repeated = Layers([], [], [], []), 0, 0
     for index, row in enumerate(rows):
         name = row[2] if isinstance(row, list) and len(row) == 4 else row
         try:
@@ -186,13 +189,24 @@ def build_layers(cfg: Mapping[str, Any], channels: int, where: object) -> Layers
                 built.detect.extend(inputs)
                 return built
             ready = _Row(_repeats(repeats, depth), _plain_arguments(arguments), inputs, width)
+            repeated += ready.repeats
+            if repeated > MAX_REPEATS_IN_ALL:
+                raise ValueError(f"all repeats together are more than {MAX_REPEATS_IN_ALL}")
             module, port = _builder(name)(ready)
+            parameters += sum(parameter.numel() for parameter in module.parameters())
+            check_parameters(parameters)
         except (TypeError, ValueError, IndexError, ArithmeticError, RuntimeError) as error:
             fault = f"layer {index} ({name}) cannot be built: {error}"
             raise UserError(fault, where, "a layer is [from, repeats, block, arguments]") from error
         built.modules.append(module)
         built.ports.append(port)
     raise UserError("its last layer is no Detect", where, "end with [[layers], 1, Detect, [nc, anchors]]")
+
+
+def check_parameters(count: int) -> None:
+    """Raises ValueError where a network has more parameters than any real one."""
+    if count > MAX_PARAMETERS:
+        raise ValueError(f"the network has more than {MAX_PARAMETERS:,} parameters")
 
 
 def replace_activation(model: nn.Module, text: str, where: object) -> None:

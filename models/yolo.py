@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.common import Concat, Conv
-from models.config import read_config
+from models.config import Config, read_config
 from models.decode import decode
-from models.layers import Port, build_layers, replace_activation
+from models.layers import Port, build_layers, check_parameters, replace_activation
+from utils.errors import UserError
 
 FILL = 114 / 255  # grey of the letterbox, here below and right of shrunken images
 AUGMENTED_SCALES = ((1.0, False), (0.83, True), (0.67, False))  # scale, mirrored
@@ -69,6 +70,20 @@ class Detect(nn.Module):
             bias[:, 5:] += math.log(0.6 / (self.nc - 0.99999))
 
 
+def _check_size(config: Config) -> None:
+    """Lays the network out without its memory. Raises UserError where that would be too much."""
+    with torch.device("meta"):
+        layers = build_layers(config.content, config.channels, config.where)
+    anchors = config.anchors_px([port.stride for port in layers.detect]).shape[1]
+    outputs = anchors * (5 + config.nc)
+    try:
+        check_parameters(sum(port.channels * outputs for port in layers.detect))
+    except ValueError as error:
+        raise UserError(
+            f"Detect cannot be built: {error}", config.where, "fewer classes or anchors"
+        ) from error
+
+
 @dataclass(frozen=True)
 class ModelSummary:
     """A network's size: modules, parameters, those of them that are trained, GFLOPs (2 x MACs)."""
@@ -110,6 +125,7 @@ class Model(nn.Module):
         """
         super().__init__()
         config = read_config(cfg, nc=nc, channels=channels, anchors=anchors)
+        _check_size(config)
         layers = build_layers(config.content, config.channels, config.where)
         self.yaml: dict[str, Any] = config.content
         self.nc, self.channels = config.nc, config.channels

@@ -200,6 +200,68 @@ def state_of_numbers(folder: Path) -> list[str]:
     return ["train.py", "--resume", str(folder / "run")]
 
 
+HUGE = {
+    "nc": 2,
+    "anchors": 3,
+    "backbone": [[-1, 1, "Conv", [8, 3, 2]], *([-1, 1, "Conv", [8192, 1, 2 - n % 2]] for n in range(15))],
+    "head": [[[15], 1, "Detect", ["nc", "anchors"]]],
+}
+
+
+def huge_student(folder: Path) -> list[str]:
+    plain = train(small_set(folder), "--weights", str(own_file(folder / "w.pt", cfg=HUGE)))
+    return [word for word in plain if word not in ("--cfg", str(NETWORK))]
+
+
+def huge_state(folder: Path) -> list[str]:
+    """A state of the right form; all that is wrong is the description of its network."""
+    (folder / "run/weights").mkdir(parents=True)
+    run = {
+        "epoch": 0, "best_fitness": -1.0, "best_epoch": 0, "class_scores": [0.0, 0.0], "kind": "TrainOptions",
+        "options": {"data": str(small_set(folder)), "imgsz": 64, "workers": 0}, "network": HUGE,
+        "names": ["a", "b"], "hyp": {}, "data": "",
+    }  # fmt: skip
+    content = {"version": VERSION, "run": run, "done": 0, "pending": 0, "ema_updates": 0, "meters": []}
+    torch.save({**content, "model": {"model.0.conv.weight": torch.ones(1)}}, folder / "run/weights/state.pt")
+    return ["train.py", "--resume", str(folder / "run")]
+
+
+def one_hash(folder: Path) -> bytes:
+    """A dict of 100,000 numbers that all have the hash 0: each is compared with all before it."""
+    numbers = (number * ((1 << 61) - 1) for number in range(1, 100_001))
+    listed = (b"\x8a\x0b" + number.to_bytes(11, "little") + b"N" for number in numbers)
+    return b"\x80\x02}(" + b"".join(listed) + b"u."
+
+
+def list_of(make: Callable[[Path], object]) -> Callable[[Path], list[str]]:
+    """A set whose training split is a list that is none."""
+
+    def made(folder: Path) -> list[str]:
+        data = small_set(folder)
+        make(folder / "set/list.txt")
+        data.write_text(data.read_text().replace("train: images/train", "train: list.txt"))
+        return train(data)
+
+    return made
+
+
+def endless(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def terabyte(path: Path) -> None:
+    with open(path, "wb") as stream:
+        stream.truncate(1 << 40)
+
+
+def claimed_elsewhere(folder: Path) -> list[str]:
+    """A run whose lock is a link to a file that is not there, outside of the folder."""
+    (folder / "run/weights").mkdir(parents=True)
+    (folder / "run/.lock").symlink_to(folder / "marker")
+    (folder / "run/weights/state.pt").write_bytes(b"PK")
+    return ["train.py", "--resume", str(folder / "run")]
+
+
 def with_system(script: str, option: str) -> Callable[[Path], list[str]]:
     """The weights that call os.system, where another script reads weights."""
 
@@ -446,6 +508,62 @@ CASES = {
             )
         ),
         ("repeats are more than",),
+    ),
+    "weights: one hash": Case(
+        "weights whose keys are numbers that all have the same hash",
+        "refused before they cost hours",
+        weights_of(one_hash),
+        ("bits is a key",),
+    ),
+    "weights: huge network": Case(
+        "weights of a megabyte whose network would take gigabytes, given to `train.py`",
+        "refused before the network is built: the weights are not its",
+        huge_student,
+        ("w.pt", "not those of its network"),
+    ),
+    "state: huge network": Case(
+        "the same in a run's `state.pt`",
+        "refused before the network is built",
+        huge_state,
+        ("state.pt", "not those of its network"),
+    ),
+    "state: lock": Case(
+        "a run folder whose lock is a link that leads out of it",
+        "refused; no file is made there",
+        claimed_elsewhere,
+        ("cannot be written into",),
+    ),
+    "cfg: parameters": Case(
+        "a network YAML of more than a billion parameters",
+        NO_MEMORY,
+        other_yaml("--cfg", lambda _: str({**HUGE, "backbone": [[-1, 1, "Conv", [16384, 999, 2]]] * 16})),
+        ("layer 0", "more than 1,073,741,824 parameters"),
+    ),
+    "data: one hash": Case(
+        "a dataset YAML whose keys are numbers that all have the same hash",
+        "refused with its line before they cost hours",
+        data_yaml(
+            lambda _: f"names: {{{', '.join(f'{n * ((1 << 61) - 1)}: a' for n in range(1, 50_000))}}}\n"
+        ),
+        ("line 4", "digits"),
+    ),
+    "list: pipe": Case(
+        "a pipe in the place of a list of pictures, which nobody ever writes to",
+        "refused by name, not waited for",
+        list_of(os.mkfifo),
+        ("list.txt", "it is no regular file"),
+    ),
+    "list: endless": Case(
+        "a list of pictures that is a link to `/dev/zero`",
+        "refused by name, not read",
+        list_of(endless),
+        ("list.txt", "it is no regular file"),
+    ),
+    "list: sparse": Case(
+        "a list of pictures of a terabyte",
+        NO_MEMORY,
+        list_of(terabyte),
+        ("list.txt", "it has more than 256 MiB"),
     ),
     "data: tag": Case(
         "a dataset YAML with `!!python/object/apply:os.system`",

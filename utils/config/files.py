@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -82,7 +83,7 @@ def claim_folder(folder: Path) -> None:
     if sys.platform == "win32" or folder.resolve() in _claims:
         return
     with refusals("the run's folder cannot be written into", folder):
-        stream = open(folder / ".lock", "ab")  # noqa: SIM115 - held open: that is the claim
+        stream = open(folder / ".lock", "ab", opener=_opened_here)  # noqa: SIM115 - held: that is the claim
     try:
         # Not flock: processes that this one has forked would hold it on when this one is killed.
         fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -94,6 +95,11 @@ def claim_folder(folder: Path) -> None:
         stream.close()
         return
     _claims[folder.resolve()] = stream
+
+
+def _opened_here(path: str, flags: int) -> int:
+    """Opens no pipe that waits for somebody, and makes no file elsewhere through a link."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW, 0o666)
 
 
 @contextmanager
@@ -122,6 +128,25 @@ class _Remembering:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def read_regular(path: str | Path, most: int) -> bytes:
+    """The bytes of a regular file; a pipe of the same name would be waited for without end.
+
+    Raises:
+        OSError, ValueError: it cannot be read, is no regular file, or has more than `most` bytes.
+    """
+    with open(path, "rb", buffering=0, opener=_opened_at_once) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(0, "it is no regular file")
+        if status.st_size > most:
+            raise OSError(0, f"it has more than {most >> 20} MiB")
+        return file.readall()
+
+
+def _opened_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def write_text_atomically(path: Path, text: str) -> None:

@@ -10,6 +10,9 @@ import yaml
 
 MAX_VALUES = 200_000
 MAX_DIGITS = 1000  # Python writes no whole number of more than 4300
+# Of one that is a key: those of 61 bits and more can be chosen to have all the same hash, and a thousand
+# of them then cost a million comparisons.
+MAX_KEY_DIGITS = 15
 MAX_DEPTH = 100  # the loader in C ends the process at some ten thousand
 _OPENERS, _CLOSERS = "[{", "]}"
 
@@ -48,22 +51,26 @@ def check_unfolding(root: yaml.Node) -> None:
     """Passes a composed YAML whose values, each alias counted in full, are at most `MAX_VALUES`.
 
     Raises:
-        UnfoldingError: they are more, or a whole number has more than `MAX_DIGITS` digits.
+        UnfoldingError: they are more, or a whole number has more than `MAX_DIGITS` digits, as a key
+            more than `MAX_KEY_DIGITS`.
     """
     _count(root, {})
 
 
-def _count(node: yaml.Node, known: dict[int, int]) -> int:
+def _count(node: yaml.Node, known: dict[int, int], digits: int = MAX_DIGITS) -> int:
     """How many values a node stands for; one that holds itself counts once."""
     if isinstance(node, yaml.ScalarNode):
-        if node.tag.endswith(":int") and len(node.value) > MAX_DIGITS:
+        if node.tag.endswith(":int") and len(node.value) > digits:
             raise UnfoldingError(f"a number of {len(node.value)} digits", _line(node))
         return 1
     if id(node) not in known:
         known[id(node)] = 1
         total = 1
         for entry in node.value:
-            total += sum(_count(part, known) for part in (entry if isinstance(entry, tuple) else (entry,)))
+            if isinstance(entry, tuple):
+                total += _count(entry[0], known, MAX_KEY_DIGITS) + _count(entry[1], known)
+            else:
+                total += _count(entry, known)
             if total > MAX_VALUES:
                 raise UnfoldingError(f"its aliases unfold to more than {MAX_VALUES:,} values", _line(node))
         known[id(node)] = total

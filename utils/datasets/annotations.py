@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.config.dataset import Layout
-from utils.datasets.images import read_regular
+from utils.config.files import read_regular
 from utils.datasets.labels import Labels, correct_boxes, parse_yolo
 from utils.datasets.sources import Source
 from utils.datasets.voc import AnnotationError, parse_voc

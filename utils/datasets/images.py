@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import stat
 import struct
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from utils.config.files import read_regular
 
 Image = NDArray[np.uint8]
 
@@ -176,25 +176,6 @@ def _jpeg_wh(content: bytes) -> tuple[int, int]:
         else:
             place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
     return 0, 0
-
-
-def read_regular(path: str | Path, most: int) -> bytes:
-    """The bytes of a regular file; a pipe of the same name would be waited for without end.
-
-    Raises:
-        OSError, ValueError: it cannot be read, is no regular file, or has more than `most` bytes.
-    """
-    with open(path, "rb", buffering=0, opener=_opened_at_once) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(0, "it is no regular file")
-        if status.st_size > most:
-            raise OSError(0, f"it has more than {most >> 20} MiB")
-        return file.readall()
-
-
-def _opened_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _read(path: str | Path) -> bytes:

@@ -14,8 +14,8 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.config.files import replace_atomically, user_cache_dir
-from utils.datasets.images import MAX_BYTES, read_regular
+from utils.config.files import read_regular, replace_atomically, user_cache_dir
+from utils.datasets.images import MAX_BYTES
 from utils.datasets.packed import PackedRows
 from utils.datasets.sources import Source
 from utils.errors import UserError

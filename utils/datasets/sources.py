@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.config.dataset import DatasetConfig
+from utils.config.files import read_regular
 from utils.datasets.images import is_image
 from utils.datasets.labels import lines_of
 from utils.errors import UserError
 
 LABEL_SUFFIX = ".txt"
+_MAX_LIST_BYTES = 256 << 20  # some millions of pictures; a split may have several lists
 # Lists for one class append 1, 0 or -1 to each name.
 _CLASS_FLAG = re.compile(r"\s+(-1|0|1)$")
 
@@ -160,9 +162,10 @@ def _voc_sources(listing: Path, root: Path) -> list[Source]:
 
 def _lines(listing: Path) -> list[str]:
     try:
-        text = listing.read_text(encoding="utf-8-sig")
+        text = read_regular(listing, _MAX_LIST_BYTES).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot be read as a list of pictures ({error})", listing) from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot be read as a list of pictures ({reason})", listing) from error
     lines = lines_of(text)
     for number, line in enumerate(lines, 1):
         if "\0" in line:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import cv2
 import numpy as np
 
+from utils.config.files import read_regular
 from utils.datasets.images import IMAGE_SUFFIXES, Image, UnreadableImageError, decode_image, read_image
 from utils.errors import UserError
 from utils.inference.frames import (
@@ -29,6 +30,7 @@ from utils.inference.remote import fetch
 from utils.inference.streams import StreamSource
 
 LIST_SUFFIXES = (".txt", ".streams")
+_MAX_LIST_BYTES = 256 << 20
 _TOLERATED = 100  # containers without a count of frames estimate it: one in so many may be wrong
 
 
@@ -117,7 +119,8 @@ def _check_address(source: str) -> None:
 def _listed(path: Path, vid_stride: int, warn: Callable[[str], None]) -> Source:
     """The sources in a list file; files keep every frame, with a live one among them all are live."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        text = read_regular(path, _MAX_LIST_BYTES).decode("utf-8-sig")
+        lines = [line.strip() for line in text.splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError("cannot be read as a list of sources", path, "check --source") from error
     entries = [line for line in lines if line and not line.startswith("#")]

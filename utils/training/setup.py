@@ -10,7 +10,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from models.checkpoint import read_checkpoint, resolve_weights, transfer_weights
+from models.checkpoint import check_network, read_checkpoint, resolve_weights, transfer_weights
 from models.yolo import Model
 from utils.batch import Batch
 from utils.config.dataset import DatasetConfig, load_dataset_config
@@ -84,6 +84,8 @@ def build_network(
     if not options.cfg and checkpoint is not None and not checkpoint.cfg:
         fix = "name its network too, as in --cfg models/yolov5s.yaml"
         raise UserError("it does not say what network it is", checkpoint.path, fix)
+    if not options.cfg and checkpoint is not None:
+        check_network(checkpoint)
     cfg = options.cfg or (checkpoint.cfg if checkpoint else {})
     model = Model(cfg, nc=len(names), anchors=hyp.anchors)
     model.names = list(names)

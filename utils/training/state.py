@@ -28,7 +28,8 @@ from utils.training.loop import Meters, Trainer
 STATE_NAME = "state.pt"
 VERSION = 3  # of the file's content
 # Kinds of errors that values of a wrong type or shape end in.
-_MISFITS = (LookupError, TypeError, ValueError, AttributeError, RuntimeError)
+_MISFITS = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError)
+_MOST = 2**53  # epochs, steps, updates
 
 
 @dataclass
@@ -123,7 +124,27 @@ def read_state(path: Path) -> dict[str, Any]:
     kinds = {name: get_origin(hint) or hint for name, hint in get_type_hints(RunState).items()}
     if {name: type(value) for name, value in content["run"].items()} != kinds:
         raise _misfit("it does not say how far the run is")
+    _check_progress(content)
     return content
+
+
+def _check_progress(content: dict[str, Any]) -> None:
+    """Raises UserError for counts, scores and means that no run can have."""
+    run = content["run"]
+    counts = (run["epoch"], run["best_epoch"], *map(content.get, ("done", "pending", "ema_updates")))
+    if not all(type(count) is int and 0 <= count <= _MOST for count in counts):
+        raise _misfit("it does not say how far the run is")
+    scores, names = run["class_scores"], run["names"]
+    if not all(type(name) is str for name in names):
+        raise _misfit("a class has no name")
+    if len(scores) != len(names) or not all(type(score) is float for score in scores):
+        raise _misfit("its scores are not those of its classes")
+    try:
+        sound = all(sums.shape == (2, len(names)) for names, sums in content["meters"])
+    except _MISFITS as error:
+        raise _misfit(error) from error
+    if not sound:
+        raise _misfit("its means are of another shape")
 
 
 def run_state(content: dict[str, Any]) -> RunState:
@@ -152,7 +173,7 @@ def saved_network(content: dict[str, Any], names: Sequence[str], data: Path) -> 
         raise UserError(
             f"its classes are not those the run began with: {now}; then: {was}", data, "restore them"
         )
-    model = Model(run.network)
+    model = _network(run, content.get("model"))
     model.names = list(names)
     try:
         anchors = content["model"][f"model.{len(model.model) - 1}.anchors"]
@@ -160,6 +181,17 @@ def saved_network(content: dict[str, Any], names: Sequence[str], data: Path) -> 
     except _MISFITS as error:
         raise _misfit(error) from error
     return model
+
+
+def _network(run: RunState, weights: Any) -> Model:
+    """The network that a state describes, once it is clear that the state's weights are its."""
+    with torch.device("meta"):  # the description may ask for any amount of memory
+        wanted = {name: value.shape for name, value in Model(run.network).state_dict().items()}
+    if not isinstance(weights, dict) or wanted != {
+        name: getattr(v, "shape", 0) for name, v in weights.items()
+    }:
+        raise _misfit("its weights are not those of its network")
+    return Model(run.network)
 
 
 def open_weights(folder: Path) -> Path:

@@ -1,0 +1,50 @@
+"""What a state file may say; that a run goes on from it is tested with the scripts."""
+
+import pytest
+import torch
+
+from utils.errors import UserError
+from utils.training.state import VERSION, read_state
+
+RUN = {
+    "epoch": 1, "best_fitness": 0.5, "best_epoch": 0, "class_scores": [0.5, 0.0], "kind": "TrainOptions",
+    "options": {}, "network": {}, "names": ["a", "b"], "hyp": {}, "data": "",
+}  # fmt: skip
+MEANS = [[["box", "obj"], torch.zeros(2, 2)]]
+CONTENT = {"version": VERSION, "run": RUN, "done": 2, "pending": 0, "ema_updates": 3, "meters": MEANS}
+
+
+def test_a_state_of_the_right_form_is_read(tmp_path):
+    torch.save(CONTENT, tmp_path / "state.pt")
+    assert read_state(tmp_path / "state.pt")["run"] == RUN
+
+
+@pytest.mark.fault(
+    "a `state.pt` with counts, scores or means that no run can have",
+    "one line; nothing of it is used",
+)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"done": "x"},
+        {"done": -3},
+        {"done": True},
+        {"pending": []},
+        {"ema_updates": 10**30},
+        {"ema_updates": None},
+        {"meters": [["box", "obj"]]},
+        {"meters": [[["box"], torch.zeros(3, 3)]]},
+        {"meters": 5},
+        {"run": {**RUN, "epoch": -5}},
+        {"run": {**RUN, "best_epoch": 10**300}},
+        {"run": {**RUN, "class_scores": [0.5] * 5000}},
+        {"run": {**RUN, "class_scores": ["a", "b"]}},
+        {"run": {**RUN, "names": [1, 2]}},
+        {"run": {**RUN, "epoch": 1.0}},
+    ],
+    ids=lambda changes: str(changes)[:60],
+)
+def test_counts_that_no_run_can_have_are_refused(changes, tmp_path):
+    torch.save({**CONTENT, **changes}, tmp_path / "state.pt")
+    with pytest.raises(UserError, match="no intact run state"):
+        read_state(tmp_path / "state.pt")
