@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import signal
@@ -129,6 +130,37 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert done.returncode == -signal.SIGKILL
     assert read_results(path)["epoch"].tolist() == list(range(20))
     assert os.listdir(path.parent) == ["results.csv"]
+
+
+@pytest.mark.fault("a full disk when a row of results.csv is written", "one line; the rows of before are whole")
+def test_a_row_that_finds_no_room_leaves_the_file_as_it_was(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = ResultsWriter(path, COLUMNS)
+    writer.append({"epoch": 0, "train/box": 1.0})
+    before = path.read_bytes()
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match=r"results\.csv.*No space left.*make room"):
+            writer.append({"epoch": 1})
+    assert path.read_bytes() == before and os.listdir(path.parent) == ["results.csv"]
+    writer.append({"epoch": 1})
+    assert read_results(path)["epoch"].tolist() == [0, 1]
+
+
+@pytest.mark.fault("a results.csv that is a pipe or no table", "one line that names it; never waited for")
+def test_what_is_no_table_is_named(path: Path) -> None:
+    path.write_text('epoch,a\n0,"' + "x" * 300_000 + '"\n')
+    with pytest.raises(UserError, match=r"results\.csv.*no table"):
+        ResultsWriter(path, COLUMNS, start_epoch=1)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=r"results\.csv.*no regular file"):
+        ResultsWriter(path, COLUMNS, start_epoch=1)
 
 
 def test_a_place_that_cannot_be_written_is_named(path: Path) -> None:

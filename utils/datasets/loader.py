@@ -359,6 +359,9 @@ def _batch_loader(
         num_workers=count,
         persistent_workers=count > 0,
         worker_init_fn=outlive_signals if count else None,
+        # A loader draws a seed for its workers, which use none. From a generator of its own: the state of
+        # torch's would depend on how often a run was stopped.
+        generator=torch.Generator(),
         pin_memory=torch.cuda.is_available(),
         # Forked workers share the index and the caches; elsewhere than on Linux forking is unsafe.
         multiprocessing_context=multiprocessing.get_context("fork")

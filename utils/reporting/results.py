@@ -5,22 +5,24 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.config.files import write_text_atomically
+from utils.config.files import read_regular, refusals, write_text_atomically
 from utils.errors import UserError
 
 KEY = "epoch"
+_MAX_BYTES = 256 << 20
 DIGITS = 8  # significant; tells two runs apart that differ in a float32's last bits
 
 
 class ResultsWriter:
-    """Appends a row an epoch to a CSV file whose columns are known up front.
+    """Adds a row an epoch to a CSV file whose columns are known up front.
+
+    The whole file is written anew each time, beside and renamed: it is small, and whole at any moment.
 
     A file that is there already is continued: its rows of earlier epochs stay, rows from `start_epoch`
     on and a half-written last line go. Columns of kept rows that the run does not have any more stay
@@ -34,49 +36,49 @@ class ResultsWriter:
         gone = {name: None for row in kept for name, cell in row.items() if cell and name not in columns}
         self.path, self.columns = path, (*columns, *gone)
         lines = [self.columns, *([row.get(name, "") for name in self.columns] for row in kept)]
-        write_text_atomically(path, "".join(map(_line, lines)))
+        self._text = "".join(map(_line, lines))
+        write_text_atomically(path, self._text)
 
     def append(self, row: Mapping[str, float | None]) -> None:
         """Adds a row; columns that it leaves out (or that are None) stay blank.
 
-        On return the row is on the disk. Raises UserError where it cannot be written.
+        On return the row is on the disk. Raises UserError where it cannot be written; the file is then as
+        it was.
         """
         assert KEY in row and set(row) <= set(self.columns), set(row) - set(self.columns)
-        line = _line(_format(row.get(name)) for name in self.columns)
-        try:
-            with self.path.open("ab") as file:
-                file.write(line.encode("utf-8"))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            problem = f"cannot be written ({error.strerror or error})"
-            raise UserError(problem, self.path, "make room, then continue with --resume") from error
+        text = self._text + _line(_format(row.get(name)) for name in self.columns)
+        write_text_atomically(self.path, text)
+        self._text = text
 
 
 def read_results(path: Path) -> dict[str, NDArray[np.float64]]:
     """The columns of a results.csv by name, one value a row; NaN where a cell holds no number.
 
-    A half-written last line is left out. Reads files with blanks around the commas as well.
+    A half-written last line is left out. Reads files with blanks around the commas as well. Raises
+    UserError for what is no such file.
     """
-    rows = _read_rows(path)
-    names = rows[0] if rows else {name: "" for name in _header(path)}
-    return {name: np.array([_number(row[name]) for row in rows], dtype=np.float64) for name in names}
+    rows, (header, *_) = _read_rows(path), _cells(path) or [[]]
+    return {name: np.array([_number(row[name]) for row in rows], dtype=np.float64) for name in header}
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:
     """The whole rows of a CSV file, their cells by column."""
-    header = _header(path)
-    rows = [[cell.strip() for cell in row] for row in csv.reader(_whole_lines(path)[1:])]
+    header, *rows = _cells(path) or [[]]
     return [dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header)]
 
 
-def _header(path: Path) -> list[str]:
-    return [name.strip() for name in next(csv.reader(_whole_lines(path)[:1]), [])]
+def _cells(path: Path) -> list[list[str]]:
+    try:
+        return [[cell.strip() for cell in row] for row in csv.reader(_whole_lines(path))]
+    except csv.Error as error:
+        fix = "move it away, a run begins another"
+        raise UserError(f"is no table of results ({error})", path, fix) from error
 
 
 def _whole_lines(path: Path) -> list[str]:
     """The lines that end as lines do; what a killed run left behind them is no row."""
-    text = path.read_bytes().decode("utf-8", errors="replace")
+    with refusals("cannot be read", path):
+        text = read_regular(path, _MAX_BYTES).decode("utf-8", errors="replace")
     return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
