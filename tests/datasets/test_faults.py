@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,14 @@ import pytest
 
 from utils.config.dataset import load_dataset_config
 from utils.datasets.check import check_split
-from utils.datasets.images import MAX_PIXELS, UnreadableImageError, check_image, declared_wh, read_image
+from utils.datasets.images import (
+    MAX_PIXELS,
+    UnreadableImageError,
+    check_image,
+    declared_wh,
+    decode_image,
+    read_image,
+)
 from utils.datasets.index import build_index
 from utils.datasets.loader import AugmentSettings, eval_loader, train_loader
 from utils.errors import UserError
@@ -191,6 +199,38 @@ def test_a_picture_of_400_million_pixels_is_read(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("(20000, 20000) ") and int(done.stdout.split()[-1]) < 3000
+
+
+def jpeg_of_scans(side: int, scans: int) -> bytes:
+    """A grey progressive JPEG whose scans after the first say of every block that nothing is added."""
+
+    def segment(marker: int, content: bytes) -> bytes:
+        return bytes((0xFF, marker)) + struct.pack(">H", len(content) + 2) + content
+
+    blocks = (side // 8) ** 2
+    one_code = bytes([1, *[0] * 15])
+    runs = "".join("0" + "1" * 14 for _ in range(blocks // 32_767))  # a bit of code, 14 of length
+    bits = int(runs + "1" * (-len(runs) % 8) or "1" * 8, 2).to_bytes(max(-(-len(runs) // 8), 1), "big")
+    parts = [
+        b"\xff\xd8" + segment(0xDB, b"\0" + b"\1" * 64),
+        segment(0xC2, struct.pack(">BHHB", 8, side, side, 1) + b"\1\x11\0"),
+        segment(0xC4, b"\0" + one_code + b"\0") + segment(0xC4, b"\x10" + one_code + b"\xe0"),
+        segment(0xDA, b"\1\1\0\0\0\0") + bytes(blocks // 8),
+    ]
+    rest = bits.replace(b"\xff", b"\xff\0")
+    parts += [segment(0xDA, b"\1\1\0" + bytes([1 + scan % 63] * 2) + b"\0") + rest for scan in range(scans)]
+    return b"".join(parts) + b"\xff\xd9"
+
+
+@pytest.mark.fault(
+    "a JPEG of a megabyte with so many scans that it would take minutes", "left out by name, not decoded"
+)
+def test_a_jpeg_that_would_take_minutes_is_not_decoded():
+    assert decode_image(jpeg_of_scans(256, 63)).shape == (256, 256, 3)
+    began = time.process_time()
+    with pytest.raises(UnreadableImageError, match="3001 scans would take minutes"):
+        decode_image(jpeg_of_scans(8000, 3000))
+    assert time.process_time() - began < 2
 
 
 @pytest.mark.fault(

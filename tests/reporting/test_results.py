@@ -132,7 +132,9 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert os.listdir(path.parent) == ["results.csv"]
 
 
-@pytest.mark.fault("a full disk when a row of results.csv is written", "one line; the rows of before are whole")
+@pytest.mark.fault(
+    "a full disk when a row of results.csv is written", "one line; the rows of before are whole"
+)
 def test_a_row_that_finds_no_room_leaves_the_file_as_it_was(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,6 +37,12 @@ def make_shapes():
     return make_set
 
 
+@pytest.fixture(scope="module")
+def small_set(make_shapes, tmp_path_factory):
+    """Such a set for the tests of one file; a file that needs another kind makes its own."""
+    return make_shapes(tmp_path_factory.mktemp("small"))
+
+
 @pytest.fixture(scope="session")
 def rows_of():
     """The function that reads a run folder's results.csv: a list of dicts, one an epoch."""

@@ -36,10 +36,10 @@ def torchrun(own_cache_folder):
     """Starts a script in two processes; gives the launching process."""
     started = []
 
-    def start(*words, launch=(), place=("--standalone", "--nproc_per_node", "2")):
+    def start(*words, launch=(), place=("--standalone", "--nproc_per_node", "2"), cwd=ROOT):
         process = subprocess.Popen(
             [sys.executable, "-m", "torch.distributed.run", *place, *launch, *map(str, words)],
-            cwd=ROOT,
+            cwd=cwd,
             env={**os.environ, "YOLO_CACHE_DIR": str(own_cache_folder), "OMP_NUM_THREADS": "1"},
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             start_new_session=True,
@@ -231,6 +231,35 @@ def test_two_launchers_train_together_and_go_on_after_a_death(
         assert code == 0, output
     assert [path.name for path in tmp_path.iterdir()] == ["exp"]
     assert_same_end(whole("plain", torchrun), folder, rows_of)
+
+
+@pytest.mark.fault(
+    "several machines that share no disk",
+    "the run's folder is needed and written on the first one alone, to train and to `--resume`",
+)
+def test_only_the_first_machine_needs_the_folder_of_the_run(small_set, torchrun, tmp_path, rows_of):
+    """The second launcher works in another folder, where the run's does not exist."""
+    places = [tmp_path / "first", tmp_path / "second"]
+    for place in places:
+        place.mkdir()
+
+    def both(*words):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        to = ["--nnodes", "2", "--nproc_per_node", "1", "--master-addr", "127.0.0.1", "--master-port", port]
+        agents = [
+            torchrun(ROOT / "train.py", *words, place=[*map(str, to), "--node-rank", str(number)], cwd=place)
+            for number, place in enumerate(places)
+        ]
+        for agent in agents:
+            code, output = ended(agent, seconds=200)
+            assert code == 0, output
+
+    both("--data", small_set, *NET, "--epochs", "1", *SMALL, "--project", "runs")
+    assert not (places[1] / "runs").exists()
+    both("--resume", "runs/exp", "--epochs", "2")
+    assert len(rows_of(places[0] / "runs/exp")) == 2 and not (places[1] / "runs").exists()
 
 
 @pytest.mark.fault("a batch that does not divide among the processes", "refused at the start")

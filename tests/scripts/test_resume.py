@@ -18,11 +18,6 @@ EPOCHS = "6"
 
 
 @pytest.fixture(scope="module")
-def small_set(make_shapes, tmp_path_factory):
-    return make_shapes(tmp_path_factory.mktemp("small"))
-
-
-@pytest.fixture(scope="module")
 def teacher(small_set, run_script_session, tmp_path_factory):
     project = tmp_path_factory.mktemp("teacher")
     done = run_script_session(

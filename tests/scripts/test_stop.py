@@ -33,11 +33,6 @@ SMALL = ["--img", "64", "--batch", "2", "--device", "cpu", "--noautoanchor", "--
 NET = ["--cfg", "models/yolov5n.yaml", "--weights", ""]
 
 
-@pytest.fixture(scope="module")
-def small_set(make_shapes, tmp_path_factory):
-    return make_shapes(tmp_path_factory.mktemp("small"))
-
-
 def train(*words, kind=TrainOptions):
     """A run in this process, which can be looked at and disturbed."""
     recipe = distillation_recipe if kind is DistillOptions else plain_recipe

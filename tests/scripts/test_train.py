@@ -23,11 +23,6 @@ PRESETS = {
 
 
 @pytest.fixture(scope="module")
-def small_set(make_shapes, tmp_path_factory):
-    return make_shapes(tmp_path_factory.mktemp("small"))
-
-
-@pytest.fixture(scope="module")
 def teacher(small_set, run_script_session, tmp_path_factory):
     """A network of another size, trained for a moment by train.py."""
     project = tmp_path_factory.mktemp("teacher")

@@ -8,6 +8,7 @@ from torch import nn
 
 from utils.batch import Batch, Progress
 from utils.errors import UserError
+from utils.training import guard as guard_module
 from utils.training.ema import ModelEma
 from utils.training.guard import MANY, StepGuard
 from utils.training.loop import EpochHooks, Meters, MultiScale, Trainer
@@ -199,6 +200,14 @@ def test_many_such_steps_in_a_row_end_the_run_with_the_batch_saved(tmp_path):
     now = trainer.step.model.state_dict()
     assert all(value.isfinite().all() for value in now.values())
     assert any(not torch.equal(start[name], value) for name, value in now.items())  # by the first two steps
+
+
+def test_each_of_several_processes_saves_its_own_batch(tmp_path, monkeypatch):
+    monkeypatch.setattr(guard_module, "rank", lambda: 1)
+    trainer = trainer_of([Broken(set(range(50)))], folder=tmp_path)
+    with pytest.raises(UserError, match=r"bad_batch_1\.pt"):
+        trainer.run_epoch(Loader([batch_of(seed=i) for i in range(50)]), 0, 1, Bar)
+    assert [path.name for path in tmp_path.iterdir()] == ["bad_batch_1.pt"]
 
 
 @pytest.mark.fault(

@@ -24,7 +24,9 @@ def launched(tmp_path, monkeypatch):
         os.utime(note, ns=(0, note.stat().st_mtime_ns - age * 10**9))
         if options is not None:
             run = state.RunState(1, 0.0, 0, [], "TrainOptions", resume.lasting(options), {}, [], {}, "")
-            torch.save({"version": state.VERSION, "run": vars(run)}, folder / "weights/state.pt")
+            counts = {"done": 0, "pending": 0, "ema_updates": 0, "meters": []}
+            content = {"version": state.VERSION, "run": vars(run), **counts}
+            torch.save(content, folder / "weights/state.pt")
         return folder
 
     return make

@@ -26,6 +26,10 @@ _PNG_START, _PNG_END = b"\x89PNG", b"IEND\xaeB`\x82"
 # 20,000 x 20,000 px pass. A file of a megabyte may claim any size and unfold to it.
 MAX_PIXELS = 2**29
 MAX_BYTES = 2**31
+# A JPEG may go over its picture in any number of scans, of a few bytes each: pixels times scans, which
+# is ten seconds. Real ones have ten scans.
+MAX_SCANNED = 2**37
+_JPEG_SCAN = b"\xff\xda"
 # The frame headers of JPEG, those of DHT, JPG and DAC left out.
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_BARE = frozenset(range(0xD0, 0xD9)) | {0x01}  # markers without a length
@@ -58,13 +62,16 @@ def decode_image(content: bytes, flags: int = cv2.IMREAD_COLOR) -> Image:
         flags: OpenCV's, for another depth or for decoding at a part of the size.
 
     Raises:
-        UnreadableImageError: when OpenCV cannot decode it, or it has more than `MAX_PIXELS`.
+        UnreadableImageError: when OpenCV cannot decode it, it has more than `MAX_PIXELS`, or is a JPEG
+            that would take minutes.
     """
     if not content:
         raise UnreadableImageError("the file is empty")
     width, height = declared_wh(content)
     if width * height > MAX_PIXELS:
         raise UnreadableImageError(f"{width} x {height} px are more than {MAX_PIXELS:,} pixels")
+    if _is_jpeg(content) and width * height * content.count(_JPEG_SCAN) > MAX_SCANNED:
+        raise UnreadableImageError(f"{content.count(_JPEG_SCAN)} scans would take minutes to decode")
     image = _decoded(content, flags)
     if image is None and _lacks_only_its_end(content):
         image = _decoded(_with_jpeg_end(content), flags)

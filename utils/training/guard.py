@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from utils.batch import Batch, Progress
 from utils.config.files import replace_atomically
+from utils.distributed import rank
 from utils.errors import UserError
 
 MANY = 10  # updates in a row; a loss scaler needs fewer to find its scale
@@ -28,7 +29,8 @@ class StepGuard:
     def __init__(self, modules: list[nn.Module], folder: Path | None = None, interval: int = 1) -> None:
         """`modules` are those whose buffers are watched over, the network and its average.
 
-        folder: where a batch is saved. interval: steps between two looks at the device.
+        folder: where each rank saves its batch, for any one may be the broken one. interval: steps
+        between two looks at the device.
         """
         self.folder, self.interval = folder, interval
         self.skipped = 0  # as far as it was told
@@ -100,7 +102,7 @@ class StepGuard:
     def _save(self, batch: Batch, progress: Progress, terms: Mapping[str, Tensor]) -> str:
         if self.folder is None:
             return ""
-        path = self.folder / "bad_batch.pt"
+        path = self.folder / (f"bad_batch_{rank()}.pt" if rank() else "bad_batch.pt")
         content: dict[str, Any] = {
             "images": batch.images.detach().cpu(),
             "targets": batch.targets,

@@ -21,10 +21,10 @@ FILES = ("data", "data_dir", "weights", "cfg", "hyp", "teacher", "teacher_cfg") 
 def resumed(options: TrainOptions) -> tuple[dict[str, Any] | None, Path | None, TrainOptions]:
     """The saved state, its run's folder and the options to go on with; a new run has neither of the two."""
     is_restart = restarts() > 0
-    path = from_main(_claimed_state(options, is_restart) if rank() == 0 else None)
+    # The run's folder may lie on the first rank's machine alone.
+    path, content = from_main(_claimed_state(options, is_restart) if rank() == 0 else (None, {}))
     if path is None:
         return None, None, options
-    content = state.read_state(path)
     run = state.run_state(content)
     if run.kind != type(options).__name__:
         script, folder = script_of(run.kind), path.parent.parent
@@ -79,11 +79,13 @@ def note_launch(folder: Path) -> None:
         write_text_atomically(folder / LAUNCH_NAME, launch)
 
 
-def _claimed_state(options: TrainOptions, is_restart: bool) -> Path | None:
+def _claimed_state(options: TrainOptions, is_restart: bool) -> tuple[Path | None, dict[str, Any]]:
+    """The state file to go on with, if any, and what it holds; its run's folder belongs to this process."""
     path = _state_to_go_on_with(options, is_restart)
-    if path is not None:
-        claim_folder(path.parent.parent)
-    return path
+    if path is None:
+        return None, {}
+    claim_folder(path.parent.parent)
+    return path, state.read_state(path)
 
 
 def _state_to_go_on_with(options: TrainOptions, is_restart: bool) -> Path | None:

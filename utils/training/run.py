@@ -180,7 +180,7 @@ class TrainingRun:
         self.folder = from_main(self.folder)
         assert self.folder is not None
         self.weights = self.folder / "weights"
-        self.trainer.guard.folder = self.folder if rank() == 0 else None
+        self.trainer.guard.folder = self.folder if self.folder.is_dir() else None  # of another machine
         self.pictures = RunPictures(self.folder, self.data.train, enabled=not options.noplots and rank() == 0)
 
     def _make_files(self, resuming: bool) -> None:
@@ -366,7 +366,10 @@ class TrainingRun:
         best = self.weights / "best.pt"
         if not best.is_file():
             best = self.weights / "last.pt"
-        model = build_model(read_checkpoint(best)).to(self.device)
+        # The run's folder may lie on the first rank's machine alone.
+        checkpoint = from_main(read_checkpoint(best) if rank() == 0 else None)
+        assert checkpoint is not None
+        model = build_model(checkpoint).to(self.device)
         result = self._evaluate(model, observers=self.pictures.observers())
         self.console.info(f"{best} on the validation split:")
         self.console.table(*result.table())
