@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import os
 import stat
-from concurrent.futures import ThreadPoolExecutor
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from utils.config.files import next_run_folder, replace_atomically, user_cache_dir, write_text_atomically
+from utils.config.files import (
+    claim_folder,
+    next_run_folder,
+    replace_atomically,
+    user_cache_dir,
+    write_text_atomically,
+)
 from utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.fault(
@@ -53,11 +62,67 @@ def test_a_full_disk_or_missing_folder_is_the_users_to_mend(tmp_path: Path) -> N
     assert os.listdir(tmp_path) == []
 
 
+TAKE = """
+import sys
+from pathlib import Path
+from utils.config.files import next_run_folder
+print("ready", flush=True)
+sys.stdin.readline()
+print(*(next_run_folder(Path(sys.argv[1]), "exp").name for _ in range(20)))
+"""
+CLAIM = """
+import sys
+from pathlib import Path
+from utils.config.files import claim_folder
+claim_folder(Path(sys.argv[1]))
+print("ready", flush=True)
+sys.stdin.readline()
+"""
+
+
+def started(code: str, folder: Path) -> subprocess.Popen[str]:
+    """A process that has come to where it waits for a line."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    return process
+
+
 @pytest.mark.fault("two runs that begin at the same moment", "a folder each")
 def test_runs_that_begin_together_get_a_folder_each(tmp_path: Path) -> None:
-    with ThreadPoolExecutor(8) as pool:
-        folders = list(pool.map(lambda _: next_run_folder(tmp_path / "runs", "exp"), range(40)))
-    assert {folder.name for folder in folders} == {"exp", *(f"exp{number}" for number in range(2, 41))}
+    processes = [started(TAKE, tmp_path / "runs") for _ in range(3)]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    names = [name for process in processes for name in process.communicate()[0].split()]
+    assert sorted(names) == sorted({"exp", *(f"exp{number}" for number in range(2, 61))})
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
+@pytest.mark.fault(
+    "two runs with `--exist-ok` and one name", "the second is refused; a killed run holds no folder"
+)
+def test_a_folder_belongs_to_one_process_until_that_ends(tmp_path: Path) -> None:
+    process = started(CLAIM, tmp_path)
+    with pytest.raises(UserError, match="another process is writing"):
+        claim_folder(tmp_path)
+    process.kill()
+    process.communicate()
+    claim_folder(tmp_path)
+    claim_folder(tmp_path)  # it is this process's own now
+
+
+@pytest.mark.fault("a pipe in the place of a run's lock", "refused; never waited for")
+def test_a_lock_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / ".lock")
+    with pytest.raises(UserError, match="cannot be written into"):
+        claim_folder(tmp_path)
 
 
 def test_exist_ok_takes_the_folder_as_it_is(tmp_path: Path) -> None:
