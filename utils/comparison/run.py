@@ -23,6 +23,8 @@ from utils.errors import UserError
 from utils.reporting.console import Console
 from utils.reporting.curves import Curve, CurveGroup, plot_groups
 
+MOST_VERDICTS = 4  # in the picture
+
 
 def run_compare(options: CompareOptions, console: Console | None = None) -> Path:
     """Compares runs, or a student and its teacher, as the options say; gives the folder of the results."""
@@ -57,12 +59,15 @@ def readable_runs(given: Sequence[Path], metric: str, console: Console) -> list[
     """
     runs = []
     for folder in find_runs(given, console.warn):
+        notes: list[str] = []
         try:
-            run = read_run(folder, console.warn)
+            run = read_run(folder, notes.append)
             scores_of(run, metric)
             runs.append(run)
         except UserError as error:
-            console.warn(f"left out: {error}")
+            notes = [f"left out: {error}"]
+        for note in notes:
+            console.warn(note)
     if not runs:
         places = ", ".join(map(str, given[:3])) + (", ..." if len(given) > 3 else "")
         raise UserError(
@@ -93,8 +98,9 @@ def draw_groups(path: Path, groups: Sequence[Group], metric: str, verdicts: Sequ
     plot_groups(
         path,
         drawn,
-        title="\n".join((f"{name}{split}{place}", *map(str, verdicts[:4]))),
+        title=f"{name}{split}{place}",
         ylabel=name,
+        verdicts=[str(verdict) for verdict in verdicts[:MOST_VERDICTS]],
         levels=levels,
         best_title="lowest" if is_better_low(metric) else "best of each run",
     )

@@ -74,7 +74,7 @@ class Run:
         column = column_of(metric)
         if column not in self.columns:
             known = [*METRICS, *(name for name in self.columns if name != KEY)]
-            hint = did_you_mean(metric, known) or f", but {', '.join(list(self.columns)[:8])}"
+            hint = "" if metric in METRICS else did_you_mean(metric, known)
             raise UserError(f"has no column {column}{hint}", self.folder / RESULTS_NAME)
         numbers = self.columns.get(KEY, np.arange(self.epochs, dtype=np.float64)) + 1
         taken = np.isfinite(self.columns[column]) & np.isfinite(numbers)

@@ -40,7 +40,7 @@ def run_table(groups: Sequence[Group], metric: str) -> tuple[list[list[str]], li
     """A row a run and the header: scores, time, size, and the settings in which the runs differ."""
     runs = [run for group in groups for run in group.runs]
     settings = differing_settings([values_of(run) for run in runs])
-    header = ["run", "epochs", f"best {metric}", "at epoch", "last", *_other_metric(metric)]
+    header = ["run", "done", f"best {metric}", "at epoch", "last", *_other_metric(metric)]
     header += ["s/epoch", "time", "parameters", *_seed_column(runs)]
     header += [name.removeprefix(HYP).replace("_", " ") for name in settings]
     rows = []
@@ -101,11 +101,12 @@ class Verdict:
 
     def __str__(self) -> str:
         """A sentence for the picture and the console."""
+        label = self.group.label.partition(" (")[0]
         seeds = f"{self.gain.seeds} seeds" if self.gain.seeds > 1 else "one seed"
         part = f", {self.closed:.0%} of the gap to the teacher" if self.closed is not None else ""
         runs = (*self.group.runs, *self.twin.runs)
         so_far = "" if all(run.epochs == run.planned for run in runs) else ", so far: not all have all epochs"
-        return f"{self.group.label}: {self.gain} points over {self.twin.label} (same {seeds}){part}{so_far}"
+        return f"{label}: {self.gain} points over plain training ({seeds}){part}{so_far}"
 
 
 def verdict_on(

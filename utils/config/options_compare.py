@@ -10,7 +10,7 @@ from typing import Literal
 from utils.config.options_base import (
     DATA,
     MODEL,
-    RESULTS,
+    RUNS,
     Options,
     image_size,
     loader_workers,
@@ -27,20 +27,20 @@ class CompareOptions(Options):
         (),
         "folders of training runs, as in runs/train/exp*, or a folder that holds some",
         positional=True,
-        group=RESULTS,
+        group=RUNS,
     )
     metric: str = option(
         "mAP50-95",
         "what to compare: mAP50-95, mAP50, precision, recall or a column of results.csv",
-        group=RESULTS,
+        group=RUNS,
     )
     group: bool = option(
         True,
         "runs that differ in nothing but seed, name and places are one line; --no-group draws each",
-        group=RESULTS,
+        group=RUNS,
     )
     ignore: tuple[str, ...] = option(
-        (), "settings and hyperparameters that part no groups, as in batch-size lr0", group=RESULTS
+        (), "settings and hyperparameters that part no groups, as in batch-size lr0", group=RUNS
     )
     weights: str = option(
         "", "instead of runs: a student, to draw where it and --teacher disagree most", group=MODEL

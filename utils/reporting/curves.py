@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from utils.config.files import replace_atomically
+from utils.reporting.draw import drawable
 from utils.reporting.plots import PALETTE, chart_style, new_figure
 
 Floats = NDArray[np.float64]
@@ -53,17 +54,19 @@ def plot_groups(
     *,
     title: str,
     ylabel: str,
+    verdicts: Sequence[str] = (),
     levels: Mapping[str, float] | None = None,
     best_title: str = "best",
 ) -> None:
     """Saves curves by epoch, the first group in grey; beside them, where there are any, the runs' best.
 
-    levels: scores to draw as dashed lines, by what the legend calls them. The mean of a group goes as far
-    as all of its runs; what is there beyond is drawn as a thin line a run.
+    verdicts: sentences below the title. levels: scores to draw as dashed lines, by what the legend calls
+    them. The mean of a group goes as far as all of its runs; what is there beyond is drawn as a thin
+    line a run.
     """
     levels = levels or {}
     with chart_style():
-        labels = ["\n".join(textwrap.wrap(group.label, LABEL_WIDTH)) for group in groups]
+        labels = ["\n".join(textwrap.wrap(drawable(group.label), LABEL_WIDTH)) for group in groups]
         lines = sum(label.count("\n") + 1 for label in (*labels, *levels))
         figure = new_figure(9.0, 4.6 + 0.2 * lines)
         with_points = any(group.best for group in groups)
@@ -78,7 +81,9 @@ def plot_groups(
                 _draw_points(panels[1], place, group, look[0])
         for (name, score), style in zip(levels.items(), cycle(((0, (4, 3)), (0, (1, 2)))), strict=False):
             for panel in panels:
-                line = panel.axhline(score, color="black", linewidth=1.2, linestyle=style, label=name)
+                line = panel.axhline(
+                    score, color="black", linewidth=1.2, linestyle=style, label=drawable(name)
+                )
             handles.append(line)
         axes.set(xlabel="epoch", ylabel=ylabel)
         axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
@@ -87,7 +92,9 @@ def plot_groups(
             panels[1].set_title(best_title, fontsize=10)
             panels[1].set(xticks=(), xlim=(-0.7, len(groups) - 0.3))
             panels[1].grid(alpha=0.3, axis="y")
-        figure.suptitle(title, fontsize=11)
+        said = [line for verdict in verdicts for line in textwrap.wrap(drawable(verdict), LABEL_WIDTH + 10)]
+        figure.suptitle(drawable(title), fontsize=12)
+        axes.set_title("\n".join(said), fontsize=9, loc="left", color="0.2")
         figure.legend(handles=handles, loc="outside lower left", ncols=1, frameon=False, fontsize=9)
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_atomically(path, lambda stream: figure.savefig(stream, format="png", dpi=110))

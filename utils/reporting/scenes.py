@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from utils.reporting.draw import name_of
+from utils.reporting.draw import drawable, name_of
 from utils.reporting.naming import short_title
 from utils.reporting.plots import PALETTE, chart_style, new_figure
 
@@ -58,7 +58,9 @@ def plot_disagreement(
         for scene, panels in zip(scenes, rows, strict=True):
             for panel in panels:
                 panel.imshow(scene.image_rgb)
-            _caption(panels[0], f"{scene.name}, disagreement {scene.amount:.2f}", scene.labels is None)
+            _caption(
+                panels[0], f"{drawable(scene.name)}, disagreement {scene.amount:.2f}", scene.labels is None
+            )
             for label in scene.labels if scene.labels is not None else ():
                 _box(panels[0], scene, label[1:], name_of(int(label[0]), names), LABEL)
             for panel, found, alone in zip(panels[1:], scene.found, scene.alone, strict=True):
@@ -87,7 +89,7 @@ def plot_objectness(path: Path, scenes: Sequence[Scene], titles: tuple[str, str]
         shown: list[AxesImage] = []
         for scene, panels in zip(scenes, rows, strict=True):
             panels[0].imshow(scene.image_rgb)
-            _caption(panels[0], scene.name, scene.labels is None)
+            _caption(panels[0], drawable(scene.name), scene.labels is None)
             for label in scene.labels if scene.labels is not None else ():
                 _box(panels[0], scene, label[1:], "", LABEL)
             first, second = scene.objectness
@@ -97,7 +99,7 @@ def plot_objectness(path: Path, scenes: Sequence[Scene], titles: tuple[str, str]
                 _heat(panels[3], scene, second - first, "PuOr_r", -1.0),
             ]
         _bar(figure, rows[-1][1:3], shown[1], ("nothing", "objectness", "surely an object"))
-        sides = [f"{short_title(title, 22)} more" for title in titles]
+        sides = [f"{drawable(short_title(title, 22))} more" for title in titles]
         _bar(figure, rows[-1][3:], shown[2], (sides[0], "", sides[1]))
         figure.savefig(path, dpi=120)
 
@@ -132,7 +134,7 @@ def _rows(
         [figure.add_subplot(grid[row, column]) for column in range(len(titles))] for row in range(len(scenes))
     ]
     for column, title in enumerate(titles):
-        panels[0][column].set_title(short_title(title), fontsize=11, pad=18)
+        panels[0][column].set_title(drawable(short_title(title)), fontsize=11, pad=18)
     for panel in (panel for row in panels for panel in row):
         panel.set(xticks=(), yticks=())
         for side in panel.spines.values():

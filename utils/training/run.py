@@ -193,9 +193,10 @@ class TrainingRun:
         options = self.options
         self.folder = self.folder or next_run_folder(Path(options.project), options.name, options.exist_ok)
         weights = state.open_weights(self.folder)
+        # Also of a run that goes on: it may be asked for more epochs now.
+        write_text_atomically(self.folder / "opt.yaml", yaml_text(options_to_dict(options)))
         if not resuming:
             state.remove_weights(weights)  # --exist-ok: an earlier run's would pass for this one's
-            write_text_atomically(self.folder / "opt.yaml", yaml_text(options_to_dict(options)))
             write_text_atomically(self.folder / "hyp.yaml", yaml_text(self.hyp.to_dict()))
             note_launch(self.folder)
         loggers = open_loggers(
