@@ -92,20 +92,23 @@ def duration(run: Run) -> str:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a group compares with plain training of the same settings and seeds."""
+    """How a group compares with plain training of the same settings and seeds.
+
+    closed: part of the gap to the teacher, None where its score is not known. is_final: whether all runs
+    that are compared have done their epochs.
+    """
 
     group: Group
-    twin: Group
     gain: Gain
     closed: float | None
+    is_final: bool
 
     def __str__(self) -> str:
         """A sentence for the picture and the console."""
         label = self.group.label.partition(" (")[0]
         seeds = f"{self.gain.seeds} seeds" if self.gain.seeds > 1 else "one seed"
         part = f", {self.closed:.0%} of the gap to the teacher" if self.closed is not None else ""
-        runs = (*self.group.runs, *self.twin.runs)
-        so_far = "" if all(run.epochs == run.planned for run in runs) else ", so far: not all have all epochs"
+        so_far = "" if self.is_final else ", so far: not all have all epochs"
         return f"{label}: {self.gain} points over plain training ({seeds}){part}{so_far}"
 
 
@@ -120,7 +123,9 @@ def verdict_on(
     gain, goal = gain_over(own, other), teacher_score(group, metric)
     if gain is None:
         return None
-    return Verdict(group, twin, gain, None if goal is None else gap_closed(own, other, goal))
+    compared = (run for entry in (group, twin) for run in entry.runs if run.seed in own.keys() & other.keys())
+    is_final = all(run.epochs == run.planned for run in compared)
+    return Verdict(group, gain, None if goal is None else gap_closed(own, other, goal), is_final)
 
 
 def _best_by_seed(group: Group, metric: str) -> dict[int, float]:

@@ -86,6 +86,8 @@ def plot_groups(
                 )
             handles.append(line)
         axes.set(xlabel="epoch", ylabel=ylabel)
+        for panel in panels:
+            panel.margins(y=0.09)  # room for the figures above the points
         axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
         axes.grid(alpha=0.3)
         if with_points:

@@ -99,7 +99,7 @@ def plot_objectness(path: Path, scenes: Sequence[Scene], titles: tuple[str, str]
                 _heat(panels[3], scene, second - first, "PuOr_r", -1.0),
             ]
         _bar(figure, rows[-1][1:3], shown[1], ("nothing", "objectness", "surely an object"))
-        sides = [f"{drawable(short_title(title, 22))} more" for title in titles]
+        sides = [f"{drawable(title.partition(' ')[0])} more" for title in titles]
         _bar(figure, rows[-1][3:], shown[2], (sides[0], "", sides[1]))
         figure.savefig(path, dpi=120)
 
