@@ -66,6 +66,14 @@ def test_what_is_broken_beside_the_scores_is_told_in_one_line_and_the_run_counts
         assert name in line
 
 
+@pytest.mark.parametrize("content", ["[]", '{"a": 1}', '{"a": {"map50": NaN, "map50_95": 0.1}}', "[" * 10**5])
+def test_a_teachers_score_that_is_none_is_told_and_not_drawn(make_run, said, content):
+    folder = make_run("exp", [0.1], teacher="t.pt")
+    (folder / "references.json").write_text(content)
+    assert read_run(folder, said.append).references == {}
+    assert len(said) == 1 and "references.json" in said[0]
+
+
 def test_a_path_may_be_a_run_its_weights_a_folder_of_runs_or_a_pattern(make_run, said, tmp_path):
     runs = [make_run(f"train/{name}", [0.1]) for name in ("exp", "exp2", "exp10")]
     (runs[0] / "weights").mkdir()

@@ -214,7 +214,10 @@ def _references(path: Path, gone: list[str]) -> dict[str, tuple[float, float]]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return {str(name): (float(e["map50"]), float(e["map50_95"])) for name, e in content.items()}
+        scores = {str(name): (float(e["map50"]), float(e["map50_95"])) for name, e in content.items()}
+        if not all(0 <= score <= 1 for pair in scores.values() for score in pair):
+            raise ValueError("no scores")
+        return scores
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         gone.append(f"{path.name} is not as a run writes it, no teacher's score is known")
         return {}

@@ -10,6 +10,7 @@ import importlib
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -115,11 +116,12 @@ class Loggers:
         start_epoch: int = 0,
     ) -> None:
         """`makers` open each; pictures that lie in the folder by now are an earlier process's."""
-        self.folder, self._warn, self._open = folder, warn, {}  # type: Path, Callable[[str], None], dict[str, Logger]
+        self.folder, self._warn = folder, warn
+        self._open: dict[str, Logger] = {}
         self._epoch = start_epoch
         self._sent = dict(self._pictures()) if makers else {}
         for name, make in makers.items():
-            self._guarded(name, lambda name=name, make=make: self._open.update({name: make()}))
+            self._guarded(name, partial(self._begin, name, make))
 
     def settings(self, values: Mapping[str, Any]) -> None:
         """Options and hyperparameters."""
@@ -142,16 +144,23 @@ class Loggers:
         for path, changed in self._pictures() if self._open else ():
             if self._sent.get(path) != changed:
                 self._sent[path] = changed
-                self._each(lambda logger, path=path: logger.picture(path, self._epoch))
+                for name, logger in list(self._open.items()):
+                    self._guarded(name, partial(logger.picture, path, self._epoch))
 
     def _pictures(self) -> list[tuple[Path, int]]:
         """The pictures in the run's folder, and when each was written."""
-        found = sorted(path for path in self.folder.iterdir() if path.suffix in PICTURES)
-        return [(path, path.stat().st_mtime_ns) for path in found]
+        try:
+            found = sorted(path for path in self.folder.iterdir() if path.suffix in PICTURES)
+            return [(path, path.stat().st_mtime_ns) for path in found]
+        except OSError:  # somebody tidies up there: no reason to end a run
+            return []
 
     def _each(self, act: Callable[[Logger], None]) -> None:
         for name, logger in list(self._open.items()):
-            self._guarded(name, lambda logger=logger: act(logger))
+            self._guarded(name, partial(act, logger))
+
+    def _begin(self, name: str, make: Callable[[], Logger]) -> None:
+        self._open[name] = make()
 
     def _guarded(self, name: str, act: Callable[[], None]) -> None:
         try:

@@ -114,8 +114,10 @@ def _bar(figure: Figure, above: Sequence[Axes], shown: AxesImage, ends: tuple[st
     bar = figure.colorbar(shown, cax=place, orientation="horizontal")
     low, high = shown.get_clim()
     bar.set_ticks([low, (low + high) / 2, high], labels=list(ends), fontsize=8)
-    for label, side in zip(place.get_xticklabels(), ("left", "center", "right"), strict=True):
-        label.set_horizontalalignment(side)
+    left, middle, right = place.get_xticklabels()
+    left.set_horizontalalignment("left")
+    middle.set_horizontalalignment("center")
+    right.set_horizontalalignment("right")
 
 
 def _rows(
