@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 
 from experiments.plans import PLANS, Arm, Plan
-from utils.config.files import replace_atomically, write_text_atomically
+from utils.config.files import write_text_atomically
+from utils.reporting.curves import Curve, CurveGroup, plot_groups
+from utils.reporting.seeds import gain_over, gap_closed, part_to_reach, spread_text
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "results"
@@ -88,7 +89,7 @@ def table(plan: Plan, results: Sequence[ArmResults], teachers: dict[str, dict[st
         if plan.target is not None:
             goal = statistics.mean(target.values("map50_95")) if target is not None else None
         cells = [entry.arm.title, str(len(entry.by_seed))]
-        cells += [_spread(entry.values(key)) for key in ("map50", "map50_95")]
+        cells += [spread_text(entry.values(key)) for key in ("map50", "map50_95")]
         cells += compared(entry, plain, goal) if plain is not None and entry is not plain else ["", "", ""]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -96,59 +97,34 @@ def table(plan: Plan, results: Sequence[ArmResults], teachers: dict[str, dict[st
 
 def compared(entry: ArmResults, plain: ArmResults, goal: float | None) -> list[str]:
     """Difference of mAP50-95 with its standard error, part of the gap closed, when plain's end is reached."""
-    seeds = sorted(entry.by_seed.keys() & plain.by_seed.keys())
-    if not seeds:
+    own, other = (
+        {seed: record["map50_95"] for seed, record in arm.by_seed.items()} for arm in (entry, plain)
+    )
+    gain = gain_over(own, other)
+    if gain is None:
         return ["", "", ""]
-    pairs = [(entry.by_seed[seed], plain.by_seed[seed]) for seed in seeds]
-    differences = [100 * (own["map50_95"] - other["map50_95"]) for own, other in pairs]
-    mean = statistics.mean(differences)
-    error = statistics.stdev(differences) / len(seeds) ** 0.5 if len(seeds) > 1 else None
-    shown = f"{mean:+.1f}" + (f" ± {error:.1f}" if error is not None else "")
-    closed = ""
-    if goal is not None:
-        gap = 100 * goal - statistics.mean(100 * other["map50_95"] for _, other in pairs)
-        closed = f"{mean / gap:.0%}" if gap > 0 else ""
-    if any(len(own["val_map50_95"]) < 2 for own, _ in pairs):  # scored at the end alone
-        return [shown, closed, ""]
-    reached = [_epochs_to(own["val_map50_95"], other["val_map50_95"][-1]) for own, other in pairs]
+    closed = gap_closed(own, other, goal) if goal is not None else None
+    shown = [str(gain), "" if closed is None else f"{closed:.0%}"]
+    seeds = sorted(own.keys() & other.keys())
+    curves = [(entry.by_seed[s]["val_map50_95"], plain.by_seed[s]["val_map50_95"]) for s in seeds]
+    if any(len(curve) < 2 for curve, _ in curves):  # scored at the end alone
+        return [*shown, ""]
+    reached = [part_to_reach(curve, goal_curve[-1]) for curve, goal_curve in curves]
     part = f"{statistics.mean(reached):.0%} of the epochs" if max(reached) <= 1 else "not by every seed"
-    return [shown, closed, part]
-
-
-def _epochs_to(curve: Sequence[float], score: float) -> float:
-    """The part of the epochs after which a curve has reached a score, 1.0 and more where it has not."""
-    places = np.flatnonzero(np.asarray(curve) >= score)
-    return (int(places[0]) + 1) / len(curve) if len(places) else float("inf")
-
-
-def _spread(values: Sequence[float]) -> str:
-    mean = 100 * statistics.mean(values)
-    return f"{mean:.1f} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else f"{mean:.1f}"
+    return [*shown, part]
 
 
 def plot_curves(path: Path, plan: Plan, results: Sequence[ArmResults]) -> None:
     """Validation mAP50-95 by epoch: the mean over the seeds, shaded from the worst to the best."""
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    groups = []
     for entry in results:
-        curves = entry.curves()
-        length = min(map(len, curves))
-        if length < 2:  # scored at the end alone
+        curves = [np.array(curve, dtype=np.float64) for curve in entry.curves()]
+        if min(map(len, curves)) < 2:  # scored at the end alone
             continue
-        stacked = 100 * np.array([curve[:length] for curve in curves])
-        epochs = np.arange(1, length + 1)
-        (line,) = axes.plot(epochs, stacked.mean(0), label=entry.arm.title.replace("`", ""), linewidth=1.6)
-        axes.fill_between(
-            epochs, stacked.min(0), stacked.max(0), color=line.get_color(), alpha=0.15, linewidth=0
-        )
-    axes.set(xlabel="epoch", ylabel="mAP50-95 on the validation split, %", title=plan.title, ylim=(0, None))
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_atomically(path, lambda stream: figure.savefig(stream, format="png", dpi=110))
-    plt.close(figure)
+        label = f"{entry.arm.title.replace('`', '')} ({len(curves)} seeds)"
+        drawn = tuple(Curve(np.arange(1.0, len(curve) + 1), curve) for curve in curves)
+        groups.append(CurveGroup(label, drawn))
+    plot_groups(path, groups, title=plan.title, ylabel="mAP50-95 on the validation split")
 
 
 def between_marks(text: str, name: str, body: str) -> str:

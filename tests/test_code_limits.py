@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = ("train.py", "train_distill.py", "test.py", "detect.py")
+SCRIPTS = ("train.py", "train_distill.py", "test.py", "detect.py", "compare.py")
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_SCRIPT_LINES = 40

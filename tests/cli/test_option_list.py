@@ -19,10 +19,16 @@ SCRIPTS: dict[str, type[Options]] = {
     "train_distill.py": declared.DistillOptions,
     "test.py": declared.TestOptions,
     "detect.py": declared.DetectOptions,
+    "compare.py": declared.CompareOptions,
 }
 LIST = Path(__file__).with_name("options.txt")
-# What a script needs beside the option that is tried.
-NEEDED = {"train_distill.py": ["--teacher", "t.pt"]}
+# What a script needs beside the option that is tried; beside some options something else.
+NEEDED = {"train_distill.py": ["--teacher", "t.pt"], "compare.py": ["runs/train/exp"]}
+NEEDED_BESIDE = {
+    ("train_distill.py", "resume"): [],
+    ("compare.py", "weights"): ["--teacher", "t.pt"],
+    ("compare.py", "teacher"): ["--weights", "s.pt"],
+}
 TRIED = {int: "64", float: "0.5", str: "some", Path: "some/path"}
 
 
@@ -68,7 +74,7 @@ def test_every_name_is_understood_with_dashes_and_with_underscores(script: str) 
         for name in names_of(setting) + opposites_of(setting):
             for spelled in (name, "--" + name[2:].replace("-", "_")):
                 words = [spelled] if setting.switch else [spelled, value]
-                needed = NEEDED.get(script, []) if setting.name != "resume" else []
+                needed = NEEDED_BESIDE.get((script, setting.name), NEEDED.get(script, []))
                 got = getattr(parse(SCRIPTS[script], [*needed, *words]), setting.name)
                 if setting.switch:
                     assert got is (name not in opposites_of(setting))

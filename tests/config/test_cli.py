@@ -12,7 +12,7 @@ import pytest
 from utils.config.absent_options import ABSENT
 from utils.config.cli import one_line, parse, run
 from utils.config.option_help import names_of, option_table
-from utils.config.options import DetectOptions, DistillOptions, TrainOptions
+from utils.config.options import CompareOptions, DetectOptions, DistillOptions, TrainOptions
 from utils.config.options import TestOptions as ScoreOptions
 from utils.config.settings import settings_of
 from utils.errors import UsageError, UserError
@@ -47,6 +47,26 @@ def test_values_are_left_as_they_are_and_names_may_have_underscores() -> None:
     assert (options.name, options.data_dir, options.exist_ok) == ("my-run_1", Path("/a_b/c-d=e"), True)
     assert options.save_period == -1
     assert parse(TrainOptions, ["--name", "-x"]).name == "-x"
+
+
+def test_words_without_a_name_are_those_of_the_option_that_takes_them() -> None:
+    options = parse(CompareOptions, ["a", "--metric", "recall", "b/c", "--no-group", "d", "--runs", "e"])
+    assert options.runs == (Path("e"), Path("a"), Path("b/c"), Path("d"))
+    assert (options.metric, options.group, options.given) == ("recall", False, {"runs", "metric", "group"})
+    assert parse(CompareOptions, ["--ignore", "seed", "lr0", "--runs=a"]).ignore == ("seed", "lr0")
+    assert "no such option" in problems_of(CompareOptions, "a", "--nothing")
+    assert "must not be empty" in problems_of(CompareOptions, "")
+    assert "'a': not expected here" in problems_of(TrainOptions, "a")
+
+
+def test_runs_or_two_weight_files_are_compared_and_nothing_else() -> None:
+    assert "nothing to compare" in problems_of(CompareOptions)
+    assert "--teacher" in problems_of(CompareOptions, "--weights", "s.pt")
+    assert "leave" in problems_of(CompareOptions, "a", "--weights", "s.pt", "--teacher", "t.pt")
+    given = parse(CompareOptions, ["a", "--img", "64", "--device", "cpu"])
+    assert [remark.split()[0] for remark in given.remarks()] == ["--device", "--imgsz"]
+    given = parse(CompareOptions, ["--weights", "s.pt", "--teacher", "t.pt", "--metric", "recall"])
+    assert list(given.remarks()) == ["--metric has no effect without runs"]
 
 
 def test_values_may_be_many_optional_or_repeated() -> None:

@@ -14,6 +14,7 @@ OPTIONS = {
     "train_distill": declared.DistillOptions,
     "test": declared.TestOptions,
     "detect": declared.DetectOptions,
+    "compare": declared.CompareOptions,
 }
 
 
@@ -23,7 +24,7 @@ def test_the_option_tables_are_those_of_the_scripts():
 
 def test_every_command_of_the_readme_has_options_that_exist():
     text = README.replace("\\\n", " ")
-    commands = re.findall(r"python (\w+)\.py (--[^\n`]+)", text)
+    commands = re.findall(r"python (\w+)\.py ((?:--|runs/)[^\n`]+)", text)
     assert len(commands) >= 6
     for script, arguments in commands:
         words = ["" if word == "''" else word for word in arguments.replace("...", "x.yaml").split()]

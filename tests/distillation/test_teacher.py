@@ -1,5 +1,7 @@
 """A teacher is frozen, fits the student or is refused, and lies outside of everything trained."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -9,8 +11,10 @@ from utils.distillation.distiller import Distiller
 from utils.distillation.ensemble import Teachers
 from utils.distillation.matching import ClassMap, anchors_rescaled, objectness_of
 from utils.distillation.presets import DenseOutputs
+from utils.distillation.recipe import compare_scores
 from utils.distillation.teacher import InStudentsTerms, Teacher, checksum
 from utils.errors import UserError
+from utils.evaluation.disagreement import objectness_map
 from utils.losses.detection import LossGains
 
 NAMES = ["cell", "dot", "ring"]
@@ -207,6 +211,25 @@ def test_pictures_that_are_no_multiple_of_the_teachers_stride_are_filled_with_gr
     judged = InStudentsTerms(teacher, len(NAMES))
     decoded = judged.decode_levels(judged.forward_head(judged.forward_features(pictures)))
     assert decoded.isfinite().all() and decoded.shape[-1] == 5 + len(NAMES)
+    # The finest cells, of the larger or smaller picture, are as fine as these in the student's.
+    assert judged.stride[0] == 8 / scale
+    seen = objectness_map(judged, pictures)
+    assert seen.shape == (1, 96, 160) and float(seen.min()) >= 0 and float(seen.max()) <= 1
+
+
+def test_teachers_that_know_all_classes_are_scored_and_their_scores_kept():
+    said = []
+    context = SimpleNamespace(
+        names=NAMES, is_new=False, say=said.append, evaluate=lambda judged: (0.5, judged.class_count / 10)
+    )
+    for names, known in ((NAMES, {"teacher a.pt": (0.5, 0.3)}), (["cell", "cat", "dog"], {})):
+        teachers = Teachers([Teacher(network(names=names), "a.pt")], network(1), NAMES)
+        diagnosis = compare_scores(SimpleNamespace(distill_ratio=1.0), context, teachers)
+        distiller = Distiller(teachers, DenseOutputs(LossGains(), "l2", 1.0), 1.0, diagnosis=diagnosis)
+        assert distiller.references() == known
+        ((title, asked),) = distiller.networks().items()
+        assert title == "teacher a.pt" and asked.class_count == len(NAMES)
+    assert sum("mAP50 0.500" in line for line in said) == 2
 
 
 def test_each_class_has_one_partner_and_the_same_spelling_goes_first():

@@ -1,6 +1,7 @@
 """The step and the loop on a toy network: what is summed, measured, clipped and stopped."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -306,6 +307,22 @@ def test_the_loss_scale_goes_on_with_a_run(tmp_path):
     for first, second in zip(whole.step.model.parameters(), other.step.model.parameters(), strict=True):
         assert torch.equal(first, second)
     assert other.guard.state_dict() == whole.guard.state_dict()
+
+
+def test_the_time_of_an_epoch_that_was_cut_counts_from_its_begin(tmp_path, monkeypatch):
+    clock = itertools.count()
+    monkeypatch.setattr("utils.training.loop.time.monotonic", lambda: next(clock))
+    cut, other = trainer_of([Square("a", 1.0)]), trainer_of([Square("a", 1.0)])
+    batches = [batch_of(seed=i) for i in range(5)]
+    cut.run_epoch(Loader(batches[:3]), 0, 1, Bar)
+    save_state(tmp_path / "state.pt", RunState(0, 0.0, 0, [], "TrainOptions", {}, {}, [], {}, ""), cut)
+    next(clock)  # while nothing runs
+    restore(read_state(tmp_path / "state.pt"), other)
+    assert other.seconds == 3  # one a batch
+    other.run_epoch(Loader(batches), 0, 1, Bar)
+    assert (other.done, other.seconds) == (5, 5)
+    other.begin_epoch()
+    assert other.seconds == 0
 
 
 def test_meters_average_each_name_over_its_own_count():

@@ -11,7 +11,7 @@ ABSENT = {
     "bbox-interval": _NO_SERVICE,
     "bucket": _NO_SERVICE,
     "dnn": "is not supported: networks run in PyTorch alone",
-    "entity": _NO_SERVICE,
+    "entity": "does not exist: for --logger wandb set WANDB_ENTITY",
     "evolve": "is not supported: choose hyperparameters with --hyp",
     "linear-lr": "does not exist: without --cos-lr the learning rate falls along a line",
     "local-rank": "is not supported and not needed: torchrun tells each process its number",

@@ -80,7 +80,8 @@ def parse(options_class: type[AnyOptions], words: Sequence[str]) -> AnyOptions:
     """The options that a command line gives.
 
     `--name value`, `--name=value`, `--switch`, `--no-switch`; names with dashes or underscores, never
-    shortened. A name that comes twice counts with its last value.
+    shortened. A name that comes twice counts with its last value. Words without a name belong to the
+    option that is declared positional, where there is one.
 
     Raises:
         UsageError: with everything that is wrong with the words, else with the values.
@@ -89,6 +90,7 @@ def parse(options_class: type[AnyOptions], words: Sequence[str]) -> AnyOptions:
     queue = list(words)
     while queue:
         reading.take(queue)
+    reading.take_loose_words()
     if reading.problems:
         raise UsageError("; ".join(reading.problems))
     return options_class(given=frozenset(reading.values), **reading.values)
@@ -116,6 +118,8 @@ class _Reading:
             self.known.update(dict.fromkeys(names_of(setting), setting))
             self.opposites.update(dict.fromkeys(opposites_of(setting), setting))
         self.latest = ""  # the option before, for messages
+        self.positional = next((s for s in self.known.values() if s.positional), None)
+        self.loose: list[str] = []
 
     def take(self, queue: list[str]) -> None:
         """Takes one option with its values off the queue."""
@@ -123,6 +127,9 @@ class _Reading:
         name, equals, attached = word.partition("=")
         plain = name.replace("_", "-")
         setting = self.known.get(plain) or self.opposites.get(plain)
+        if self.positional is not None and not word.startswith("-"):
+            self.loose.append(word)
+            return
         if setting is None:
             self._complain(word, plain, queue)
             return
@@ -137,6 +144,14 @@ class _Reading:
             self._convert(setting, name, found)
         else:
             self.values[setting.name] = setting.bare
+
+    def take_loose_words(self) -> None:
+        """Gives the words without a name to the option that they are for."""
+        if self.positional is not None and self.loose:
+            before = self.values.get(self.positional.name, ())
+            self._convert(self.positional, self.positional.flag, self.loose)
+            if self.positional.name in self.values:
+                self.values[self.positional.name] = (*before, *self.values[self.positional.name])
 
     def _convert(self, setting: Setting, name: str, found: list[str]) -> None:
         if not found:

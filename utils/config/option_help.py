@@ -23,7 +23,9 @@ _ALWAYS = (
 def help_text(options_class: type[Options], script: str, description: str) -> str:
     """What `--help` shows, as wide as the terminal (at most 110 columns)."""
     width = min(shutil.get_terminal_size((100, 24)).columns, 110)
-    parts = [f"usage: python {script} [--option value ...]", textwrap.fill(description, width)]
+    loose = [setting.name for setting in settings_of(options_class).values() if setting.positional]
+    words = "".join(f" [{name} ...]" for name in loose)
+    parts = [f"usage: python {script}{words} [--option value ...]", textwrap.fill(description, width)]
     for group, settings in _grouped(options_class):
         rows = [(_signature(setting), _explanation(setting)) for setting in settings]
         parts.append("\n".join([group, *_columns(rows, width)]))
@@ -76,6 +78,8 @@ def _value_word(setting: Setting) -> str:
 
 def _signature(setting: Setting) -> str:
     word = _value_word(setting)
+    if setting.positional:
+        return f"{setting.name} ..., {setting.flag} {word}"
     return ", ".join(names_of(setting) + opposites_of(setting)) + (f" {word}" if word else "")
 
 
@@ -116,7 +120,8 @@ def _columns(rows: Sequence[tuple[str, str]], width: int) -> Iterator[str]:
 
 
 def _table_row(setting: Setting) -> str:
-    names = ", ".join(f"`{name}`" for name in names_of(setting) + opposites_of(setting))
+    names = f"`{setting.name} ...`, " if setting.positional else ""
+    names += ", ".join(f"`{name}`" for name in names_of(setting) + opposites_of(setting))
     shown = written_default(setting)
     facts = [fact for fact in (setting.unit, str(setting.limits), *_choices(setting)) if fact]
     text = f"{setting.help} ({', '.join(facts)})" if facts else setting.help

@@ -27,6 +27,7 @@ from utils.config.options_base import (
     options_to_dict,
     run_folders,
 )
+from utils.config.options_compare import CompareOptions
 from utils.config.options_inference import DetectOptions, TestOptions
 from utils.config.schema import yaml_text
 from utils.config.settings import above, at_least, between, option, settings_of
@@ -34,6 +35,7 @@ from utils.config.settings import above, at_least, between, option, settings_of
 __all__ = [
     "CHANGEABLE_ON_RESUME",
     "PRESETS",
+    "CompareOptions",
     "DetectOptions",
     "DistillOptions",
     "Options",
@@ -53,7 +55,7 @@ CHANGEABLE_ON_RESUME = frozenset(
     {
         *("epochs", "device", "workers", "patience", "noplots", "nosave", "cache", "save_period", "project"),
         # Where things lie now: that they are still the same is seen to.
-        *("save_every_steps", "data", "data_dir", "teacher"),
+        *("save_every_steps", "data", "data_dir", "teacher", "logger"),
     }
 )
 
@@ -153,6 +155,9 @@ class TrainOptions(Options):
         group=RESULTS,
     )
     noplots: bool = option(False, "leave out all pictures and charts", group=RESULTS)
+    logger: tuple[Literal["tensorboard", "wandb"], ...] = option(
+        (), "also log to these, where they are installed; results.csv is written always", group=RESULTS
+    )
     save_period: int = option(
         -1,
         "also keep the weights of every so many epochs; -1 keeps none",

@@ -11,8 +11,18 @@ from utils.config.settings import at_least, between, option, out_of_range, read_
 from utils.errors import UsageError
 
 MODEL, DATA, LENGTH, LEARNING, MACHINE = "Network", "Data", "Length of the run", "Learning", "Machine"
-TEACHER, DETECTIONS, RESULTS = "Teacher", "Detections", "Results"
-GROUPS = (MODEL, TEACHER, DATA, LENGTH, LEARNING, DETECTIONS, MACHINE, RESULTS)  # in the order of --help
+TEACHER, DETECTIONS, RESULTS, RUNS = "Teacher", "Detections", "Results", "Runs"
+GROUPS = (
+    RUNS,
+    MODEL,
+    TEACHER,
+    DATA,
+    LENGTH,
+    LEARNING,
+    DETECTIONS,
+    MACHINE,
+    RESULTS,
+)  # in the order of --help
 
 MAX_SIDE = 16_384  # a mosaic of twice that side is the largest picture that OpenCV can warp
 Self = TypeVar("Self", bound="Options")

@@ -77,9 +77,10 @@ class _Declaration:
     unit: str
     group: str
     bare: Any
+    positional: bool
 
 
-def option(
+def option(  # noqa: PLR0913 - what an option may be
     default: Any,
     help: str,
     *,
@@ -88,15 +89,23 @@ def option(
     unit: str = "",
     group: str = "",
     bare: Any = None,
+    positional: bool = False,
 ) -> Any:
     """A dataclass field that is a setting.
 
     help: what it does, in words that continue its name. aliases: other names on the command line,
     without dashes. unit: of a number. bare: the value of the option's name alone, where a value may
-    be left out.
+    be left out. positional: words that belong to no other option are its values; for one option of a
+    script, which takes several.
     """
     declared = _Declaration(
-        help=help, aliases=tuple(aliases), limits=limits, unit=unit, group=group, bare=bare
+        help=help,
+        aliases=tuple(aliases),
+        limits=limits,
+        unit=unit,
+        group=group,
+        bare=bare,
+        positional=positional,
     )
     return field(default=default, metadata={_KEY: declared})
 
@@ -123,6 +132,7 @@ class Setting:
     unit: str
     group: str
     bare: Any
+    positional: bool
 
     @property
     def flag(self) -> str:

@@ -17,13 +17,14 @@ class Diagnosis:
 
     teacher_map: mAP50-95 of the best teacher on the validation split, None where it cannot be
     compared with the student's. ratio: what the gradient ratio is proportional to. said, losses: what a
-    run that goes on must remember.
+    run that goes on must remember. scores: mAP50 and mAP50-95 of each teacher that can be compared.
     """
 
     teacher_map: float | None
     ratio: float
     said: set[str] = field(default_factory=set)
     losses: list[float] = field(default_factory=list)
+    scores: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def at_start(self, student_map: float) -> Iterator[str]:
         """Compares the two before the first step."""

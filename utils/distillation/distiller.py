@@ -100,10 +100,14 @@ class Distiller(nn.Module):
     def networks(self) -> dict[str, nn.Module]:
         """The teachers that are not the student itself, as they answer to the student's pictures."""
         return {
-            f"teacher {member.source}": InStudentsTerms(member, 0)
+            member.title: InStudentsTerms(member, self.teachers.class_count)
             for member in self.teachers.members
             if member.is_frozen
         }
+
+    def references(self) -> dict[str, tuple[float, float]]:
+        """mAP50 and mAP50-95 of the teachers that know all of the data's classes, as at the start."""
+        return {} if self.diagnosis is None else self.diagnosis.scores
 
     def observe(self, gradient_ratio: Tensor, progress: Progress) -> None:
         """Takes in the measured norm of its gradient, relative to that of the labels' loss."""

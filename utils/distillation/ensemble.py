@@ -18,7 +18,7 @@ _EPS = 1e-6
 class Teachers:
     """One teacher or more, at the levels and for the classes that all of them share with the student.
 
-    fit: how the student's side is read.
+    fit: how the student's side is read. class_count: of the data.
     """
 
     def __init__(self, members: Sequence[Teacher], student: Model, names: Sequence[str]) -> None:
@@ -26,7 +26,7 @@ class Teachers:
 
         Raises UserError where one of them does not fit the student, or where they share no level.
         """
-        self.members = list(members)
+        self.members, self.class_count = list(members), len(names)
         for member in self.members:
             member.fit_to(student, names)
         known = [set(member.fit.classes.student) for member in self.members]

@@ -71,7 +71,7 @@ def build_distiller(options: DistillOptions, paths: Sequence[Path | None], conte
 
 def compare_scores(options: DistillOptions, context: LossContext, teachers: Teachers) -> Diagnosis:
     """Prints the scores of teachers and student on the validation split; warns where they promise nothing."""
-    best = None
+    known = {}
     for member in teachers.members:
         classes = member.fit.classes
         if member.mapping:
@@ -83,9 +83,10 @@ def compare_scores(options: DistillOptions, context: LossContext, teachers: Teac
                 f"teacher {member.source}: mAP50 {map50:.3f}, mAP50-95 {map50_95:.3f} on the validation split"
             )
             if not classes.unknown:
-                best = max(map50_95, best or 0.0)
+                known[member.title] = (map50, map50_95)
+    best = max((map50_95 for _, map50_95 in known.values()), default=None)
     ratio = 1.0 if isinstance(options.distill_ratio, str) else options.distill_ratio
-    diagnosis = Diagnosis(best, ratio)
+    diagnosis = Diagnosis(best, ratio, scores=known)
     if context.is_new:
         map50, map50_95 = context.evaluate(context.model)
         context.say(f"student at the start: mAP50 {map50:.3f}, mAP50-95 {map50_95:.3f}")

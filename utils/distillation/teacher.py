@@ -95,6 +95,11 @@ class Teacher:
         self.fit = fit_networks(self.model.head, classes, student, self.scale, self.source)
 
     @property
+    def title(self) -> str:
+        """What to call it."""
+        return f"teacher {self.source}"
+
+    @property
     def is_frozen(self) -> bool:
         """Whether its weights stay as they are."""
         return self._fingerprint is not None
@@ -141,6 +146,11 @@ class InStudentsTerms(nn.Module):
         """`class_count` is that of the data."""
         super().__init__()
         self.teacher, self.class_count, self.model = teacher, class_count, teacher.model
+
+    @property
+    def stride(self) -> Tensor:
+        """(L,) pixels of the student's picture that a cell of each level covers."""
+        return self.model.stride / self.teacher.scale
 
     def forward_features(self, images: Tensor) -> tuple[Tensor, ...]:
         """Inputs of its Detect layer."""

@@ -226,7 +226,7 @@ def _score_batch(
     watch.lap("nms")
     watch.images += len(batch.images)
     scores.begin_batch()
-    detections = _in_original_pixels(found, batch, settings.single_cls)
+    detections = in_original_pixels(found, batch, settings.single_cls)
     labels = labels_in_original_pixels(batch)
     for image, labelled in enumerate(batch.labelled.tolist()):
         if labelled:
@@ -234,7 +234,7 @@ def _score_batch(
     return batch, detections
 
 
-def _in_original_pixels(found: list[Tensor], batch: Batch, single_cls: bool) -> list[Tensor]:
+def in_original_pixels(found: list[Tensor], batch: Batch, single_cls: bool) -> list[Tensor]:
     """Detections on the CPU, boxes in pixels of the original images; one transfer for the batch."""
     together = torch.cat(found).cpu()
     if single_cls:

@@ -20,8 +20,9 @@ class Loss(Protocol):
     names: its terms, known before the first step. label: what its gradient is reported as.
 
     It may have `observe(gradient_ratio, progress)`, called where its gradient was measured,
-    `review(report)`, which gives warnings after an epoch, `finish()` for the end of the run, and
-    `networks()`, those that it asks beside the trained one, by what to call them.
+    `review(report)`, which gives warnings after an epoch, `finish()` for the end of the run, `networks()`,
+    those that it asks beside the trained one, by what to call them, and `references()`, mAP50 and mAP50-95 on
+    the validation split of those of them that know all of the data's classes.
     """
 
     names: tuple[str, ...]

@@ -16,6 +16,8 @@ from utils.errors import UserError
 
 KEY = "epoch"
 _MAX_BYTES = 256 << 20
+RESULTS_NAME, TIMES_NAME, REFERENCES_NAME = "results.csv", "times.csv", "references.json"
+TIMES = (KEY, "train_seconds", "val_seconds")
 DIGITS = 8  # significant; tells two runs apart that differ in a float32's last bits
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -105,7 +106,8 @@ class Trainer:
     guard: sees to steps that are no finite numbers. show: called with the epoch's loader and the batches
     that are done, gives the progress bar to iterate over.
     pending: batches whose gradients wait for the next update. done: batches of the epoch that are
-    done, with their means in `meters`; not 0 at the start of an epoch that an earlier process began.
+    done, with their means in `meters` and the time they took in `seconds`; not 0 at the start of an
+    epoch that an earlier process began.
     whole: whether all of this belongs to the same batch, as it does but within a step.
     parallel: the step in DistributedDataParallel, None in a single process.
     """
@@ -122,6 +124,7 @@ class Trainer:
     pending: int = 0
     done: int = 0
     meters: Meters = field(default_factory=Meters)
+    seconds: float = 0.0
     whole: bool = True
     parallel: nn.Module | None = None
 
@@ -137,6 +140,7 @@ class Trainer:
         self.step.train()
         loader.set_epoch(epoch, self.done)
         bar = show(loader, self.done)
+        since = time.monotonic()
         for batch in bar:
             progress = Progress(epoch * len(loader) + self.done, epoch, len(loader), epochs)
             hooks.before(batch, progress)
@@ -155,12 +159,14 @@ class Trainer:
             if self.done % 10 == 1 or self.done == len(loader):
                 facts = dict(zip(BAR_FACTS, (len(batch.targets), max(batch.images.shape[2:])), strict=True))
                 bar.set_postfix({**self.meters.means(), **facts}, refresh=False)
+            now = time.monotonic()  # without a wait for the device: the batches' sum is right all the same
+            self.seconds, since = self.seconds + now - since, now
             hooks.after(progress)
         return self.meters.means()
 
     def begin_epoch(self) -> None:
         """Forgets the batches of the epoch before."""
-        self.done, self.meters = 0, Meters()
+        self.done, self.meters, self.seconds = 0, Meters(), 0.0
 
     def run_batch(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Forward, backward and, when enough gradients have come together, an update."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+from models.yolo import Model
 from utils.batch import Batch, Progress
 from utils.datasets.index import DatasetIndex
-from utils.evaluation.evaluate import EvaluationResult, Observer
+from utils.evaluation.disagreement import DisagreementPictures
+from utils.evaluation.evaluate import EvaluationResult, EvaluationSettings, Observer
 from utils.evaluation.pictures import BatchPictures, save_score_pictures
 from utils.reporting.pictures import plot_batch
 from utils.reporting.plots import plot_labels, plot_results
+from utils.reporting.results import RESULTS_NAME
 
 TRAINING_BATCHES = 3
 
@@ -20,6 +24,7 @@ class RunPictures:
     def __init__(self, folder: Path, index: DatasetIndex, enabled: bool) -> None:
         """`index` is the training split's."""
         self.folder, self.index, self.enabled = folder, index, enabled
+        self.disagreements: list[DisagreementPictures] = []
 
     def labels(self) -> None:
         """labels.jpg: how many, where and how large the labels are."""
@@ -39,12 +44,27 @@ class RunPictures:
                 labelled=batch.labelled,
             )
 
-    def observers(self) -> list[Observer]:
-        """val_batch0_labels.jpg and val_batch0_pred.jpg, and so on, of the final evaluation."""
-        return [BatchPictures(self.folder, self.index.names)] if self.enabled else []
+    def observers(
+        self, model: Model, others: Mapping[str, Model], settings: EvaluationSettings
+    ) -> list[Observer]:
+        """What draws in the final evaluation: val_batch0_labels.jpg and val_batch0_pred.jpg, and so on.
+
+        others: networks that answer to the same pictures in the same classes, by what to call them. Where
+        they and the model disagree most goes into disagreement.jpg and objectness.jpg, with a number for
+        the second and each further one.
+        """
+        if not self.enabled:
+            return []
+        self.disagreements = [
+            DisagreementPictures(model, other, ("student", name), self.index.names, settings)
+            for name, other in others.items()
+        ]
+        return [BatchPictures(self.folder, self.index.names), *self.disagreements]
 
     def finish(self, result: EvaluationResult) -> None:
         """The curves of scores and of the whole run, and the confusion matrix."""
         if self.enabled:
             save_score_pictures(self.folder, result)
-            plot_results(self.folder / "results.csv")
+            plot_results(self.folder / RESULTS_NAME)
+            for number, disagreement in enumerate(self.disagreements, 1):
+                disagreement.save(self.folder, "" if number == 1 else str(number))

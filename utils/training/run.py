@@ -35,17 +35,18 @@ from utils.evaluation.evaluate import EvaluationResult, EvaluationSettings, eval
 from utils.inference.preprocess import fitting_image_size
 from utils.losses.recipe import EpochReport, Loss, LossContext, LossRecipe, plain_recipe
 from utils.reporting.console import Console, EpochBar
-from utils.reporting.results import ResultsWriter
+from utils.reporting.loggers import check_loggers, open_loggers
 from utils.training import setup, state
 from utils.training.ema import ModelEma
 from utils.training.loop import BAR_FACTS, EpochHooks, Trainer, means_over_ranks
 from utils.training.patience import Best, why_over
 from utils.training.pictures import RunPictures
 from utils.training.precision import agrees
+from utils.training.records import RunRecords
 from utils.training.resume import check_pictures, lasting, note_launch, resumed, script_of
 from utils.training.step import TrainingStep
 from utils.training.stop import StopSignals, is_process_gone
-from utils.training.table import columns_of, row_of
+from utils.training.table import row_of
 
 RecipeFor = Callable[[Any], LossRecipe]  # from the script's own kind of options
 
@@ -71,6 +72,7 @@ class TrainingRun:
         self.console, self.stop = Console(), stop
         self.saved, self.folder, options = resumed(options)
         self.options = options
+        check_loggers(options.logger)
         recipe = recipe_for(options)
         self.device = select_device(options.device)
         self.console.info(f"device {describe_device(self.device)}, torch {torch.__version__}")
@@ -89,6 +91,7 @@ class TrainingRun:
         setup.synchronised_norms(model, options, self.device, self.console)
         self.start_epoch, self.best = 0, Best()
         self.class_scores = np.zeros(len(self.data.names))
+        self.scoring = EvaluationSettings(single_cls=options.single_cls)
         (self.image_size,) = fitting_image_size([options.imgsz], model.size_multiple, self.console)
         setup.check_batches(options, self.data.train, self.image_size, model.size_multiple)
         self.train_loader, self.val_loader = setup.loaders(
@@ -139,9 +142,9 @@ class TrainingRun:
         return result.map50, result.map50_95
 
     def _evaluate(self, model: Model, **extra: Any) -> EvaluationResult:
-        settings = EvaluationSettings(single_cls=self.options.single_cls)
+        names, settings = self.data.names, self.scoring
         return evaluate(
-            model, self.val_loader, names=self.data.names, settings=settings, progress=self.console, **extra
+            model, self.val_loader, names=names, settings=settings, progress=self.console, **extra
         )
 
     def _trainer(self) -> Trainer:
@@ -161,9 +164,7 @@ class TrainingRun:
         dtype = trainer.amp_dtype
         if dtype is None:
             return
-        networks: dict[str, Any] = {"this network": self.model}
-        for loss in self.losses:
-            networks.update(getattr(loss, "networks", dict)())
+        networks: dict[str, Any] = {"this network": self.model, **self._from_losses("networks")}
         batch = next(iter(self.val_loader), None)  # there may be fewer batches than ranks
         images = None if batch is None else batch.to(self.device).to_float().images
         for name, network in networks.items():
@@ -171,6 +172,10 @@ class TrainingRun:
                 kind = str(dtype).removeprefix("torch.")
                 self.console.warn(f"in {kind} {name} does not say what it says in float32: --amp is off")
                 trainer.amp_dtype = None
+
+    def _from_losses(self, hook: str) -> dict[str, Any]:
+        """What the losses that have this hook give, together."""
+        return {name: entry for loss in self.losses for name, entry in getattr(loss, hook, dict)().items()}
 
     def _open_folder(self) -> None:
         options = self.options
@@ -188,14 +193,18 @@ class TrainingRun:
         options = self.options
         self.folder = self.folder or next_run_folder(Path(options.project), options.name, options.exist_ok)
         weights = state.open_weights(self.folder)
+        # Also of a run that goes on: it may be asked for more epochs now.
+        write_text_atomically(self.folder / "opt.yaml", yaml_text(options_to_dict(options)))
         if not resuming:
             state.remove_weights(weights)  # --exist-ok: an earlier run's would pass for this one's
-            write_text_atomically(self.folder / "opt.yaml", yaml_text(options_to_dict(options)))
             write_text_atomically(self.folder / "hyp.yaml", yaml_text(self.hyp.to_dict()))
             note_launch(self.folder)
-        self.results = ResultsWriter(
-            self.folder / "results.csv", columns_of(self.trainer.step), start_epoch=self.start_epoch
+        loggers = open_loggers(
+            options.logger, self.folder, self.console.warn, self.start_epoch, resuming=resuming
         )
+        loggers.settings({**options_to_dict(options), "hyp": self.hyp.to_dict()})
+        self.records = RunRecords(self.folder, self.trainer.step, self.start_epoch, loggers)
+        self.records.references(self._from_losses("references"))
 
     def execute(self) -> Path:
         """Runs all epochs; gives the folder with the weights."""
@@ -236,8 +245,9 @@ class TrainingRun:
         if options.image_weights:
             self._weigh_images()
         means = self._train(epoch)
-        scored = not options.noval or last
+        scored, seconds, begun = not options.noval or last, self.trainer.seconds, time.monotonic()
         result = self._validate(epoch) if scored else None
+        scoring = time.monotonic() - begun if scored else None
         self.trainer.begin_epoch()
         # Not less, so that epochs in which nothing is found yet use up no patience.
         if result is not None and result.fitness >= self.best.fitness:
@@ -250,7 +260,7 @@ class TrainingRun:
             )
         stop = self.best.is_given_up(options, epoch + 1)
         if rank() == 0:
-            self.results.append(row_of(epoch, means, result, self.trainer.optimizer))
+            self.records.add(epoch, row_of(epoch, means, result, self.trainer.optimizer), seconds, scoring)
         self._review(EpochReport(means, result.map50_95 if result else None))
         if not options.nosave or last or stop:
             self._save(epoch, result)
@@ -370,7 +380,11 @@ class TrainingRun:
         checkpoint = from_main(read_checkpoint(best) if rank() == 0 else None)
         assert checkpoint is not None
         model = build_model(checkpoint).to(self.device)
-        result = self._evaluate(model, observers=self.pictures.observers())
+        known = self._from_losses("references")
+        others = {name: net for name, net in self._from_losses("networks").items() if name in known}
+        result = self._evaluate(model, observers=self.pictures.observers(model, others, self.scoring))
         self.console.info(f"{best} on the validation split:")
         self.console.table(*result.table())
         self.pictures.finish(result)
+        if rank() == 0:
+            self.records.loggers.close()

@@ -81,6 +81,7 @@ def save_state(path: Path, run: RunState, trainer: Trainer) -> None:
         "guard": trainer.guard.state_dict(),
         "pending": trainer.pending,
         "done": trainer.done,
+        "seconds": trainer.seconds,
         "meters": [[list(names), sums] for names, sums in trainer.meters.sums.items()],
         "gradients": [None if gradient is None else gradient / scale for gradient in gradients],
         "torch_rng": torch.get_rng_state(),
@@ -239,6 +240,7 @@ def _restore(content: dict[str, Any], trainer: Trainer) -> None:
         trainer.scaler.load_state_dict(content["scaler"])
     trainer.guard.load_state_dict(content["guard"])
     trainer.pending, trainer.done = content["pending"], content["done"]
+    trainer.seconds = float(content.get("seconds", 0.0))
     trainer.meters = Meters({tuple(names): sums.to(trainer.device) for names, sums in content["meters"]})
     parameters = [p for group in trainer.optimizer.param_groups for p in group["params"]]
     scale = trainer.scaler.get_scale()

@@ -1,0 +1,17 @@
+"""Compare training runs, or draw where a student and its teacher disagree."""
+
+import sys
+
+from utils.config.cli import run
+from utils.config.options import CompareOptions
+
+
+def main(options: CompareOptions) -> None:
+    """Compares what the options name."""
+    from utils.comparison.run import run_compare  # after the options are known to be right
+
+    run_compare(options)
+
+
+if __name__ == "__main__":
+    sys.exit(run(CompareOptions, main, __doc__))

@@ -1,0 +1,61 @@
+"""Pictures of where two weight files disagree, without a training run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+from models.checkpoint import build_model, read_checkpoint, resolve_weights
+from models.yolo import Model
+from utils.config.dataset import load_dataset_config
+from utils.config.files import next_run_folder
+from utils.config.options import CompareOptions
+from utils.datasets.index import build_index
+from utils.datasets.loader import eval_loader
+from utils.device import select_device
+from utils.distillation.teacher import InStudentsTerms, Teacher
+from utils.errors import UserError
+from utils.evaluation.disagreement import DisagreementPictures
+from utils.evaluation.evaluate import evaluate
+from utils.evaluation.run import check_classes
+from utils.inference.predictor import prepare_model
+from utils.inference.preprocess import fitting_image_size
+from utils.reporting.console import Console
+
+
+def draw_disagreement(options: CompareOptions, console: Console) -> Path:
+    """Scores a student and asks its teacher about the same pictures; gives the folder with the drawings."""
+    device = select_device(options.device)
+    config = load_dataset_config(options.data, options.data_dir)
+    weights, teacher_path = resolve_weights(options.weights), resolve_weights(options.teacher)
+    checkpoint = read_checkpoint(weights)
+    check_classes(checkpoint.names, config.names, weights, config.yaml_path, False, console)
+    index = build_index(config, options.task)
+    student = prepare_model(build_model(checkpoint), device)
+    teacher = Teacher.from_file(teacher_path, device)
+    teacher.fit_to(student, index.names)
+    if not teacher.fit.classes.student:
+        raise UserError(
+            "it knows none of the data's classes", teacher_path, "take one that was trained on them"
+        )
+    if teacher.mapping:
+        console.info(f"teacher {teacher_path}: {teacher.mapping}")
+    (image_size,) = fitting_image_size([options.imgsz], student.size_multiple, console)
+    loader = eval_loader(
+        index,
+        image_size=image_size,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        stride=student.size_multiple,
+    )
+    other = cast(Model, InStudentsTerms(teacher, len(index.names)))
+    titles = (f"student {weights}", teacher.title)
+    pictures = DisagreementPictures(student, other, titles, index.names)
+    result = evaluate(student, loader, names=index.names, observers=[pictures], progress=console)
+    console.info(f"student {weights}: mAP50 {result.map50:.3f}, mAP50-95 {result.map50_95:.3f}")
+    folder = next_run_folder(Path(options.project), options.name, options.exist_ok)
+    drawn = pictures.save(folder)
+    console.info(
+        f"{' and '.join(path.name for path in drawn)} in {folder}" if drawn else "they agree everywhere"
+    )
+    return folder

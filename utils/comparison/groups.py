@@ -1,0 +1,182 @@
+"""Which runs are the same but for their seed, and what to call them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from utils.comparison.runs import Run
+from utils.config.hyperparameters import Hyperparameters
+from utils.config.options import OWN_AVERAGE, DistillOptions, TrainOptions
+from utils.config.settings import did_you_mean, settings_of, to_plain
+from utils.errors import UsageError
+from utils.reporting.naming import weights_name
+
+Values = dict[str, Any]
+
+# What a run's outcome does not hang on, or what only says where things lie.
+WITHOUT_EFFECT = frozenset(
+    {
+        *("seed", "name", "project", "exist_ok", "resume", "device", "workers", "cache", "data_dir"),
+        *("nosave", "noval", "noplots", "save_period", "save_every_steps", "logger", "check_data", "hyp"),
+    }
+)
+TAUGHT_ONLY = frozenset(settings_of(DistillOptions)) - frozenset(settings_of(TrainOptions))
+# What the first words of a label tell.
+TOLD = frozenset({"distill", "distill_loss", "teacher", "soft_loss", "full_output_loss"})
+HYP = "hyp."
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs with the same settings; values: these, None where they are not known."""
+
+    label: str
+    runs: tuple[Run, ...]
+    values: Values | None
+    is_distilled: bool
+
+    def is_twin_of(self, other: Group, ignored: frozenset[str]) -> bool:
+        """Whether this is plain training and the other the same with a teacher."""
+        if self.values is None or other.values is None or self.is_distilled or not other.is_distilled:
+            return False
+        return all(
+            other.values.get(name) == value for name, value in self.values.items() if name not in ignored
+        )
+
+    def by_seed(self, figures: Mapping[Run, float]) -> dict[int, float]:
+        """The figures of its runs by their seeds; without seeds by their place."""
+        return {
+            number if run.seed is None else run.seed: figures[run] for number, run in enumerate(self.runs)
+        }
+
+
+def values_of(run: Run) -> Values | None:
+    """The settings that a run's outcome hangs on, by name: options, and hyperparameters as `hyp.lr0`.
+
+    Files count by their names, whatever folder they lie in, and a run's best.pt by the run's. What an
+    earlier version did not have yet is at its default. A run without a teacher has no teacher's settings.
+    """
+    if run.options is None:
+        return None
+    values = {**to_plain(DistillOptions(distill=False)), **run.options}
+    taught = bool(run.options.get("teacher")) and run.options.get("distill", True) is not False
+    kept = {
+        name: _by_name(name, values[name])
+        for name in settings_of(DistillOptions)
+        if name not in WITHOUT_EFFECT and (taught or name not in TAUGHT_ONLY)
+    }
+    if taught:
+        kept.update(distill=True, teacher=_listed(kept["teacher"]))
+    return {**kept, **{HYP + k: v for k, v in run.hyp.items()}}
+
+
+def group_runs(runs: Sequence[Run], ignored: Sequence[str] = (), together: bool = True) -> list[Group]:
+    """The runs in groups that differ in settings, plain ones first, else in their order.
+
+    ignored: settings that part no groups. together: False makes each run a group of its own.
+
+    Raises:
+        UsageError: there is no such setting.
+    """
+    ignoring = known_settings(ignored)
+    members: dict[str, list[Run]] = {}
+    values = {run: values_of(run) for run in runs}
+    for run in runs:
+        own = values[run]
+        key = str(run.folder)
+        if own is not None and together:
+            key = repr(sorted((name, value) for name, value in own.items() if name not in ignoring))
+        members.setdefault(key, []).append(run)
+    firsts = [values[group[0]] for group in members.values()]
+    differing = [name for name in differing_settings(firsts) if name not in ignoring | TOLD]
+    labels = [_label(group[0], own, differing) for group, own in zip(members.values(), firsts, strict=True)]
+    groups = []
+    for group, own, label in zip(members.values(), firsts, labels, strict=True):
+        if labels.count(label) > 1:
+            label = f"{label}, {group[0].folder.name}"
+        groups.append(Group(label + _counted(group), tuple(group), own, bool(own and "teacher" in own)))
+    return sorted(groups, key=lambda group: group.is_distilled)
+
+
+def known_settings(names: Sequence[str]) -> frozenset[str]:
+    """Names of options and hyperparameters as `values_of` has them. Raises UsageError for others."""
+    options, hyp = settings_of(DistillOptions), settings_of(Hyperparameters)
+    found: set[str] = set()
+    for name in names:
+        plain = name.lstrip("-").replace("-", "_")
+        own = {plain} & set(options) | {HYP + plain for plain in {plain} & set(hyp)}
+        if not own:
+            raise UsageError(f"no such setting{did_you_mean(plain, [*options, *hyp])}", f"--ignore {name}")
+        found |= own
+    return frozenset(found)
+
+
+def differing_settings(all_values: Sequence[Values | None]) -> list[str]:
+    """The settings in which some of those that have them differ, and `teacher` where only some have one."""
+    known = [values for values in all_values if values is not None]
+    names = dict.fromkeys(name for values in known for name in values)
+    found = []
+    for name in names:
+        different = {repr(values[name]) for values in known if name in values}
+        some_only = name in ("teacher", "distill_loss") and any(name not in values for values in known)
+        if len(different) > 1 or some_only:
+            found.append(name)
+    return found
+
+
+def in_words(name: str, value: Any) -> str:
+    """A setting as a label has it: `epochs 30`, `no amp`, `from yolov5n`; empty where nothing is to say."""
+    words = name.removeprefix(HYP).replace("_", " ")
+    if isinstance(value, bool):
+        default = settings_of(DistillOptions)[name].default if not name.startswith(HYP) else False
+        return "" if value == default else words if value else f"no {words}"
+    if name == "weights":
+        return f"from {value}" if value else "from scratch"
+    if value in ("", None) or value == []:
+        return ""
+    return f"{words} {shown(value)}"
+
+
+def shown(value: Any) -> str:
+    """A value as people would write it."""
+    if isinstance(value, list | tuple):
+        return " and ".join(map(shown, value)) if value else "-"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "-" if value in ("", None) else str(value)
+
+
+def _label(run: Run, values: Values | None, differing: Sequence[str]) -> str:
+    if values is None:
+        return run.folder.name
+    label = "plain"
+    if "teacher" in values:
+        own = [f"teacher {name}" if name != OWN_AVERAGE else "its own average" for name in values["teacher"]]
+        label = f"distilled: {values.get('distill_loss') or 'response'}, {' and '.join(own)}"
+    details = [in_words(name, values[name]) for name in differing if name in values]
+    return ", ".join((label, *filter(None, details)))
+
+
+def _counted(group: Sequence[Run]) -> str:
+    if len(group) < 2:
+        return ""
+    seeds = {run.seed for run in group}
+    return f" ({len(group)} {'seeds' if len(seeds) == len(group) and None not in seeds else 'runs'})"
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _by_name(name: str, value: Any) -> Any:
+    """What names a file, without its folder."""
+    if isinstance(value, list | tuple):
+        return [_by_name(name, entry) for entry in value]
+    if not isinstance(value, str):
+        return value
+    if name in ("weights", "teacher"):
+        return weights_name(value) if value else ""
+    return PurePath(value.replace("\\", "/")).name if name in ("cfg", "teacher_cfg", "data") else value

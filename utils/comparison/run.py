@@ -1,0 +1,106 @@
+"""What compare.py does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils.comparison.disagreement import draw_disagreement
+from utils.comparison.groups import Group, group_runs, known_settings
+from utils.comparison.runs import METRICS, Run, column_of, find_runs, is_better_low, read_run
+from utils.comparison.tables import (
+    Verdict,
+    group_table,
+    run_table,
+    save_table,
+    scores_of,
+    teacher_score,
+    verdict_on,
+)
+from utils.config.files import next_run_folder
+from utils.config.options import CompareOptions
+from utils.errors import UserError
+from utils.reporting.console import Console
+from utils.reporting.curves import Curve, CurveGroup, plot_groups
+
+MOST_VERDICTS = 4  # in the picture
+
+
+def run_compare(options: CompareOptions, console: Console | None = None) -> Path:
+    """Compares runs, or a student and its teacher, as the options say; gives the folder of the results."""
+    console = console or Console()
+    if options.weights:
+        return draw_disagreement(options, console)
+    ignored = known_settings(options.ignore)
+    runs = readable_runs(options.runs, options.metric, console)
+    groups = group_runs(runs, options.ignore, options.group)
+    verdicts = [v for v in (verdict_on(group, groups, options.metric, ignored) for group in groups) if v]
+    folder = next_run_folder(Path(options.project), options.name, options.exist_ok)
+    rows, header = run_table(groups, options.metric)
+    console.table(rows, header)
+    save_table(folder / "runs.csv", rows, header)
+    if verdicts or any(len(group.runs) > 1 for group in groups):
+        rows, header = group_table(groups, options.metric, verdicts)
+        console.info("")
+        console.table(rows, header)
+        save_table(folder / "groups.csv", rows, header)
+    for verdict in verdicts:
+        console.info(f"\n{verdict}")
+    draw_groups(folder / "comparison.png", groups, options.metric, verdicts)
+    console.info(f"\ncurves in {folder / 'comparison.png'}, tables beside it")
+    return folder
+
+
+def readable_runs(given: Sequence[Path], metric: str, console: Console) -> list[Run]:
+    """The runs that can be compared; says of each other one in a line why it cannot.
+
+    Raises:
+        UserError: none is left.
+    """
+    runs = []
+    for folder in find_runs(given, console.warn):
+        notes: list[str] = []
+        try:
+            run = read_run(folder, notes.append)
+            scores_of(run, metric)
+            runs.append(run)
+        except UserError as error:
+            notes = [f"left out: {error}"]
+        for note in notes:
+            console.warn(note)
+    if not runs:
+        places = ", ".join(map(str, given[:3])) + (", ..." if len(given) > 3 else "")
+        raise UserError(
+            "no run to compare", places, "name folders that train.py has written, as in runs/train/exp*"
+        )
+    return runs
+
+
+def draw_groups(path: Path, groups: Sequence[Group], metric: str, verdicts: Sequence[Verdict]) -> None:
+    """Draws the curves of all groups, and their teachers' scores as lines."""
+    drawn = []
+    for group in groups:
+        curves = tuple(Curve(*run.curve(metric)) for run in group.runs)
+        drawn.append(
+            CurveGroup(group.label, curves, tuple(scores_of(run, metric).best for run in group.runs))
+        )
+    levels: dict[str, float] = {}
+    for group in groups:
+        score = teacher_score(group, metric)
+        if score is not None and not any(abs(score - other) < 1e-6 for other in levels.values()):
+            names = (group.values or {}).get("teacher") or ["teacher"]
+            levels[f"the teacher {' or '.join(names)} itself: {score:.3f}"] = score
+    known = {column: name for name, column in METRICS.items()}
+    name = known.get(column_of(metric), column_of(metric))
+    data = sorted({str(g.values["data"]) for g in groups if g.values is not None and "data" in g.values})
+    place = f" ({' and '.join(data)})" if data else ""
+    split = " on the validation split" if column_of(metric) in METRICS.values() else ""
+    plot_groups(
+        path,
+        drawn,
+        title=f"{name}{split}{place}",
+        ylabel=name,
+        verdicts=[str(verdict) for verdict in verdicts[:MOST_VERDICTS]],
+        levels=levels,
+        best_title="lowest" if is_better_low(metric) else "best of each run",
+    )

@@ -1,0 +1,223 @@
+"""What a training run has left in its folder, read back."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.checkpoint import build_model, read_checkpoint
+from utils.config.hyperparameters import Hyperparameters
+from utils.config.schema import load_yaml
+from utils.config.settings import did_you_mean, to_plain
+from utils.errors import UserError
+from utils.reporting.results import KEY, REFERENCES_NAME, RESULTS_NAME, TIMES_NAME, read_results
+
+Floats = NDArray[np.float64]
+Warn = Callable[[str], None]
+
+# What people call the columns of results.csv that they look at most.
+METRICS = {
+    "mAP50-95": "metrics/mAP_0.5:0.95",
+    "mAP50": "metrics/mAP_0.5",
+    "precision": "metrics/precision",
+    "recall": "metrics/recall",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run as its folder tells it.
+
+    columns: of results.csv, (E,) each. options: of opt.yaml, None where that is gone. hyp: of hyp.yaml with
+    defaults for what it lacks, empty where it is gone. seconds: (E,) of each epoch, NaN where nobody took
+    them. parameters: of its network, None where the weights are gone. references: mAP50 and mAP50-95
+    of its teachers by their names.
+    """
+
+    folder: Path
+    columns: dict[str, Floats]
+    options: dict[str, Any] | None
+    hyp: dict[str, Any]
+    seconds: Floats
+    parameters: int | None
+    references: dict[str, tuple[float, float]]
+
+    @property
+    def epochs(self) -> int:
+        """How many are done."""
+        return len(self.seconds)
+
+    @property
+    def planned(self) -> int:
+        """How many there are to be; those that are done where nobody knows, or where they are more."""
+        planned = (self.options or {}).get("epochs")
+        return max(self.epochs, planned) if isinstance(planned, int) else self.epochs
+
+    @property
+    def seed(self) -> int | None:
+        """What it began with."""
+        seed = (self.options or {}).get("seed")
+        return seed if isinstance(seed, int) else None
+
+    def curve(self, metric: str) -> tuple[Floats, Floats]:
+        """Epochs (from 1) and values of a metric, where it was taken. Raises UserError where it never was."""
+        column = column_of(metric)
+        if column not in self.columns:
+            known = [*METRICS, *(name for name in self.columns if name != KEY)]
+            hint = "" if metric in METRICS else did_you_mean(metric, known)
+            raise UserError(f"has no column {column}{hint}", self.folder / RESULTS_NAME)
+        numbers = self.columns.get(KEY, np.arange(self.epochs, dtype=np.float64)) + 1
+        taken = np.isfinite(self.columns[column]) & np.isfinite(numbers)
+        if not taken.any():
+            raise UserError(f"has no number in column {column} yet", self.folder / RESULTS_NAME)
+        return numbers[taken], self.columns[column][taken]
+
+
+def column_of(metric: str) -> str:
+    """The column of results.csv that a metric means."""
+    names = {name.casefold(): column for name, column in METRICS.items()}
+    return names.get(metric.casefold(), metric)
+
+
+def is_better_low(metric: str) -> bool:
+    """Whether the best value of a metric is the smallest."""
+    return column_of(metric).endswith("_loss")
+
+
+def find_runs(given: Sequence[Path], warn: Warn) -> list[Path]:
+    """The folders of runs that paths mean: a run's own, a file in it, or a folder that holds runs.
+
+    Each once, in the order given, exp2 before exp10 where a folder or a pattern stands for several. Warns
+    of a path that means none.
+    """
+    found: list[Path] = []
+    for path in given:
+        own = list(_runs_at(path))
+        if not own:
+            what = "is no training run: it has no results.csv" if path.exists() else "is not there"
+            warn(f"{path}: {what}")
+        found += own
+    return list(dict.fromkeys(found))
+
+
+def _runs_at(path: Path) -> Iterator[Path]:
+    if path.is_file():
+        folder = path.parent.parent if path.parent.name == "weights" else path.parent
+        if (folder / RESULTS_NAME).is_file():
+            yield folder
+    elif path.is_dir():
+        if (path / RESULTS_NAME).is_file():
+            yield path
+        else:
+            yield from _natural(entry.parent for entry in path.glob(f"*/{RESULTS_NAME}"))
+    elif glob.has_magic(str(path)):  # where no shell has put the names in its place
+        for entry in _natural(Path(name) for name in glob.glob(str(path))):
+            yield from _runs_at(entry)
+
+
+def _natural(paths: Iterator[Path]) -> list[Path]:
+    """Sorted with the numbers in names as numbers."""
+    return sorted(
+        paths, key=lambda path: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", str(path))]
+    )
+
+
+def read_run(folder: Path, warn: Warn) -> Run:
+    """The run of a folder; what is missing or broken beside results.csv is warned of in one line.
+
+    Raises:
+        UserError: its results.csv cannot be read, or no epoch is done yet.
+    """
+    columns = _table(folder / RESULTS_NAME)
+    epochs = len(next(iter(columns.values()), ()))
+    if not epochs:
+        raise UserError("no epoch is done yet", folder / RESULTS_NAME)
+    gone: list[str] = []
+    options = _plain(folder / "opt.yaml", gone)
+    hyp = _plain(folder / "hyp.yaml", gone)
+    parameters = _parameters(folder / "weights", gone)
+    references = _references(folder / REFERENCES_NAME, gone)
+    if gone:
+        warn(f"{folder}: {'; '.join(gone)}")
+    defaults = to_plain(Hyperparameters())
+    return Run(
+        folder=folder,
+        columns=columns,
+        options=options,
+        hyp={} if hyp is None else {**defaults, **{k: v for k, v in hyp.items() if k in defaults}},
+        seconds=_seconds(folder / TIMES_NAME, columns, epochs),
+        parameters=parameters,
+        references=references,
+    )
+
+
+def _table(path: Path) -> dict[str, Floats]:
+    try:
+        return read_results(path)
+    except (OSError, csv.Error) as error:
+        raise UserError(f"cannot be read ({error})", path) from error
+
+
+def _plain(path: Path, gone: list[str]) -> dict[str, Any] | None:
+    """The values of a settings file of the run; None, and a word about it, without them."""
+    if not path.is_file():
+        gone.append(f"{path.name} is missing, its settings are not known")
+        return None
+    try:
+        return load_yaml(path)[0]
+    except UserError as error:
+        gone.append(f"{path.name} {error.what}, its settings are not known")
+        return None
+
+
+def _seconds(path: Path, columns: dict[str, Floats], epochs: int) -> Floats:
+    """Seconds of each row of results.csv (E,), NaN where times.csv has none."""
+    seconds = np.full(epochs, math.nan)
+    if not path.is_file():
+        return seconds
+    try:
+        times = read_results(path)
+    except (OSError, csv.Error):
+        return seconds
+    parts = [np.nan_to_num(values) for name, values in times.items() if name.endswith("_seconds")]
+    if KEY in times and parts:
+        by_epoch = dict(zip(times[KEY].tolist(), np.sum(parts, axis=0).tolist(), strict=True))
+        numbers = columns.get(KEY, np.arange(epochs, dtype=np.float64)).tolist()
+        seconds[:] = [by_epoch.get(number, math.nan) for number in numbers]
+    return seconds
+
+
+def _parameters(weights: Path, gone: list[str]) -> int | None:
+    """Of the network in the run's best or last weights."""
+    path = next((weights / name for name in ("best.pt", "last.pt") if (weights / name).is_file()), None)
+    if path is None:
+        return None
+    try:
+        return sum(parameter.numel() for parameter in build_model(read_checkpoint(path)).parameters())
+    except UserError as error:
+        gone.append(f"{path.name} {error.what}")
+        return None
+
+
+def _references(path: Path, gone: list[str]) -> dict[str, tuple[float, float]]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        scores = {str(name): (float(e["map50"]), float(e["map50_95"])) for name, e in content.items()}
+        if not all(0 <= score <= 1 for pair in scores.values() for score in pair):
+            raise ValueError("no scores")
+        return scores
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        gone.append(f"{path.name} is not as a run writes it, no teacher's score is known")
+        return {}

@@ -1,0 +1,177 @@
+"""The figures of runs and of groups of them, as rows."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from utils.comparison.groups import HYP, Group, differing_settings, shown, values_of
+from utils.comparison.runs import METRICS, Run, column_of, is_better_low
+from utils.config.files import write_text_atomically
+from utils.errors import UserError
+from utils.reporting.seeds import Gain, gain_over, gap_closed, spread_text
+
+MAP_COLUMNS = {METRICS["mAP50"]: 0, METRICS["mAP50-95"]: 1}  # and their places among a teacher's scores
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A run's best value of a metric, the epoch (from 1) it is from, and the last one."""
+
+    best: float
+    best_epoch: int
+    last: float
+
+
+def scores_of(run: Run, metric: str) -> Scores:
+    """Raises UserError where the run has no such column, or no number in it."""
+    epochs, values = run.curve(metric)
+    place = int(values.argmin() if is_better_low(metric) else values.argmax())
+    return Scores(float(values[place]), int(epochs[place]), float(values[-1]))
+
+
+def run_table(groups: Sequence[Group], metric: str) -> tuple[list[list[str]], list[str]]:
+    """A row a run and the header: scores, time, size, and the settings in which the runs differ."""
+    runs = [run for group in groups for run in group.runs]
+    settings = differing_settings([values_of(run) for run in runs])
+    header = ["run", "done", f"best {metric}", "at epoch", "last", *_other_metric(metric)]
+    header += ["s/epoch", "time", "parameters", *_seed_column(runs)]
+    header += [name.removeprefix(HYP).replace("_", " ") for name in settings]
+    rows = []
+    for run in runs:
+        scores, values = scores_of(run, metric), values_of(run) or {}
+        done = f"{run.epochs}/{run.planned}" if run.planned > run.epochs else str(run.epochs)
+        row = [str(run.folder), done, f"{scores.best:.4g}", str(scores.best_epoch), f"{scores.last:.4g}"]
+        row += [_best(run, name) for name in _other_metric(metric, titled=False)]
+        row += [_number(_mean_seconds(run), ".1f"), duration(run), _number(run.parameters, ",")]
+        row += [shown(run.seed) for _ in _seed_column(runs)]
+        row += [shown(values[name]) if name in values else "-" for name in settings]
+        rows.append(row)
+    return rows, header
+
+
+def _other_metric(metric: str, titled: bool = True) -> list[str]:
+    """Of the two mAPs the one that the table is not about."""
+    other = [name for name in ("mAP50-95", "mAP50") if column_of(name) != column_of(metric)][-1:]
+    return [f"best {name}" for name in other] if titled else other
+
+
+def _seed_column(runs: Sequence[Run]) -> list[str]:
+    return ["seed"] if len({run.seed for run in runs}) > 1 else []
+
+
+def _best(run: Run, metric: str) -> str:
+    try:
+        return f"{scores_of(run, metric).best:.4g}"
+    except UserError:
+        return "-"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _mean_seconds(run: Run) -> float | None:
+    taken = run.seconds[np.isfinite(run.seconds)]
+    return float(taken.mean()) if len(taken) else None
+
+
+def duration(run: Run) -> str:
+    """Of all epochs together, as h:mm:ss; a dash where nobody took the time of some."""
+    if not np.isfinite(run.seconds).all():
+        return "-"
+    minutes, seconds = divmod(round(float(run.seconds.sum())), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a group compares with plain training of the same settings and seeds.
+
+    closed: part of the gap to the teacher, None where its score is not known. is_final: whether all runs
+    that are compared have done their epochs.
+    """
+
+    group: Group
+    gain: Gain
+    closed: float | None
+    is_final: bool
+
+    def __str__(self) -> str:
+        """A sentence for the picture and the console."""
+        label = self.group.label.partition(" (")[0]
+        seeds = f"{self.gain.seeds} seeds" if self.gain.seeds > 1 else "one seed"
+        part = f", {self.closed:.0%} of the gap to the teacher" if self.closed is not None else ""
+        so_far = "" if self.is_final else ", so far: not all have all epochs"
+        return f"{label}: {self.gain} points over plain training ({seeds}){part}{so_far}"
+
+
+def verdict_on(
+    group: Group, groups: Sequence[Group], metric: str, ignored: frozenset[str] = frozenset()
+) -> Verdict | None:
+    """Compares a distilled group's best scores with those of its plain twin; None without one."""
+    twin = next((other for other in groups if other.is_twin_of(group, ignored)), None)
+    if twin is None or column_of(metric) not in METRICS.values():
+        return None
+    own, other = (_best_by_seed(entry, metric) for entry in (group, twin))
+    gain, goal = gain_over(own, other), teacher_score(group, metric)
+    if gain is None:
+        return None
+    compared = (run for entry in (group, twin) for run in entry.runs if run.seed in own.keys() & other.keys())
+    is_final = all(run.epochs == run.planned for run in compared)
+    return Verdict(group, gain, None if goal is None else gap_closed(own, other, goal), is_final)
+
+
+def _best_by_seed(group: Group, metric: str) -> dict[int, float]:
+    return group.by_seed({run: scores_of(run, metric).best for run in group.runs})
+
+
+def teacher_score(group: Group, metric: str) -> float | None:
+    """Of the best teacher, as its runs found it on their validation split; the mean over the runs."""
+    place = MAP_COLUMNS.get(column_of(metric))
+    if place is None:
+        return None
+    best = [max(s[place] for s in run.references.values()) for run in group.runs if run.references]
+    return statistics.mean(best) if best else None
+
+
+def group_table(
+    groups: Sequence[Group], metric: str, verdicts: Sequence[Verdict]
+) -> tuple[list[list[str]], list[str]]:
+    """A row a group and the header; of scores the mean and standard deviation, in points."""
+    header = ["group", "runs", f"best {metric}", "last", "over plain", "gap closed", "s/epoch"]
+    by_group = {verdict.group.label: verdict for verdict in verdicts}
+    form = spread_text if column_of(metric) in METRICS.values() else _plain_mean
+    rows = []
+    for group in groups:
+        scores = [scores_of(run, metric) for run in group.runs]
+        row = [
+            group.label,
+            str(len(group.runs)),
+            form([s.best for s in scores]),
+            form([s.last for s in scores]),
+        ]
+        verdict = by_group.get(group.label)
+        closed = "" if verdict is None or verdict.closed is None else f"{verdict.closed:.0%}"
+        row += ["" if verdict is None else str(verdict.gain), closed]
+        seconds = [mean for mean in map(_mean_seconds, group.runs) if mean is not None]
+        row.append(f"{statistics.mean(seconds):.1f}" if seconds else "-")
+        rows.append(row)
+    return rows, header
+
+
+def _plain_mean(values: Sequence[float]) -> str:
+    return f"{statistics.mean(values):.4g}"
+
+
+def save_table(path: Path, rows: Sequence[Sequence[str]], header: Sequence[str]) -> None:
+    """Writes rows as CSV, whole or not at all."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows([header, *rows])
+    write_text_atomically(path, buffer.getvalue())
