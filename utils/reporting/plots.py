@@ -80,9 +80,9 @@ def plot_labels(path: Path, labels: NDArray[np.floating], names: Sequence[str], 
     labels: (n, 5) class, centre x, centre y, width, height, normalised to their images.
     unlabelled: number of further images that nobody labelled; it is told where there are any.
     """
-    with _chart_style():
+    with chart_style():
         width = min(12.0, max(6.0, 0.12 * len(names)))
-        figure, panels = _panels(2, 2, (width, 0.8 * width))
+        figure, panels = panels_of(2, 2, (width, 0.8 * width))
         counts, boxes, centres, sizes = panels
         _draw_class_counts(counts, labels[:, 0].astype(np.int64), names, width - 1)
         if unlabelled:
@@ -158,8 +158,8 @@ def plot_curves(folder: Path, scores: ScoreCurves, names: Sequence[str]) -> None
             mean = curves.mean(axis=0)
             values = curves.max(axis=1)
             summary = f"mean, best {mean.max():.3f} at {axis[mean.argmax()]:.3f}"
-        with _chart_style():
-            figure, (axes,) = _panels(1, 1, (9.0, 6.0))
+        with chart_style():
+            figure, (axes,) = panels_of(1, 1, (9.0, 6.0))
             _draw_curves(axes, axis, curves, [int(class_id) for class_id in scores.classes])
             axes.set(xlabel=x_label, ylabel=y_label, xlim=(0, 1), ylim=(0, 1.01))
             entries = [f"{value:.3f} {name}" for value, name in zip(values, class_names, strict=True)]
@@ -200,8 +200,8 @@ def plot_confusion(path: Path, matrix: NDArray[np.integer], names: Sequence[str]
     parts = np.where(matrix > 0, matrix / np.maximum(totals, 1), np.nan)
     ticks = [*(name_of(number, names) for number in range(size - 1)), "background"]
     side = min(16.0, max(6.0, 3.0 + 0.15 * size))
-    with _chart_style():
-        figure, (axes,) = _panels(1, 1, (side * 1.15, side))
+    with chart_style():
+        figure, (axes,) = panels_of(1, 1, (side * 1.15, side))
         shown = axes.imshow(parts, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
         named = _named_places(size)
         ticks, font_size = [ticks[place] for place in named], _tick_size(len(named), side - 2)
@@ -233,8 +233,8 @@ def plot_results(csv_path: Path) -> Path:
     for column in columns:
         panels.setdefault(_panel_of(column), []).append(column)
     width = min(5, max(1, math.ceil(len(panels) ** 0.5)))
-    with _chart_style():
-        figure, axes_list = _panels(max(1, math.ceil(len(panels) / width)), width, (3.6, 2.8))
+    with chart_style():
+        figure, axes_list = panels_of(max(1, math.ceil(len(panels) / width)), width, (3.6, 2.8))
         for axes, (title, members) in zip(axes_list, panels.items(), strict=False):
             for member in members:
                 values = columns[member]
@@ -284,7 +284,7 @@ def _smoothed(values: Floats) -> Floats:
 
 
 @contextmanager
-def _chart_style() -> Iterator[None]:
+def chart_style() -> Iterator[None]:
     """The look of charts, whatever the user's matplotlibrc says; a `$` in a name is no formula.
 
     One thread at a time: matplotlib's settings are the process's.
@@ -296,7 +296,7 @@ def _chart_style() -> Iterator[None]:
         yield
 
 
-def _panels(rows: int, columns: int, panel_size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+def panels_of(rows: int, columns: int, panel_size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
     """A figure on a canvas of its own with rows x columns axes of `panel_size` inches."""
     figure = Figure(figsize=(columns * panel_size[0], rows * panel_size[1]), layout="constrained")
     FigureCanvasAgg(figure)
