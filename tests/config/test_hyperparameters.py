@@ -56,7 +56,7 @@ def test_files_are_found_from_any_folder_by_path_or_by_name(
     (tmp_path / "hyp.finetune.yaml").write_text("lr0: 0.5\n")
     assert load_hyperparameters("hyp.finetune.yaml").lr0 == 0.5
     with pytest.raises(
-        UserError, match=r"hyp\.fintune\.yaml: is not there; did you mean data/hyp\.finetune\.yaml"
+        UserError, match=r"hyp\.fintune\.yaml: is not there; did you mean hyp\.finetune\.yaml"
     ):
         load_hyperparameters("hyp.fintune.yaml")
 

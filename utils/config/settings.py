@@ -11,6 +11,7 @@ import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
@@ -224,6 +225,7 @@ class Setting:
         raise ValueError(message or f"must be {self.expected}")
 
 
+@cache
 def settings_of(owner: type) -> Mapping[str, Setting]:
     """The settings of a dataclass, by field name, in the order of the fields."""
     hints = get_type_hints(owner)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -20,8 +21,15 @@ from utils.reporting.plots import chart_style, panels_of
 Floats = NDArray[np.float64]
 
 COLUMNS = 5
-_BEST = {"marker": "*", "s": 130, "color": "crimson", "edgecolors": "white", "linewidths": 0.6, "zorder": 4}
-_FAILED = {"marker": "x", "s": 18, "color": "0.6", "linewidths": 1, "zorder": 2}
+_BEST: dict[str, Any] = {
+    "marker": "*",
+    "s": 130,
+    "color": "crimson",
+    "edgecolors": "white",
+    "linewidths": 0.6,
+    "zorder": 4,
+}
+_FAILED: dict[str, Any] = {"marker": "x", "s": 18, "color": "0.6", "linewidths": 1, "zorder": 2}
 
 
 def plot_evolution(path: Path, numbers: Floats, fitness: Floats, values: Mapping[str, Floats]) -> None:
@@ -70,7 +78,11 @@ def _draw_dots(axes: Axes, values: Floats, fitness: Floats, numbers: Floats, bes
     """A dot a generation, darker ones earlier; crosses failed, the star is the best."""
     good = fitness > 0
     # The scale of colours is that of all panels, whatever has failed.
-    scale = {"vmin": numbers.min(), "vmax": max(numbers.max(), numbers.min() + 1), "cmap": "viridis"}
+    scale: dict[str, Any] = {
+        "vmin": numbers.min(),
+        "vmax": max(numbers.max(), numbers.min() + 1),
+        "cmap": "viridis",
+    }
     dots = axes.scatter(values[good], fitness[good], c=numbers[good], s=16, zorder=3, **scale)
     axes.scatter(values[~good], fitness[~good], **_FAILED)
     axes.scatter(values[best], fitness[best], **_BEST)

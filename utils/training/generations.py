@@ -81,14 +81,14 @@ class Generations:
                 if number not in over and number < count and try_claim(folder):
                     return self._task(number, folder, over)
             free = (number for number in range(count) if number not in over and number not in there)
-            number = next(free, None)
-            if number is None:
+            new = next(free, None)
+            if new is None:
                 return None
-            folder = self.folder / f"generation{number}"
+            folder = self.folder / f"generation{new}"
             with refusals("cannot be made", folder):
                 folder.mkdir()
             try_claim(folder)
-            return self._task(number, folder, over)
+            return self._task(new, folder, over)
 
     def record(self, outcome: Outcome, conclude: Callable[[Sequence[Outcome]], None]) -> list[Outcome]:
         """Writes down what came of a generation and removes its folder; gives all outcomes so far.
