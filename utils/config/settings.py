@@ -11,7 +11,6 @@ import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
@@ -225,26 +224,35 @@ class Setting:
         raise ValueError(message or f"must be {self.expected}")
 
 
-@cache
 def settings_of(owner: type) -> Mapping[str, Setting]:
     """The settings of a dataclass, by field name, in the order of the fields."""
+    if owner not in _read:
+        _read[owner] = types.MappingProxyType(dict(_settings(owner)))
+    return _read[owner]
+
+
+_read: dict[type, Mapping[str, Setting]] = {}  # annotations take a millisecond to evaluate
+
+
+def _settings(owner: type) -> Iterator[tuple[str, Setting]]:
     hints = get_type_hints(owner)
-    found = {}
     for entry in fields(owner):
         if _KEY in entry.metadata:
             assert entry.default is not MISSING
             kind, choices, many, optional = _read_annotation(hints[entry.name])
-            found[entry.name] = Setting(
-                name=entry.name,
-                kind=kind,
-                choices=choices,
-                words=_words_beside_numbers(hints[entry.name]),
-                many=many,
-                optional=optional,
-                default=entry.default,
-                **vars(entry.metadata[_KEY]),
+            yield (
+                entry.name,
+                Setting(
+                    name=entry.name,
+                    kind=kind,
+                    choices=choices,
+                    words=_words_beside_numbers(hints[entry.name]),
+                    many=many,
+                    optional=optional,
+                    default=entry.default,
+                    **vars(entry.metadata[_KEY]),
+                ),
             )
-    return types.MappingProxyType(found)
 
 
 def read_plain(owner: type, data: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:

@@ -14,8 +14,8 @@ import torch
 from models.checkpoint import build_model, read_checkpoint, save_checkpoint
 from models.yolo import Model
 from utils.batch import Batch, Progress, StudentOutput
-from utils.config.command import after_training, command_of, resume_command
-from utils.config.files import next_run_folder, run_folder_to_come, write_text_atomically
+from utils.config.command import after_training, resume_command
+from utils.config.files import next_run_folder, write_text_atomically
 from utils.config.hyperparameters import load_hyperparameters
 from utils.config.options import TrainOptions, options_to_dict, yaml_text
 from utils.datasets.loader import TrainLoader
@@ -38,8 +38,7 @@ from utils.training.ema import ModelEma
 from utils.training.loop import BAR_FACTS, EpochHooks, Trainer, means_over_ranks
 from utils.training.patience import Best, why_over
 from utils.training.pictures import RunPictures
-from utils.training.precision import disagreeing
-from utils.training.rehearsal import Plan, rehearse
+from utils.training.precision import disagreeing, networks_of
 from utils.training.resume import check_pictures, lasting, note_launch, resumed
 from utils.training.step import TrainingStep
 from utils.training.stop import StopSignals, is_process_gone
@@ -153,12 +152,9 @@ class TrainingRun:
         dtype = trainer.amp_dtype
         if dtype is None:
             return
-        networks: dict[str, Any] = {"this network": self.model}
-        for loss in self.losses:
-            networks.update(getattr(loss, "networks", dict)())
         batch = next(iter(self.val_loader), None)  # there may be fewer batches than ranks
         images = None if batch is None else batch.to(self.device).to_float().images
-        for name in disagreeing(networks, images, dtype):
+        for name in disagreeing(networks_of(self.model, self.losses), images, dtype):
             kind = str(dtype).removeprefix("torch.")
             self.console.warn(f"in {kind} {name} does not say what it says in float32: --amp is off")
             trainer.amp_dtype = None
@@ -187,19 +183,6 @@ class TrainingRun:
         self.results = ResultsWriter(
             self.folder / "results.csv", columns_of(self.trainer.step), start_epoch=self.start_epoch
         )
-
-    def rehearse(self) -> None:
-        """Tries a few batches and says what time and memory the run takes."""
-        options = self.options
-        plan = Plan(options.epochs, 1 if options.noval else options.epochs, len(self.val_loader))
-
-        def score(batches: list[Batch]) -> None:
-            evaluate(self.trainer.ema.model, batches, names=self.data.names)
-
-        self.console.info(rehearse(self.trainer, self.train_loader, self.val_loader, score, plan))
-        folder = run_folder_to_come(Path(options.project), options.name, options.exist_ok)
-        self.console.info(f"dry run: all is ready, nothing was written; a run would be in {folder}")
-        self.console.info(f"start it: {command_of(options, dry_run=False)}")
 
     def execute(self) -> Path:
         """Runs all epochs and scores what came of them; gives the folder with the weights."""
