@@ -134,7 +134,8 @@ def test_an_epoch_tells_what_is_left_of_the_run(monkeypatch: pytest.MonkeyPatch)
     lines = log.getvalue().splitlines()[1:]
     # A line every half minute: after ten batches of 3 s, 990 are left.
     assert "10/100 [00:30<04:30, run 50 min,  3.00s/it" in lines[0]
-    assert "100/100 [05:00<00:00, run 45 min,  3.00s/it" in lines[-1]
+    assert "100/100 [05:00<00:00, run 45 min,  3.00s/it" in lines[-2]
+    assert "100/100 [05:00<00:00,  3.00s/it" in lines[-1]  # it is over: what follows tells more
 
 
 def test_the_last_epoch_has_nothing_to_tell_of_later_ones() -> None:

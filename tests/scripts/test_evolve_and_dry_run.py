@@ -91,6 +91,7 @@ def test_a_dry_run_finds_what_a_run_would_stumble_over(small_set, weights, tmp_p
         parse(TrainOptions, ["--resume", str(tmp_path), "--dry-run"])
 
 
+@pytest.mark.slow
 def test_evolution_by_the_script_and_what_it_says_to_do_next(small_set, weights, run_script, tmp_path):
     words = ["--data", small_set, "--weights", weights, *SMALL, "--epochs", "1", "--project", tmp_path]
     done = run_script("train.py", *words, "--evolve", "2", "--noplots")
