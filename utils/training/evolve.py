@@ -50,21 +50,16 @@ from utils.training.table import METRICS
 PROJECT = Path("runs/evolve")  # where --project is not given
 PLOT_NAME, OPTIONS_NAME = "evolve.png", "opt.yaml"
 # What may differ between processes and from one day to the next without making scores incomparable.
-FREE = frozenset(
-    {
-        *("evolve", "resume", "project", "name", "exist_ok", "device", "workers", "cache", "hyp"),
-        *(
-            "patience",
-            "noplots",
-            "nosave",
-            "noval",
-            "save_period",
-            "save_every_steps",
-            "check_data",
-            "dry_run",
-        ),
-    }
-)
+_TELLING = {"epochs", "data", "data_dir", "teacher"}
+FREE = CHANGEABLE_ON_RESUME - _TELLING | {
+    "resume",
+    "name",
+    "exist_ok",
+    "hyp",
+    "noval",
+    "check_data",
+    "dry_run",
+}
 # Trains with options and gives nothing; the text says how to go on after a signal.
 Train = Callable[[TrainOptions, str], object]
 AnyOptions = TypeVar("AnyOptions", bound=TrainOptions)
@@ -211,9 +206,7 @@ def opened(options: AnyOptions) -> tuple[Path, AnyOptions, Hyperparameters]:
             raise UsageError("scores of other lengths cannot be compared, leave it out", "--epochs")
         folder = _folder_to_go_on_in(options)
         saved = _saved_options(type(options), folder)
-        anew = options.given & (CHANGEABLE_ON_RESUME & FREE | {"evolve", "data", "data_dir"})
-        if "teacher" in options.given:
-            anew |= {"teacher"}
+        anew = options.given & CHANGEABLE_ON_RESUME
         changed = {name: getattr(options, name) for name in anew}
         return folder, replace(saved, given=options.given, **changed), load_hyperparameters(folder / HYP_NAME)
     own_project = options.project != settings_of(type(options))["project"].default
