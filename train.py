@@ -8,7 +8,7 @@ from utils.config.options import TrainOptions
 
 def main(options: TrainOptions) -> None:
     """Trains as the options say."""
-    from utils.training.run import run_training  # after the options are known to be right
+    from utils.training.start import run_training  # after the options are known to be right
 
     run_training(options)
 

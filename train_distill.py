@@ -9,7 +9,7 @@ from utils.config.options import DistillOptions
 def main(options: DistillOptions) -> None:
     """Trains as the options say, with the distillation loss added."""
     from utils.distillation.recipe import distillation_recipe  # after the options are known to be right
-    from utils.training.run import run_training
+    from utils.training.start import run_training
 
     run_training(options, distillation_recipe)
 

@@ -25,7 +25,7 @@ from utils.distillation.response import Response, focused_cross_entropy
 from utils.distillation.teacher import Teacher, TeacherOutput
 from utils.losses.recipe import Loss, LossContext, LossRecipe
 from utils.losses.terms import softmax_divergence
-from utils.training.run import run_training
+from utils.training.start import run_training
 
 
 class AllCells(Response):

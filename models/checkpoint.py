@@ -6,7 +6,6 @@ import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +20,7 @@ from models.inert import Inert, shown, text_items
 from models.layers import ACTIVATIONS
 from models.yolo import Model
 from utils.config.files import replace_atomically
+from utils.config.suggestions import near_files, question
 from utils.errors import UserError
 
 FORMAT, VERSION = "yolov5-distillation", 1
@@ -57,9 +57,10 @@ def resolve_weights(name: Path | str) -> Path:
     for place in places:
         if place.is_file():
             return place
-    known = {path.name for folder in (given.parent, *folders) for path in folder.glob("*.pt")}
-    near = get_close_matches(given.name, sorted(known), n=3)
-    hint = f"did you mean {', '.join(near)}?" if near else "put it there or give its path"
+    known = [path for folder in (given.parent, *folders) for path in sorted(folder.glob("*.pt"))]
+    # Of runs the newest first: many have a best.pt.
+    trained = sorted(Path("runs").glob("*/*/weights/*.pt"), key=lambda path: -path.stat().st_mtime)
+    hint = question(near_files(given, [*known, *trained]), "put it there or give its path")
     raise UserError(f"no such weight file (looked for {', '.join(map(str, places))})", name, hint)
 
 

@@ -6,7 +6,6 @@ import copy
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import yaml
 from torch import Tensor
 
 from utils.config.schema import parse_yaml, read_text
+from utils.config.suggestions import near_files, near_names, question
 from utils.errors import UserError
 
 FOLDER = Path(__file__).parent
@@ -83,8 +83,8 @@ def find_config(name: Path | str) -> Path:
     wanted = given.as_posix().removeprefix("models/").removeprefix("model/")
     if wanted in known:
         return known[wanted]
-    near = get_close_matches(wanted, known, n=3)
-    fix = f"did you mean {', '.join(near)}?" if near else "see the folder models for the networks that ship"
+    near = near_files(given)[:1] or [f"models/{entry}" for entry in near_names(wanted, known)]
+    fix = question(near, "see the folder models for the networks that ship")
     raise UserError("no such network config", name, fix)
 
 

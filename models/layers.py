@@ -10,12 +10,12 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from torch import nn
 
 from models import common
+from utils.config.suggestions import near_names, question
 from utils.errors import UserError
 
 CHANNEL_STEP = 8
@@ -270,8 +270,7 @@ def _plain_arguments(arguments: Any) -> list[Any]:
 
 def _builder(name: Any) -> Builder:
     if name not in BLOCKS:
-        near = get_close_matches(str(name), BLOCKS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(BLOCKS)}, Detect"
+        hint = question(near_names(str(name), BLOCKS, 1), f"known are {', '.join(BLOCKS)}, Detect")
         raise ValueError(f"no such block; {hint}")
     return BLOCKS[name]
 

@@ -53,9 +53,9 @@ def test_options_and_defaults_are_those_of_the_list() -> None:
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_names_every_option(script: str, run_script) -> None:
-    done = run_script(script, "--help", env={"COLUMNS": "90"})
+    done = run_script(script, "--help", env={"COLUMNS": "80"})
     assert (done.returncode, done.stderr) == (0, "")
-    assert max(map(len, done.stdout.splitlines())) <= 90
+    assert max(map(len, done.stdout.splitlines())) <= 80
     shown = set(re.findall(r"--[a-z0-9-]+", done.stdout))
     names = {
         name

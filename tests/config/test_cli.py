@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from utils.config.absent_options import ABSENT
 from utils.config.cli import one_line, parse, run
@@ -15,6 +17,7 @@ from utils.config.option_help import names_of, option_table
 from utils.config.options import CompareOptions, DetectOptions, DistillOptions, TrainOptions
 from utils.config.options import TestOptions as ScoreOptions
 from utils.config.settings import settings_of
+from utils.config.version import VERSION
 from utils.errors import UsageError, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,7 +106,7 @@ def test_values_may_be_many_optional_or_repeated() -> None:
         ("--no-ampp", "did you mean '--no-amp'?"),
         ("--qqqq", "--qqqq: no such option, see --help"),
         ("--evolution", "--evolution: no such option, see --help"),
-        ("--evolve 300", "--evolve: is not supported: choose"),
+        ("--evolve 0", "--evolve 0: must be a whole number of 1 or more"),
         ("--upload_dataset", "--upload_dataset: is not supported"),
         ("--local_rank=0", "--local_rank: is not supported"),
         ("--adam", "--adam: does not exist, use --optimizer Adam"),
@@ -194,8 +197,13 @@ def test_help_and_version_win_over_mistakes(capsys: pytest.CaptureFixture[str]) 
     said = capsys.readouterr().out
     assert "Does this." in said and "--batch-size, --batch N" in said and "1 or more, default 16" in said
     assert run(TrainOptions, never, None, ["--version"]) == 0
-    version = capsys.readouterr().out.split()[1]
-    assert f'version = "{version}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert first == f"yolov5-distillation {VERSION}"
+    assert second.startswith(f"torch {torch.__version__}, Python {platform.python_version()}")
+    assert third.startswith("devices: ") and "CPU" in third
+    # The one home of the version: no second one that could differ.
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'dynamic = ["version"' in project and f'"{VERSION}"' not in project
 
 
 def test_a_message_cannot_command_the_terminal() -> None:

@@ -56,7 +56,7 @@ def test_files_are_found_from_any_folder_by_path_or_by_name(
     (tmp_path / "hyp.finetune.yaml").write_text("lr0: 0.5\n")
     assert load_hyperparameters("hyp.finetune.yaml").lr0 == 0.5
     with pytest.raises(
-        UserError, match=r"hyp\.fintune\.yaml: no such file; did you mean 'data/hyp\.finetune\.yaml'"
+        UserError, match=r"hyp\.fintune\.yaml: is not there; did you mean hyp\.finetune\.yaml"
     ):
         load_hyperparameters("hyp.fintune.yaml")
 
@@ -71,7 +71,7 @@ def test_public_names_stand_for_what_ships_and_a_remark_says_so(
     (remark,) = remarks_on("hyp.VOC")
     assert "taking data/hyp.finetune.yaml" in remark
     assert list(remarks_on("data/hyp.finetune.yaml")) == list(remarks_on("hyp.scratch")) == []
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="is not there"):
         load_hyperparameters("hyp.scratch-med")
     assert list(remarks_on("hyp.scratch-med")) == []
     (tmp_path / "hyp.VOC.yaml").write_text("lr0: 0.5\n")

@@ -281,6 +281,6 @@ def test_weights_are_found_as_given_or_in_their_folder(tmp_path, monkeypatch):
     assert resolve_weights("yolov5n.pt") == Path("weights/yolov5n.pt")
     assert resolve_weights(tmp_path / "elsewhere" / "yolov5s.pt") == Path("weights/yolov5s.pt")
     with pytest.raises(
-        UserError, match=r"yolov5m\.pt: no such weight file \(looked for .*; did you mean yolov5"
+        UserError, match=r"yolov5m\.pt: no such weight file \(looked for .*; did you mean weights/yolov5"
     ):
         resolve_weights("yolov5m.pt")

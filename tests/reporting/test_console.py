@@ -12,7 +12,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 import pytest
 
 from utils.reporting import console as console_module
-from utils.reporting.console import Console, format_table
+from utils.reporting.console import Console, duration, format_table
 
 
 class Terminal(io.StringIO):
@@ -123,6 +123,44 @@ def test_an_epoch_shows_its_values_below_their_names(stream: io.StringIO) -> Non
         end = header.index(name) + len(name)
         assert line[:end].split()[-1] == value and line[end] == " "
     assert "30/30" in line and "ratio=1.23e-05" in line
+
+
+def test_an_epoch_tells_what_is_left_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    with streams(io.StringIO()) as log:
+        for _ in Console().epoch(range(100), 100, "1/10", ["box"], to_come=900):
+            now[0] += 3.0
+    lines = log.getvalue().splitlines()[1:]
+    # A line every half minute: after ten batches of 3 s, 990 are left.
+    assert "10/100 [00:30<04:30, run 50 min,  3.00s/it" in lines[0]
+    assert "100/100 [05:00<00:00, run 45 min,  3.00s/it" in lines[-2]
+    assert "100/100 [05:00<00:00,  3.00s/it" in lines[-1]  # it is over: what follows tells more
+
+
+def test_the_last_epoch_has_nothing_to_tell_of_later_ones() -> None:
+    with streams(io.StringIO()) as log:
+        for _ in Console().epoch(range(3), 3, "2/2", ["box"]):
+            pass
+    assert "run" not in log.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.04, "0.0 s"), (9.96, "10 s"), (99, "99 s"), (100, "2 min"), (5940, "99 min"), (6000, "1 h 40 min"),
+     (12_000, "3 h 20 min"), (200_000, "2 d 7 h")],
+)  # fmt: skip
+def test_times_are_told_as_people_do(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def test_bytes_come_in_large_units_and_things_by_their_name() -> None:
+    with streams(io.StringIO()) as log:
+        with Console().progress(None, 3_000_000, "reading", unit="B") as bar:
+            bar.update(3_000_000)
+        assert list(Console().progress(range(2), 2, "looking", unit=" pictures")) == [0, 1]
+    first, second = log.getvalue().splitlines()
+    assert "3.00M/3.00M" in first and "pictures/s" in second
 
 
 def test_values_without_news_stay_and_missing_ones_are_dashes() -> None:

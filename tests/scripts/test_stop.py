@@ -26,7 +26,8 @@ from utils.losses.recipe import plain_recipe
 from utils.training import run as module
 from utils.training import setup
 from utils.training.loop import Trainer
-from utils.training.run import TrainingRun, run_training
+from utils.training.run import TrainingRun
+from utils.training.start import run_training
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--img", "64", "--batch", "2", "--device", "cpu", "--noautoanchor", "--noplots"]

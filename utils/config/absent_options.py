@@ -12,7 +12,6 @@ ABSENT = {
     "bucket": _NO_SERVICE,
     "dnn": "is not supported: networks run in PyTorch alone",
     "entity": "does not exist: for --logger wandb set WANDB_ENTITY",
-    "evolve": "is not supported: choose hyperparameters with --hyp",
     "linear-lr": "does not exist: without --cos-lr the learning rate falls along a line",
     "local-rank": "is not supported and not needed: torchrun tells each process its number",
     "notest": "does not exist, use --noval",

@@ -19,8 +19,9 @@ from utils.config.absent_options import ABSENT
 from utils.config.option_help import help_text, names_of, opposites_of
 from utils.config.options_base import Options
 from utils.config.printable import printable
-from utils.config.settings import Setting, did_you_mean, settings_of
-from utils.config.version import VERSION
+from utils.config.settings import Setting, settings_of
+from utils.config.suggestions import did_you_mean
+from utils.config.version import version_text
 from utils.errors import StoppedError, UsageError, UserError
 
 __all__ = ["parse", "run"]
@@ -50,7 +51,7 @@ def run(
         if not set(HELP).isdisjoint(words):
             print(help_text(options_class, Path(sys.argv[0]).name, description or ""))
         elif VERSION_FLAG in words:
-            print(f"yolov5-distillation {VERSION}")
+            print(version_text())
         else:
             options = parse(options_class, [word for word in words if word != DEBUG])
             for remark in options.remarks():

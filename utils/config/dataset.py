@@ -8,11 +8,11 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 from utils.config.schema import load_yaml
+from utils.config.suggestions import did_you_mean, near_files, question
 from utils.errors import UserError
 
 Layout = Literal["yolo", "voc"]
@@ -123,14 +123,12 @@ def _find_yaml(path: Path) -> Path:
         tried.append(_SHIPPED / path.with_suffix(".yaml").name)
         if found := shipped.get(tried[-1].name.casefold()):
             return found
-    near = get_close_matches(path.stem.casefold(), [file.stem for file in shipped.values()], 1)
+    near = near_files(path.with_suffix(".yaml"), (Path("data", file.name) for file in shipped.values()))
     places = " nor ".join(str(place) for place in dict.fromkeys(tried) if place != path)
     raise UserError(
-        "is not there"
-        + (f", nor is {places}" if places else "")
-        + (f", did you mean data/{near[0]}.yaml?" if near else ""),
+        "is not there" + (f", nor is {places}" if places else ""),
         path,
-        "give the path of a dataset YAML",
+        question(near, "give the path of a dataset YAML"),
     )
 
 
@@ -194,8 +192,7 @@ def _doubles(names: list[str]) -> str:
 
 
 def _unknown(key: object) -> str:
-    near = get_close_matches(str(key), sorted(_KEYS), 1)
-    return f"unknown key '{key}'" + (f", did you mean '{near[0]}'?" if near else "")
+    return f"unknown key '{key}'{did_you_mean(str(key), sorted(_KEYS))}"
 
 
 def _is_text(value: object) -> bool:

@@ -9,6 +9,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -18,6 +19,7 @@ if sys.platform != "win32":
     import fcntl
 
 _UNFINISHED = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")  # see `replace_atomically`
+CLAIM_NAME = ".lock"  # of the file that is locked in a claimed folder
 _claims: dict[Path, BinaryIO] = {}  # held until the process ends
 
 
@@ -80,21 +82,62 @@ def claim_folder(folder: Path) -> None:
     Raises:
         UserError: another process has it, or nothing can be written there.
     """
+    if not try_claim(folder):
+        fix = "wait for it, stop it, or give this run another --name"
+        raise UserError("another process is writing into this run's folder", folder, fix)
+
+
+def try_claim(folder: Path) -> bool:
+    """As `claim_folder`, but says False where another process has the folder."""
     if sys.platform == "win32" or folder.resolve() in _claims:
-        return
+        return True
     with refusals("the run's folder cannot be written into", folder):
-        stream = open(folder / ".lock", "ab", opener=_opened_here)  # noqa: SIM115 - held: that is the claim
+        stream = open(folder / CLAIM_NAME, "ab", opener=_opened_here)  # noqa: SIM115 - held: that is the claim
     try:
         # Not flock: processes that this one has forked would hold it on when this one is killed.
         fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    except BlockingIOError:
         stream.close()
-        fix = "wait for it, stop it, or give this run another --name"
-        raise UserError("another process is writing into this run's folder", folder, fix) from error
+        return False
     except OSError:  # a network disk that knows no locks
         stream.close()
-        return
+        return True
     _claims[folder.resolve()] = stream
+    return True
+
+
+def release_folder(folder: Path) -> None:
+    """Gives up a claim before the process ends; nothing where there is none."""
+    stream = _claims.pop(folder.resolve(), None)
+    if stream is not None:
+        stream.close()
+
+
+@contextmanager
+def one_at_a_time(lock: Path) -> Iterator[bool]:
+    """Within it no other process is within it with the same lock file, on whatever machine; waits for that.
+
+    Gives False where the system or the disk knows no locks. A process that dies lets go of it.
+
+    Raises:
+        UserError: the lock file cannot be written.
+    """
+    with refusals("cannot be written", lock):
+        stream = open(lock, "ab")  # noqa: SIM115 - closed below, which unlocks
+    try:
+        yield _lock(stream)
+    finally:
+        stream.close()
+
+
+def _lock(stream: BinaryIO) -> bool:
+    if sys.platform == "win32":
+        return False
+    try:
+        fcntl.lockf(stream, fcntl.LOCK_EX)
+    except OSError:
+        return False
+    return True
 
 
 def _opened_here(path: str, flags: int) -> int:
@@ -177,11 +220,19 @@ def next_run_folder(project: Path, name: str, exist_ok: bool = False) -> Path:
         if exist_ok:
             first.mkdir(exist_ok=True)
             return first
-        folder, number = first, 1
-        while not _made(folder):
-            number += 1
-            folder = first.with_name(f"{first.name}{number}")
-        return folder
+        return next(folder for folder in _numbered(first) if _made(folder))
+
+
+def run_folder_to_come(project: Path, name: str, exist_ok: bool = False) -> Path:
+    """The folder that `next_run_folder` would give now; makes nothing."""
+    first = project / name
+    return first if exist_ok else next(folder for folder in _numbered(first) if not os.path.lexists(folder))
+
+
+def _numbered(first: Path) -> Iterator[Path]:
+    """exp, exp2, exp3, ..."""
+    yield first
+    yield from (first.with_name(f"{first.name}{number}") for number in count(2))
 
 
 def user_cache_dir() -> Path:

@@ -15,11 +15,11 @@ from utils.config.settings import (
     above,
     at_least,
     between,
-    did_you_mean,
     option,
     out_of_range,
     to_plain,
 )
+from utils.config.suggestions import near_files, near_names, question
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -134,5 +134,5 @@ def _find(path: Path) -> Path:
         if os.path.isfile(place):
             return place
     shipped = sorted(f"data/{entry.name}" for entry in (ROOT / "data").glob("hyp.*.yaml"))
-    hint = did_you_mean(f"data/{name}", shipped).removeprefix(", ")
-    raise UserError("no such file", path, hint or f"these ship: {', '.join(shipped)}")
+    near = near_files(named) or near_names(f"data/{name}", shipped)
+    raise UserError("is not there", path, question(near, f"these ship: {', '.join(shipped)}"))

@@ -25,6 +25,7 @@ from utils.config.options_base import (
     loader_workers,
     options_from_dict,
     options_to_dict,
+    rehearsal,
     run_folders,
 )
 from utils.config.options_compare import CompareOptions
@@ -55,7 +56,7 @@ CHANGEABLE_ON_RESUME = frozenset(
     {
         *("epochs", "device", "workers", "patience", "noplots", "nosave", "cache", "save_period", "project"),
         # Where things lie now: that they are still the same is seen to.
-        *("save_every_steps", "data", "data_dir", "teacher", "logger"),
+        *("save_every_steps", "data", "data_dir", "teacher", "logger", "evolve"),
     }
 )
 
@@ -108,6 +109,15 @@ class TrainOptions(Options):
         group=LENGTH,
     )
     hyp: Path = option(Path("data/hyp.scratch.yaml"), "hyperparameter YAML", group=LEARNING)
+    evolve: int | None = option(
+        None,
+        "look for better hyperparameters over so many short runs in all; goes on with what is in "
+        "runs/evolve/NAME (or --project)",
+        bare=300,
+        limits=at_least(1),
+        unit="runs",
+        group=LEARNING,
+    )
     batch_size: int = option(
         16, "pictures in a batch", aliases=("batch",), limits=at_least(1), group=LEARNING
     )
@@ -165,6 +175,7 @@ class TrainOptions(Options):
         unit="epochs",
         group=RESULTS,
     )
+    dry_run: bool = rehearsal("build everything, try a few batches, say what time and memory a run takes")
 
     def share_of_unlabelled(self) -> float | None:
         """The part of a batch that is unlabelled, 0..1; None: as in the data, each picture once an epoch.
@@ -185,7 +196,7 @@ class TrainOptions(Options):
             yield "--weights '': nothing to train, name a network too as in --cfg models/yolov5s.yaml"
         if self.rect and self.image_weights:
             yield "--image-weights: draws pictures at random and --rect orders them, leave one out"
-        if self.noval and self.image_weights:
+        if self.noval and self.image_weights and self.evolve is None:
             yield "--image-weights: needs the scores of each epoch, leave --noval out"
 
     def remarks(self) -> Iterator[str]:
@@ -200,6 +211,9 @@ class TrainOptions(Options):
             yield "--close-mosaic has no effect with --rect, which makes none"
         if self.nosave and self.save_period > 0:
             yield "--save-period has no effect with --nosave"
+        if self.evolve is not None:
+            for name in sorted(self.given & {"exist_ok", "noval", "nosave", "patience", "save_period"}):
+                yield f"--{name.replace('_', '-')} has no effect with --evolve"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,6 +39,11 @@ def image_size(default: int | tuple[int, ...], help: str) -> Any:
     return option(default, help, aliases=("img", "img-size"), limits=limits, unit="pixels", group=DATA)
 
 
+def rehearsal(help: str) -> Any:
+    """The field of the switch that stops before the work."""
+    return option(False, f"{help}, and write nothing", group=RESULTS)
+
+
 def loader_workers() -> Any:
     """The field of the number of processes that make batches."""
     text = "processes that make batches, at most one a core; 0 makes them in the main one"

@@ -16,6 +16,7 @@ from utils.config.options_base import (
     Options,
     image_size,
     loader_workers,
+    rehearsal,
     run_folders,
 )
 from utils.config.settings import at_least, between, option
@@ -41,6 +42,7 @@ class InferenceOptions(Options):
     augment: bool = option(False, "average over three sizes and a flip", group=MODEL)
     save_txt: bool = option(False, "write a label file for every picture", group=RESULTS)
     save_conf: bool = option(False, "with confidences in the label files", group=RESULTS)
+    dry_run: bool = rehearsal("read weights and pictures, say what would be done")
 
     def contradictions(self) -> Iterator[str]:
         """What cannot be meant, each as `--option: what is wrong`."""

@@ -55,8 +55,10 @@ def settings_from(owner: type[Settings], data: dict[str, Any], lines: dict[str, 
 
 
 def yaml_text(data: dict[str, Any]) -> str:
-    """Plain data as YAML, in its own order."""
-    return str(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110))
+    """Plain data as YAML, in its own order, a line a key."""
+    # None puts lists into one line, and a mapping without any too.
+    flow = None if any(isinstance(value, list | dict) for value in data.values()) else False
+    return str(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, default_flow_style=flow, width=110))
 
 
 def parse_yaml(text: str, path: Path, loader: Any) -> tuple[yaml.Node | None, Any]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 import re
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
+from utils.config.suggestions import did_you_mean
 from utils.errors import UsageError
 
 _KEY = "option"
@@ -199,7 +199,7 @@ class Setting:
         if self.kind is int:
             return self._checked(int(word) if _WHOLE.fullmatch(word) else math.nan)
         if self.kind is float:
-            return self._checked(_number(word))
+            return self._checked(_number(word), did_you_mean(word, self.words))
         if self.kind is Path:
             if not word and self.optional:
                 return None
@@ -221,11 +221,11 @@ class Setting:
             return self._from_word(value)
         return self._checked(value) if isinstance(value, self.kind) else self._refuse()
 
-    def _checked(self, value: Any) -> Any:
+    def _checked(self, value: Any, hint: str = "") -> Any:
         if (value is None and self.optional) or value in self.words:
             return value
         if self.kind in (int, float) and value not in self.limits:
-            self._refuse()
+            self._refuse(f"must be {self.expected}{hint}")
         if self.choices and value not in self.choices:
             self._refuse(f"must be {self.expected}{did_you_mean(str(value), self.choices)}")
         return value
@@ -236,23 +236,33 @@ class Setting:
 
 def settings_of(owner: type) -> Mapping[str, Setting]:
     """The settings of a dataclass, by field name, in the order of the fields."""
+    if owner not in _read:
+        _read[owner] = types.MappingProxyType(dict(_settings(owner)))
+    return _read[owner]
+
+
+_read: dict[type, Mapping[str, Setting]] = {}  # annotations take a millisecond to evaluate
+
+
+def _settings(owner: type) -> Iterator[tuple[str, Setting]]:
     hints = get_type_hints(owner)
-    found = {}
     for entry in fields(owner):
         if _KEY in entry.metadata:
             assert entry.default is not MISSING
             kind, choices, many, optional = _read_annotation(hints[entry.name])
-            found[entry.name] = Setting(
-                name=entry.name,
-                kind=kind,
-                choices=choices,
-                words=_words_beside_numbers(hints[entry.name]),
-                many=many,
-                optional=optional,
-                default=entry.default,
-                **vars(entry.metadata[_KEY]),
+            yield (
+                entry.name,
+                Setting(
+                    name=entry.name,
+                    kind=kind,
+                    choices=choices,
+                    words=_words_beside_numbers(hints[entry.name]),
+                    many=many,
+                    optional=optional,
+                    default=entry.default,
+                    **vars(entry.metadata[_KEY]),
+                ),
             )
-    return types.MappingProxyType(found)
 
 
 def read_plain(owner: type, data: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
@@ -284,16 +294,6 @@ def to_plain(settings: Any) -> dict[str, Any]:
     """The values of a dataclass as plain data: numbers, text, lists and None."""
     values = {name: getattr(settings, name) for name in settings_of(type(settings))}
     return {name: _plain(value) for name, value in values.items()}
-
-
-def did_you_mean(name: str, known: Iterable[str], nearness: float = 0.6) -> str:
-    """The end of a sentence that proposes the nearest known name; empty where none is near.
-
-    nearness: the part of the letters that both have in common, 0..1.
-    """
-    folded = {entry.casefold(): entry for entry in known}
-    near = get_close_matches(name.casefold(), list(folded), 1, nearness)
-    return f", did you mean '{folded[near[0]]}'?" if near else ""
 
 
 def _plain(value: Any) -> Any:

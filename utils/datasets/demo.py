@@ -17,10 +17,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import cv2
-from tqdm import tqdm
 
 from utils.datasets.demo_scene import Scene, make_scene
 from utils.errors import UsageError, UserError
+from utils.reporting.console import Console
 
 VERSION = 1  # to be raised with every change to a pixel or a label
 COUNTS = {"train": 480, "val": 100, "test": 120}
@@ -89,9 +89,9 @@ def _build(folder: Path, counts: Mapping[str, int], progress: bool) -> None:
         for split in counts:
             (folder / kind / split).mkdir(parents=True)
     total = sum(counts.values())
-    for split, number, name in tqdm(
-        _pictures(counts), "drawing the demo set", total, unit=" pictures", disable=not progress
-    ):
+    console = Console(quiet=not progress)
+    pictures = console.progress(_pictures(counts), total, "drawing the demo set", unit=" pictures")
+    for split, number, name in pictures:
         scene = demo_scene(split, number)
         done, encoded = cv2.imencode(".png", scene.image)
         assert done, "OpenCV writes PNG in every build"

@@ -13,7 +13,6 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from utils.config.dataset import DatasetConfig
 from utils.datasets.annotations import NOTHING, Annotation, label_bytes, normalised, parse_annotation
@@ -23,6 +22,7 @@ from utils.datasets.labels import Labels
 from utils.datasets.packed import PackedRows, PackedTexts
 from utils.datasets.sources import Source, list_sources
 from utils.errors import UserError
+from utils.reporting.console import Console
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -253,4 +253,5 @@ def in_parallel(work: Callable[[_In], _Out], items: Sequence[_In], title: str | 
     """The results in order; reading and decoding release the interpreter lock, so threads do."""
     with ThreadPoolExecutor(_THREADS) as pool:
         results = pool.map(work, items)
-        return list(tqdm(results, title, len(items), unit=" pictures", disable=title is None))
+        console = Console(quiet=title is None)
+        return list(console.progress(results, len(items), title or "", unit=" pictures"))

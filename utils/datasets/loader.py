@@ -18,10 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from utils.batch import Batch, Letterbox
-from utils.config.printable import printable
 from utils.datasets.augment import AugmentSettings, fit_letterbox, flip, jitter_colour, mix
 from utils.datasets.geometry import Boxes, random_warp, warp_canvas
 from utils.datasets.images import Image, UnreadableImageError, read_for_evaluation, scaled_wh
@@ -34,6 +32,7 @@ from utils.datasets.workers import died, no_interruptions, outlive_signals, usab
 from utils.device import dead_worker
 from utils.distributed import rank, world_size
 from utils.errors import UserError
+from utils.reporting.console import warning
 
 __all__ = [
     "AugmentSettings",
@@ -226,8 +225,7 @@ class BatchLoader(DataLoader[Any]):
                 self.known_lost |= {path}
                 # From whatever process has met it, unlike what the console says.
                 count = f"{len(self.known_lost)} lost so far"
-                text = f"{path}: cannot be read any longer ({reason}), others take its place; {count}"
-                tqdm.write(f"warning: {printable(text)}", file=sys.stderr)
+                warning(f"{path}: cannot be read any longer ({reason}), others take its place; {count}")
 
 
 class TrainLoader:

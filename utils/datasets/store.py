@@ -22,13 +22,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from utils.config.files import replace_atomically, user_cache_dir
 from utils.datasets.images import Image, UnreadableImageError, all_scaled_wh, read_for_training
 from utils.datasets.index import DatasetIndex
-from utils.distributed import rank
 from utils.errors import UserError
+from utils.reporting.console import Console
 
 CacheKind = Literal["ram", "disk"]
 _VERSION = "2"
@@ -172,7 +171,7 @@ class PictureStore:
         count = len(self._paths)
         with (
             ThreadPoolExecutor(_THREADS) as pool,
-            tqdm(total=count, desc="caching pictures", unit=" pictures", disable=rank() > 0) as bar,
+            Console().progress(None, count, "caching pictures", unit=" pictures") as bar,
         ):
             for start in range(0, count, _CHUNK):
                 for picture in pool.map(self._read, range(start, min(start + _CHUNK, count))):
@@ -226,9 +225,7 @@ def is_intact(path: Path, size: int, digest: str) -> bool:
             return False
         with (
             open(path, "rb") as file,
-            tqdm(
-                total=size, desc="checking cached pictures", unit="B", unit_scale=True, disable=rank() > 0
-            ) as bar,
+            Console().progress(None, size, "checking cached pictures", unit="B") as bar,
         ):
             checksum, left = 0, size
             while left and (content := file.read(min(left, _READ))):

@@ -90,6 +90,13 @@ class EvaluationResult:
         """The number by which the best epoch is chosen."""
         return fitness(self.map50, self.map50_95)
 
+    def __str__(self) -> str:
+        """The four scores in one line."""
+        return (
+            f"P {self.precision:.3f}  R {self.recall:.3f}  mAP50 {self.map50:.4f}  "
+            f"mAP50-95 {self.map50_95:.4f}"
+        )
+
     def ap_by_class(self) -> NDArray[np.float64]:
         """(K,) mAP50-95 of every class; the mean for those that the labels lack."""
         ap = np.full(len(self.names), self.map50_95)
@@ -147,7 +154,7 @@ class EvaluationResult:
 
 def evaluate(
     model: Model,
-    loader: DataLoader[Batch],
+    loader: DataLoader[Batch] | Sequence[Batch],
     *,
     names: Sequence[str],
     settings: EvaluationSettings = EvaluationSettings(),  # noqa: B008 (frozen)

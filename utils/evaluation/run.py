@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +15,14 @@ from torch import Tensor
 from models.checkpoint import build_model, read_checkpoint, resolve_weights
 from models.yolo import Model
 from utils.batch import Batch
+from utils.config.command import after_test, command_of
 from utils.config.dataset import DatasetConfig, load_dataset_config
-from utils.config.files import next_run_folder, replace_atomically, write_text_atomically
+from utils.config.files import (
+    next_run_folder,
+    replace_atomically,
+    run_folder_to_come,
+    write_text_atomically,
+)
 from utils.config.options import TestOptions
 from utils.datasets.index import DatasetIndex, build_index
 from utils.datasets.loader import BatchLoader, eval_loader
@@ -33,7 +40,7 @@ from utils.evaluation.pictures import BatchPictures, save_score_pictures
 from utils.inference.predictor import half_precision, in_words, prepare_model
 from utils.inference.preprocess import fitting_image_size
 from utils.inference.writers import LabelWriter, NameBook
-from utils.reporting.console import Console
+from utils.reporting.console import Console, duration
 
 SPEED_CONF_THRES, SPEED_IOU_THRES = 0.25, 0.45  # what detection runs with
 METRICS_NAME = "metrics.json"
@@ -41,16 +48,16 @@ _LISTED = 6
 
 
 @advice_on_memory()
-def run_test(options: TestOptions, console: Console | None = None) -> EvaluationResult:
+def run_test(options: TestOptions, console: Console | None = None) -> EvaluationResult | None:
     """Scores `options.weights`; writes what the options ask for into a new run folder.
 
-    Several processes, as torchrun starts them, share the pictures.
+    Several processes, as torchrun starts them, share the pictures. With `dry_run` there are no scores.
     """
     with joined_ranks():
         return _run_test(options, console or Console())
 
 
-def _run_test(options: TestOptions, console: Console) -> EvaluationResult:
+def _run_test(options: TestOptions, console: Console) -> EvaluationResult | None:
     device = select_device(options.device)
     half = half_precision(options.half, device, console)
     config = load_dataset_config(options.data, options.data_dir)
@@ -64,11 +71,35 @@ def _run_test(options: TestOptions, console: Console) -> EvaluationResult:
         console.warn(problem)
     model = prepare_model(build_model(checkpoint), device, half)
     console.info(f"{weights} on {in_words(model, device, options.imgsz)}")
+    if options.dry_run:
+        _say_what_would_be_done(options, model, index, console)
+        return None
     result, report = _scored(options, model, index, half, console)
     console.table(*result.table(verbose=options.verbose and result.labels > 0))
     _say_speed(result, options, console)
     report.finish(result, config, console)
+    if options.task != "speed":
+        console.info(after_test(options, index.paths[0]))
     return result
+
+
+def _say_what_would_be_done(
+    options: TestOptions, model: Model, index: DatasetIndex, console: Console
+) -> None:
+    """Makes the first batch and scores it; says what all of them are, and where results would be."""
+    (image_size,) = fitting_image_size([options.imgsz], model.size_multiple, console)
+    loader = _loader(options, index, image_size, model.size_multiple)
+    first = next(iter(loader), None)  # there may be fewer batches than ranks
+    begun = time.monotonic()
+    evaluate(model, [] if first is None else [first], names=index.names)
+    time_left = duration((time.monotonic() - begun) * len(loader))
+    folder = run_folder_to_come(Path(options.project), options.name, options.exist_ok)
+    place = "nothing would be written" if options.task == "speed" else f"results would be in {folder}"
+    console.info(
+        f"dry run: all is ready, nothing was written; {len(index)} pictures in {len(loader)} batches at "
+        f"{image_size} px take about {time_left} to score, {place}\n"
+        f"start it: {command_of(options, dry_run=False)}"
+    )
 
 
 def check_classes(

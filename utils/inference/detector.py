@@ -31,13 +31,13 @@ class Prepared:
 class Detector:
     """Finds objects in frames: `prepare` each, then `detect` in those of one shape together.
 
-    batch: how many of them are worth a pass together.
+    batch: how many of them are worth a pass together. found: how many objects there were so far.
     """
 
     def __init__(self, predictor: Predictor, names: Sequence[str], size_hw: tuple[int, int]) -> None:
         self.predictor, self.names, self.size_hw = predictor, list(names), size_hw
         self.stride = predictor.model.size_multiple
-        self.batch = BATCH_ON_CPU
+        self.batch, self.found = BATCH_ON_CPU, 0
         if predictor.device.type == "cuda":
             self.batch = BATCH_ON_GPU
             # The first pass sets up the card; it belongs to no picture's time.
@@ -62,6 +62,7 @@ class Detector:
         watch.lap("preprocess")
         watch.seconds["preprocess"] += sum(one.seconds for one in group)
         found = self.predictor.predict(images)
+        self.found += sum(map(len, found))
         return [
             rescale_detections(boxes.cpu(), one.letterbox) for boxes, one in zip(found, group, strict=True)
         ]

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from models.checkpoint import build_model, read_checkpoint, resolve_weights
 from utils.boxes import NmsRules
+from utils.config.command import after_detection, command_of
 from utils.config.dataset import load_names
-from utils.config.files import next_run_folder
+from utils.config.files import next_run_folder, run_folder_to_come
 from utils.config.options import DetectOptions
 from utils.datasets.images import Image
 from utils.device import select_device
@@ -55,6 +56,9 @@ def run_detect(options: DetectOptions, console: Console | None = None) -> Path |
         table=options.save_csv,
         vid_stride=options.vid_stride,
     )
+    if options.dry_run:
+        _say_what_would_be_done(options, source, detector, choice, console)
+        return None
     style = DrawStyle(options.line_thickness, options.hide_labels, options.hide_conf)
     viewer = Viewer(options.view_img, console.warn)
     with ExitStack() as stack:
@@ -68,7 +72,28 @@ def run_detect(options: DetectOptions, console: Console | None = None) -> Path |
     if outputs is not None:
         labels = f", {outputs.labels.count} label files in {folder}/labels" if outputs.labels else ""
         console.info(f"results in {folder}{labels}")
+        if advice := after_detection(options, detector.found):
+            console.info(advice)
     return folder
+
+
+def _say_what_would_be_done(
+    options: DetectOptions, source: Source, detector: Detector, choice: OutputChoice, console: Console
+) -> None:
+    """Detects in the first frame; says how many files there are, and where results would be."""
+    frame = next(iter(source), None)
+    if frame is None:
+        _summarise(source, detector, 0, console)
+        return
+    (found,) = detector.detect([detector.prepare(frame)])
+    files = f"{len(source.files)} files" if source.files else "live frames"
+    folder = run_folder_to_come(Path(options.project), options.name, options.exist_ok)
+    place = f"results would be in {folder}" if choice.anything else "nothing would be written"
+    console.info(
+        f"dry run: all is ready, nothing was written; {files} from {options.source}, in the first "
+        f"({frame.source}) {detector.in_words(found)}; {place}\n"
+        f"start it: {command_of(options, dry_run=False)}"
+    )
 
 
 def _detector(options: DetectOptions, device: torch.device, console: Console) -> Detector:

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from utils.config.files import read_regular
+from utils.config.suggestions import near_files, question
 from utils.datasets.images import IMAGE_SUFFIXES, Image, UnreadableImageError, decode_image, read_image
 from utils.errors import UserError
 from utils.inference.frames import (
@@ -122,7 +123,8 @@ def _listed(path: Path, vid_stride: int, warn: Callable[[str], None]) -> Source:
         text = read_regular(path, _MAX_LIST_BYTES).decode("utf-8-sig")
         lines = [line.strip() for line in text.splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError("cannot be read as a list of sources", path, "check --source") from error
+        fix = question(near_files(path), "check --source")
+        raise UserError("cannot be read as a list of sources", path, fix) from error
     entries = [line for line in lines if line and not line.startswith("#")]
     if not entries:
         raise UserError("the list of sources is empty", path, "write one file or address a line")
@@ -173,7 +175,7 @@ def _files(source: str) -> list[str]:
         if found:
             return found
         raise UserError("no picture or video matches this pattern", source, "check --source")
-    raise UserError("no such file or folder", source, "check --source")
+    raise UserError("no such file or folder", source, question(near_files(path), "check --source"))
 
 
 def _within(folder: str) -> list[str]:

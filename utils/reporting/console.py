@@ -16,8 +16,9 @@ from tqdm import tqdm
 from utils.config.printable import printable
 from utils.distributed import rank
 
-BAR = "{desc} {percentage:3.0f}% |{bar:16}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
-LOG_LINE = "{desc} {percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+_TIMES = "[{elapsed}<{remaining}{run_left}, {rate_fmt}{postfix}]"
+BAR = "{desc} {percentage:3.0f}% |{bar:16}| {n_fmt}/{total_fmt} " + _TIMES
+LOG_LINE = "{desc} {percentage:3.0f}% {n_fmt}/{total_fmt} " + _TIMES
 ENDLESS = "{desc} {n_fmt} [{elapsed}, {rate_fmt}{postfix}]"
 LOG_SECONDS = 30.0  # between two lines of a bar that nobody watches
 CELL_WIDTH = 8  # letters of a column with values, where its name is no longer
@@ -39,8 +40,12 @@ class ProgressBar(tqdm):  # type: ignore[misc] # tqdm has no types
         description: str,
         quiet: bool = False,
         initial: int = 0,
+        unit: str = "it",
     ) -> None:
-        """`total` is the number of items, None where nobody knows it; `initial` of them were done before."""
+        """`total` is the number of items, None where nobody knows it; `initial` of them were done before.
+
+        unit: what an item is, for the rate; of bytes ("B") there are many, they come as K, M and G.
+        """
         self._in_log = not sys.stderr.isatty()
         super().__init__(
             iterable,
@@ -53,8 +58,15 @@ class ProgressBar(tqdm):  # type: ignore[misc] # tqdm has no types
             maxinterval=LOG_SECONDS,
             miniters=1,
             dynamic_ncols=not self._in_log,
+            unit=unit,
+            unit_scale=unit == "B",
             bar_format=ENDLESS if total is None else LOG_LINE if self._in_log else BAR,
         )
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        """What the line is made of."""
+        return {**super().format_dict, "run_left": ""}
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         """Draws the bar, as tqdm asks for it; a log gets no line before there is something to say."""
@@ -74,8 +86,10 @@ class EpochBar(ProgressBar):
         columns: Sequence[str],
         quiet: bool = False,
         initial: int = 0,
+        to_come: int = 0,
     ) -> None:
-        """`place` stands in the first column, e.g. 3/100."""
+        """`place` stands in the first column, e.g. 3/100; `to_come` are the items of later epochs."""
+        self._to_come = to_come
         self._place = f"{place:>9}"
         self._columns = tuple(columns)
         self._values: dict[str, float | int | str] = {}
@@ -83,6 +97,16 @@ class EpochBar(ProgressBar):
         if not quiet:
             _write(header, sys.stderr)
         super().__init__(iterable, total, self._line(), quiet, initial)
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        """What the line is made of, with the time that is left of the whole run."""
+        known = super().format_dict
+        done = 0 if self.disable else known["n"] - known["initial"]
+        if not self._to_come or not done:
+            return known
+        left = (known["total"] - known["n"] + self._to_come) * known["elapsed"] / done
+        return {**known, "run_left": f", run {duration(left)}"}
 
     def set_postfix(
         self, ordered_dict: Mapping[str, Any] | None = None, refresh: bool = True, **kwargs: Any
@@ -124,15 +148,17 @@ class Console:
     def warn(self, message: str) -> None:
         """Says on standard error that something is not as it should be, but the run goes on."""
         if rank() == 0:
-            _write(f"warning: {message}", sys.stderr)
+            warning(message)
 
     def table(self, rows: Iterable[Sequence[object]], header: Sequence[str]) -> None:
         """Shows a table on standard output, see `format_table`."""
         self.info(format_table(rows, header))
 
-    def progress(self, iterable: Iterable[Any] | None, total: int | None, description: str) -> ProgressBar:
+    def progress(
+        self, iterable: Iterable[Any] | None, total: int | None, description: str, unit: str = "it"
+    ) -> ProgressBar:
         """A bar to iterate over (or to `update`, without an iterable)."""
-        return ProgressBar(iterable, total, description, self.quiet)
+        return ProgressBar(iterable, total, description, self.quiet, unit=unit)
 
     def epoch(
         self,
@@ -141,13 +167,32 @@ class Console:
         place: str,
         columns: Sequence[str],
         initial: int = 0,
+        to_come: int = 0,
     ) -> EpochBar:
         """A bar to iterate over that shows values in columns; `set_postfix` gives it the values.
 
         place: which epoch of how many, e.g. 3/100. columns: the values' names, in order. initial: items
-        that were done before.
+        that were done before. to_come: items of later epochs, for the time that the run takes.
         """
-        return EpochBar(iterable, total, place, columns, self.quiet, initial)
+        return EpochBar(iterable, total, place, columns, self.quiet, initial, to_come)
+
+
+def warning(message: str) -> None:
+    """Says on standard error that something is not as it should be, whatever this process's rank."""
+    _write(f"warning: {message}", sys.stderr)
+
+
+def duration(seconds: float) -> str:
+    """A time in words, with as much of it as matters: 45 s, 12 min, 3 h 20 min, 2 d 5 h."""
+    if seconds < 99.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    hours, rest = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {rest} min"
+    return f"{hours // 24} d {hours % 24} h"
 
 
 def format_table(rows: Iterable[Sequence[object]], header: Sequence[str]) -> str:

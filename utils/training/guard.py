@@ -18,6 +18,10 @@ MANY = 10  # updates in a row; a loss scaler needs fewer to find its scale
 INTERVAL = 10  # steps between two looks at a GPU, each of which waits for it
 
 
+class DivergedError(UserError):
+    """A run that does not recover from numbers that are none."""
+
+
 class StepGuard:
     """Watches the gradient norms of a run.
 
@@ -47,7 +51,7 @@ class StepGuard:
     def check(self, batch: Batch, progress: Progress, terms: Mapping[str, Tensor]) -> str | None:
         """Mends the statistics and, now and then, looks at the counts; to be called after every step.
 
-        Gives a warning where an update was skipped since. Raises UserError when too many were in a row.
+        Gives a warning where an update was skipped since. Raises DivergedError when too many were in a row.
         """
         self.mend()
         if not (self._alert or progress.step % self.interval == 0):
@@ -60,7 +64,7 @@ class StepGuard:
         place = f"epoch {progress.epoch + 1}, step {progress.step}"
         if in_row >= MANY:
             saved = self._save(batch, progress, terms)
-            raise UserError(
+            raise DivergedError(
                 f"{in_row} updates in a row had a loss or gradient that is no finite number{saved}",
                 place,
                 "lower lr0 or --distill-ratio, look at the labels, or try --no-amp; the last checkpoint "

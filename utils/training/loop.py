@@ -144,12 +144,8 @@ class Trainer:
         for batch in bar:
             progress = Progress(epoch * len(loader) + self.done, epoch, len(loader), epochs)
             hooks.before(batch, progress)
-            self.schedule.set_rates(self.optimizer, progress)
-            batch = batch.to(self.device).to_float()
-            if self.multi_scale is not None:
-                batch = self.multi_scale(batch, progress)
             self.whole = False
-            terms = self.run_batch(batch, progress)
+            batch, terms = self.train_on(batch, progress)
             self.meters.update(terms)
             self.done += 1
             self.whole = True
@@ -167,6 +163,14 @@ class Trainer:
     def begin_epoch(self) -> None:
         """Forgets the batches of the epoch before."""
         self.done, self.meters, self.seconds = 0, Meters(), 0.0
+
+    def train_on(self, batch: Batch, progress: Progress) -> tuple[Batch, dict[str, Tensor]]:
+        """A step with a batch of the loader; gives it as the network saw it, and its terms."""
+        self.schedule.set_rates(self.optimizer, progress)
+        batch = batch.to(self.device).to_float()
+        if self.multi_scale is not None:
+            batch = self.multi_scale(batch, progress)
+        return batch, self.run_batch(batch, progress)
 
     def run_batch(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Forward, backward and, when enough gradients have come together, an update."""

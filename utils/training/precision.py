@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from models.yolo import Model
+from utils.distributed import from_all
 from utils.errors import UserError
 from utils.evaluation.evaluate import evaluation_mode
 
@@ -45,6 +49,26 @@ def cpu_computes_bf16() -> bool:
     """Whether this machine's CPU has instructions for bf16; without, torch converts back and forth."""
     able = torch.cpu.get_capabilities()
     return any(able.get(name) for name in CPU_BF16)
+
+
+def networks_of(model: Model, losses: Iterable[Any]) -> dict[str, Model]:
+    """The trained network and those that its losses ask beside it, by what to call them."""
+    networks = {"this network": model}
+    for loss in losses:
+        networks.update(getattr(loss, "networks", dict)())
+    return networks
+
+
+def disagreeing(networks: Mapping[str, Model], images: Tensor | None, dtype: torch.dtype) -> list[str]:
+    """The networks, by what to call them, that do not agree on every rank; see `agrees`.
+
+    images: (B, 3, H, W), 0..1; None where a rank has none.
+    """
+    return [
+        name
+        for name, network in networks.items()
+        if not all(from_all(images is None or agrees(network, images, dtype)))
+    ]
 
 
 @torch.no_grad()

@@ -8,8 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from utils.config.command import resume_command
 from utils.config.files import claim_folder, write_text_atomically
-from utils.config.options import CHANGEABLE_ON_RESUME, TrainOptions, options_from_dict, options_to_dict
+from utils.config.options import (
+    CHANGEABLE_ON_RESUME,
+    DistillOptions,
+    TrainOptions,
+    options_from_dict,
+    options_to_dict,
+)
 from utils.distributed import from_main, rank, restarts
 from utils.errors import UsageError, UserError
 from utils.training import state
@@ -27,10 +34,11 @@ def resumed(options: TrainOptions) -> tuple[dict[str, Any] | None, Path | None, 
         return None, None, options
     run = state.run_state(content)
     if run.kind != type(options).__name__:
-        script, folder = script_of(run.kind), path.parent.parent
-        raise UsageError(
-            "this run was started by the other script", folder, f"python {script} --resume {folder}"
+        kind, folder = (
+            DistillOptions if run.kind == DistillOptions.__name__ else TrainOptions,
+            path.parent.parent,
         )
+        raise UsageError("this run was started by the other script", folder, resume_command(kind, folder))
     saved = options_from_dict(type(options), run.options)
     # torchrun repeats the command of a run that it starts again: that gives nothing anew.
     anew = options.given & CHANGEABLE_ON_RESUME if options.resume is not None else frozenset()
@@ -65,11 +73,6 @@ def check_pictures(content: dict[str, Any], digest: str, warn: Callable[[str], N
         fix = "bring them back, or start anew from its weights: --weights .../last.pt"
         raise UserError(f"{what}, and it stopped in the middle of an epoch", run.options["data"], fix)
     warn(f"{what}; from here on it is another run than it would have been")
-
-
-def script_of(kind: str) -> str:
-    """The script whose options class is of that name."""
-    return "train_distill.py" if kind == "DistillOptions" else "train.py"
 
 
 def note_launch(folder: Path) -> None:

@@ -14,17 +14,14 @@ import torch
 from models.checkpoint import build_model, read_checkpoint, save_checkpoint
 from models.yolo import Model
 from utils.batch import Batch, Progress, StudentOutput
-from utils.config.dataset import load_dataset_config
+from utils.config.command import after_training, resume_command
 from utils.config.files import next_run_folder, write_text_atomically
 from utils.config.hyperparameters import load_hyperparameters
 from utils.config.options import TrainOptions, options_to_dict, yaml_text
-from utils.datasets.check import check_data
 from utils.datasets.loader import TrainLoader
-from utils.device import DeadWorkerError, advice_on_memory, describe_device, select_device
+from utils.device import DeadWorkerError, describe_device, select_device
 from utils.distributed import (
-    from_all,
     from_main,
-    joined_ranks,
     main_first,
     rank,
     seed_everything,
@@ -33,43 +30,36 @@ from utils.distributed import (
 )
 from utils.evaluation.evaluate import EvaluationResult, EvaluationSettings, evaluate, evaluation_mode
 from utils.inference.preprocess import fitting_image_size
-from utils.losses.recipe import EpochReport, Loss, LossContext, LossRecipe, plain_recipe
-from utils.reporting.console import Console, EpochBar
+from utils.losses.recipe import EpochReport, Loss, LossContext, LossRecipe
+from utils.reporting.console import Console, EpochBar, duration
 from utils.reporting.loggers import check_loggers, open_loggers
 from utils.training import setup, state
 from utils.training.ema import ModelEma
 from utils.training.loop import BAR_FACTS, EpochHooks, Trainer, means_over_ranks
 from utils.training.patience import Best, why_over
 from utils.training.pictures import RunPictures
-from utils.training.precision import agrees
+from utils.training.precision import disagreeing, networks_of
 from utils.training.records import RunRecords
-from utils.training.resume import check_pictures, lasting, note_launch, resumed, script_of
+from utils.training.resume import check_pictures, lasting, note_launch, resumed
 from utils.training.step import TrainingStep
 from utils.training.stop import StopSignals, is_process_gone
 from utils.training.table import row_of
 
+MEASURABLE = 0.2  # of an epoch; less of it says little about how long others take
 RecipeFor = Callable[[Any], LossRecipe]  # from the script's own kind of options
-
-
-def run_training(options: TrainOptions, recipe_for: RecipeFor = plain_recipe) -> Path:
-    """Trains as the options say, with the losses of their recipe; gives the run's folder.
-
-    A run that goes on has the options it was started with, which is why the recipe is asked for here.
-    With `check_data` it only looks at the dataset and gives its YAML.
-    """
-    if options.check_data:
-        console = Console()
-        return check_data(load_dataset_config(options.data, options.data_dir), console.info, console.table)
-    with advice_on_memory(), joined_ranks(), StopSignals() as stop:
-        return TrainingRun(options, recipe_for, stop).execute()
 
 
 class TrainingRun:
     """The phases of a run, each a method: prepare, then epochs of train, validate and save."""
 
-    def __init__(self, options: TrainOptions, recipe_for: RecipeFor, stop: StopSignals) -> None:
-        """Reads and checks everything; creates the run's folder only when all of it is good."""
-        self.console, self.stop = Console(), stop
+    def __init__(
+        self, options: TrainOptions, recipe_for: RecipeFor, stop: StopSignals, how_to_go_on: str = ""
+    ) -> None:
+        """Reads and checks everything; creates the run's folder only when all of it is good.
+
+        With `dry_run` there is none. how_to_go_on: what to say after a signal, when not how to resume it.
+        """
+        self.console, self.stop, self.how_to_go_on = Console(), stop, how_to_go_on
         self.saved, self.folder, options = resumed(options)
         self.options = options
         check_loggers(options.logger)
@@ -108,7 +98,8 @@ class TrainingRun:
         self.ema = ModelEma(self.model, self.hyp.ema_decay, self.hyp.ema_tau)
         self.losses = self._losses(recipe)
         self.trainer = self._trainer()
-        self._open_folder()
+        if not options.dry_run:
+            self._open_folder()
 
     def _warn_of(self, problems: Sequence[str]) -> None:
         for problem in problems:
@@ -164,14 +155,12 @@ class TrainingRun:
         dtype = trainer.amp_dtype
         if dtype is None:
             return
-        networks: dict[str, Any] = {"this network": self.model, **self._from_losses("networks")}
         batch = next(iter(self.val_loader), None)  # there may be fewer batches than ranks
         images = None if batch is None else batch.to(self.device).to_float().images
-        for name, network in networks.items():
-            if not all(from_all(images is None or agrees(network, images, dtype))):
-                kind = str(dtype).removeprefix("torch.")
-                self.console.warn(f"in {kind} {name} does not say what it says in float32: --amp is off")
-                trainer.amp_dtype = None
+        for name in disagreeing(networks_of(self.model, self.losses), images, dtype):
+            kind = str(dtype).removeprefix("torch.")
+            self.console.warn(f"in {kind} {name} does not say what it says in float32: --amp is off")
+            trainer.amp_dtype = None
 
     def _from_losses(self, hook: str) -> dict[str, Any]:
         """What the losses that have this hook give, together."""
@@ -207,14 +196,25 @@ class TrainingRun:
         self.records.references(self._from_losses("references"))
 
     def execute(self) -> Path:
-        """Runs all epochs; gives the folder with the weights."""
+        """Runs all epochs and scores what came of them; gives the folder with the weights."""
+        begun = time.monotonic()
+        done = self.train()
         assert self.folder is not None
-        options, begun = self.options, time.monotonic()
+        best = self._final_evaluation()  # killed after its last epoch, it may lack the pictures
+        if done:
+            took = duration(time.monotonic() - begun)
+            self.console.info(f"{done} epochs in {took}; results in {self.folder}")
+        self.console.info(after_training(self.options, best, self.data.val.paths[0]))
+        return self.folder
+
+    def train(self) -> int:
+        """Runs the epochs that are left; gives their number."""
+        assert self.folder is not None
+        options = self.options
         over = why_over(options, self.start_epoch, self.best)
         if over:
             self.console.info(over)
-            self._final_evaluation()  # killed after its last epoch, it may lack the pictures
-            return self.folder
+            return 0
         unlabelled = self.data.train.unlabelled_count
         self.console.info(
             f"{len(self.data.train)} images for training, "
@@ -222,8 +222,10 @@ class TrainingRun:
             + f"{len(self.data.val)} for validation; saving to {self.folder}"
         )
         self.pictures.labels()
-        resume = f"python {script_of(type(options).__name__)} --resume {self.folder}"
-        with self.stop.noted(f"go on with: {resume}"):
+        resume = f"go on with: {resume_command(type(options), self.folder)}"
+        # Of an epoch that an earlier process began a part is done.
+        self.begun = time.monotonic(), self.start_epoch + self.trainer.done / len(self.train_loader)
+        with self.stop.noted(self.how_to_go_on or resume):
             for epoch in range(self.start_epoch, options.epochs):
                 stop = self._epoch(epoch)
                 if stop:
@@ -232,11 +234,7 @@ class TrainingRun:
             finish = getattr(loss, "finish", None)
             if finish is not None:
                 finish()
-        self._final_evaluation()
-        minutes = (time.monotonic() - begun) / 60
-        done = epoch + 1 - self.start_epoch
-        self.console.info(f"{done} epochs in {minutes:.1f} minutes; results in {self.folder}")
-        return self.folder
+        return epoch + 1 - self.start_epoch
 
     def _epoch(self, epoch: int) -> bool:
         """Trains, validates, saves; gives whether the run stops early."""
@@ -254,22 +252,28 @@ class TrainingRun:
             self.best = Best(result.fitness, epoch)
         if result is not None:
             self.class_scores = result.ap_by_class()
-            self.console.info(
-                f"  P {result.precision:.3f}  R {result.recall:.3f}  mAP50 {result.map50:.4f}  "
-                f"mAP50-95 {result.map50_95:.4f}"
-            )
         stop = self.best.is_given_up(options, epoch + 1)
         if rank() == 0:
             self.records.add(epoch, row_of(epoch, means, result, self.trainer.optimizer), seconds, scoring)
         self._review(EpochReport(means, result.map50_95 if result else None))
         if not options.nosave or last or stop:
             self._save(epoch, result)
+        self._tell(epoch, result, 0 if stop else options.epochs - epoch - 1)
         if stop:
             self.console.info(
                 f"stopping early: no better score since epoch {self.best.epoch + 1}; "
                 f"change with --patience (now {options.patience})"
             )
         return stop
+
+    def _tell(self, epoch: int, result: EvaluationResult | None, epochs_left: int) -> None:
+        """The line after an epoch: its scores, and how long the others take at its pace."""
+        since, first = self.begun
+        seconds = (time.monotonic() - since) / max(epoch + 1 - first, 0.01) * epochs_left
+        parts = [str(result)] if result is not None else []
+        parts += [f"about {duration(seconds)} left"] if epochs_left and epoch + 1 - first > MEASURABLE else []
+        if parts:
+            self.console.info(f"  {'; '.join(parts)}")
 
     def _review(self, report: EpochReport) -> None:
         for loss in self.losses:
@@ -282,7 +286,8 @@ class TrainingRun:
 
         def show(loader: TrainLoader, done: int) -> EpochBar:
             columns = [*step.names, *step.gauges, *BAR_FACTS]
-            return self.console.epoch(loader, len(loader), place, columns, done)
+            to_come = len(loader) * (self.options.epochs - epoch - 1)
+            return self.console.epoch(loader, len(loader), place, columns, done, to_come)
 
         hooks = EpochHooks(self.pictures.training_batch, self._after_step, self.console.warn)
         with self._state_kept(epoch):
@@ -370,8 +375,8 @@ class TrainingRun:
         rarity = self.data.train.class_weights()
         self.train_loader.set_image_weights(rarity * (1 - self.class_scores) ** 2)
 
-    def _final_evaluation(self) -> None:
-        """Scores the best weights as they lie on the disk, with pictures and a table of classes."""
+    def _final_evaluation(self) -> Path:
+        """Scores the best weights as they lie on the disk, with pictures and a table; gives their file."""
         wait_for_all()
         best = self.weights / "best.pt"
         if not best.is_file():
@@ -388,3 +393,4 @@ class TrainingRun:
         self.pictures.finish(result)
         if rank() == 0:
             self.records.loggers.close()
+        return best

@@ -21,6 +21,7 @@ from models.yolo import Model
 from utils.config.files import claim_folder, refusals, remove_unfinished, replace_atomically
 from utils.config.hyperparameters import Hyperparameters
 from utils.config.schema import settings_from
+from utils.config.suggestions import near_files, question
 from utils.datasets.index import DatasetIndex
 from utils.errors import UserError
 from utils.training.loop import Meters, Trainer
@@ -104,11 +105,19 @@ def find_state(resume: str, project: Path) -> Path:
         for folder in folders:
             if (folder / STATE_NAME).is_file():
                 return folder / STATE_NAME
-        raise UserError(f"no {STATE_NAME} to resume from", given, "name a run folder or its weights/last.pt")
-    states = sorted(project.rglob(f"weights/{STATE_NAME}"), key=lambda p: p.stat().st_mtime)
+        runs = [state.parent.parent for state in reversed(_states_in(project))]
+        near = [] if given.exists() else near_files(given, runs)
+        fix = question(near, "name a run folder or its weights/last.pt")
+        raise UserError(f"no {STATE_NAME} to resume from", given, fix)
+    states = _states_in(project)
     if not states:
         raise UserError("no run to resume", project, "name one: --resume runs/train/exp")
     return states[-1]
+
+
+def _states_in(project: Path) -> list[Path]:
+    """The states of runs below a folder, the newest last."""
+    return sorted(project.rglob(f"weights/{STATE_NAME}"), key=lambda path: path.stat().st_mtime)
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -1,0 +1,114 @@
+"""Commands for a person to copy: what to run next, quoted as a shell wants it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from utils.config.options import DetectOptions, DistillOptions, Options, TestOptions, TrainOptions
+from utils.config.settings import Setting, settings_of
+
+SCRIPTS: Mapping[type[Options], str] = {
+    TrainOptions: "train.py",
+    DistillOptions: "train_distill.py",
+    TestOptions: "test.py",
+    DetectOptions: "detect.py",
+}
+DOUBTFUL = 0.05  # confidence of boxes that are wrong more often than not
+# Names that are shorter, and known better, than an option's own.
+_SHORT = {"imgsz": "--img"}
+
+
+def command(kind: type[Options], values: Mapping[str, Any], needed: frozenset[str] = frozenset()) -> str:
+    """The command that runs the script of such options with these values, in their order.
+
+    Values that are the script's defaults are left out, but for those of the options in `needed`.
+    """
+    settings, words = settings_of(kind), ["python", _script(kind)]
+    for name, value in values.items():
+        if name in needed or value != settings[name].default:
+            words += _words(settings[name], value)
+    return shlex.join(words)
+
+
+def command_of(options: Options, leave_out: frozenset[str] = frozenset(), **changed: Any) -> str:
+    """The command that gives such options, with others for those in `changed`."""
+    values = {name: getattr(options, name) for name in settings_of(type(options)) if name not in leave_out}
+    return command(type(options), {**values, **changed})
+
+
+def resume_command(kind: type[TrainOptions], folder: Path, **values: Any) -> str:
+    """The command with which a run, or an evolution, goes on."""
+    return command(kind, {"resume": str(folder), **values})
+
+
+def evolved_command(options: TrainOptions, hyp: Path) -> str:
+    """The command that trains with what an evolution has found."""
+    about_evolution = frozenset(
+        {"evolve", "resume", "project", "name", "exist_ok", "noval", "nosave", "noplots"}
+    )
+    return command_of(options, about_evolution, hyp=hyp)
+
+
+def after_training(options: TrainOptions, weights: Path, picture: str) -> str:
+    """What a person wants to do with the weights of a run, as lines; `picture` is one to try them on."""
+    shared = {"imgsz": options.imgsz, "device": options.device}
+    scored = {
+        "weights": str(weights),
+        "data": options.data,
+        "data_dir": options.data_dir,
+        **shared,
+        "single_cls": options.single_cls,
+        "workers": options.workers,
+    }
+    used = {"weights": str(weights), "source": picture, **shared, "imgsz": (options.imgsz,)}
+    return (
+        f"best weights: {weights}\n"
+        f"score them: {command(TestOptions, scored, frozenset({'weights', 'data'}))}\n"
+        f"use them: {command(DetectOptions, used, frozenset({'weights', 'source'}))}"
+    )
+
+
+def after_test(options: TestOptions, picture: str) -> str:
+    """The command that draws what scored weights find in a picture."""
+    used = {
+        "weights": options.weights,
+        "source": picture,
+        "imgsz": (options.imgsz,),
+        "device": options.device,
+        "half": options.half,
+        "augment": options.augment,
+    }
+    return f"see what they find: {command(DetectOptions, used, frozenset({'weights', 'source'}))}"
+
+
+def after_detection(options: DetectOptions, found: int) -> str:
+    """The command that goes on from pictures with boxes: to looser ones, or to files for programs; or ""."""
+    if not found and options.conf_thres > DOUBTFUL:
+        return f"nothing found; doubtful ones too: {command_of(options, conf_thres=DOUBTFUL)}"
+    if found and not (options.save_txt or options.save_csv):
+        return f"boxes as files too: {command_of(options, save_txt=True, save_csv=True)}"
+    return ""
+
+
+def _script(kind: type[Options]) -> str:
+    """The path of a script: beside the one that is running, where that is one of ours."""
+    running, script = Path(sys.argv[0]), SCRIPTS[kind]
+    return str(running.with_name(script)) if running.name in SCRIPTS.values() else script
+
+
+def _words(setting: Setting, value: Any) -> list[str]:
+    flag = _SHORT.get(setting.name, setting.flag)
+    if setting.switch:
+        return [flag if value else f"--no-{flag.removeprefix('--')}"]
+    words = [_word(entry) for entry in (value if isinstance(value, tuple) else (value,))]
+    if any(word.startswith("--") for word in words):  # behind a blank it would pass for an option
+        return [f"{flag}={word}" for word in words[:1]]
+    return [flag, *words]
+
+
+def _word(value: Any) -> str:
+    return f"{value:.12g}" if isinstance(value, float) else str(value)

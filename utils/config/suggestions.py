@@ -1,0 +1,84 @@
+"""What somebody may have meant: the names, values and files nearest to one that does not exist."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+NEARNESS = 0.6  # part of the letters in common, 0..1
+_SHOWN = 3
+_MISTAKES = 2  # in a path; with more it is another one
+_MANY = 10_000  # entries of a folder that are looked through
+
+
+def near_names(name: str, known: Iterable[str], count: int = _SHOWN, nearness: float = NEARNESS) -> list[str]:
+    """The known names nearest to one, the nearest first; large and small letters are the same."""
+    folded = {entry.casefold(): entry for entry in known}
+    return [folded[entry] for entry in get_close_matches(name.casefold(), list(folded), count, nearness)]
+
+
+def did_you_mean(name: str, known: Iterable[str], nearness: float = NEARNESS) -> str:
+    """The end of a sentence that proposes the nearest known name; empty where none is near."""
+    near = near_names(name, known, 1, nearness)
+    return f", did you mean '{near[0]}'?" if near else ""
+
+
+def question(proposals: Sequence[object], otherwise: str = "") -> str:
+    """Asks whether one of these was meant; without any says what to do `otherwise`."""
+    return f"did you mean {' or '.join(map(str, proposals))}?" if proposals else otherwise
+
+
+def near_files(wanted: Path | str, known: Iterable[Path] = ()) -> list[str]:
+    """Files or folders that exist and may be the one that was wanted, at most three.
+
+    The same path with names of its folders' content in the place of mistyped ones; `known` files of that
+    name that lie elsewhere; then those of names near to it.
+    """
+    wanted, known = Path(wanted), list(known)
+    nearest = nearest_path(wanted)
+    same = [path for path in known if path.name == wanted.name]
+    names = _near_file_names(wanted.name, dict.fromkeys(path.name for path in known))
+    alike = [path for name in names for path in known if path.name == name]
+    found = {
+        os.path.realpath(path): path for path in reversed([*([nearest] if nearest else []), *same, *alike])
+    }
+    return [path.as_posix() for path in reversed(found.values())][:_SHOWN]
+
+
+def nearest_path(wanted: Path | str) -> Path | None:
+    """The path with each part that does not exist replaced by the nearest name that is there.
+
+    None where nothing is near, or too much would have to be replaced.
+    """
+    wanted = Path(os.path.expanduser(wanted))
+    place, mistakes = Path(wanted.anchor), 0
+    for part in wanted.relative_to(wanted.anchor).parts:
+        if not os.path.lexists(place / part):
+            near = _near_file_names(part, _names_in(place))
+            mistakes += 1
+            if not near or mistakes > _MISTAKES:
+                return None
+            part = near[0]
+        place /= part
+    return place if mistakes else None
+
+
+def _near_file_names(name: str, known: Iterable[str]) -> list[str]:
+    """The near ones among names of files, by what stands before the suffix; that has to be near as well."""
+    wanted, by_stem = Path(name), dict[str, str]()
+    for entry in known:
+        suffix = Path(entry).suffix
+        if suffix == wanted.suffix or near_names(wanted.suffix[1:], [suffix[1:]], 1):
+            by_stem.setdefault(Path(entry).stem, entry)
+    return [by_stem[stem] for stem in near_names(wanted.stem, by_stem)]
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry, _ in zip(entries, range(_MANY), strict=False)]
+    except (OSError, ValueError):  # ValueError: a NUL in the name
+        return []
+    return sorted(name for name in names if not name.startswith("."))

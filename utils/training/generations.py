@@ -1,0 +1,199 @@
+"""The folder of an evolution: which generations are over, what came of them, and which come next.
+
+Several processes, on one machine or on several that share the folder, may work in it at once. Each takes
+the generations that nobody has, one at a time: it holds the lock of the generation's own folder while
+it trains, and that of the whole evolution while it looks for the next one or writes a result down. A process
+that dies lets go of both, so that another one can take its generation up.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils.config.files import (
+    one_at_a_time,
+    refusals,
+    release_folder,
+    remove_unfinished,
+    try_claim,
+    write_text_atomically,
+)
+from utils.config.hyperparameters import Hyperparameters, load_hyperparameters
+from utils.config.schema import read_text, settings_from, yaml_text
+from utils.config.settings import settings_of
+from utils.errors import UserError
+from utils.training.genes import Ancestor, offspring
+
+CSV_NAME, BEST_NAME, LOCK_NAME = "evolve.csv", "hyp_evolved.yaml", ".evolve.lock"
+HYP_NAME = "hyp.yaml"  # of a generation, in its folder; in the evolution's those that it began with
+_FOLDER = re.compile(r"generation(\d+)")
+_NUMBER, _FITNESS, _FAILURE = "generation", "fitness", "failure"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A generation that this process is to train: its number (0-based), its folder, its hyperparameters."""
+
+    number: int
+    folder: Path
+    hyp: Hyperparameters
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a generation: scores by the columns of results.csv; why it failed, "" where it did not."""
+
+    number: int
+    hyp: Hyperparameters
+    fitness: float
+    scores: Mapping[str, float]
+    failure: str = ""
+
+
+class Generations:
+    """The generations of an evolution, those of other processes among them."""
+
+    def __init__(self, folder: Path, start: Hyperparameters, seed: int, warn: Callable[[str], None]) -> None:
+        """`folder` is there; `start` and `seed` are those that the evolution began with."""
+        self.folder, self.start, self.seed, self._warn = folder, start, seed, warn
+        self._lock, self._csv = folder / LOCK_NAME, folder / CSV_NAME
+
+    def begin(self, count: int) -> Task | None:
+        """The next generation of `count`, claimed for this process; None where none is left to begin.
+
+        One that a process has left behind goes first, with the hyperparameters that it had.
+        """
+        with one_at_a_time(self._lock) as is_locked:
+            if not is_locked:
+                self._warn(f"{self.folder}: no file can be locked here, let one process alone evolve")
+            remove_unfinished(self.folder)
+            over = {outcome.number: outcome for outcome in self.outcomes()}
+            there = self._folders()
+            self._remove(folder for number, folder in there.items() if number in over)
+            for number, folder in there.items():
+                if number not in over and number < count and try_claim(folder):
+                    return self._task(number, folder, over)
+            free = (number for number in range(count) if number not in over and number not in there)
+            new = next(free, None)
+            if new is None:
+                return None
+            folder = self.folder / f"generation{new}"
+            with refusals("cannot be made", folder):
+                folder.mkdir()
+            try_claim(folder)
+            return self._task(new, folder, over)
+
+    def record(self, outcome: Outcome, conclude: Callable[[Sequence[Outcome]], None]) -> list[Outcome]:
+        """Writes down what came of a generation and removes its folder; gives all outcomes so far.
+
+        conclude: is given them while no other process changes them.
+        """
+        with one_at_a_time(self._lock):
+            outcomes = self.outcomes()
+            if outcome.number not in {other.number for other in outcomes}:
+                outcomes = sorted([*outcomes, outcome], key=lambda other: other.number)
+                write_text_atomically(self._csv, _table(outcomes))
+            write_best(self.folder / BEST_NAME, outcomes)
+            conclude(outcomes)
+            folder = self.folder / f"generation{outcome.number}"
+            release_folder(folder)
+            self._remove([folder])
+        return outcomes
+
+    def withdraw(self, task: Task) -> bool:
+        """Undoes `begin`; gives whether nothing is left of any generation."""
+        with one_at_a_time(self._lock):
+            release_folder(task.folder)
+            self._remove([task.folder])
+            return not self._csv.exists() and not self._folders()
+
+    def outcomes(self) -> list[Outcome]:
+        """What came of the generations that are over, by their numbers.
+
+        Raises:
+            UserError: a row of evolve.csv is none of an evolution.
+        """
+        if not self._csv.exists():
+            return []
+        rows = csv.DictReader(io.StringIO(read_text(self._csv)))
+        found = {outcome.number: outcome for outcome in (self._outcome(row, rows) for row in rows)}
+        return [found[number] for number in sorted(found)]
+
+    def at_work(self) -> list[int]:
+        """The numbers of generations that have begun and are not over."""
+        over = {outcome.number for outcome in self.outcomes()}
+        return sorted(set(self._folders()) - over)
+
+    def _outcome(self, row: dict[str, Any], rows: csv.DictReader[str]) -> Outcome:
+        try:
+            cells = {name: row[name] for name in settings_of(Hyperparameters) if row.get(name)}
+            hyp = settings_from(Hyperparameters, cells, {}, self._csv)
+            scores = {name: float(row[name]) for name in row if name and "/" in name and row[name]}
+            number, fitness = int(row[_NUMBER]), float(row[_FITNESS])
+            if number < 0 or not fitness >= 0:
+                raise ValueError(f"generation {number}, fitness {fitness}")
+        except (KeyError, TypeError, ValueError, UserError) as error:
+            fix = "mend the line or remove it, or begin anew with another --name"
+            place = f"{self._csv}, line {rows.line_num}"
+            raise UserError(f"is no generation of an evolution ({error})", place, fix) from error
+        return Outcome(number, hyp, fitness, scores, row.get(_FAILURE) or "")
+
+    def _task(self, number: int, folder: Path, over: Mapping[int, Outcome]) -> Task:
+        path = folder / HYP_NAME
+        if path.is_file():
+            return Task(number, folder, load_hyperparameters(path))
+        ancestors = [Ancestor(over[other].hyp, over[other].fitness) for other in sorted(over)]
+        hyp = offspring(self.start, ancestors, number, self.seed)
+        write_text_atomically(path, yaml_text(hyp.to_dict()))
+        return Task(number, folder, hyp)
+
+    def _folders(self) -> dict[int, Path]:
+        found = ((_FOLDER.fullmatch(path.name), path) for path in self.folder.iterdir())
+        numbered = {int(match[1]): path for match, path in found if match and path.is_dir()}
+        return {number: numbered[number] for number in sorted(numbered)}
+
+    def _remove(self, folders: Any) -> None:
+        """Removes folders of generations that no process has; what a network disk still holds goes later."""
+        for folder in folders:
+            if folder.is_dir() and try_claim(folder):
+                release_folder(folder)
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def best_of(outcomes: Sequence[Outcome]) -> Outcome | None:
+    """The fittest, of equal ones the first; None where none has any fitness."""
+    best = max(outcomes, key=lambda outcome: outcome.fitness, default=None)
+    return best if best is not None and best.fitness > 0 else None
+
+
+def write_best(path: Path, outcomes: Sequence[Outcome]) -> None:
+    """Writes the hyperparameters of the best generation for `--hyp`, with what they came to."""
+    best = best_of(outcomes)
+    if best is None:
+        return
+    scores = "\n".join(f"#   {name} {value:.5g}" for name, value in best.scores.items())
+    head = f"# Generation {best.number}, the best of {len(outcomes)} so far: fitness {best.fitness:.5g}\n"
+    write_text_atomically(path, f"{head}{scores}\n{yaml_text(best.hyp.to_dict())}")
+
+
+def _table(outcomes: Sequence[Outcome]) -> str:
+    """The rows of evolve.csv; values are written so that reading gives the same number."""
+    scores = list(dict.fromkeys(name for outcome in outcomes for name in outcome.scores))
+    values = [name for name in settings_of(Hyperparameters) if name in outcomes[0].hyp.to_dict()]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow([_NUMBER, _FITNESS, *scores, *values, _FAILURE])
+    for outcome in outcomes:
+        hyp = outcome.hyp.to_dict()
+        cells = [outcome.scores.get(name, "") for name in scores]
+        writer.writerow(
+            [outcome.number, outcome.fitness, *cells, *(hyp[name] for name in values), outcome.failure]
+        )
+    return buffer.getvalue()

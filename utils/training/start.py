@@ -1,0 +1,68 @@
+"""What train.py and train_distill.py do with their options: look, rehearse, evolve or train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from utils.batch import Batch
+from utils.config.command import command_of
+from utils.config.dataset import load_dataset_config
+from utils.config.files import run_folder_to_come
+from utils.config.options import TrainOptions
+from utils.datasets.check import check_data
+from utils.device import advice_on_memory
+from utils.distributed import joined_ranks, world_size
+from utils.evaluation.evaluate import evaluate
+from utils.losses.recipe import plain_recipe
+from utils.reporting.console import Console
+from utils.training.evolve import evolve, is_evolution
+from utils.training.rehearsal import Plan, rehearse
+from utils.training.run import RecipeFor, TrainingRun
+from utils.training.stop import StopSignals
+
+
+def run_training(options: TrainOptions, recipe_for: RecipeFor = plain_recipe) -> Path:
+    """Trains as the options say, with the losses of their recipe; gives the run's folder.
+
+    A run that goes on has the options it was started with, which is why the recipe is asked for there.
+    With `evolve` it gives the folder of the evolution; with `check_data` it only looks at the dataset, with
+    `dry_run` it builds and tries everything, and gives the dataset's YAML.
+    """
+    if options.check_data:
+        console = Console()
+        return check_data(load_dataset_config(options.data, options.data_dir), console.info, console.table)
+    with advice_on_memory(), joined_ranks(), StopSignals() as stop:
+        if options.dry_run:
+            try_out(TrainingRun(options, recipe_for, stop))
+            return Path(options.data)
+        if is_evolution(options):
+
+            def train(generation: TrainOptions, how_to_go_on: str) -> None:
+                TrainingRun(generation, recipe_for, stop, how_to_go_on).train()
+
+            return evolve(options, train, Console())
+        return TrainingRun(options, recipe_for, stop).execute()
+
+
+def try_out(run: TrainingRun) -> None:
+    """Tries a few batches of a run that is not to take place; says what it would take, and where it would be.
+
+    Its networks are not what they were then.
+    """
+    options, say = run.options, run.console.info
+    is_scored_once = options.noval or options.evolve is not None
+    plan = Plan(options.epochs, 1 if is_scored_once else options.epochs, len(run.val_loader))
+
+    def score(batches: list[Batch]) -> None:
+        evaluate(run.trainer.ema.model, batches, names=run.data.names)
+
+    say(rehearse(run.trainer, run.train_loader, run.val_loader, score, plan))
+    if options.evolve is None:
+        folder = run_folder_to_come(Path(options.project), options.name, options.exist_ok)
+        say(f"dry run: all is ready, nothing was written; a run would be in {folder}")
+    else:
+        say(
+            f"dry run: all is ready, nothing was written; an evolution would train {options.evolve} such runs"
+        )
+    start = f"torchrun --nproc_per_node {world_size()} " if world_size() > 1 else "python "
+    say(f"start it: {start}{command_of(options, dry_run=False).removeprefix('python ')}")
