@@ -19,8 +19,10 @@ from models.common import NORM_EPSILON
 from models.config import FOLDER, read_config
 from models.inert import Inert, shown, text_items
 from models.layers import ACTIVATIONS
+from models.public_files import NAMES, fetch_public_file, place_of
 from models.yolo import Model
 from utils.config.files import replace_atomically
+from utils.distributed import main_first
 from utils.errors import UserError
 
 FORMAT, VERSION = "yolov5-distillation", 1
@@ -49,17 +51,26 @@ class Checkpoint:
     source: Literal["own", "public"] = "own"
 
 
-def resolve_weights(name: Path | str) -> Path:
-    """The weight file of that name: as given, else in `weights/`. Raises UserError with near matches."""
+def resolve_weights(name: Path | str, download: bool = False) -> Path:
+    """The weight file of that name: as given, else in `weights/`, else fetched where it is a public one.
+
+    Raises UserError with near matches.
+    """
     given = Path(name)
     folders = [Path("weights"), FOLDER.parent / "weights"]
     places = list(dict.fromkeys([given, *(folder / given.name for folder in folders)]))
-    for place in places:
-        if place.is_file():
-            return place
+    public = place_of(given, folders[-1])
+    with main_first():
+        found = next((place for place in places if place.is_file()), None)
+        if found is None and download and public is not None:
+            found = fetch_public_file(public, read_checkpoint)
+    if found is not None:
+        return found
     known = {path.name for folder in (given.parent, *folders) for path in folder.glob("*.pt")}
-    near = get_close_matches(given.name, sorted(known), n=3)
+    near = get_close_matches(given.name, sorted(known | set(NAMES)), n=3)
     hint = f"did you mean {', '.join(near)}?" if near else "put it there or give its path"
+    if public is not None:
+        hint = "it is public: leave --no-download out and it is fetched, or put it there"
     raise UserError(f"no such weight file (looked for {', '.join(map(str, places))})", name, hint)
 
 

@@ -35,6 +35,11 @@ def loader_workers() -> Any:
     return option(8, text, limits=at_least(0), group=MACHINE)
 
 
+def may_fetch(what: str) -> Any:
+    """The field that allows the network where a file is missing."""
+    return option(True, f"fetch {what} where missing; --no-download never does", group=DATA)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """What all options objects share.

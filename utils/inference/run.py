@@ -73,7 +73,7 @@ def run_detect(options: DetectOptions, console: Console | None = None) -> Path |
 
 def _detector(options: DetectOptions, device: torch.device, console: Console) -> Detector:
     half = half_precision(options.half, device, console)
-    weights = resolve_weights(options.weights)
+    weights = resolve_weights(options.weights, options.download)
     model = prepare_model(build_model(read_checkpoint(weights)), device, half)
     names = list(model.names)
     if options.data:

@@ -14,7 +14,6 @@ import torch
 from models.checkpoint import build_model, read_checkpoint, save_checkpoint
 from models.yolo import Model
 from utils.batch import Batch, Progress, StudentOutput
-from utils.config.dataset import load_dataset_config
 from utils.config.files import next_run_folder, write_text_atomically
 from utils.config.hyperparameters import load_hyperparameters
 from utils.config.options import TrainOptions, options_to_dict, yaml_text
@@ -58,7 +57,7 @@ def run_training(options: TrainOptions, recipe_for: RecipeFor = plain_recipe) ->
     """
     if options.check_data:
         console = Console()
-        return check_data(load_dataset_config(options.data, options.data_dir), console.info, console.table)
+        return check_data(setup.dataset(options, console.info), console.info, console.table)
     with advice_on_memory(), joined_ranks(), StopSignals() as stop:
         return TrainingRun(options, recipe_for, stop).execute()
 
@@ -76,8 +75,10 @@ class TrainingRun:
         self.console.info(f"device {describe_device(self.device)}, torch {torch.__version__}")
         seed_everything(options.seed)
         self.hyp = load_hyperparameters(options.hyp) if self.saved is None else state.saved_hyp(self.saved)
+        if self.saved is None:
+            setup.find_weights(options)
         with main_first():  # the others find its index in the cache
-            self.data = setup.read_data(options)
+            self.data = setup.read_data(options, self.console.info)
         self._warn_of([*self.data.train.problems, *self.data.val.problems])
         self.data_digest = state.data_digest(self.data.train)
         if self.saved is None:
