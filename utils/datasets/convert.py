@@ -46,7 +46,10 @@ class Item:
 
 @dataclass
 class Converted:
-    """Data in memory: the pictures of each split, the class names, and what was left out, in words."""
+    """Data in memory: the pictures of each split, the class names, and what was left out, in words.
+
+    Splits that are one and the same share their list.
+    """
 
     names: list[str]
     splits: dict[str, list[Item]] = field(default_factory=dict)
@@ -60,7 +63,10 @@ def from_voc(config: DatasetConfig) -> Converted:
         UserError: annotations are wrong; the first few are named.
     """
     found = Converted(list(config.names))
-    for split in config.splits:
+    for split, entries in config.splits.items():
+        if twin := next((other for other in found.splits if config.splits[other] == entries), None):
+            found.splits[split] = found.splits[twin]
+            continue
         sources = list_sources(config, split)
         sizes = in_parallel(checked_size, sources, f"reading {split}")
         wrong: list[str] = []
@@ -69,7 +75,8 @@ def from_voc(config: DatasetConfig) -> Converted:
             if isinstance(size, str):
                 found.notes.append(f"{source.image}: {size}, left out")
                 continue
-            lines = _voc_lines(source, size, config, found.notes, wrong)
+            has_truth = split != "unlabeled"
+            lines = _voc_lines(source, size, config, found.notes, wrong) if has_truth else []
             items.append(Item(Path(source.image), Path(source.image).name, lines))
         if wrong:
             shown = "; ".join(wrong[:_SHOWN]) + (" ..." if len(wrong) > _SHOWN else "")
@@ -145,11 +152,16 @@ def write_yolo(found: Converted, out: Path, link: bool) -> Path:
     beside = out.parent / f".{out.name}.{os.getpid()}.tmp"
     try:
         with refusals("cannot be written", out), TransferBar(_count(found), "writing", unit=" pictures") as bar:
+            folders: dict[str, str] = {}
             for split, items in found.splits.items():
+                twin = next((other for other in folders if found.splits[other] is items), split)
+                folders[split] = f"images/{twin}"
+                if twin != split:
+                    continue
                 for item, name in zip(items, _names_without_doubles(items), strict=True):
                     _write_item(item, beside / "images" / split / name, beside / "labels" / split, name, link)
                     bar.update()
-            settings = {"path": ".", **{split: f"images/{split}" for split in found.splits}}
+            settings = {"path": ".", **folders}
             text = yaml_text({**settings, "nc": len(found.names), "names": found.names})
             (beside / YAML_NAME).write_text(text, encoding="utf-8")
             os.replace(beside, out)
@@ -225,7 +237,7 @@ def _split_of(path: Path) -> str:
 
 
 def _count(found: Converted) -> int:
-    return sum(map(len, found.splits.values()))
+    return sum(len(items) for items in {id(items): items for items in found.splits.values()}.values())
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

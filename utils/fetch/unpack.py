@@ -241,6 +241,9 @@ def _listed_tar(archive: tarfile.TarFile) -> Iterator[_Member]:
     stream.seek(archive.offset)
     if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise SourceError("it is no intact archive (it ends in the middle)")
+    # Compressed ones have their sums at the very end, behind the padding.
+    if len(stream.read(_MAX_READ)) == _MAX_READ:
+        raise SourceError("refused: it goes on behind its end")
 
 
 def _decompressed(path: Path) -> IO[bytes]:

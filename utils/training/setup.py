@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -46,6 +47,11 @@ class Data:
     names: tuple[str, ...]
 
 
+def find_weights(options: TrainOptions) -> Path | None:
+    """The weight file to start from, fetched where it is a public one and missing; None from scratch."""
+    return resolve_weights(options.weights, options.download) if options.weights else None
+
+
 def dataset(options: TrainOptions, say: Callable[[str], None]) -> DatasetConfig:
     """The settings of the data to train with, which is fetched where it is missing and may be."""
     splits = ("train", "val") if options.share_of_unlabelled() == 0 else ("train", "val", "unlabeled")
@@ -85,9 +91,8 @@ def build_network(
     options: TrainOptions, hyp: Hyperparameters, names: Sequence[str], console: Console
 ) -> Model:
     """The student: from --cfg or from the config inside --weights, with the weights that fit."""
-    checkpoint = (
-        read_checkpoint(resolve_weights(options.weights, options.download)) if options.weights else None
-    )
+    weights = find_weights(options)
+    checkpoint = None if weights is None else read_checkpoint(weights)
     if not options.cfg and checkpoint is None:
         raise UsageError("nothing to train", "--weights ''", "name a network too: --cfg models/yolov5s.yaml")
     if not options.cfg and checkpoint is not None and not checkpoint.cfg:
