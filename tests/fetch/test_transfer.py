@@ -57,7 +57,9 @@ def test_a_broken_connection_goes_on_where_it_was(good, tmp_path):
     assert [start for _, start in good.asked] == [0, 300_000, 600_000, 900_000]
 
 
-@pytest.mark.fault("a download that is stopped, by a signal or a power cut", "the next command goes on with it")
+@pytest.mark.fault(
+    "a download that is stopped, by a signal or a power cut", "the next command goes on with it"
+)
 def test_another_process_goes_on_with_what_has_come(good, tmp_path):
     url = f"{good.url}/file.bin"
     good.breaks["/file.bin"] = 700_000
@@ -77,7 +79,9 @@ def leave(tmp_path: Path, content: bytes, note: str) -> None:
 
 
 @pytest.mark.fault("the file on the server changes while a download is interrupted", "it is fetched anew")
-@pytest.mark.parametrize("note", ['{"url": "URL", "validator": "\\"old\\""}', "{", "[]", '{"url": "http://x/"}'])
+@pytest.mark.parametrize(
+    "note", ['{"url": "URL", "validator": "\\"old\\""}', "{", "[]", '{"url": "http://x/"}']
+)
 def test_a_piece_of_another_file_is_thrown_away(good, tmp_path, note):
     leave(tmp_path, b"other" * 1000, note.replace("URL", f"{good.url}/file.bin"))
     assert get(tmp_path, f"{good.url}/file.bin") == CONTENT
@@ -107,7 +111,9 @@ def test_a_piece_longer_than_the_file_is_thrown_away(good, tmp_path):
     assert get(tmp_path, f"{good.url}/file.bin", md5=MD5) == CONTENT
 
 
-@pytest.mark.fault("a server that cannot go on in the middle of a file", "the file is fetched from the beginning")
+@pytest.mark.fault(
+    "a server that cannot go on in the middle of a file", "the file is fetched from the beginning"
+)
 def test_a_server_without_ranges_starts_again(good, tmp_path):
     good.no_ranges.add("/file.bin")
     leave(tmp_path, CONTENT[:5000], "")
@@ -138,7 +144,9 @@ def test_a_wrong_file_is_thrown_away_and_the_next_source_has_its_turn(good, tmp_
     assert get(tmp_path, f"{good.url}/wrong.bin", f"{good.url}/file.bin", **facts) == CONTENT
 
 
-@pytest.mark.fault("a source that is gone, busy, stalled or answers with a web page", "the next source is asked")
+@pytest.mark.fault(
+    "a source that is gone, busy, stalled or answers with a web page", "the next source is asked"
+)
 @pytest.mark.parametrize("fault", ["404", "503", "stall", "slow", "page", "closed", "silent"])
 def test_the_next_source_has_its_turn(good, tmp_path, fault):
     good.files["/bad.bin"] = CONTENT

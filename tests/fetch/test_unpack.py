@@ -64,7 +64,9 @@ def test_an_archive_becomes_its_files_and_no_more(tmp_path, kind):
 
 
 def test_leftovers_of_other_systems_are_left_out_and_an_empty_taking_is_an_error(tmp_path):
-    path = make_zip(tmp_path / "x.zip", {"__MACOSX/a": b"x", "a/.DS_Store": b"x", "a/b": b"x", "./c/./d": b""})
+    path = make_zip(
+        tmp_path / "x.zip", {"__MACOSX/a": b"x", "a/.DS_Store": b"x", "a/b": b"x", "./c/./d": b""}
+    )
     assert unpack(path, "x.zip", tmp_path / "out") == 2
     assert set(state_of(tmp_path / "out")) == {"a/b", "c/d"}
     with pytest.raises(SourceError, match="holds no file in z"):
@@ -74,7 +76,9 @@ def test_leftovers_of_other_systems_are_left_out_and_an_empty_taking_is_an_error
 OUTSIDE = ["../out.txt", "a/../../out.txt", "/tmp/out.txt", "a\\..\\..\\out.txt", "C:out.txt", "..", "/"]
 
 
-@pytest.mark.fault("an archive with members that lead out of its folder", "refused, nothing is written outside")
+@pytest.mark.fault(
+    "an archive with members that lead out of its folder", "refused, nothing is written outside"
+)
 @pytest.mark.parametrize("name", OUTSIDE[:-2])
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_no_member_leads_out_of_the_folder(tmp_path, kind, name):
@@ -171,7 +175,9 @@ def test_a_file_and_a_folder_of_one_name_and_too_many_folders_are_refused(tmp_pa
 @pytest.mark.parametrize("kind", [".zip", ".tar", ".tar.gz", ".tar.bz2", ".tar.xz"])
 def test_what_is_damaged_is_noticed(tmp_path, kind):
     whole = make(kind, tmp_path / "x").read_bytes()
-    end = len(whole.rstrip(b"\0")) if kind == ".tar" else len(whole)  # a tar ends in zeros, the more the better
+    end = (
+        len(whole.rstrip(b"\0")) if kind == ".tar" else len(whole)
+    )  # a tar ends in zeros, the more the better
     cuts = [whole[:number] for number in (*range(0, end, max(end // 40, 1)), end - 1)]
     flipped = bytearray(whole)
     flipped[whole.find(b"two") if kind == ".tar" else len(whole) // 3] ^= 0xFF
@@ -200,7 +206,9 @@ def test_a_folder_takes_in_what_is_new_and_keeps_what_it_has(tmp_path):
     assert state_of(target) == {"a/1": b"own", "a/2": b"new", "b/c/3": b"new", "done": b"new"}
 
 
-@pytest.mark.fault("SIGKILL while unpacked files are moved into their folder", "what tells that all is there is missing")
+@pytest.mark.fault(
+    "SIGKILL while unpacked files are moved into their folder", "what tells that all is there is missing"
+)
 def test_what_tells_that_all_is_there_comes_last(tmp_path, monkeypatch):
     names = ("A/z", "lists/a", "lists/done", "lists/z", "z")
     order = []
