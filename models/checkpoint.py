@@ -67,10 +67,10 @@ def resolve_weights(name: Path | str, download: bool = False) -> Path:
     if found is not None:
         return found
     known = {path.name for folder in (given.parent, *folders) for path in folder.glob("*.pt")}
-    near = get_close_matches(given.name, sorted(known | set(NAMES)), n=3)
+    near = get_close_matches(given.name, sorted(known | set(() if public else NAMES)), n=3)
     hint = f"did you mean {', '.join(near)}?" if near else "put it there or give its path"
     if public is not None:
-        hint = "it is public: leave --no-download out and it is fetched, or put it there"
+        hint += " (it is a public file, which is fetched without --no-download)"
     raise UserError(f"no such weight file (looked for {', '.join(map(str, places))})", name, hint)
 
 

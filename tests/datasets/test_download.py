@@ -395,12 +395,10 @@ def stop_in(path: Path, name: str, number: int) -> None:
 @pytest.mark.fault("SIGKILL while a dataset is unpacked or moved into its folder", "the next command completes it")
 def test_a_killed_process_leaves_nothing_that_looks_complete(shipped, serving):
     path, context = shipped("voc"), multiprocessing.get_context("fork")
-    for number in range(0, 40, 3):
+    for number in (0, 1, 4, 7):
         child = context.Process(target=stop_in, args=(path, "rename", number))
         child.start()
         child.join()
-        if child.exitcode == 0:
-            break
         assert child.exitcode == -9
         config = load_dataset_config(path, may_be_absent=True)
         if not module.missing_splits(config, ["val"]):
@@ -409,7 +407,6 @@ def test_a_killed_process_leaves_nothing_that_looks_complete(shipped, serving):
         assert set(boxes_of(load_dataset_config(path), "train")) == {"000005", "000007", "2008_000008"}
         assert [entry.name for entry in config.root.parent.iterdir()] == ["VOCdevkit"]
         shutil.rmtree(config.root)
-    assert number > 6
 
 
 def test_of_several_processes_one_fetches(shipped, serving):

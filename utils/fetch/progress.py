@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 
 from tqdm import tqdm
 
@@ -17,7 +18,8 @@ class TransferBar(tqdm):  # type: ignore[misc] # tqdm has no types
 
     def __init__(self, total: int | None, title: str, initial: int = 0, unit: str = "B") -> None:
         """`total` is None where nobody knows it; `initial` was there before."""
-        watched = sys.stderr.isatty()
+        self._watched = sys.stderr.isatty()
+        self._said = time.monotonic()
         super().__init__(
             total=total,
             initial=initial,
@@ -25,7 +27,25 @@ class TransferBar(tqdm):  # type: ignore[misc] # tqdm has no types
             unit=unit,
             unit_scale=unit == "B",
             unit_divisor=1024,
-            mininterval=0.1 if watched else _LOG_SECONDS,
-            delay=0 if watched else _LOG_SECONDS,
-            dynamic_ncols=watched,
+            file=sys.stderr if self._watched else _Silence(),
+            dynamic_ncols=self._watched,
         )
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        """Draws the bar, or says a line when it is time."""
+        if self._watched:
+            return bool(super().display(msg, pos))
+        if time.monotonic() - self._said > _LOG_SECONDS:
+            self._said = time.monotonic()
+            print(self, file=sys.stderr, flush=True)
+        return True
+
+
+class _Silence:
+    """Takes the control characters that tqdm draws with."""
+
+    def write(self, text: str) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
