@@ -2,6 +2,8 @@
 
 import io
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -109,6 +111,34 @@ def test_of_several_ranks_one_fetches(data, mirror, own_cache_folder, tmp_path):
     counts = Counter(path for path, _ in mirror.asked)
     assert counts == {"/yolov5x6.pt": 1, "/shapes.zip": 1}
     assert done.stdout.count("fetching what is missing") == done.stdout.count("fetching yolov5x6.pt") == 1
+
+
+def test_the_commands_of_the_documents_are_taken(tmp_path, monkeypatch):
+    from models.download import main as fetch_weights
+    from utils.datasets.convert import main as convert
+    from utils.datasets.download import main as fetch_data
+
+    programs = {
+        "models.download": fetch_weights,
+        "utils.datasets.download": fetch_data,
+        "utils.datasets.convert": convert,
+    }
+    text = "".join((ROOT / name).read_text() for name in ("README.md", "docs/datasets.md")).replace(
+        "\\\n", ""
+    )
+    found = re.findall(r"^(?:bash|python -m) .*(?:\.sh|download|convert)\b.*$", text, re.MULTILINE)
+    assert len(found) >= 8
+    for command in found:
+        words = shlex.split(command)
+        if words[0] == "bash":
+            env = {**os.environ, "PYTHON": "echo"}
+            done = subprocess.run(
+                ["sh", ROOT / words[1], *words[2:]], env=env, capture_output=True, text=True, check=True
+            )
+            words = ["python", *shlex.split(done.stdout)]
+        with pytest.raises(SystemExit) as left:  # --help comes after all else has been understood
+            programs[words[2]]([*words[3:], "--help"])
+        assert left.value.code == 0, command
 
 
 @pytest.mark.parametrize("name", ["get_voc.sh", "get_voc2007.sh", "get_coco.sh", "download_weights.sh"])
