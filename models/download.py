@@ -14,15 +14,20 @@ from utils.errors import UserError
 _USUAL = tuple(name for name in NAMES if not name.endswith("6.pt"))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; gives the exit code."""
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m models.download", description="Fetches public weights into the folder weights."
     )
     usual = " ".join(_USUAL)
     parser.add_argument("names", nargs="*", default=_USUAL, help=f"of {', '.join(NAMES)} (default: {usual})")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; gives the exit code."""
+    arguments = _arguments(argv)
     try:
-        for name in parser.parse_args(argv).names:
+        for name in arguments.names:
             known = name if name.endswith(".pt") else f"{name}.pt"
             print(f"{resolve_weights(Path(known), download=True)} is there")
     except UserError as error:
