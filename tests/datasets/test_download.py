@@ -363,7 +363,7 @@ def test_a_bad_archive_leaves_nothing_and_the_next_source_has_its_turn(serving, 
     step = {"url": [f"{serving.url}/bad/set.zip"], "gives": ["images/a"]}
     path = simple(tmp_path, [step])
     assert "set.zip: cannot be fetched (127.0.0.1: " in refused(path)
-    assert [entry.name for entry in (tmp_path / "project/data").iterdir()] == []
+    assert not (tmp_path / "project/data").exists()
     step["url"].append(f"{serving.url}/set.zip")
     assert boxes_of(fetched(simple(tmp_path, [step])), "train") == {"1": [0]}
     assert not list(tmp_path.rglob("escaped"))

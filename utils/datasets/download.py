@@ -101,6 +101,7 @@ class _Place:
         self.work = self.root.parent / f"{self.root.name}.download"
         if self.root.is_dir() and os.stat(self.root).st_dev != os.stat(self.root.parent).st_dev:
             self.work = self.root / ".download"
+        self.is_new = not self.root.parent.exists()
 
     def is_needed(self, step: Step) -> bool:
         """Whether what a step gives is not there; one that does not say what always is."""
@@ -210,6 +211,8 @@ class _Place:
         """Removes the folder beside, where nothing is left in it to go on with."""
         try:
             self.work.rmdir()
+            if self.is_new:
+                self.root.parent.rmdir()
         except OSError:
             pass
 
