@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import http.server
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -135,3 +141,93 @@ def start_script(own_cache_folder: Path) -> Iterator[Callable[..., subprocess.Po
     for process in started:
         process.kill()
         process.wait()
+
+
+@dataclass
+class Serving:
+    """A web server on this machine: files by their paths, and what goes wrong with each.
+
+    asked: (path, first byte asked for) of all questions. statuses: answered instead of the file.
+    breaks: so many bytes are sent at most, then the connection ends. stalls: nothing comes after so many
+    bytes, for so many seconds. redirects: where a path leads. no_ranges, no_lengths, no_validators: paths
+    without. kinds: Content-Type.
+    """
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    asked: list[tuple[str, int]] = field(default_factory=list)
+    statuses: dict[str, int] = field(default_factory=dict)
+    breaks: dict[str, int] = field(default_factory=dict)
+    stalls: dict[str, tuple[int, float]] = field(default_factory=dict)
+    redirects: dict[str, str] = field(default_factory=dict)
+    no_ranges: set[str] = field(default_factory=set)
+    no_lengths: set[str] = field(default_factory=set)
+    no_validators: set[str] = field(default_factory=set)
+    kinds: dict[str, str] = field(default_factory=dict)
+    url: str = ""
+
+
+class _Answers(http.server.BaseHTTPRequestHandler):
+    serving: Serving
+
+    def do_GET(self) -> None:
+        serving, path = self.serving, unquote(urlsplit(self.path).path)
+        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
+        serving.asked.append((path, start))
+        if path in serving.redirects:
+            self._end(302, {"Location": serving.redirects[path]})
+            return
+        content = serving.files.get(path)
+        status = serving.statuses.get(path, 404 if content is None else 200)
+        if status != 200 or content is None:
+            self._end(status, {"Content-Length": "0"})
+            return
+        tag = f'"{hashlib.md5(content).hexdigest()}"'
+        if path in serving.no_ranges or self.headers.get("If-Range", tag) != tag:
+            start = 0
+        if start and start >= len(content):
+            self._end(416, {"Content-Range": f"bytes */{len(content)}", "Content-Length": "0"})
+            return
+        headers = {"Content-Type": serving.kinds.get(path, "application/octet-stream")}
+        if path not in serving.no_lengths:
+            headers["Content-Length"] = str(len(content) - start)
+        if path not in serving.no_validators:
+            headers["ETag"] = tag
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        self._end(206 if start else 200, headers)
+        self._send(content[start:], path)
+
+    def _send(self, content: bytes, path: str) -> None:
+        serving = self.serving
+        content = content[: serving.breaks.get(path, len(content))]
+        count, seconds = serving.stalls.get(path, (len(content), 0.0))
+        try:
+            self.wfile.write(content[:count])
+            self.wfile.flush()
+            time.sleep(seconds)
+            self.wfile.write(content[count:])
+        except OSError:
+            pass  # whoever asked has gone
+
+    def _end(self, status: int, headers: Mapping[str, str]) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serving]:
+    """A server with no files yet; `url` is its address. No proxy is asked on the way to it."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    found = Serving()
+    handler = type("Handler", (_Answers,), {"serving": found})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads = True
+        found.url = f"http://127.0.0.1:{server.server_address[1]}"
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        yield found
+        server.shutdown()

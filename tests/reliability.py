@@ -19,13 +19,17 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/reliability.md"
 # The first that a test's path starts with is its part of the page.
 PARTS = {
+    "tests/fetch": "Fetched files",
+    "tests/datasets/test_download": "Fetched files",
+    "tests/models/test_fetched": "Fetched files",
+    "tests/scripts/test_fetching": "Fetched files",
     "tests/hostile": "Hostile files",
     "tests/datasets": "Pictures and labels",
     "tests/config": "Settings",
     "tests/models": "Weights",
     "tests": "Runs",
 }
-ORDER = ("Runs", "Pictures and labels", "Settings", "Weights", "Hostile files")
+ORDER = ("Runs", "Pictures and labels", "Settings", "Weights", "Fetched files", "Hostile files")
 HEAD = """# Faults, and what becomes of them
 
 Each line is a test that makes the fault happen and looks at what follows. The page is written by
@@ -34,7 +38,7 @@ Each line is a test that makes the fault happen and looks at what follows. The p
 Three rules hold for all of them. Data is never rewritten: what is put right is put right in memory. What a
 person can mend ends in one line with file, line and what to do, and exit code 1 (2 for options and settings).
 Nothing that is read from a file is ever executed, and nothing is written but into the run's folder and the
-user's cache folder.
+user's cache folder; what is fetched goes where it belongs, and replaces nothing.
 
 `python train.py --check-data --data ...` lists everything that is wrong with a dataset, without training.
 """

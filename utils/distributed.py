@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
 _T = TypeVar("_T")
+_LOOK = 0.05  # seconds between two looks at what the first rank has told
 PATIENCE = timedelta(minutes=30)  # the first rank may index a large dataset while the others wait
 
 
@@ -44,6 +45,7 @@ def joined_ranks() -> Iterator[None]:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     store, own, count = next(rendezvous("env://", timeout=PATIENCE))
     own_part = dist.PrefixStore(_common_word(store, own, count), store)  # type: ignore[attr-defined]
+    _turns.begin(own_part)
     dist.init_process_group(backend, store=own_part, rank=own, world_size=count, timeout=PATIENCE)
     try:
         yield
@@ -53,6 +55,7 @@ def joined_ranks() -> Iterator[None]:
             raise UserError(f"another process of this run is gone ({error})", "torchrun", fix) from error
         raise
     dist.destroy_process_group()
+    _turns.begin(None)
 
 
 def _common_word(store: Store, own: int, count: int) -> str:
@@ -96,12 +99,48 @@ def local_rank() -> int:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """Lets the first rank through alone, then the others: they find its files ready."""
+    """Lets the first rank through alone, then the others: they find its files ready.
+
+    However long it takes: data may have to be fetched. Should the first rank end in it, torchrun ends the
+    others.
+    """
     if is_distributed() and rank() > 0:
-        dist.barrier()
+        _turns.wait()
     yield
     if is_distributed() and rank() == 0:
-        dist.barrier()
+        _turns.tell()
+
+
+class _Turns:
+    """What the first rank tells the others between two barriers, which have a limit of time."""
+
+    def __init__(self) -> None:
+        self._store: Store | None = None
+        self._count = 0
+
+    def begin(self, store: Store | None) -> None:
+        """Takes the store that the ranks have in common; None: barriers must do."""
+        self._store, self._count = store, 0
+
+    def tell(self) -> None:
+        """Lets the others go on."""
+        if self._store is None:
+            dist.barrier()
+            return
+        self._count += 1
+        self._store.set(f"the first was here {self._count}", "")
+
+    def wait(self) -> None:
+        """Comes back when the first rank has told."""
+        if self._store is None:
+            dist.barrier()
+            return
+        self._count += 1
+        while not self._store.check([f"the first was here {self._count}"]):
+            time.sleep(_LOOK)
+
+
+_turns = _Turns()
 
 
 def wait_for_all() -> None:

@@ -20,7 +20,7 @@ def write(folder: Path, text: str | bytes) -> Path:
 def test_data_comes_with_the_line_of_each_key(tmp_path: Path) -> None:
     data, lines = load_yaml(write(tmp_path, "\ufeff# set\nnames: [a, b]\n\nnested:\n  names: 3\n7: seven\n"))
     assert data == {"names": ["a", "b"], "nested": {"names": 3}, "7": "seven"}
-    assert lines == {"names": 2, "nested": 4, "7": 6}
+    assert lines == {"names": 2, "names.0": 2, "names.1": 2, "nested": 4, "nested.names": 5, "7": 6}
 
 
 @pytest.mark.fault(

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from utils.config.download import KEY as DOWNLOAD
+from utils.config.download import Download, read_download
 from utils.config.schema import load_yaml
 from utils.config.suggestions import did_you_mean, near_files, question
 from utils.errors import UserError
@@ -21,7 +23,7 @@ _SHIPPED = ROOT / "data"
 SPLITS = ("train", "val", "test", "unlabeled")
 # Exports of labelling services carry these; they say nothing about the data itself.
 _REMARKS = frozenset({"roboflow", "description", "license", "author", "version", "url"})
-_KEYS = frozenset({"path", "layout", "names", "nc", "download", *SPLITS})
+_KEYS = frozenset({"path", "layout", "names", "nc", DOWNLOAD, *SPLITS})
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class DatasetConfig:
     splits: the entries of each split that the YAML names: picture folders or lists (layout
         `yolo`), `ImageSets` lists (layout `voc`). They need not exist yet: see `entries`.
     names: class names, in the order of their ids.
-    download: the YAML's own words or address on how to get the data; it is shown, never run.
+    download: how the data can be had; nothing of it is ever run.
     remarks: what is odd in the YAML and may be meant, for the console.
     digest: changes when anything of the data above changes.
     """
@@ -43,7 +45,7 @@ class DatasetConfig:
     splits: dict[str, tuple[Path, ...]]
     names: list[str]
     nc: int
-    download: str | None
+    download: Download
     digest: str
     remarks: tuple[str, ...] = ()
 
@@ -58,15 +60,18 @@ class DatasetConfig:
             raise UserError(f"has no split '{split}' (it has: {have})", self.yaml_path, f"add '{split}:'")
         missing = [entry for entry in self.splits[split] if not os.path.exists(entry)]
         if missing:
-            raise _missing_data(self.yaml_path, missing, self.download, f"split '{split}'")
+            raise missing_data(self.yaml_path, missing, self.download, f"split '{split}'")
         return self.splits[split]
 
 
-def load_dataset_config(path: str | Path, data_dir: str | Path | None = None) -> DatasetConfig:
+def load_dataset_config(
+    path: str | Path, data_dir: str | Path | None = None, *, may_be_absent: bool = False
+) -> DatasetConfig:
     """The checked settings of a dataset.
 
     The YAML's `path` is resolved against the folder of the YAML; when it is a list, the first
-    folder that exists counts. The splits are resolved against the root, lists of pictures also
+    folder counts that has the splits to train with, else the first that exists, and where nothing need
+    exist (`may_be_absent`) the first. The splits are resolved against the root, lists of pictures also
     against the folder of the YAML. `data_dir` goes before `path`. Without both the root is the folder
     of the YAML, or the working folder where the data is there alone.
 
@@ -77,9 +82,13 @@ def load_dataset_config(path: str | Path, data_dir: str | Path | None = None) ->
     data, lines = load_yaml(path)
     _refuse(_problems(data), path, lines)
     names = _names_in_order(data["names"])
-    download = str(data["download"]).strip() if data.get("download") else None
+    download, _ = read_download(data.get(DOWNLOAD))
     if data_dir or data.get("path"):
-        root = _find_root(path, data.get("path", "."), data_dir, download)
+        candidates = _candidates(path, data.get("path", "."), data_dir)
+        root = _find_root(path, data, candidates)
+        if root is None and not may_be_absent:
+            raise missing_data(path, candidates, download, "the data")
+        root = root or candidates[0]
     else:
         entries = [entry for split in SPLITS for entry in _as_list(data.get(split) or [])]
         root = _root_of_entries(path, entries)
@@ -139,8 +148,14 @@ def _is_hyp(file: Path) -> bool:
 def _refuse(problems: list[tuple[str, str]], path: Path, lines: dict[str, int]) -> None:
     """Raises a UserError with all problems, each with the line of its key; none passes."""
     if problems:
-        listed = (f"line {lines[key]}: {text}" if key in lines else text for key, text in problems)
-        raise UserError("; ".join(listed), path)
+        raise UserError("; ".join(_with_line(key, text, lines) for key, text in problems), path)
+
+
+def _with_line(key: str, text: str, lines: dict[str, int]) -> str:
+    """A problem with its line; that of a key which is missing is where its neighbours are."""
+    while key and key not in lines:
+        key = key.rpartition(".")[0]
+    return f"line {lines[key]}: {text}" if key else text
 
 
 def _problems(data: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -153,7 +168,7 @@ def _problems(data: Mapping[str, Any]) -> list[tuple[str, str]]:
     for key in ("path", *SPLITS):
         if key in data and data[key] is not None and not _is_text(data[key]):
             found.append((key, f"'{key}' must be a path or a list of paths"))
-    return found + _names_problems(data)
+    return found + read_download(data.get(DOWNLOAD))[1] + _names_problems(data)
 
 
 def _names_problems(data: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -204,19 +219,24 @@ def _as_list(value: str | list[str]) -> list[str]:
     return value if isinstance(value, list) else [value]
 
 
-def _find_root(
-    yaml_path: Path, value: str | list[str], data_dir: str | Path | None, download: str | None
-) -> Path:
+def _candidates(yaml_path: Path, value: str | list[str], data_dir: str | Path | None) -> list[Path]:
+    """The folders that may hold the data, the first choice first."""
     if data_dir:
-        candidates = [Path(data_dir).expanduser()]
+        places = [Path(data_dir).expanduser()]
     else:
-        candidates = [yaml_path.parent / Path(entry).expanduser() for entry in _as_list(value)]
+        places = [yaml_path.parent / Path(entry).expanduser() for entry in _as_list(value)]
     # Not Path.resolve: a link to the data stays the name that the user knows.
-    candidates = [_absolute(candidate) for candidate in candidates]
-    for candidate in candidates:
-        if os.path.isdir(candidate):
-            return candidate
-    raise _missing_data(yaml_path, candidates, download, "the data")
+    return [_absolute(place) for place in places]
+
+
+def _find_root(yaml_path: Path, data: Mapping[str, Any], candidates: list[Path]) -> Path | None:
+    """The first folder with all that the YAML names to train with, else the first that exists."""
+    entries = [entry for split in ("train", "val") for entry in _as_list(data.get(split) or [])]
+    there = [place for place in candidates if os.path.isdir(place)]
+    for place in there:
+        if all(os.path.exists(_resolve(place, entry, yaml_path.parent)) for entry in entries):
+            return place
+    return there[0] if there else None
 
 
 def _root_of_entries(yaml_path: Path, entries: list[str]) -> Path:
@@ -249,11 +269,12 @@ def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))
 
 
-def _missing_data(yaml_path: Path, looked_for: list[Path], download: str | None, what: str) -> UserError:
+def missing_data(yaml_path: Path, looked_for: list[Path], download: Download, what: str) -> UserError:
+    """The error of data that is not there, with all ways to get it."""
     tried = " or ".join(str(path) for path in looked_for)
-    get_it = f"get it ({' '.join(download.split())}) or " if download else ""
-    return UserError(
-        f"{what} is not there: looked for {tried}",
-        yaml_path,
-        f"{get_it}point at your copy with --data-dir DIR or 'path:'",
-    )
+    fix = "point at your copy with --data-dir DIR or 'path:'"
+    if download.steps:
+        fix = f"fetch it (python -m utils.datasets.download {yaml_path}) or {fix}"
+    elif download.words:
+        fix = f"get it ({download.advice()}) or {fix}"
+    return UserError(f"{what} is not there: looked for {tried}", yaml_path, fix)

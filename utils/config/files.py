@@ -46,12 +46,12 @@ def replace_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(beside, path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         finally:
             beside.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Makes a renaming last through a power cut; where a system does not sync folders, it needs no help."""
     try:
         opened = os.open(folder, os.O_RDONLY)

@@ -23,6 +23,7 @@ from utils.config.options_base import (
     Options,
     image_size,
     loader_workers,
+    may_fetch,
     options_from_dict,
     options_to_dict,
     rehearsal,
@@ -56,7 +57,7 @@ CHANGEABLE_ON_RESUME = frozenset(
     {
         *("epochs", "device", "workers", "patience", "noplots", "nosave", "cache", "save_period", "project"),
         # Where things lie now: that they are still the same is seen to.
-        *("save_every_steps", "data", "data_dir", "teacher", "logger", "evolve"),
+        *("save_every_steps", "data", "data_dir", "teacher", "logger", "evolve", "download"),
     }
 )
 
@@ -75,6 +76,7 @@ class TrainOptions(Options):
     )
     data: Path = option(Path("data/coco128.yaml"), "dataset YAML", group=DATA)
     data_dir: Path | None = option(None, "folder with the data, in place of the YAML's path", group=DATA)
+    download: bool = may_fetch("data and public weights")
     check_data: bool = option(
         False,
         "only look at every picture and label, list all that is wrong, exit with 1 where anything is",

@@ -50,6 +50,11 @@ def loader_workers() -> Any:
     return option(8, text, limits=at_least(0), group=MACHINE)
 
 
+def may_fetch(what: str) -> Any:
+    """The field that allows the network where a file is missing."""
+    return option(True, f"fetch {what} where missing; --no-download never does", group=DATA)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """What all options objects share.
@@ -73,6 +78,11 @@ class Options:
         wrong += self.contradictions()
         if wrong:
             raise UsageError("; ".join(wrong))
+
+    @property
+    def fetches(self) -> bool:
+        """Whether what is missing of public data and weights may be fetched: a dry run writes nothing."""
+        return bool(getattr(self, "download", True)) and not getattr(self, "dry_run", False)
 
     def contradictions(self) -> Iterator[str]:
         """What cannot be meant, each as `--option: what is wrong`."""

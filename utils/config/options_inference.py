@@ -16,6 +16,7 @@ from utils.config.options_base import (
     Options,
     image_size,
     loader_workers,
+    may_fetch,
     rehearsal,
     run_folders,
 )
@@ -63,6 +64,7 @@ class TestOptions(InferenceOptions):
     weights: str = option("yolov5s.pt", "weights to score", group=MODEL)
     data: Path = option(Path("data/coco128.yaml"), "dataset YAML", group=DATA)
     data_dir: Path | None = option(None, "folder with the data, in place of the YAML's path", group=DATA)
+    download: bool = may_fetch("data and public weights")
     task: Literal["train", "val", "test", "speed"] = option(
         "val", "the split to score; speed times val in squares, with the thresholds of detect.py", group=DATA
     )
@@ -100,6 +102,7 @@ class DetectOptions(InferenceOptions):
         group=DATA,
     )
     data: str = option("", "dataset YAML with other class names than those inside the weights", group=DATA)
+    download: bool = may_fetch("public weights")
     imgsz: tuple[int, ...] = image_size((640,), "sides to detect at: one number, or height and width")
     vid_stride: int = option(
         1, "take every so many frames of a video", limits=at_least(1), unit="frames", group=DATA

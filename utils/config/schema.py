@@ -14,11 +14,14 @@ from utils.errors import UsageError, UserError
 
 MAX_BYTES = 4 * 2**20
 Settings = TypeVar("Settings")
+_LINES_DEPTH = 3
 _MERGE = "<<"  # YAML's own key for taking over another mapping; it may come several times
 
 
 def load_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """The mapping in a YAML file, and the line (from 1) of each of its top keys.
+    """The mapping in a YAML file, and the line (from 1) of each of its keys.
+
+    Keys further down are named by the way to them, as in `download.0.url`.
 
     Only plain values are made: a tag that asks for an object is an error, and so is a key given
     twice, of which YAML readers quietly keep the last.
@@ -32,7 +35,7 @@ def load_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         raise UserError("; ".join(doubles), path, "keep one of them")
     if not isinstance(node, yaml.MappingNode) or not isinstance(data, dict):
         raise UserError("needs 'key: value' lines", path)
-    lines = {str(key.value): key.start_mark.line + 1 for key, _ in node.value}
+    lines = dict(_lines(node, _LINES_DEPTH))
     return {str(key): value for key, value in data.items()}, lines
 
 
@@ -52,6 +55,20 @@ def settings_from(owner: type[Settings], data: dict[str, Any], lines: dict[str, 
         listed = (f"line {lines[key]}: {what}" if key in lines else what for key, what in problems)
         raise UsageError("; ".join(listed), path)
     return settings
+
+
+def _lines(node: yaml.Node, depth: int, place: str = "") -> Iterator[tuple[str, int]]:
+    """The way to each key and entry down to a depth, and its line."""
+    if isinstance(node, yaml.MappingNode):
+        inside = [(str(key.value), key.start_mark, value) for key, value in node.value]
+    elif isinstance(node, yaml.SequenceNode):
+        inside = [(str(number), value.start_mark, value) for number, value in enumerate(node.value)]
+    else:
+        return
+    for name, mark, value in inside:
+        yield f"{place}{name}", mark.line + 1
+        if depth > 1:
+            yield from _lines(value, depth - 1, f"{place}{name}.")
 
 
 def yaml_text(data: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from utils.config.dataset import DatasetConfig
@@ -16,6 +17,7 @@ from utils.errors import UserError
 
 LABEL_SUFFIX = ".txt"
 _MAX_LIST_BYTES = 256 << 20  # some millions of pictures; a split may have several lists
+_LOOKED_AT = 50  # lines of a list
 # Lists for one class append 1, 0 or -1 to each name.
 _CLASS_FLAG = re.compile(r"\s+(-1|0|1)$")
 
@@ -45,6 +47,22 @@ def list_sources(config: DatasetConfig, split: str) -> list[Source]:
         listed = ", ".join(str(entry) for entry in entries)
         raise UserError(f"split '{split}' has no pictures", listed, "check the paths in the dataset YAML")
     return list(found.values())
+
+
+def is_split_there(config: DatasetConfig, split: str) -> bool:
+    """Whether all folders and lists of a split are there, and of each list a picture among the first."""
+    return all(_is_entry_there(entry, config) for entry in config.splits[split])
+
+
+def _is_entry_there(entry: Path, config: DatasetConfig) -> bool:
+    if not os.path.exists(entry):
+        return False
+    if entry.is_dir() or (config.layout == "yolo" and is_image(entry)):
+        return True
+    if config.layout == "voc":
+        return (_voc_base(entry, config.root) / "JPEGImages").is_dir()
+    first = (_from_list(line, entry, config.root) for line in islice(_lines(entry), _LOOKED_AT))
+    return any(map(os.path.exists, first))
 
 
 def passed_over(
@@ -144,7 +162,7 @@ def _voc_sources(listing: Path, root: Path) -> list[Source]:
 
     The base of a list that lies elsewhere is the root.
     """
-    base = next((p.parent for p in listing.parents if p.name == "ImageSets"), root)
+    base = _voc_base(listing, root)
     if listing.is_dir():
         raise UserError("is a folder and no list of pictures", listing, "layout 'voc' needs a list")
     pictures, annotations = base / "JPEGImages", base / "Annotations"
@@ -158,6 +176,10 @@ def _voc_sources(listing: Path, root: Path) -> list[Source]:
         image = pictures / by_stem.get(stem, f"{stem}.jpg")
         sources.append(Source(str(image), str(annotations / f"{stem}.xml")))
     return sources
+
+
+def _voc_base(listing: Path, root: Path) -> Path:
+    return next((p.parent for p in listing.parents if p.name == "ImageSets"), root)
 
 
 def _lines(listing: Path) -> list[str]:

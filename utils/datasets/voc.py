@@ -58,6 +58,16 @@ def parse_voc(content: bytes, class_ids: dict[str, int]) -> VocAnnotation:
     return VocAnnotation(np.array(rows, np.float64).reshape(-1, 5), (int(size[0]), int(size[1])))
 
 
+def object_names(content: bytes) -> set[str]:
+    """The class names of an annotation file's objects, those that are left out too.
+
+    Raises:
+        AnnotationError: a broken file.
+    """
+    objects = _parse_without_entities(content).findall("object")
+    return {(entry.findtext("name") or "").strip() for entry in objects}
+
+
 def _parse_without_entities(content: bytes) -> ElementTree.Element:
     """The element tree; every element has its line in the attribute `line`.
 

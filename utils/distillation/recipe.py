@@ -34,7 +34,9 @@ def distillation_recipe(options: DistillOptions) -> LossRecipe:
     """
     if not options.distill:
         return ground_truth_only
-    paths = [None if name == OWN_AVERAGE else resolve_weights(name) for name in options.teacher]
+    paths = [
+        None if name == OWN_AVERAGE else resolve_weights(name, options.fetches) for name in options.teacher
+    ]
 
     def recipe(context: LossContext) -> Sequence[Loss]:
         distiller = build_distiller(options, paths, context)

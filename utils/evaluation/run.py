@@ -16,7 +16,7 @@ from models.checkpoint import build_model, read_checkpoint, resolve_weights
 from models.yolo import Model
 from utils.batch import Batch
 from utils.config.command import after_test, command_of
-from utils.config.dataset import DatasetConfig, load_dataset_config
+from utils.config.dataset import DatasetConfig
 from utils.config.files import (
     next_run_folder,
     replace_atomically,
@@ -24,6 +24,7 @@ from utils.config.files import (
     write_text_atomically,
 )
 from utils.config.options import TestOptions
+from utils.datasets.download import get_dataset
 from utils.datasets.index import DatasetIndex, build_index
 from utils.datasets.loader import BatchLoader, eval_loader
 from utils.device import advice_on_memory, select_device
@@ -60,11 +61,12 @@ def run_test(options: TestOptions, console: Console | None = None) -> Evaluation
 def _run_test(options: TestOptions, console: Console) -> EvaluationResult | None:
     device = select_device(options.device)
     half = half_precision(options.half, device, console)
-    config = load_dataset_config(options.data, options.data_dir)
-    weights = resolve_weights(options.weights)
+    split = "val" if options.task == "speed" else options.task
+    with main_first():
+        config = get_dataset(options.data, options.data_dir, [split], options.fetches, console.info)
+    weights = resolve_weights(options.weights, options.fetches)
     checkpoint = read_checkpoint(weights)
     check_classes(checkpoint.names, config.names, weights, config.yaml_path, options.single_cls, console)
-    split = "val" if options.task == "speed" else options.task
     with main_first():  # the others find its index in the cache
         index = build_index(config, split, single_cls=options.single_cls)
     for problem in index.problems:

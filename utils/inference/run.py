@@ -98,7 +98,7 @@ def _say_what_would_be_done(
 
 def _detector(options: DetectOptions, device: torch.device, console: Console) -> Detector:
     half = half_precision(options.half, device, console)
-    weights = resolve_weights(options.weights)
+    weights = resolve_weights(options.weights, options.fetches)
     model = prepare_model(build_model(read_checkpoint(weights)), device, half)
     names = list(model.names)
     if options.data:

@@ -68,17 +68,13 @@ class TrainingRun:
         self.console.info(f"device {describe_device(self.device)}, torch {torch.__version__}")
         seed_everything(options.seed)
         self.hyp = load_hyperparameters(options.hyp) if self.saved is None else state.saved_hyp(self.saved)
+        if self.saved is None:
+            setup.find_weights(options)
         with main_first():  # the others find its index in the cache
-            self.data = setup.read_data(options)
+            self.data = setup.read_data(options, self.console.info)
         self._warn_of([*self.data.train.problems, *self.data.val.problems])
         self.data_digest = state.data_digest(self.data.train)
-        if self.saved is None:
-            model = setup.build_network(options, self.hyp, self.data.names, self.console)
-        else:
-            model = state.saved_network(self.saved, self.data.names, options.data)
-            check_pictures(self.saved, self.data_digest, self.console.warn)
-        setup.freeze_layers(model, options.freeze)
-        setup.synchronised_norms(model, options, self.device, self.console)
+        model = self._network()
         self.start_epoch, self.best = 0, Best()
         self.class_scores = np.zeros(len(self.data.names))
         self.scoring = EvaluationSettings(single_cls=options.single_cls)
@@ -100,6 +96,18 @@ class TrainingRun:
         self.trainer = self._trainer()
         if not options.dry_run:
             self._open_folder()
+
+    def _network(self) -> Model:
+        """The network as it begins, or as the run left it."""
+        options = self.options
+        if self.saved is None:
+            model = setup.build_network(options, self.hyp, self.data.names, self.console)
+        else:
+            model = state.saved_network(self.saved, self.data.names, options.data)
+            check_pictures(self.saved, self.data_digest, self.console.warn)
+        setup.freeze_layers(model, options.freeze)
+        setup.synchronised_norms(model, options, self.device, self.console)
+        return model
 
     def _warn_of(self, problems: Sequence[str]) -> None:
         for problem in problems:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,9 +14,10 @@ from torch.utils.data import DataLoader
 from models.checkpoint import check_network, read_checkpoint, resolve_weights, transfer_weights
 from models.yolo import Model
 from utils.batch import Batch
-from utils.config.dataset import DatasetConfig, load_dataset_config
+from utils.config.dataset import DatasetConfig
 from utils.config.hyperparameters import Hyperparameters
 from utils.config.options import TrainOptions
+from utils.datasets.download import get_dataset
 from utils.datasets.index import DatasetIndex, build_index, join_unlabelled
 from utils.datasets.loader import AugmentSettings, TrainLoader, eval_loader, train_loader
 from utils.datasets.sampling import kinds_of_batches, unlabelled_of_epoch
@@ -45,9 +47,20 @@ class Data:
     names: tuple[str, ...]
 
 
-def read_data(options: TrainOptions) -> Data:
+def find_weights(options: TrainOptions) -> Path | None:
+    """The weight file to start from, fetched where it is a public one and missing; None from scratch."""
+    return resolve_weights(options.weights, options.fetches) if options.weights else None
+
+
+def dataset(options: TrainOptions, say: Callable[[str], None]) -> DatasetConfig:
+    """The settings of the data to train with, which is fetched where it is missing and may be."""
+    splits = ("train", "val") if options.share_of_unlabelled() == 0 else ("train", "val", "unlabeled")
+    return get_dataset(options.data, options.data_dir, splits, options.fetches, say)
+
+
+def read_data(options: TrainOptions, say: Callable[[str], None]) -> Data:
     """Indexes the pictures to train with and the validation split."""
-    config = load_dataset_config(options.data, options.data_dir)
+    config = dataset(options, say)
     train = _training_index(options, config)
     val = build_index(config, "val", single_cls=options.single_cls)
     return Data(config, train, val, tuple(train.names))
@@ -78,7 +91,8 @@ def build_network(
     options: TrainOptions, hyp: Hyperparameters, names: Sequence[str], console: Console
 ) -> Model:
     """The student: from --cfg or from the config inside --weights, with the weights that fit."""
-    checkpoint = read_checkpoint(resolve_weights(options.weights)) if options.weights else None
+    weights = find_weights(options)
+    checkpoint = None if weights is None else read_checkpoint(weights)
     if not options.cfg and checkpoint is None:
         raise UsageError("nothing to train", "--weights ''", "name a network too: --cfg models/yolov5s.yaml")
     if not options.cfg and checkpoint is not None and not checkpoint.cfg:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from utils.batch import Batch
 from utils.config.command import command_of
-from utils.config.dataset import load_dataset_config
 from utils.config.files import run_folder_to_come
 from utils.config.options import TrainOptions
 from utils.datasets.check import check_data
@@ -15,6 +14,7 @@ from utils.distributed import joined_ranks, world_size
 from utils.evaluation.evaluate import evaluate
 from utils.losses.recipe import plain_recipe
 from utils.reporting.console import Console
+from utils.training import setup
 from utils.training.evolve import evolve, is_evolution
 from utils.training.rehearsal import Plan, rehearse
 from utils.training.run import RecipeFor, TrainingRun
@@ -30,7 +30,7 @@ def run_training(options: TrainOptions, recipe_for: RecipeFor = plain_recipe) ->
     """
     if options.check_data:
         console = Console()
-        return check_data(load_dataset_config(options.data, options.data_dir), console.info, console.table)
+        return check_data(setup.dataset(options, console.info), console.info, console.table)
     with advice_on_memory(), joined_ranks(), StopSignals() as stop:
         if options.dry_run:
             try_out(TrainingRun(options, recipe_for, stop))

@@ -1,0 +1,43 @@
+"""Fetches public weights where they are missing:  python -m models.download yolov5s.pt yolov5m.pt"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from models.checkpoint import resolve_weights
+from models.public_files import NAMES
+from utils.errors import UserError
+
+_USUAL = tuple(name for name in NAMES if not name.endswith("6.pt"))
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m models.download", description="Fetches public weights into the folder weights."
+    )
+    usual = " ".join(_USUAL)
+    parser.add_argument("names", nargs="*", default=_USUAL, help=f"of {', '.join(NAMES)} (default: {usual})")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; gives the exit code."""
+    arguments = _arguments(argv)
+    try:
+        for name in arguments.names:
+            known = name if name.endswith(".pt") else f"{name}.pt"
+            print(f"{resolve_weights(Path(known), download=True)} is there")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""Annotations in COCO's format (`instances_*.json`) as label lines of the YOLO layout."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from utils.errors import UserError
+
+Polygon = list[tuple[float, float]]
+_DAMAGE = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError)
+_POLYGON_NUMBERS = 6
+
+
+@dataclass
+class CocoPicture:
+    """A picture of an annotation file.
+
+    name: its path under the folder of pictures, with slashes, never leading out of it. size_wh: in
+    pixels. lines: its label lines, normalised; a picture without objects has none.
+    """
+
+    name: str
+    size_wh: tuple[int, int]
+    lines: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class CocoSet:
+    """An annotation file: its class names in the order of their ids, its pictures, and what was left out."""
+
+    names: list[str]
+    pictures: list[CocoPicture]
+    notes: list[str]
+
+
+def read_coco(path: Path, names: Sequence[str] | None = None, segments: bool = False) -> CocoSet:
+    """The labels of an annotation file.
+
+    Category ids may have gaps, as COCO's own have (80 of 91): classes are numbered in the order of the
+    ids, or by their names as `names` has them. Crowds are left out, they are no single object; and so are
+    boxes without an area, and what is there twice.
+
+    segments: lines hold outlines instead of boxes; the parts of an object in several parts are joined.
+
+    Raises:
+        UserError: the file is damaged, or has a class that `names` lacks.
+    """
+    content = _load(path)
+    try:
+        own, class_of = _classes(content["categories"], names, path)
+        pictures = {entry["id"]: _picture(entry, path) for entry in content["images"]}
+    except _DAMAGE as error:
+        raise _damaged(path, "its categories or images", error) from error
+    counts: dict[str, int] = {}
+    seen: dict[int, set[str]] = {}
+    for number, entry in enumerate(content.get("annotations", [])):
+        try:
+            line = _line(entry, pictures, class_of, segments)
+            if not line.startswith("!"):
+                known = seen.setdefault(entry["image_id"], set())
+                if line not in known:
+                    known.add(line)
+                    pictures[entry["image_id"]].lines.append(line)
+                    continue
+                line = "!labels are there twice"
+        except _DAMAGE as error:
+            raise _damaged(path, f"entry {number} of its annotations", error) from error
+        counts[line[1:]] = counts.get(line[1:], 0) + 1
+    notes = [f"{path}: {count} {what} and were left out" for what, count in counts.items()]
+    return CocoSet(own, list(pictures.values()), notes)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8-sig") as stream:
+            content = json.load(stream)
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror or error})", path, "check the path") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"is no valid JSON ({str(error)[:200]})", path, "fetch or copy the file again") from error
+    if not isinstance(content, dict) or not {"images", "categories"} <= set(content):
+        raise UserError("is no annotation file: it lacks images or categories", path)
+    return content
+
+
+def _classes(
+    categories: Sequence[Mapping[str, Any]], names: Sequence[str] | None, path: Path
+) -> tuple[list[str], dict[Any, int]]:
+    """The class names, and the class of each category id."""
+    ordered = sorted(categories, key=lambda entry: int(entry["id"]))
+    own = [str(entry["name"]) for entry in ordered]
+    if names is None:
+        return own, {entry["id"]: number for number, entry in enumerate(ordered)}
+    unknown = sorted(set(own) - set(names))
+    if unknown:
+        raise UserError(f"class '{unknown[0]}' is not among the dataset's names", path, "mend the names")
+    return list(names), {entry["id"]: list(names).index(str(entry["name"])) for entry in ordered}
+
+
+def _picture(entry: Mapping[str, Any], path: Path) -> CocoPicture:
+    name, size = str(entry["file_name"]).replace("\\", "/"), (int(entry["width"]), int(entry["height"]))
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or not pure.parts or "\0" in name or ":" in pure.parts[0]:
+        raise UserError(f"picture '{name[:200]}' leads out of the folder of pictures", path)
+    if min(size) < 1:
+        raise UserError(f"picture '{name[:200]}' has a size of {size[0]} x {size[1]} px", path, "mend it")
+    return CocoPicture(str(pure), size)
+
+
+def _line(
+    entry: Mapping[str, Any], pictures: Mapping[Any, CocoPicture], class_of: Mapping[Any, int], segments: bool
+) -> str:
+    """A label line; or `!` and why there is none."""
+    if entry.get("iscrowd"):
+        return "!annotations are crowds"
+    picture = pictures.get(entry["image_id"])
+    if picture is None:
+        return "!annotations belong to no picture"
+    width, height = picture.size_wh
+    x, y, w, h = (float(number) for number in entry["bbox"])
+    if not all(map(math.isfinite, (x, y, w, h))):
+        raise ValueError("a number is not finite")
+    x1, x2 = (min(max(edge, 0.0), width) for edge in (x, x + w))
+    y1, y2 = (min(max(edge, 0.0), height) for edge in (y, y + h))
+    if x2 <= x1 or y2 <= y1:
+        return "!boxes have no area"
+    numbers = [(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height]
+    if segments:
+        outline = joined(_polygons(entry.get("segmentation"))) or [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]
+        clipped = ((min(max(x, 0.0), width), min(max(y, 0.0), height)) for x, y in outline)
+        numbers = [part for x, y in clipped for part in (x / width, y / height)]
+    return " ".join((str(class_of[entry["category_id"]]), *(f"{number:.6f}" for number in numbers)))
+
+
+def _polygons(segmentation: Any) -> list[Polygon]:
+    """The outlines of an object; none where it is described by a mask."""
+    if not isinstance(segmentation, list):
+        return []
+    found = []
+    for part in segmentation:
+        numbers = [float(number) for number in part]
+        if len(numbers) >= _POLYGON_NUMBERS and all(map(math.isfinite, numbers)):
+            found.append(list(zip(numbers[::2], numbers[1::2], strict=False)))
+    return found
+
+
+def joined(polygons: Sequence[Polygon]) -> Polygon:
+    """One outline of several: from each to the next and back by the shortest way between their corners.
+
+    The ways there and back are the same, so they enclose nothing.
+    """
+    if not polygons:
+        return []
+    outline = list(polygons[0])
+    for following in polygons[1:]:
+        here, there = min(_ways(outline, following))[1:]
+        turned = [*following[there:], *following[: there + 1]]
+        outline = [*outline[: here + 1], *turned, *outline[here:]]
+    return [point for point, after in pairwise([*outline, None]) if point is not None and point != after]
+
+
+def _ways(outline: Polygon, following: Polygon) -> Iterator[tuple[float, int, int]]:
+    """Squared length, corner of the one, corner of the other, for all pairs."""
+    for here, (x, y) in enumerate(outline):
+        for there, (u, v) in enumerate(following):
+            yield (x - u) ** 2 + (y - v) ** 2, here, there
+
+
+def _damaged(path: Path, where: str, error: Exception) -> UserError:
+    what = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) and error.args else str(error)[:200]
+    return UserError(f"{where} cannot be used ({what})", path, "mend it, or fetch or copy the file again")

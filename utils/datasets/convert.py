@@ -1,0 +1,300 @@
+"""Turns annotated data into the YOLO layout, with a dataset YAML that is ready for training:
+
+    python -m utils.datasets.convert voc data/bccd.yaml --out datasets/bccd-yolo
+    python -m utils.datasets.convert voc VOCdevkit/VOC2007 --out datasets/voc2007-yolo
+    python -m utils.datasets.convert coco instances_train.json instances_val.json --images DIR --out DIR
+
+Everything goes into a new folder; the source is only read. For training with this project data in VOC layout
+needs no conversion.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from utils.config.dataset import SPLITS, DatasetConfig, load_dataset_config
+from utils.config.download import Download
+from utils.config.files import refusals
+from utils.config.schema import yaml_text
+from utils.datasets.annotations import label_bytes, normalised, parse_annotation
+from utils.datasets.coco_json import read_coco
+from utils.datasets.index import checked_size, in_parallel
+from utils.datasets.sources import Source, list_sources
+from utils.datasets.voc import AnnotationError, object_names
+from utils.errors import UsageError, UserError
+from utils.fetch.progress import TransferBar
+
+YAML_NAME = "dataset.yaml"
+_LISTS = ("train", "val", "test")
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Item:
+    """A picture to take over: its file, its path under the split's folder, its label lines."""
+
+    image: Path
+    name: str
+    lines: list[str]
+
+
+@dataclass
+class Converted:
+    """Data in memory: the pictures of each split, the class names, and what was left out, in words.
+
+    Splits that are one and the same share their list.
+    """
+
+    names: list[str]
+    splits: dict[str, list[Item]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def from_voc(config: DatasetConfig) -> Converted:
+    """A dataset in VOC layout; objects marked `difficult` are left out, as training does.
+
+    Raises:
+        UserError: annotations are wrong; the first few are named.
+    """
+    found = Converted(list(config.names))
+    for split, entries in config.splits.items():
+        if twin := next((other for other in found.splits if config.splits[other] == entries), None):
+            found.splits[split] = found.splits[twin]
+            continue
+        sources = list_sources(config, split)
+        sizes = in_parallel(checked_size, sources, f"reading {split}")
+        wrong: list[str] = []
+        items = []
+        for source, size in zip(sources, sizes, strict=True):
+            if isinstance(size, str):
+                found.notes.append(f"{source.image}: {size}, left out")
+                continue
+            has_truth = split != "unlabeled"
+            lines = _voc_lines(source, size, config, found.notes, wrong) if has_truth else []
+            items.append(Item(Path(source.image), Path(source.image).name, lines))
+        if wrong:
+            shown = "; ".join(wrong[:_SHOWN]) + (" ..." if len(wrong) > _SHOWN else "")
+            raise UserError(f"{len(wrong)} wrong annotations: {shown}", config.yaml_path, "mend them")
+        found.splits[split] = items
+    return found
+
+
+def voc_folder(folder: Path, names: Sequence[str]) -> DatasetConfig:
+    """The settings of a folder in VOC layout, or of one that holds several, such as VOCdevkit.
+
+    Its splits are the lists train, val and test, else trainval. names: all that appear, in the order of
+    the alphabet, where none are given.
+
+    Raises:
+        UserError: there is no such layout.
+    """
+    bases = [base for base in (folder, *sorted(folder.glob("*"))) if (base / "ImageSets" / "Main").is_dir()]
+    if not bases:
+        raise UserError("is neither a YAML nor in VOC layout: ImageSets/Main is missing", folder)
+    lists = {
+        split: tuple(path for base in bases if (path := base / f"ImageSets/Main/{split}.txt").is_file())
+        for split in (*_LISTS, "trainval")
+    }
+    trainval = lists.pop("trainval")
+    if not lists["train"]:
+        lists["train"] = trainval
+    splits = {split: paths for split, paths in lists.items() if paths}
+    if not splits:
+        raise UserError("has no lists train.txt, val.txt, test.txt or trainval.txt", bases[0] / "ImageSets/Main")
+    config = DatasetConfig(folder, folder, "voc", splits, list(names), len(names), Download(), "")
+    if names:
+        return config
+    found = sorted({name for split in splits for source in list_sources(config, split) for name in _names(source)})
+    if not found:
+        raise UserError("no annotation has an object", folder, "name the classes with --names")
+    return DatasetConfig(folder, folder, "voc", splits, found, len(found), Download(), "")
+
+
+def from_coco(paths: Sequence[Path], splits: Sequence[str], images: Path, segments: bool) -> Converted:
+    """Annotation files in COCO's format, one a split.
+
+    images: the folder of the pictures, or one above folders named after the annotation files.
+
+    Raises:
+        UserError: a file is wrong, or has other classes than the first, or none of its pictures is there.
+    """
+    found: Converted | None = None
+    for path, split in zip(paths, splits, strict=True):
+        content = read_coco(path, segments=segments)
+        found = found or Converted(content.names)
+        if content.names != found.names:
+            raise UserError(f"has other classes than {paths[0]}", path, "convert them one by one")
+        folder = _folder_of_pictures(images, path, [picture.name for picture in content.pictures])
+        items = [Item(folder / picture.name, picture.name, picture.lines) for picture in content.pictures]
+        missing = [item for item in items if not item.image.is_file()]
+        found.notes += [*content.notes, *(f"{item.image}: is not there, left out" for item in missing)]
+        found.splits[split] = [item for item in items if item.image.is_file()]
+    assert found is not None, "there is at least one"
+    return found
+
+
+def write_yolo(found: Converted, out: Path, link: bool) -> Path:
+    """Writes pictures, labels and YAML into a new folder, all or nothing; gives the YAML.
+
+    link: pictures become links to the source's.
+
+    Raises:
+        UserError: the folder is there already, or cannot be written.
+    """
+    if out.is_dir() and any(out.iterdir()) or (os.path.lexists(out) and not out.is_dir()):
+        raise UserError("is there already", out, "name a new folder with --out")
+    beside = out.parent / f".{out.name}.{os.getpid()}.tmp"
+    try:
+        with refusals("cannot be written", out), TransferBar(_count(found), "writing", unit=" pictures") as bar:
+            folders: dict[str, str] = {}
+            for split, items in found.splits.items():
+                twin = next((other for other in folders if found.splits[other] is items), split)
+                folders[split] = f"images/{twin}"
+                if twin != split:
+                    continue
+                for item, name in zip(items, _names_without_doubles(items), strict=True):
+                    _write_item(item, beside / "images" / split / name, beside / "labels" / split, name, link)
+                    bar.update()
+            settings = {"path": ".", **folders}
+            text = yaml_text({**settings, "nc": len(found.names), "names": found.names})
+            (beside / YAML_NAME).write_text(text, encoding="utf-8")
+            os.replace(beside, out)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return out / YAML_NAME
+
+
+def _write_item(item: Item, image: Path, labels: Path, name: str, link: bool) -> None:
+    label = (labels / name).with_suffix(".txt")
+    for folder in (image.parent, label.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    if link:
+        image.symlink_to(os.path.abspath(item.image))
+    else:
+        shutil.copyfile(item.image, image)
+    label.write_text("".join(f"{line}\n" for line in item.lines), encoding="utf-8")
+
+
+def _names_without_doubles(items: Sequence[Item]) -> Iterator[str]:
+    """The items' names, of which no two would have the same label file."""
+    taken: set[str] = set()
+    for item in items:
+        path, number = PurePosixPath(item.name), 1
+        while str(path.with_suffix("")).casefold() in taken:
+            number += 1
+            path = PurePosixPath(item.name).with_stem(f"{PurePosixPath(item.name).stem}-{number}")
+        taken.add(str(path.with_suffix("")).casefold())
+        yield str(path)
+
+
+def _voc_lines(
+    source: Source, size_wh: tuple[int, int], config: DatasetConfig, notes: list[str], wrong: list[str]
+) -> list[str]:
+    content = label_bytes(source)
+    if content is None:
+        notes.append(f"{source.image}: has no annotation, counts as background")
+        return []
+    annotation, mistakes = parse_annotation(content, "voc", config.names)
+    wrong += [f"{source.label}:{line}: {what}" for line, what in mistakes]
+    labels, corrections = normalised(annotation, size_wh)
+    notes += [f"{source.label}: {what}" for what in corrections]
+    return [" ".join((str(int(row[0])), *(f"{number:.6f}" for number in row[1:]))) for row in labels.tolist()]
+
+
+def _names(source: Source) -> set[str]:
+    try:
+        return object_names(label_bytes(source) or b"<annotation/>")
+    except AnnotationError as error:
+        raise UserError(error.what, f"{source.label}:{error.line}", "mend it") from error
+
+
+def _folder_of_pictures(images: Path, annotations: Path, names: Sequence[str]) -> Path:
+    """The folder in which the pictures of an annotation file lie.
+
+    Raises:
+        UserError: none of them is in any of the usual ones.
+    """
+    part = annotations.stem.removeprefix("instances_")
+    folders = [images, images / part, images / "images" / part, images / "images"]
+    for folder in folders:
+        if any((folder / name).is_file() for name in names):
+            return folder
+    tried = " nor ".join(map(str, folders))
+    raise UserError(f"none of its {len(names)} pictures is in {tried}", annotations, "name their folder: --images")
+
+
+def _split_of(path: Path) -> str:
+    near = [split for split in _LISTS if split in path.stem.lower()]
+    if len(near) != 1:
+        raise UsageError(f"it is not clear which split {path.name} is", "--splits", "name them: train val test")
+    return near[0]
+
+
+def _count(found: Converted) -> int:
+    return sum(len(items) for items in {id(items): items for items in found.splits.values()}.values())
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m utils.datasets.convert", description="Turns annotated data into the YOLO layout."
+    )
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    voc = kinds.add_parser("voc", help="from PASCAL VOC layout")
+    voc.add_argument("source", type=Path, help="dataset YAML with 'layout: voc', or a folder in that layout")
+    voc.add_argument("--data-dir", type=Path, help="folder with the data, in place of the YAML's path")
+    voc.add_argument("--names", nargs="+", default=(), help="classes of a folder (default: all that appear)")
+    coco = kinds.add_parser("coco", help="from annotations in COCO's format")
+    coco.add_argument("source", type=Path, nargs="+", help="annotation files, one a split")
+    coco.add_argument("--images", type=Path, required=True, help="folder of the pictures")
+    coco.add_argument("--splits", nargs="+", choices=SPLITS, help="of the files (default: by their names)")
+    coco.add_argument("--segments", action="store_true", help="write outlines instead of boxes")
+    for kind in (voc, coco):
+        kind.add_argument("--out", type=Path, required=True, help="the new folder")
+        kind.add_argument("--link", action="store_true", help="link the pictures instead of copying them")
+    return parser.parse_args(argv)
+
+
+def _read(arguments: argparse.Namespace) -> Converted:
+    source = arguments.source
+    if arguments.kind == "voc":
+        if source.is_dir():
+            return from_voc(voc_folder(source, arguments.names))
+        config = load_dataset_config(source, arguments.data_dir)
+        if config.layout != "voc":
+            raise UserError("its data is in YOLO layout already", config.yaml_path)
+        return from_voc(config)
+    splits = arguments.splits or [_split_of(path) for path in source]
+    if len(set(splits)) != len(source):
+        raise UsageError(f"{len(source)} files and the splits {' '.join(splits)}", "--splits", "name one a file")
+    return from_coco(source, splits, arguments.images, arguments.segments)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; gives the exit code."""
+    arguments = _arguments(argv)
+    try:
+        found = _read(arguments)
+        yaml_path = write_yolo(found, arguments.out, arguments.link)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    for note in found.notes[:_SHOWN]:
+        print(f"remark: {note}")
+    if len(found.notes) > _SHOWN:
+        print(f"remark: and {len(found.notes) - _SHOWN} more")
+    for split, items in found.splits.items():
+        boxes = sum(len(item.lines) for item in items)
+        empty = sum(not item.lines for item in items)
+        print(f"{split}: {len(items)} pictures, {boxes} objects, {empty} pictures without any")
+    print(f"written to {arguments.out}: python train.py --data {yaml_path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,264 @@
+"""Gets the data of a dataset YAML where it is missing:  python -m utils.datasets.download data/voc.yaml
+
+Archives are fetched, checked, unpacked beside the dataset's folder and moved into it; what is there
+already is neither fetched again nor changed. Nothing in the YAML is ever run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.config.dataset import SPLITS, DatasetConfig, load_dataset_config, missing_data
+from utils.config.download import ArchiveStep, CocoStep, Step
+from utils.config.files import refusals, write_text_atomically
+from utils.datasets.coco_json import read_coco
+from utils.datasets.sources import is_split_there
+from utils.errors import UserError
+from utils.fetch.lock import alone
+from utils.fetch.part import check_room
+from utils.fetch.transfer import Remote, check_content, fetch
+from utils.fetch.unpack import move_in, unpack
+from utils.fetch.web import SourceError
+
+Say = Callable[[str], None]
+_SLACK = 1.5  # an archive may unfold to so much more than its YAML says
+_FLOOR = 64 * 2**20
+
+
+def get_dataset(
+    path: str | Path, data_dir: str | Path | None, splits: Sequence[str], may_fetch: bool, say: Say
+) -> DatasetConfig:
+    """The settings of a dataset of which the splits are there; what is missing of them is fetched.
+
+    Data in a `data_dir` is the user's own copy: nothing is fetched into it.
+
+    Raises:
+        UserError: something is missing and cannot or must not be fetched.
+    """
+    config = load_dataset_config(path, data_dir, may_be_absent=True)
+    missing = missing_splits(config, splits)
+    if not missing or not config.download.steps:
+        return load_dataset_config(path, data_dir)
+    if data_dir is not None or not may_fetch:
+        raise _not_fetched(config, missing[0], data_dir, may_fetch)
+    fetch_dataset(config, missing, say)
+    return load_dataset_config(path, data_dir)
+
+
+def missing_splits(config: DatasetConfig, splits: Sequence[str]) -> list[str]:
+    """Those of the splits that the YAML names and of which nothing, or not every part, is there."""
+    return [split for split in splits if split in config.splits and not is_split_there(config, split)]
+
+
+def fetch_dataset(config: DatasetConfig, splits: Sequence[str], say: Say, keep: bool = False) -> None:
+    """Fetches what the splits need and what is not there; several processes do it once.
+
+    keep: leave the archives beside the dataset's folder.
+
+    Raises:
+        UserError: it cannot be had, there is no room, or it is not what the YAML says.
+    """
+    place = _Place(config, say, keep)
+    wait = f"another process is fetching {config.root}: waiting for it"
+    try:
+        with alone(place.work / ".lock", lambda: say(wait)):
+            steps = [step for step in config.download.steps_for(tuple(splits)) if place.is_needed(step)]
+            place.check_room(steps)
+            for step in steps:
+                if isinstance(step, ArchiveStep):
+                    place.add_archive(step)
+                else:
+                    place.add_labels(step)
+    finally:
+        place.tidy()
+    still = missing_splits(config, splits)
+    if still:
+        raise UserError(
+            f"all of its archives are there, but split '{still[0]}' is not what the YAML says: "
+            f"{', '.join(str(entry) for entry in config.splits[still[0]])}",
+            config.yaml_path,
+            f"look into {config.root} and at 'download:'",
+        )
+
+
+@dataclass
+class _Place:
+    """A dataset's folder and the one beside it where things are made ready."""
+
+    config: DatasetConfig
+    say: Say
+    keep: bool
+
+    def __post_init__(self) -> None:
+        # Where a link leads, so that all is on one disk and renaming is one step.
+        self.root = Path(os.path.realpath(self.config.root))
+        self.work = self.root.parent / f"{self.root.name}.download"
+        if self.root.is_dir() and os.stat(self.root).st_dev != os.stat(self.root.parent).st_dev:
+            self.work = self.root / ".download"
+        self.is_new = not self.root.parent.exists()
+
+    def is_needed(self, step: Step) -> bool:
+        """Whether what a step gives is not there; one that does not say what always is."""
+        return not step.gives or not all(os.path.exists(self.root / entry) for entry in step.gives)
+
+    def by_hand(self, step: ArchiveStep) -> Path:
+        """Where a person may put an archive: beside the dataset's folder."""
+        return self.config.root.parent / step.name
+
+    def check_room(self, steps: Sequence[Step]) -> None:
+        """Says what will be fetched.
+
+        Raises:
+            UserError: there is no room for it.
+        """
+        archives = [step for step in steps if isinstance(step, ArchiveStep)]
+        if not archives:
+            return
+        coming = sum(step.bytes_about for step in archives if not self.by_hand(step).is_file())
+        unpacked = sum(round(step.unpacked_mb * 1e6) for step in archives)
+        # An archive goes when it is unpacked: never are all of them there at once.
+        largest = coming if self.keep else max(step.bytes_about for step in archives)
+        of_them = f"{len(archives)} archive{'' if len(archives) == 1 else 's'}, {coming / 1e6:,.0f} MB"
+        self.say(f"{self.config.yaml_path}: fetching what is missing into {self.config.root}: {of_them}")
+        with refusals("cannot be written", self.work):
+            self.work.mkdir(parents=True, exist_ok=True)
+        there = sum(entry.stat().st_size for entry in self.work.glob("*.part"))
+        check_room(self.work, max(largest + unpacked - there, 0), str(self.config.yaml_path))
+
+    def add_archive(self, step: ArchiveStep) -> None:
+        """Fetches an archive, or takes one that a person has put there, and moves its content in."""
+        given, target = self.by_hand(step), self.work / step.name
+        remote = Remote(step.name, step.url, step.size, step.md5, step.sha256)
+        if given.is_file():
+            self.say(f"taking {given}")
+            try:
+                check_content(remote, given)
+                self._unpack(step, given)
+            except SourceError as error:
+                raise UserError(str(error), given, "remove it, then it is fetched anew") from error
+        else:
+            fetch(remote, target, lambda part: self._unpack(step, part), given)
+        self._move_in(step)
+        if target.is_file():
+            with refusals("cannot be written", given):
+                if self.keep:
+                    os.replace(target, given)
+                else:
+                    target.unlink()
+
+    def _unpack(self, step: ArchiveStep, archive: Path) -> None:
+        folder = self._unpacked(step)
+        shutil.rmtree(folder, ignore_errors=True)  # a killed process has left it
+        limit = max(round(step.unpacked_mb * 1e6 * _SLACK), _FLOOR) if step.unpacked_mb else 0
+        try:
+            unpack(archive, step.name, folder, step.take, limit)
+            missing = [entry for entry in step.gives if not self._will_be_there(step, entry)]
+            if missing:
+                raise SourceError(f"it does not hold {missing[0]}")
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def _unpacked(self, step: ArchiveStep) -> Path:
+        return self.work / f"{step.name}.unpacked"
+
+    def _will_be_there(self, step: ArchiveStep, entry: str) -> bool:
+        inner = os.path.relpath(entry, step.into) if step.into else entry
+        is_inside = not inner.startswith("..") and os.path.exists(self._unpacked(step) / inner)
+        return is_inside or os.path.exists(self.root / entry)
+
+    def _move_in(self, step: ArchiveStep) -> None:
+        source = self._unpacked(step)
+        if step.anywhere:
+            source = self._folder_with_splits(source)
+        move_in(source, self.root / step.into, [self.root / entry for entry in step.gives])
+        shutil.rmtree(self._unpacked(step), ignore_errors=True)
+
+    def _folder_with_splits(self, source: Path) -> Path:
+        """The unpacked folder, or its only folder where the data lies in that."""
+        inside = list(source.iterdir())
+        ways = [os.path.relpath(entry, self.config.root) for way in self.config.splits.values() for entry in way]
+        if len(inside) == 1 and inside[0].is_dir() and any((inside[0] / way).exists() for way in ways):
+            return inside[0]
+        return source
+
+    def add_labels(self, step: CocoStep) -> None:
+        """Makes label files and the list of pictures of an annotation file."""
+        annotations, labels, listing = (self.root / way for way in (step.coco, step.labels, step.list_file))
+        self.say(f"making the labels of {step.coco}")
+        found = read_coco(annotations, self.config.names)
+        for note in found.notes:
+            self.say(note)
+        if not labels.exists():
+            ready = self.work / f"{labels.name}.labels"
+            shutil.rmtree(ready, ignore_errors=True)
+            with refusals("cannot be written", ready):
+                for picture in found.pictures:
+                    file = (ready / picture.name).with_suffix(".txt")
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_text("".join(f"{line}\n" for line in picture.lines), encoding="utf-8")
+            move_in(ready, labels)
+        lines = "".join(f"./{step.pictures}/{picture.name}\n" for picture in found.pictures)
+        write_text_atomically(listing, lines)
+
+    def tidy(self) -> None:
+        """Removes the folder beside, where nothing is left in it to go on with."""
+        try:
+            self.work.rmdir()
+            if self.is_new:
+                self.root.parent.rmdir()
+        except OSError:
+            pass
+
+
+def _not_fetched(
+    config: DatasetConfig, split: str, data_dir: str | Path | None, may_fetch: bool
+) -> UserError:
+    error = missing_data(config.yaml_path, list(config.splits[split]), config.download, f"split '{split}'")
+    if data_dir is not None:
+        command = f"python -m utils.datasets.download {config.yaml_path} --data-dir {data_dir}"
+        return UserError(error.what, error.where, f"correct --data-dir, or fetch it there: {command}")
+    reason = "" if may_fetch else "leave --no-download out, or "
+    return UserError(error.what, error.where, f"{reason}{error.fix}")
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m utils.datasets.download", description="Gets the data of a dataset YAML."
+    )
+    parser.add_argument("data", type=Path, help="dataset YAML")
+    parser.add_argument("--data-dir", type=Path, help="folder for the data, in place of the YAML's path")
+    parser.add_argument("--splits", nargs="+", choices=SPLITS, help="only what these need (default: all)")
+    parser.add_argument("--keep", action="store_true", help="leave the archives beside the data's folder")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; gives the exit code."""
+    arguments = _arguments(argv)
+    try:
+        config = load_dataset_config(arguments.data, arguments.data_dir, may_be_absent=True)
+        splits = arguments.splits or list(config.splits)
+        missing = missing_splits(config, splits)
+        if missing and not config.download.steps:
+            raise missing_data(config.yaml_path, [config.root], config.download, f"split '{missing[0]}'")
+        if missing:
+            fetch_dataset(config, missing, lambda text: print(text, flush=True), arguments.keep)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    print(f"{config.yaml_path}: {', '.join(splits)} {'fetched into' if missing else 'is there in'} {config.root}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

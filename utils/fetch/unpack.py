@@ -1,0 +1,278 @@
+"""Archives unpacked without trust: nothing leaves the folder, nothing is made but files and folders.
+
+The unpacked files go into a new folder. A killed process leaves no folder that looks complete: who calls
+gives it its name when all is done (`move_in`).
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import os
+import re
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import IO, Any, cast
+
+from utils.config.files import refusals
+from utils.fetch.progress import TransferBar
+from utils.fetch.web import SourceError
+
+SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+MAX_MEMBERS = 2_000_000
+_MAX_PARTS = 32  # folders of a member, one in the other
+_MAX_READ = 16 * 2**20  # bytes that a tar may ask for at once: names and the like are shorter
+_MAX_DIRECTORY = 512 * 2**20  # bytes of the list of members at the end of a zip
+_CHUNK = 2**20
+_RATIO, _FLOOR = 100, 64 * 2**20  # without a word on its size an archive unfolds to so much at most
+_DRIVE = re.compile(r"^[A-Za-z]:")
+_JUNK = frozenset({"__MACOSX", ".DS_Store"})
+# What reading a damaged archive can run into.
+_DAMAGE = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    OverflowError,
+)
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A file of an archive: its folders and name, its size as announced, and how to read it."""
+
+    parts: tuple[str, ...]
+    size: int
+    handle: Any
+
+
+def is_archive(name: str) -> bool:
+    """Whether a name is that of an archive that can be unpacked."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def unpack(archive: Path, name: str, folder: Path, take: str = "", limit: int = 0) -> int:
+    """Unpacks into a new folder; gives the number of files.
+
+    name: the archive's own, which says what kind it is. take: a folder inside, of which the content is
+    taken and all else left out; its parts may be patterns, as in `*/data`. limit: bytes that it may unfold
+    to, 0 where nobody knows.
+
+    Raises:
+        SourceError: it is damaged, or made to do harm; what was unpacked stays where it is.
+        UserError: the system refuses to write.
+    """
+    limit = limit or max(archive.stat().st_size * _RATIO, _FLOOR)
+    with refusals("cannot be written", folder):
+        folder.mkdir(parents=True)
+    opened = _members_of_zip if name.lower().endswith(".zip") else _members_of_tar
+    wanted = tuple(take.split("/")) if take else ()
+    count = written = 0
+    with _damage_told(), opened(archive) as (members, read), TransferBar(None, f"unpacking {name}") as bar:
+        for member in members:
+            inner = _inner_path(member.parts, wanted)
+            if inner is None:
+                continue
+            with read(member) as stream:
+                for piece in _pieces(stream, folder.joinpath(*inner)):
+                    written += piece
+                    bar.update(piece)
+                    if written > limit:
+                        raise SourceError(f"refused: it unfolds to more than {limit:,} bytes")
+            count += 1
+    if not count:
+        raise SourceError(f"it holds no file{f' in {take}' if take else ''}")
+    return count
+
+
+def move_in(source: Path, target: Path, last: Sequence[Path] = ()) -> None:
+    """Moves what a folder holds into another one, where files that are there already stay as they are.
+
+    last: paths in the target that come at the end: where they are, everything is.
+
+    Raises:
+        UserError: the system refuses.
+    """
+    with refusals("cannot be written", target):
+        _move(source, target, tuple(last))
+
+
+def _move(source: Path, target: Path, last: tuple[Path, ...]) -> None:
+    if not os.path.lexists(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(source, target)
+    elif source.is_dir() and target.is_dir():
+        waits = {entry for path in last for entry in (path, *path.parents)}
+        for child in sorted(source.iterdir(), key=lambda entry: (target / entry.name in waits, entry.name)):
+            _move(child, target / child.name, last)
+
+
+@contextmanager
+def _damage_told() -> Iterator[None]:
+    try:
+        yield
+    except _DAMAGE as error:
+        raise SourceError(f"it is no intact archive ({str(error)[:200] or type(error).__name__})") from error
+    except OSError as error:  # of gzip and bz2: the system's own come as UserError
+        raise SourceError(f"it is no intact archive ({error.strerror or error})") from error
+
+
+def _inner_path(parts: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Where a member goes; None where it is not wanted."""
+    if not _JUNK.isdisjoint(parts) or len(parts) <= len(wanted):
+        return None
+    if not all(fnmatchcase(part, pattern) for part, pattern in zip(parts, wanted, strict=False)):
+        return None
+    return parts[len(wanted) :]
+
+
+def _parts_of(name: str) -> tuple[str, ...]:
+    """The folders and the name of a member.
+
+    Raises:
+        SourceError: they lead out of the folder, or nobody would name a file so.
+    """
+    parts = tuple(part for part in name.split("/") if part not in ("", "."))
+    if name.startswith("/") or "\\" in name or "\0" in name or _DRIVE.match(name) or ".." in parts:
+        raise SourceError(f"refused: member {name[:200]!r} leads out of the folder")
+    if len(parts) > _MAX_PARTS:
+        raise SourceError(f"refused: a member lies {len(parts)} folders deep")
+    return parts
+
+
+def _pieces(stream: IO[bytes], path: Path) -> Iterator[int]:
+    """Writes a file; gives the sizes of the pieces as they are written."""
+    with refusals("cannot be written", path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            out = open(path, "wb")  # noqa: SIM115 - closed below; errors of reading are other errors
+        except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+            raise SourceError(f"refused: {path.name!r} is a file and a folder in it") from error
+    with out:
+        while piece := stream.read(_CHUNK):
+            yield len(piece)
+            with refusals("cannot be written", path):
+                out.write(piece)
+        with refusals("cannot be written", path):
+            out.flush()
+
+
+@contextmanager
+def _members_of_zip(path: Path) -> Iterator[tuple[Iterator[_Member], Any]]:
+    _check_directory(path)
+    with zipfile.ZipFile(path) as archive:
+        yield _listed_zip(archive), lambda member: archive.open(member.handle)
+
+
+def _listed_zip(archive: zipfile.ZipFile) -> Iterator[_Member]:
+    entries = archive.infolist()
+    if len(entries) > MAX_MEMBERS:
+        raise SourceError(f"refused: it has more than {MAX_MEMBERS:,} members")
+    for entry in entries:
+        parts = _parts_of(entry.filename)
+        kind = stat.S_IFMT(entry.external_attr >> 16)
+        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise SourceError(f"refused: member {entry.filename[:200]!r} is a link or a device")
+        if entry.flag_bits & 1:
+            raise SourceError(f"member {entry.filename[:200]!r} is encrypted")
+        if parts and not entry.is_dir() and kind != stat.S_IFDIR:
+            yield _Member(parts, entry.file_size, entry)
+
+
+def _check_directory(path: Path) -> None:
+    """Passes a zip whose list of members has a length that one can read.
+
+    Raises:
+        SourceError: it is longer than any honest one, or there is none.
+    """
+    size = path.stat().st_size
+    with open(path, "rb") as stream:
+        stream.seek(max(size - 2**16 - 22, 0))
+        tail = stream.read()
+    place = tail.rfind(b"PK\5\6")
+    if place < 0 or len(tail) < place + 22:
+        raise SourceError("it is no intact archive (the end of a zip is missing)")
+    (length,) = struct.unpack("<L", tail[place + 12 : place + 16])
+    large = tail.rfind(b"PK\6\6", 0, place)  # zip64 has its numbers before the usual end
+    if large >= 0 and len(tail) >= large + 48:
+        (length,) = struct.unpack("<Q", tail[large + 40 : large + 48])
+    if length != 2**32 - 1 and length > _MAX_DIRECTORY:
+        raise SourceError(f"refused: its list of members has {length:,} bytes")
+
+
+@contextmanager
+def _members_of_tar(path: Path) -> Iterator[tuple[Iterator[_Member], Any]]:
+    with (
+        _decompressed(path) as stream,
+        tarfile.open(fileobj=cast(Any, _Sparing(stream)), mode="r:") as archive,
+    ):
+        yield _listed_tar(archive), lambda member: archive.extractfile(member.handle)
+
+
+def _listed_tar(archive: tarfile.TarFile) -> Iterator[_Member]:
+    for number, entry in enumerate(archive):
+        if number >= MAX_MEMBERS:
+            raise SourceError(f"refused: it has more than {MAX_MEMBERS:,} members")
+        cast(Any, archive).members = []  # tarfile remembers all: gigabytes, where somebody means harm
+        parts = _parts_of(entry.name)
+        if entry.isdir():
+            continue
+        if not entry.isreg() or entry.issparse():
+            raise SourceError(f"refused: member {entry.name[:200]!r} is a link, a device or full of holes")
+        if parts:
+            yield _Member(parts, entry.size, entry)
+    # tarfile takes a damaged header for the end, and the end of the file too.
+    stream = cast(Any, archive.fileobj)
+    stream.seek(archive.offset)
+    if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise SourceError("it is no intact archive (it ends in the middle)")
+    # Compressed ones have their sums at the very end, behind the padding.
+    if len(stream.read(_MAX_READ)) == _MAX_READ:
+        raise SourceError("refused: it goes on behind its end")
+
+
+def _decompressed(path: Path) -> IO[bytes]:
+    with open(path, "rb") as stream:
+        start = stream.read(6)
+    if start.startswith(b"\x1f\x8b"):
+        return cast(IO[bytes], gzip.open(path))
+    if start.startswith(b"BZh"):
+        return cast(IO[bytes], bz2.open(path))
+    if start.startswith(b"\xfd7zXZ\0"):
+        return cast(IO[bytes], lzma.open(path))
+    return open(path, "rb")
+
+
+class _Sparing:
+    """A stream for tarfile, which reads the long names that a tar announces in one go, however long."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+
+    def read(self, count: int = -1) -> bytes:
+        """The next bytes.
+
+        Raises:
+            SourceError: they are more than any honest tar asks for at once.
+        """
+        if not 0 <= count <= _MAX_READ:
+            raise SourceError(f"refused: it announces a name of {count:,} bytes")
+        return self._stream.read(count)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
