@@ -25,7 +25,7 @@ from utils.errors import UserError
 
 FORMAT, VERSION = "yolov5-distillation", 1
 _HALF_LIMIT = 65504.0  # the largest float16
-_MAX_NAME = 200  # characters of a class's name
+MAX_NAME = 200  # characters of a class's name
 _SHOWN = 3
 _WRAPPERS = ("module.", "_orig_mod.")  # what data parallel training and torch.compile put before names
 
@@ -312,7 +312,7 @@ def _names(value: Any) -> list[str]:
 
 def _listed_names(names: Iterable[Any]) -> list[str]:
     """Names as text of a bounded length; what is neither text nor a number has no name."""
-    return [str(name)[:_MAX_NAME] if isinstance(name, str | int | float) else "" for name in names]
+    return [str(name)[:MAX_NAME] if isinstance(name, str | int | float) else "" for name in names]
 
 
 def _class_count(checkpoint: Checkpoint) -> int | None:

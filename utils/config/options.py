@@ -21,12 +21,14 @@ from utils.config.options_base import (
     RESULTS,
     TEACHER,
     Options,
+    RunOptions,
     image_size,
     loader_workers,
     options_from_dict,
     options_to_dict,
     run_folders,
 )
+from utils.config.options_export import ExportOptions
 from utils.config.options_inference import DetectOptions, TestOptions
 from utils.config.schema import yaml_text
 from utils.config.settings import above, at_least, between, option, settings_of
@@ -36,6 +38,7 @@ __all__ = [
     "PRESETS",
     "DetectOptions",
     "DistillOptions",
+    "ExportOptions",
     "Options",
     "Preset",
     "TestOptions",
@@ -59,7 +62,7 @@ CHANGEABLE_ON_RESUME = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(Options):
+class TrainOptions(RunOptions):
     """The options of train.py."""
 
     weights: str = option("yolov5s.pt", "weights to start from; '' starts from scratch", group=MODEL)

@@ -7,19 +7,20 @@ from pathlib import Path
 
 from utils.config.files import write_text_atomically
 from utils.config.option_help import option_table
-from utils.config.options import DetectOptions, DistillOptions, TestOptions, TrainOptions
+from utils.config.options import DetectOptions, DistillOptions, ExportOptions, TestOptions, TrainOptions
 
 BEGIN = "<!-- options: begin (written by `make readme`, held by a test) -->\n"
 END = "<!-- options: end -->\n"
 
 
 def option_tables() -> str:
-    """Markdown with the tables of all four scripts; what scripts share with `train.py` stands there alone."""
+    """Markdown with the tables of all scripts; what scripts share with `train.py` stands there alone."""
     parts = [
         ("`train.py`", option_table(TrainOptions)),
         ("`train_distill.py`: those of `train.py`, and", option_table(DistillOptions, beyond=TrainOptions)),
         ("`test.py`", option_table(TestOptions)),
         ("`detect.py`", option_table(DetectOptions)),
+        ("`export.py`", option_table(ExportOptions)),
     ]
     return "".join(f"\n### {title}\n\n{table}" for title, table in parts) + "\n"
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, cast
 
+import torch
 from torch import Tensor
 
-from models.checkpoint import build_model, read_checkpoint, resolve_weights
 from models.yolo import Model
 from utils.batch import Batch
 from utils.config.dataset import DatasetConfig, load_dataset_config
@@ -30,7 +30,16 @@ from utils.evaluation.coco import (
 )
 from utils.evaluation.evaluate import EvaluationResult, EvaluationSettings, Observer, evaluate
 from utils.evaluation.pictures import BatchPictures, save_score_pictures
-from utils.inference.predictor import half_precision, in_words, prepare_model
+from utils.inference.backends import (
+    find_network,
+    is_exported,
+    load_network,
+    network_in_words,
+    refuse_for_exported,
+    settle,
+)
+from utils.inference.exported import Exported
+from utils.inference.predictor import half_precision
 from utils.inference.preprocess import fitting_image_size
 from utils.inference.writers import LabelWriter, NameBook
 from utils.reporting.console import Console
@@ -52,23 +61,56 @@ def run_test(options: TestOptions, console: Console | None = None) -> Evaluation
 
 def _run_test(options: TestOptions, console: Console) -> EvaluationResult:
     device = select_device(options.device)
-    half = half_precision(options.half, device, console)
     config = load_dataset_config(options.data, options.data_dir)
-    weights = resolve_weights(options.weights)
-    checkpoint = read_checkpoint(weights)
-    check_classes(checkpoint.names, config.names, weights, config.yaml_path, options.single_cls, console)
+    model, size, half = _network(options, config, device, console)
     split = "val" if options.task == "speed" else options.task
     with main_first():  # the others find its index in the cache
         index = build_index(config, split, single_cls=options.single_cls)
     for problem in index.problems:
         console.warn(problem)
-    model = prepare_model(build_model(checkpoint), device, half)
-    console.info(f"{weights} on {in_words(model, device, options.imgsz)}")
-    result, report = _scored(options, model, index, half, console)
+    result, report = _scored(options, model, size, index, half, console)
     console.table(*result.table(verbose=options.verbose and result.labels > 0))
     _say_speed(result, options, console)
     report.finish(result, config, console)
     return result
+
+
+def _network(
+    options: TestOptions, config: DatasetConfig, device: torch.device, console: Console
+) -> tuple[Model | Exported, int | tuple[int, int], bool]:
+    """The network, the side or (height, width) of its pictures, and whether it computes in float16."""
+    weights = find_network(options.weights)
+    size: int | tuple[int, int]
+    if is_exported(weights):
+        refuse_for_exported(weights, options.augment, options.half, console)
+        network = load_network(weights, device)
+        assert isinstance(network, Exported)
+        # Without names of its own its classes are taken for the data's.
+        names = () if network.names else config.names
+        size_hw = settle(network, [options.imgsz], "imgsz" in options.given, names, config.yaml_path, console)
+        fixed = network.facts.size_hw is not None
+        size, half = (size_hw if fixed else size_hw[0]), False
+        _remark_on(network, options, console)
+    else:
+        half = half_precision(options.half, device, console)
+        network = load_network(weights, device, half)
+        assert isinstance(network, Model)
+        (size,) = fitting_image_size([options.imgsz], network.size_multiple, console)
+        size_hw = size, size
+    check_classes(network.names, config.names, weights, config.yaml_path, options.single_cls, console)
+    console.info(f"{weights} on {network_in_words(network, device, size_hw)}")
+    return network, size, half
+
+
+def _remark_on(network: Exported, options: TestOptions, console: Console) -> None:
+    """Says what of an exported network makes its scores differ from those of the .pt file."""
+    if network.facts.size_hw is not None and options.rect and options.task != "speed":
+        console.warn(f"{network.path} takes one shape: scores are those of --no-rect")
+    if network.facts.nms is not None:
+        console.warn(
+            f"{network.path} has NMS inside: what is scored are the detections above confidence "
+            f"{network.facts.nms.conf_thres:g}, one class each; mAP comes out lower than without"
+        )
 
 
 def check_classes(
@@ -100,10 +142,14 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _scored(
-    options: TestOptions, model: Model, index: DatasetIndex, half: bool, console: Console
+    options: TestOptions,
+    model: Model | Exported,
+    size: int | tuple[int, int],
+    index: DatasetIndex,
+    half: bool,
+    console: Console,
 ) -> tuple[EvaluationResult, _Report]:
-    (image_size,) = fitting_image_size([options.imgsz], model.size_multiple, console)
-    loader = _loader(options, index, image_size, model.size_multiple)
+    loader = _loader(options, index, size, model.size_multiple)
     for_speed = options.task == "speed"
     settings = EvaluationSettings(
         conf_thres=SPEED_CONF_THRES if for_speed else options.conf_thres,
@@ -120,7 +166,9 @@ def _scored(
     return result, report
 
 
-def _loader(options: TestOptions, index: DatasetIndex, image_size: int, stride: int) -> BatchLoader:
+def _loader(
+    options: TestOptions, index: DatasetIndex, image_size: int | tuple[int, int], stride: int
+) -> BatchLoader:
     """The batches of a test: in squares where time counts, for all pictures take the same there."""
     return eval_loader(
         index,
