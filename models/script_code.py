@@ -14,28 +14,28 @@ import warnings
 from models.inert import RefusedError, shown
 
 MAX_DEPTH = 150  # of a tree: PyTorch's parser calls itself without a limit
-_MAX_OPERATORS = 40  # in a row; Python's own parser calls itself for each
 _TEXT = re.compile(r"[\n\x20-\x5b\x5d-\x7e]*")  # printable ASCII without the backslash
-_ROW = re.compile(r"(?:[-+~*][ ]*|\bnot +){%d}" % _MAX_OPERATORS)
+_ROW = re.compile(r"(?:[-+~*] *|\bnot +){40}")  # Python's own parser calls itself for each operator
 
 # Functions of torch that compute with the tensors and numbers they are given and do nothing else: no file,
 # no device but the one at hand, no code.
 _MATHS = """
-abs add add_ addmm all amax amin any append arange argmax argsort avg_pool2d adaptive_avg_pool2d batch_norm
-bitwise_and bitwise_not bitwise_or bmm broadcast_tensors cat ceil chunk clamp clamp_ clamp_max clamp_min clone
-constant_pad_nd contiguous conv2d conv_transpose2d copy_ cumsum detach device dim div div_ dropout elu empty
-empty_like eq exp expand expand_as eye feature_dropout fill_ flatten flip floor floor_divide floordiv format full
-full_like gather ge gelu group_norm gt hardsigmoid hardsigmoid_ hardswish hardswish_ hardtanh hardtanh_ index
-index_put_ index_select instance_norm is_floating_point isnan item layer_norm le leaky_relu leaky_relu_ len
-linear linspace log logical_and logical_not logical_or lt masked_fill masked_fill_ masked_select matmul max
-max_pool2d maximum mean meshgrid min minimum mish mish_ mul mul_ narrow ne neg new_empty new_full new_ones
-new_zeros nonzero numel ones ones_like pad permute pixel_shuffle pixel_unshuffle pow pow_ prelu prod reciprocal
-relu relu6 relu_ remainder repeat repeat_interleave reshape roll round rsqrt rsub scatter select sigmoid
-sigmoid_ silu silu_ size slice softmax softplus sort split split_with_sizes sqrt square squeeze stack sub sub_
-sum tanh tanh_ tensor tile to topk transpose tril triu type_as unbind unflatten unsqueeze unsqueeze_
-upsample_bilinear2d upsample_nearest2d view view_as where zero_ zeros zeros_like zip _convolution _softmax
-_shape_as_tensor Int Float Bool IntImplicit FloatImplicit ScalarImplicit __and__ __or__ __not__ __is__ __isnot__
-__getitem__ __contains__ __range_length __derive_index _set_item
+abs add add_ addmm all amax amin any append arange argmax argsort avg_pool2d adaptive_avg_pool2d
+batch_norm bitwise_and bitwise_not bitwise_or bmm broadcast_tensors cat ceil chunk clamp clamp_ clamp_max
+clamp_min clone constant_pad_nd contiguous conv2d conv_transpose2d copy_ cumsum detach device dim div
+div_ dropout elu empty empty_like eq exp expand expand_as eye feature_dropout fill_ flatten flip floor
+floor_divide floordiv format full full_like gather ge gelu group_norm gt hardsigmoid hardsigmoid_
+hardswish hardswish_ hardtanh hardtanh_ index index_put_ index_select instance_norm is_floating_point
+isnan item layer_norm le leaky_relu leaky_relu_ len linear linspace log logical_and logical_not
+logical_or lt masked_fill masked_fill_ masked_select matmul max max_pool2d maximum mean meshgrid min
+minimum mish mish_ mul mul_ narrow ne neg new_empty new_full new_ones new_zeros nonzero numel ones
+ones_like pad permute pixel_shuffle pixel_unshuffle pow pow_ prelu prod reciprocal relu relu6 relu_
+remainder repeat repeat_interleave reshape roll round rsqrt rsub scatter select sigmoid sigmoid_ silu
+silu_ size slice softmax softplus sort split split_with_sizes sqrt square squeeze stack sub sub_ sum tanh
+tanh_ tensor tile to topk transpose tril triu type_as unbind unflatten unsqueeze unsqueeze_
+upsample_bilinear2d upsample_nearest2d view view_as where zero_ zeros zeros_like zip _convolution
+_softmax _shape_as_tensor Int Float Bool IntImplicit FloatImplicit ScalarImplicit __and__ __or__ __not__
+__is__ __isnot__ __getitem__ __contains__ __range_length __derive_index _set_item
 """
 FUNCTIONS = frozenset(f"torch.{name}" for name in _MATHS.split()) | {
     *("ops.torchvision.nms", "ops.prim.NumToTensor", "ops.prim.RaiseException", "ops.prim.device"),
@@ -46,15 +46,45 @@ _WORDS = frozenset("annotate bool float getattr int range unchecked_cast uniniti
 _METHOD = re.compile(r"forward\d*|__forward")
 _BASES = frozenset(("Module", "NamedTuple"))
 _NODES = (
-    *(ast.Module, ast.ClassDef, ast.FunctionDef, ast.arguments, ast.arg, ast.AnnAssign, ast.Assign, ast.Return),
-    *(ast.If, ast.For, ast.While, ast.Expr, ast.Pass, ast.Raise, ast.Name, ast.Attribute, ast.Constant, ast.Call),
-    *(ast.keyword, ast.Tuple, ast.List, ast.Dict, ast.Subscript, ast.Slice, ast.UnaryOp, ast.BinOp, ast.BoolOp),
+    *(
+        ast.Module,
+        ast.ClassDef,
+        ast.FunctionDef,
+        ast.arguments,
+        ast.arg,
+        ast.AnnAssign,
+        ast.Assign,
+        ast.Return,
+    ),
+    *(
+        ast.If,
+        ast.For,
+        ast.While,
+        ast.Expr,
+        ast.Pass,
+        ast.Raise,
+        ast.Name,
+        ast.Attribute,
+        ast.Constant,
+        ast.Call,
+    ),
+    *(
+        ast.keyword,
+        ast.Tuple,
+        ast.List,
+        ast.Dict,
+        ast.Subscript,
+        ast.Slice,
+        ast.UnaryOp,
+        ast.BinOp,
+        ast.BoolOp,
+    ),
     *(ast.Compare, ast.IfExp, ast.expr_context, ast.operator, ast.unaryop, ast.boolop, ast.cmpop),
 )
 
 
 def checked_code(text: str, where: str) -> str:
-    """The code of one file of an archive, written anew. Raises RefusedError for all that is not on the list."""
+    """The code of one file of an archive, written anew. Raises RefusedError for what is not on the list."""
     if not _TEXT.fullmatch(text) or _ROW.search(text):
         raise RefusedError(f"its code {shown(where)} has characters that networks do not need")
     try:
@@ -106,7 +136,9 @@ def _check_function(node: ast.FunctionDef, called: set[int]) -> None:
             own |= {target.id for target in part.targets if isinstance(target, ast.Name)}
         elif isinstance(part, ast.Assign | ast.AnnAssign | ast.For):
             targets = part.targets if isinstance(part, ast.Assign) else [part.target]
-            other |= {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+            other |= {
+                name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)
+            }
     for part in ast.walk(node):
         if isinstance(part, ast.Call) and isinstance(part.func, ast.Name) and part.func.id in own - other:
             called.add(id(part.func))
@@ -126,7 +158,10 @@ def _check_call(node: ast.Call, called: set[int]) -> None:
     elif isinstance(function, ast.Name):
         if function.id not in _WORDS and id(function) not in called:
             raise RefusedError(f"its code calls {shown(function.id)}")
-    elif not (name.startswith("__torch__.") or (isinstance(function, ast.Attribute) and _METHOD.fullmatch(function.attr))):
+    elif not (
+        name.startswith("__torch__.")
+        or (isinstance(function, ast.Attribute) and _METHOD.fullmatch(function.attr))
+    ):
         raise RefusedError(f"its code calls {shown(getattr(function, 'attr', type(function).__name__))}")
 
 

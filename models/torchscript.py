@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import re
 import zipfile
+import zlib
 from pathlib import Path
 
 from models.archive import DAMAGE, MAX_PICKLE_BYTES, Storages
@@ -21,12 +22,17 @@ from utils.errors import UserError
 MAX_CODE_BYTES = 2 << 20  # of all files together; the largest networks have a fifth of a megabyte
 MAX_EXTRA_BYTES = 4 << 20
 MAX_ARCHIVE_BYTES = 4 << 30
-_RECORD = re.compile(r"[^/]+/(version|byteorder|\.data/\w+|(data|constants)\.pkl|(data|constants)/\d+|code/.+\.py)")
 _CODE = re.compile(r"code/__torch__(/\w+)*\.py")
 _CLASS = re.compile(r"__torch__\.(?!torch\.classes\b)[\w.]+")
 _LISTS = frozenset(
     f"torch.jit._pickle.{name}"
-    for name in ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist", "restore_type_tag")
+    for name in (
+        "build_intlist",
+        "build_doublelist",
+        "build_boollist",
+        "build_tensorlist",
+        "restore_type_tag",
+    )
 )
 TRUST = "export it again, from weights of a source you trust"
 
@@ -35,7 +41,8 @@ def read_torchscript(path: Path) -> tuple[io.BytesIO, dict[str, str]]:
     """An archive for torch.jit.load that holds what was checked, and the texts that came with the file.
 
     Nothing runs. The code in the archive can compute with tensors and do nothing else; how long and with
-    how much memory, only running it can tell. Raises UserError for what is no TorchScript file or asks for more.
+    how much memory, only running it can tell. Raises UserError for what is no TorchScript file or asks for
+    more than that.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -46,8 +53,10 @@ def read_torchscript(path: Path) -> tuple[io.BytesIO, dict[str, str]]:
         raise UserError(f"refused: {error}", path, TRUST) from error
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror or error})", path, "check the path") from error
-    except (*DAMAGE, NotImplementedError, zipfile.zlib.error) as error:
-        raise UserError(f"it is no intact TorchScript file ({str(error)[:300]})", path, "export it again") from error
+    except (*DAMAGE, NotImplementedError, zlib.error) as error:
+        raise UserError(
+            f"it is no intact TorchScript file ({str(error)[:300]})", path, "export it again"
+        ) from error
 
 
 class _Archive:
@@ -112,14 +121,18 @@ class _Archive:
 
         if b"torch.classes" in instructions:
             raise RefusedError("it names a class that is not its own")
-        Machine(Storages(read).get, lambda name: name in _LISTS or bool(_CLASS.fullmatch(name))).run(instructions)
+        Machine(Storages(read).get, lambda name: name in _LISTS or bool(_CLASS.fullmatch(name))).run(
+            instructions
+        )
         return used
 
     def _texts(self) -> dict[str, str]:
         start = f"{self.root}extra/"
         names = [name for name in self.records if name.startswith(start)]
         return {
-            name.removeprefix(start): self._read(name.removeprefix(self.root), MAX_EXTRA_BYTES).decode("utf-8", "replace")
+            name.removeprefix(start): self._read(name.removeprefix(self.root), MAX_EXTRA_BYTES).decode(
+                "utf-8", "replace"
+            )
             for name in names[:16]
         }
 

@@ -19,6 +19,7 @@ SCRIPTS: dict[str, type[Options]] = {
     "train_distill.py": declared.DistillOptions,
     "test.py": declared.TestOptions,
     "detect.py": declared.DetectOptions,
+    "export.py": declared.ExportOptions,
 }
 LIST = Path(__file__).with_name("options.txt")
 # What a script needs beside the option that is tried.

@@ -14,6 +14,7 @@ OPTIONS = {
     "train_distill": declared.DistillOptions,
     "test": declared.TestOptions,
     "detect": declared.DetectOptions,
+    "export": declared.ExportOptions,
 }
 
 

@@ -25,10 +25,14 @@ class ExportOptions(Options):
     )
     dynamic: bool = option(False, "take batches and pictures of any size", group=DATA)
     source: str = option(
-        "data/images", "pictures on which the files are compared with PyTorch: file, folder or pattern", group=DATA
+        "data/images",
+        "pictures on which the files are compared with PyTorch: file, folder or pattern",
+        group=DATA,
     )
     device: str = option("cpu", "what exports: cpu, or the number of a GPU", group=MACHINE)
-    half: bool = option(False, "weights in float16; OpenVINO takes pictures in float32 all the same", group=MODEL)
+    half: bool = option(
+        False, "weights in float16; OpenVINO takes pictures in float32 all the same", group=MODEL
+    )
     opset: int = option(18, "version of ONNX's operators", limits=between(18, 23), group=RESULTS)
     simplify: bool = option(
         True, "fold constants of the .onnx file and leave out what has no effect", group=RESULTS

@@ -1,4 +1,4 @@
-"""Suppression that goes into ONNX files: the standard operator NonMaxSuppression, image by image, class by class.
+"""Suppression that goes into ONNX files: the standard operator NonMaxSuppression.
 
 PyTorch has no function of that shape. So one is declared here, with this meaning, and a translation of it is
 handed to the exporter.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
@@ -45,7 +46,9 @@ def run_export(options: ExportOptions, console: Console | None = None) -> list[P
         raise UserError("is an exported file already", weights, "give the .pt file that it was made of")
     model = build_model(read_checkpoint(weights)).fuse().eval().requires_grad_(False)
     if model.channels != 3:
-        raise UserError(f"takes pictures of {model.channels} channels", weights, "export networks for 3 channels")
+        raise UserError(
+            f"takes pictures of {model.channels} channels", weights, "export networks for 3 channels"
+        )
     pictures = _pictures(options.source, console)
     sides = fitting_image_size(options.imgsz, model.size_multiple, console)
     size_hw = sides[0], sides[-1]
@@ -92,7 +95,9 @@ def _facts(options: ExportOptions, model: Model, size_hw: tuple[int, int]) -> Ex
 class _Makers:
     """The formats, made of one network on a device."""
 
-    def __init__(self, options: ExportOptions, model: Model, facts: ExportFacts, device: torch.device) -> None:
+    def __init__(
+        self, options: ExportOptions, model: Model, facts: ExportFacts, device: torch.device
+    ) -> None:
         self.options, self.model, self.facts, self.device = options, model, facts, device
 
     def write(self, name: str, weights: Path) -> Path:
@@ -103,10 +108,10 @@ class _Makers:
             content = self.onnx if not self.options.half else self._onnx(self._placed(half=False))
             write_openvino(folder, content, self.facts, self.options.half)
             return folder
-        content = self.onnx if name == "onnx" else torchscript_content(self._placed(self.options.half), self.facts)
-        path = weights.with_suffix(ONNX if name == "onnx" else TORCHSCRIPT)
-        replace_atomically(path, lambda stream: stream.write(content) and None)
-        return path
+        if name == "onnx":
+            return _written(weights.with_suffix(ONNX), self.onnx)
+        content = torchscript_content(self._placed(self.options.half), self.facts)
+        return _written(weights.with_suffix(TORCHSCRIPT), content)
 
     @cached_property
     def onnx(self) -> bytes:
@@ -124,6 +129,14 @@ class _Makers:
             model = model.half()
             model.head.anchors = anchors
         return model
+
+
+def _written(path: Path, content: bytes) -> Path:
+    def write(stream: BinaryIO) -> None:
+        stream.write(content)
+
+    replace_atomically(path, write)
+    return path
 
 
 def _megabytes(path: Path) -> float:

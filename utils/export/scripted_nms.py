@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 
-
 def select_detections(
     predictions: Tensor, conf_thres: float, iou_thres: float, max_det: int, agnostic: bool
 ) -> Tensor:

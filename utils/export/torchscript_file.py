@@ -27,7 +27,9 @@ def torchscript_content(model: Model, facts: ExportFacts) -> bytes:
     assert isinstance(weights, Tensor)
     batch, height, width = facts.shape
     multiple = model.size_multiple
-    images = torch.zeros(batch or 2, model.channels, height or 4 * multiple, width or 3 * multiple).to(weights)
+    images = torch.zeros(batch or 2, model.channels, height or 4 * multiple, width or 3 * multiple).to(
+        weights
+    )
     stream = io.BytesIO()
     with warnings.catch_warnings():
         # PyTorch wants torch.export in its place, whose files the programs that read TorchScript cannot.

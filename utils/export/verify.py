@@ -74,7 +74,9 @@ def compare(
             if written.facts.nms is None:
                 _compare_all(decoded[: len(part)], got, tolerance, result)
             else:
-                wanted = [kept.detections for kept in suppress(decoded[: len(part)], _rules(written.facts.nms))]
+                wanted = [
+                    kept.detections for kept in suppress(decoded[: len(part)], _rules(written.facts.nms))
+                ]
                 _compare_detections(wanted, got, written, tolerance, result)
         result.shapes += 1
     if result.worst > 1:
@@ -99,7 +101,10 @@ def _shapes(written: Exported, size_hw: tuple[int, int]) -> list[tuple[int, int]
     if written.facts.size_hw is None:
         multiple = written.size_multiple
         for factors in _SMALLER:
-            sides = [max(int(side * by) // multiple, 1) * multiple for side, by in zip(size_hw, factors, strict=True)]
+            sides = [
+                max(int(side * by) // multiple, 1) * multiple
+                for side, by in zip(size_hw, factors, strict=True)
+            ]
             shapes.append((sides[0], sides[1]))
     return list(dict.fromkeys(shapes))
 

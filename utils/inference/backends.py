@@ -21,7 +21,11 @@ from utils.reporting.console import Console
 
 ONNX, TORCHSCRIPT, OPENVINO_FOLDER = ".onnx", ".torchscript", "_openvino_model"
 _ELSEWHERE = {
-    ".engine": "TensorRT", ".mlmodel": "CoreML", ".mlpackage": "CoreML", ".pb": "TensorFlow", ".tflite": "TFLite"
+    ".engine": "TensorRT",
+    ".mlmodel": "CoreML",
+    ".mlpackage": "CoreML",
+    ".pb": "TensorFlow",
+    ".tflite": "TFLite",
 }
 
 
@@ -33,7 +37,9 @@ def find_network(name: str) -> Path:
     if path.is_dir():
         if any(path.glob("*.xml")):
             return path
-        raise UserError("is a folder and no weight file", name, "name a file in it, or an OpenVINO network's folder")
+        raise UserError(
+            "is a folder and no weight file", name, "name a file in it, or an OpenVINO network's folder"
+        )
     return resolve_weights(name)
 
 
@@ -50,7 +56,9 @@ def load_network(path: Path, device: torch.device, half: bool = False) -> Model 
     """
     if not is_exported(path):
         if other := _ELSEWHERE.get(path.suffix.lower()):
-            raise UserError(f"is a file for {other}, which is not supported", path, "take .onnx, .torchscript or .pt")
+            raise UserError(
+                f"is a file for {other}, which is not supported", path, "take .onnx, .torchscript or .pt"
+            )
         return prepare_model(build_model(read_checkpoint(path)), device, half)
     network: Exported
     if path.is_dir():
@@ -65,13 +73,20 @@ def load_network(path: Path, device: torch.device, half: bool = False) -> Model 
 def refuse_for_exported(path: Path, augment: bool, half: bool, console: Console) -> None:
     """Raises UsageError for options that only a .pt can follow; says which have no effect."""
     if augment:
-        raise UsageError(f"needs the network itself, and {path} is exported", "--augment", "give the .pt file")
+        raise UsageError(
+            f"needs the network itself, and {path} is exported", "--augment", "give the .pt file"
+        )
     if half:
         console.warn(f"--half has no effect: {path} has the precision that it was exported with")
 
 
 def settle(
-    network: Exported, sides: Sequence[int], given: bool, names: Sequence[str], source: object, console: Console
+    network: Exported,
+    sides: Sequence[int],
+    given: bool,
+    names: Sequence[str],
+    source: object,
+    console: Console,
 ) -> tuple[int, int]:
     """Decides at what (height, width) an exported network runs, tries it out and names its classes.
 
@@ -84,7 +99,9 @@ def settle(
         fitting = fitting_image_size(sides, network.size_multiple, console)
         size_hw = fitting[0], fitting[-1]
     elif given and size_hw != wanted:
-        console.warn(f"{network.path} takes pictures of {size_hw[1]}x{size_hw[0]} px alone: --imgsz has no effect")
+        console.warn(
+            f"{network.path} takes pictures of {size_hw[1]}x{size_hw[0]} px alone: --imgsz has no effect"
+        )
     network.try_out()
     network.take_names(names, source)
     return size_hw

@@ -93,7 +93,11 @@ class Exported(ABC):
         batch, height, width = self.facts.shape
         size = "any size" if height is None else f"{width}x{height} px"
         pictures = "any batch" if batch is None else f"batches of {batch}"
-        inside = f", NMS inside (confidence {self.facts.nms.conf_thres:g}, IoU {self.facts.nms.iou_thres:g})" if self.facts.nms else ""
+        inside = (
+            f", NMS inside (confidence {self.facts.nms.conf_thres:g}, IoU {self.facts.nms.iou_thres:g})"
+            if self.facts.nms
+            else ""
+        )
         return f"{self.kind}, {size}, {pictures}{inside}"
 
     def _padded(self, images: Tensor) -> Tensor:
@@ -106,7 +110,14 @@ class Exported(ABC):
     def _checked(self, output: Tensor, count: int) -> Tensor:
         """The output as float32; it must be what it should be."""
         wanted = 6 if self.facts.nms is not None else None
-        if output.ndim != 3 or len(output) != count or output.shape[2] < 6 or wanted not in (None, output.shape[2]):
+        if (
+            output.ndim != 3
+            or len(output) != count
+            or output.shape[2] < 6
+            or wanted not in (None, output.shape[2])
+        ):
             what = "(batch, detections, 6)" if wanted else "(batch, predictions, 5 + classes)"
-            raise UserError(f"gives {tuple(output.shape)} and not {what}", self.path, "export it with export.py")
+            raise UserError(
+                f"gives {tuple(output.shape)} and not {what}", self.path, "export it with export.py"
+            )
         return output.float()

@@ -39,7 +39,8 @@ class ExportFacts:
     """What is known of an exported network.
 
     names: of the classes, empty where the file has none. stride: what sides are multiples of, px. shape:
-    (batch, height, width) that it takes, None for each that is free. nms: None where it gives all predictions.
+    (batch, height, width) that it takes, None for each that is free. nms: None where it gives all
+    predictions.
     """
 
     names: tuple[str, ...] = ()

@@ -46,10 +46,18 @@ class OnnxNetwork(Exported):
             # The very bytes that were looked at; only one with weights beside it must be opened by name.
             self.session = onnxruntime.InferenceSession(content or os.fspath(path), settings, wanted)
         except Exception as error:  # onnxruntime's errors have no common class
-            raise UserError(f"onnxruntime cannot load it ({_told(error)})", path, "export it again") from error
+            raise UserError(
+                f"onnxruntime cannot load it ({_told(error)})", path, "export it again"
+            ) from error
         inputs = self.session.get_inputs()
-        if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in ("tensor(float)", "tensor(float16)"):
-            raise UserError("takes something else than one batch of pictures", path, "export it with export.py")
+        if (
+            len(inputs) != 1
+            or len(inputs[0].shape) != 4
+            or inputs[0].type not in ("tensor(float)", "tensor(float16)")
+        ):
+            raise UserError(
+                "takes something else than one batch of pictures", path, "export it with export.py"
+            )
         self._input, self._type = inputs[0].name, np.float16 if "16" in inputs[0].type else np.float32
         self._output = self.session.get_outputs()[0].name
         facts = facts_from_texts(self.session.get_modelmeta().custom_metadata_map, _shape(inputs[0].shape))
@@ -86,7 +94,9 @@ def checked_onnx(path: Path) -> bytes | None:
     outside = False
     own = {(function.domain, function.name) for function in model.functions}
     for node in _nodes(model):
-        if (node.domain, node.op_type) not in own and (node.domain not in _DOMAINS or node.op_type in _LEAVING):
+        if (node.domain, node.op_type) not in own and (
+            node.domain not in _DOMAINS or node.op_type in _LEAVING
+        ):
             what = printable(f"{node.domain}.{node.op_type}"[:100])
             raise UserError(f"refused: it needs the operator {what}", path, "export it with export.py")
         outside |= _check_tensors(_tensors_of(node), path, onnx.TensorProto.EXTERNAL)

@@ -138,7 +138,9 @@ class Predictor:
         """Those of suppressed detections (D, 6) that the rules allow; rows without confidence are padding."""
         allowed = rows[:, 4] > self.rules.conf_thres
         if self.rules.classes is not None:
-            allowed &= torch.isin(rows[:, 5].long(), torch.tensor(list(self.rules.classes), device=rows.device))
+            allowed &= torch.isin(
+                rows[:, 5].long(), torch.tensor(list(self.rules.classes), device=rows.device)
+            )
         return rows[allowed][: self.rules.max_det]
 
 
