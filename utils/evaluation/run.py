@@ -70,7 +70,7 @@ def _run_test(options: TestOptions, console: Console) -> EvaluationResult:
         console.warn(problem)
     result, report = _scored(options, model, size, index, half, console)
     console.table(*result.table(verbose=options.verbose and result.labels > 0))
-    _say_speed(result, options, console)
+    _say_speed(result, options, size, console)
     report.finish(result, config, console)
     return result
 
@@ -180,11 +180,14 @@ def _loader(
     )
 
 
-def _say_speed(result: EvaluationResult, options: TestOptions, console: Console) -> None:
+def _say_speed(
+    result: EvaluationResult, options: TestOptions, size: int | tuple[int, int], console: Console
+) -> None:
     speed = result.speed_ms
+    shown = "x".join(map(str, size)) if isinstance(size, tuple) else size
     console.info(
         f"speed: {speed['preprocess']:.1f} ms pre-process, {speed['inference']:.1f} ms inference, "
-        f"{speed['nms']:.1f} ms NMS per image at {options.imgsz} px, batch {options.batch_size}"
+        f"{speed['nms']:.1f} ms NMS per image at {shown} px, batch {options.batch_size}"
     )
 
 

@@ -67,7 +67,9 @@ def _operator() -> Any:
 
 def translations() -> dict[Any, Any]:
     """What the exporter is to write for the function; needs onnxscript."""
-    from onnxscript import opset18 as op
+    import onnxscript
+
+    op: Any = onnxscript.opset18
 
     def kept_scores(boxes: Any, by_class: Any, most: int, iou: float, conf: float) -> Any:
         found = op.NonMaxSuppression(

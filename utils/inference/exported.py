@@ -50,7 +50,7 @@ class Exported(ABC):
         if count is None:
             return self._checked(self.run(images), len(images))
         outputs = []
-        for part in images.split(count):
+        for part in torch.split(images, count):
             missing = count - len(part)
             filled = F.pad(part, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else part
             outputs.append(self._checked(self.run(filled), count)[: len(part)])

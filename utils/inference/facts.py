@@ -10,7 +10,7 @@ import ast
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from models.checkpoint import MAX_NAME
 from models.config import MAX_CLASSES
@@ -137,9 +137,9 @@ def _side(value: Any, most: int) -> int | None:
     return value if _is_whole(value) and 0 < value <= most else None
 
 
-def _is_whole(value: Any) -> bool:
+def _is_whole(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_part(value: Any) -> bool:
+def _is_part(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
