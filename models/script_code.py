@@ -20,22 +20,25 @@ _ROW = re.compile(r"(?:[-+~*] *|\bnot +){40}")  # Python's own parser calls itse
 # Functions of torch that compute with the tensors and numbers they are given and do nothing else: no file,
 # no device but the one at hand, no code.
 _MATHS = """
-abs add add_ addmm all amax amin any append arange argmax argsort avg_pool2d adaptive_avg_pool2d
-batch_norm bitwise_and bitwise_not bitwise_or bmm broadcast_tensors cat ceil chunk clamp clamp_ clamp_max
-clamp_min clone constant_pad_nd contiguous conv2d conv_transpose2d copy_ cumsum detach device dim div
-div_ dropout elu empty empty_like eq exp expand expand_as eye feature_dropout fill_ flatten flip floor
-floor_divide floordiv format full full_like gather ge gelu group_norm gt hardsigmoid hardsigmoid_
-hardswish hardswish_ hardtanh hardtanh_ index index_put_ index_select instance_norm is_floating_point
-isnan item layer_norm le leaky_relu leaky_relu_ len linear linspace log logical_and logical_not
-logical_or lt masked_fill masked_fill_ masked_select matmul max max_pool2d maximum mean meshgrid min
-minimum mish mish_ mul mul_ narrow ne neg new_empty new_full new_ones new_zeros nonzero numel ones
-ones_like pad permute pixel_shuffle pixel_unshuffle pow pow_ prelu prod reciprocal relu relu6 relu_
-remainder repeat repeat_interleave reshape roll round rsqrt rsub scatter select sigmoid sigmoid_ silu
-silu_ size slice softmax softplus sort split split_with_sizes sqrt square squeeze stack sub sub_ sum tanh
-tanh_ tensor tile to topk transpose tril triu type_as unbind unflatten unsqueeze unsqueeze_
-upsample_bilinear2d upsample_nearest2d view view_as where zero_ zeros zeros_like zip _convolution
-_softmax _shape_as_tensor Int Float Bool IntImplicit FloatImplicit ScalarImplicit __and__ __or__ __not__
-__is__ __isnot__ __getitem__ __contains__ __range_length __derive_index _set_item
+abs adaptive_avg_pool2d add addcdiv addcmul addmm alias all amax amin any append arange argmax argmin
+argsort atleast_1d avg_pool1d avg_pool2d baddbmm batch_norm bitwise_and bitwise_not bitwise_or bmm Bool
+broadcast_tensors broadcast_to cat ceil celu channel_shuffle chunk clamp clamp_max clamp_min clone
+column_stack constant_pad_nd contiguous conv1d conv2d conv3d conv_transpose2d copy cos count_nonzero
+cumprod cumsum detach device diff dim div dropout einsum elu empty empty_like eq erf exp exp2 expand
+expand_as eye feature_dropout fill flatten flip Float FloatImplicit floor floor_divide floordiv fmod
+format frac full full_like gather ge gelu glu group_norm gt hardshrink hardsigmoid hardswish hardtanh
+hstack index index_add index_fill index_put index_select instance_norm Int IntImplicit is_floating_point
+isfinite isinf isnan item layer_norm le leaky_relu len lift lift_fresh linalg_norm linear linspace log
+log10 log1p log2 logical_and logical_not logical_or logsigmoid logsumexp lt masked_fill masked_select
+matmul max max_pool1d max_pool2d maximum mean meshgrid min minimum mish movedim mul nan_to_num narrow ne
+neg new_empty new_full new_ones new_zeros nonzero norm numel ones ones_like pad permute pixel_shuffle
+pixel_unshuffle pow prelu prod reciprocal reflection_pad2d relu relu6 remainder repeat repeat_interleave
+replication_pad2d reshape roll round rsqrt rsub ScalarImplicit scatter scatter_add select selu sigmoid
+sign silu sin size slice softmax softplus softsign sort split split_with_sizes sqrt square squeeze stack
+std sub sum swapaxes tanh tensor threshold tile to topk transpose tril triu trunc type_as unbind
+unflatten unsafe_chunk unsafe_split unsqueeze upsample_bicubic2d upsample_bilinear2d upsample_nearest2d
+var view view_as vstack where zero zeros zeros_like zip __and__ __contains__ __derive_index __getitem__
+__is__ __isnot__ __not__ __or__ __range_length _convolution _set_item _shape_as_tensor _softmax
 """
 FUNCTIONS = frozenset(f"torch.{name}" for name in _MATHS.split()) | {
     *("ops.torchvision.nms", "ops.prim.NumToTensor", "ops.prim.RaiseException", "ops.prim.device"),
@@ -149,7 +152,7 @@ def _check_call(node: ast.Call, called: set[int]) -> None:
     function = node.func
     name = _dotted(function)
     if name.startswith(("torch.", "ops.")):
-        if name not in FUNCTIONS:
+        if name not in FUNCTIONS and name.removesuffix("_") not in FUNCTIONS:
             raise RefusedError(f"its code calls {shown(name)}")
         root: ast.AST = function
         while isinstance(root, ast.Attribute):

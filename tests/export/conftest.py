@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.checkpoint import save_checkpoint
+from models.checkpoint import build_model, read_checkpoint, save_checkpoint
 from models.yolo import Model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,7 +28,9 @@ TINY = {
 }
 
 
-def _tiny() -> Model:
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of an untrained network that finds something of every class in many places."""
     torch.manual_seed(3)
     model = Model(TINY)
     model.names = ["nut & bolt", "it's", 'a "b"']
@@ -40,13 +42,15 @@ def _tiny() -> Model:
             spread, means = torch.std_mean(convolution(feature), (0, 2, 3))
             convolution.weight.mul_((2 / spread).view(-1, 1, 1, 1))  # logits from -4 to 4
             convolution.bias.copy_(-2 * means / spread)
-    return model
+    path = tmp_path_factory.mktemp("tiny") / "tiny.pt"
+    save_checkpoint(path, model=model, epoch=-1, best_fitness=None, meta={})
+    return path
 
 
 @pytest.fixture(scope="session")
-def tiny() -> Model:
-    """An untrained network, fused, whose biases make it find something of every class in many places."""
-    return _tiny().fuse().requires_grad_(False)
+def tiny(tiny_weights: Path) -> Model:
+    """The same network, fused."""
+    return build_model(read_checkpoint(tiny_weights)).fuse().requires_grad_(False)
 
 
 @pytest.fixture(scope="session")
@@ -54,11 +58,3 @@ def pictures() -> list[np.ndarray]:
     """The two shipped pictures and a cut-out, BGR."""
     shipped = [cv2.imread(str(path)) for path in sorted((ROOT / "data/images").glob("*.jpg"))]
     return [*shipped, shipped[0][:200]]
-
-
-@pytest.fixture(scope="session")
-def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same network as a weight file."""
-    path = tmp_path_factory.mktemp("tiny") / "tiny.pt"
-    save_checkpoint(path, model=_tiny(), epoch=-1, best_fitness=None, meta={})
-    return path

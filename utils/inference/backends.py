@@ -102,6 +102,8 @@ def settle(
         console.warn(
             f"{network.path} takes pictures of {size_hw[1]}x{size_hw[0]} px alone: --imgsz has no effect"
         )
+    if not network.facts.knows_shape:
+        network.take_single(size_hw)
     network.try_out()
     network.take_names(names, source)
     return size_hw

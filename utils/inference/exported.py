@@ -84,9 +84,9 @@ class Exported(ABC):
                 "give a dataset YAML that has them (--data), or export it again with export.py",
             )
 
-    def without_facts_of_shape(self, size_hw: tuple[int, int]) -> None:
-        """Settles that a network that does not say what it takes gets single pictures of this size."""
-        self.facts = replace(self.facts, shape=(1, *size_hw))
+    def take_single(self, size_hw: tuple[int, int]) -> None:
+        """Settles that it gets single pictures of this size: what is right for all that do not say."""
+        self.facts = replace(self.facts, shape=(1, *size_hw), knows_shape=True)
 
     def in_words(self) -> str:
         """What it is, in a few words."""

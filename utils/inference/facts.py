@@ -39,14 +39,15 @@ class ExportFacts:
     """What is known of an exported network.
 
     names: of the classes, empty where the file has none. stride: what sides are multiples of, px. shape:
-    (batch, height, width) that it takes, None for each that is free. nms: None where it gives all
-    predictions.
+    (batch, height, width) that it takes, None for each that is free; knows_shape: whether anything says
+    that. nms: None where it gives all predictions.
     """
 
     names: tuple[str, ...] = ()
     stride: int = DEFAULT_STRIDE
     shape: Shape = (None, None, None)
     nms: NmsInside | None = None
+    knows_shape: bool = True
 
     @property
     def size_hw(self) -> tuple[int, int] | None:
@@ -82,6 +83,7 @@ def facts_from_dict(data: Mapping[str, Any], shape: Shape | None = None) -> Expo
         stride=stride if _is_whole(stride) and 1 <= stride <= 1024 else DEFAULT_STRIDE,
         shape=shape or (None, None, None),
         nms=_nms(data.get("nms")),
+        knows_shape=shape is not None,
     )
 
 
