@@ -16,7 +16,7 @@ import torch
 
 from models.yolo import Model
 from utils.boxes import NmsRules, suppress
-from utils.errors import UserError
+from utils.errors import UsageError, UserError
 from utils.export.network import decode_for_export
 from utils.export.scripted_nms import select_detections
 from utils.export.torchscript_file import torchscript_content
@@ -90,6 +90,11 @@ def test_the_metadata_of_an_onnx_file_are_what_others_read(tiny: Model, onnx_fil
     assert stated["stride"] == "8"
     assert ast.literal_eval(stated["names"]) == dict(enumerate(tiny.names))
     assert "NonMaxSuppression" in {node.op_type for node in model.graph.node}
+
+
+def test_operators_that_nobody_knows_yet_are_refused(onnx_files) -> None:
+    with pytest.raises(UsageError, match="--opset: 900 is newer"):
+        onnx_files(FIXED, opset=900)
 
 
 @pytest.mark.slow

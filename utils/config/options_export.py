@@ -8,7 +8,7 @@ from typing import Literal
 
 from utils.config.options_base import DATA, DETECTIONS, MACHINE, MODEL, RESULTS, Options, image_size
 from utils.config.options_inference import confidence, overlap
-from utils.config.settings import between, option
+from utils.config.settings import at_least, between, option
 
 ExportFormat = Literal["torchscript", "onnx", "openvino"]
 
@@ -33,7 +33,7 @@ class ExportOptions(Options):
     half: bool = option(
         False, "weights in float16; OpenVINO takes pictures in float32 all the same", group=MODEL
     )
-    opset: int = option(18, "version of ONNX's operators", limits=between(18, 23), group=RESULTS)
+    opset: int = option(18, "version of ONNX's operators", limits=at_least(18), group=RESULTS)
     simplify: bool = option(
         True, "fold constants of the .onnx file and leave out what has no effect", group=RESULTS
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.yolo import Model
 from utils.config.options_base import MAX_SIDE
-from utils.errors import UserError
+from utils.errors import UsageError, UserError
 from utils.export.network import ExportNetwork
 from utils.export.onnx_nms import select_with, translations
 from utils.inference.facts import MAX_BATCH, ExportFacts, facts_to_texts
@@ -27,7 +27,7 @@ def onnx_content(model: Model, facts: ExportFacts, opset: int, simplify: bool) -
 
     model: fused, in evaluation mode. Where sides of `facts.shape` are None they are free.
     """
-    _need_packages()
+    _need_packages(opset)
     example, shapes = _example(model, facts)
     network = ExportNetwork(model, None if facts.nms is None else select_with(facts.nms)).eval()
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet_logs():
@@ -50,7 +50,7 @@ def onnx_content(model: Model, facts: ExportFacts, opset: int, simplify: bool) -
     return _finished(program.model_proto, facts)
 
 
-def _need_packages() -> None:
+def _need_packages(opset: int) -> None:
     missing = []
     for name in ("onnx", "onnxscript"):
         try:
@@ -59,6 +59,11 @@ def _need_packages() -> None:
             missing.append(name)
     if missing:
         raise UserError(f"needs {' and '.join(missing)}", "--include onnx", _INSTALL)
+    import onnx
+
+    newest = onnx.defs.onnx_opset_version()
+    if opset > newest:
+        raise UsageError(f"{opset} is newer than what the package onnx knows", "--opset", f"18 to {newest}")
 
 
 def _example(model: Model, facts: ExportFacts) -> tuple[Tensor, Any]:
