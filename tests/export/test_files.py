@@ -20,7 +20,7 @@ from utils.errors import UsageError, UserError
 from utils.export.network import decode_for_export
 from utils.export.scripted_nms import select_detections
 from utils.export.torchscript_file import torchscript_content
-from utils.export.verify import HALF_TOLERANCE, TOLERANCE, compare
+from utils.export.verify import EXACT, HALF, compare
 from utils.inference.backends import load_network
 from utils.inference.exported import Exported
 from utils.inference.facts import ExportFacts, NmsInside
@@ -52,7 +52,7 @@ def test_a_torchscript_file_does_what_the_network_does(
     facts = facts_of(tiny, shape, nms)
     network = loaded(tmp_path / "a.torchscript", torchscript_content(tiny, facts))
     assert network.facts == facts and network.names == tiny.names
-    result = compare(tiny, network, pictures, SIZE_HW, TOLERANCE)
+    result = compare(tiny, network, pictures, SIZE_HW, EXACT)
     assert result.shapes == (1 if shape == FIXED else 3)
     assert (result.detections > 20) == (nms is not None)
 
@@ -78,7 +78,7 @@ def test_an_onnx_file_of_one_shape_does_what_the_network_does(
     content = onnx_files(FIXED, nms)
     network = loaded(tmp_path / "a.onnx", content)
     assert network.facts == facts_of(tiny, FIXED, nms)
-    result = compare(tiny, network, pictures, SIZE_HW, TOLERANCE)
+    result = compare(tiny, network, pictures, SIZE_HW, EXACT)
     assert (result.detections > 20) == (nms is not None)
     assert b"/torch/" not in content and str(Path.cwd()).encode() not in content
 
@@ -105,7 +105,7 @@ def test_an_onnx_file_of_free_shapes_does_what_the_network_does(
     content = onnx_files(FREE, AGNOSTIC, opset=20)
     network = loaded(tmp_path / "a.onnx", content)
     assert network.facts == facts_of(tiny, FREE, AGNOSTIC)
-    assert compare(tiny, network, pictures, SIZE_HW, TOLERANCE).shapes == 3
+    assert compare(tiny, network, pictures, SIZE_HW, EXACT).shapes == 3
     model = onnx.ModelProto.FromString(content)
     (taken,) = model.graph.input
     sides = [side.dim_param or side.dim_value for side in taken.type.tensor_type.shape.dim]
@@ -128,7 +128,7 @@ def test_an_openvino_folder_does_what_the_network_does(
     network = load_network(folder, CPU)
     assert isinstance(network, Exported)
     assert network.facts == facts
-    compare(tiny, network, pictures, SIZE_HW, HALF_TOLERANCE if half else TOLERANCE)
+    compare(tiny, network, pictures, SIZE_HW, HALF if half else EXACT)
 
 
 def test_a_torchscript_file_of_float16_is_close_to_the_network(
@@ -141,7 +141,7 @@ def test_a_torchscript_file_of_float16_is_close_to_the_network(
     content = torchscript_content(half, facts_of(tiny, FIXED))
     network = loaded(tmp_path / "a.torchscript", content)
     assert len(content) < len(torchscript_content(tiny, facts_of(tiny, FIXED)))
-    compare(tiny, network, pictures, SIZE_HW, HALF_TOLERANCE)
+    compare(tiny, network, pictures, SIZE_HW, HALF)
 
 
 @pytest.mark.parametrize("nms", [None, USUAL])
@@ -153,7 +153,7 @@ def test_a_file_of_another_network_does_not_pass(
     with torch.no_grad():
         other.head.m[0].bias += 0.05
     with pytest.raises(UserError, match="a.torchscript: differs from PyTorch"):
-        compare(other, network, pictures, SIZE_HW, TOLERANCE)
+        compare(other, network, pictures, SIZE_HW, EXACT)
 
 
 def test_the_config_in_a_torchscript_file_is_what_others_read(tiny: Model) -> None:
@@ -184,3 +184,30 @@ def test_the_scripted_suppression_is_that_of_the_project(count: int, agnostic: b
     for kept, rows in zip(suppress(predictions, rules), got, strict=True):
         torch.testing.assert_close(rows[: len(kept.detections)], kept.detections, rtol=0, atol=1e-4)
         assert not rows[len(kept.detections) :].any()
+
+
+def test_detections_that_suppression_would_not_give_do_not_pass(
+    tiny: Model, pictures: list[np.ndarray], tmp_path: Path
+) -> None:
+    """One missing, one too many, one of another class: each alone."""
+    network = loaded(tmp_path / "a.torchscript", torchscript_content(tiny, facts_of(tiny, FREE, USUAL)))
+    compare(tiny, network, pictures, SIZE_HW, EXACT)
+    honest = network.run
+
+    def without_first(images: torch.Tensor) -> torch.Tensor:
+        rows = honest(images)
+        return torch.cat((rows[:, 1:], torch.zeros_like(rows[:, :1])), 1)
+
+    def first_twice(images: torch.Tensor) -> torch.Tensor:
+        rows = honest(images)
+        return torch.cat((rows[:, :1], rows[:, :-1]), 1)
+
+    def other_class(images: torch.Tensor) -> torch.Tensor:
+        rows = honest(images).clone()
+        rows[:, 0, 5] = (rows[:, 0, 5] + 1) % 3
+        return rows
+
+    for wrong in (without_first, first_twice, other_class):
+        network.run = wrong  # type: ignore[method-assign]
+        with pytest.raises(UserError, match="differs from PyTorch"):
+            compare(tiny, network, pictures, SIZE_HW, EXACT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import warnings
 from pathlib import Path
 
@@ -174,7 +175,7 @@ def test_export_writes_beside_the_weights_and_says_so(tmp_path: Path, tiny_weigh
     )
     assert weights.read_bytes() == before
     for kind in include:
-        assert f"best.{kind} agrees with PyTorch: 1 shape, scores within" in done.stdout
+        assert f"best.{kind} agrees with PyTorch: 3840 predictions, 1 shape, scores within" in done.stdout
     assert "use it: python detect.py --weights" in done.stdout
 
 
@@ -200,6 +201,21 @@ def test_export_refuses_what_cannot_work(
     with pytest.raises(UserError) as refusal:
         run_export(parse(ExportOptions, given), Console(quiet=True))
     assert message in str(refusal.value)
+
+
+def test_packages_that_are_missing_are_named_before_anything_is_written(
+    folder: Path, tmp_path: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(tiny_weights, tmp_path / "best.pt")
+    for name in ("onnxruntime", "openvino"):
+        monkeypatch.setitem(sys.modules, name, None)
+    words = ["--weights", str(tmp_path / "best.pt"), "--include", "torchscript", "onnx", "openvino"]
+    with pytest.raises(UserError, match=r"--include: needs .*onnxruntime, openvino; pip install"):
+        run_export(parse(ExportOptions, words), Console(quiet=True))
+    assert [path.name for path in tmp_path.iterdir()] == ["best.pt"]
+    (folder / "any.onnx").write_bytes(b"x")
+    with pytest.raises(UserError, match="any.onnx: needs onnxruntime; pip install onnx onnxruntime"):
+        detected(folder, tmp_path, "any.onnx")
 
 
 def test_public_weights_give_the_same_boxes_as_their_export(

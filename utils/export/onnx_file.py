@@ -13,21 +13,21 @@ from torch import Tensor
 
 from models.yolo import Model
 from utils.config.options_base import MAX_SIDE
-from utils.errors import UsageError, UserError
+from utils.errors import UsageError
 from utils.export.network import ExportNetwork
 from utils.export.onnx_nms import select_with, translations
 from utils.inference.facts import MAX_BATCH, ExportFacts, facts_to_texts
 
 INPUT, OUTPUT = "images", "output0"
-_INSTALL = "pip install onnx onnxscript onnxruntime"
 
 
 def onnx_content(model: Model, facts: ExportFacts, opset: int, simplify: bool) -> bytes:
     """The bytes of an .onnx file: images (B, 3, H, W) of the model's own precision to `output0`, float32.
 
-    model: fused, in evaluation mode. Where sides of `facts.shape` are None they are free.
+    model: fused, in evaluation mode. Where sides of `facts.shape` are None they are free. Needs the packages
+    onnx and onnxscript. Raises UsageError for an `opset` that is not known.
     """
-    _need_packages(opset)
+    _check_opset(opset)
     example, shapes = _example(model, facts)
     network = ExportNetwork(model, None if facts.nms is None else select_with(facts.nms)).eval()
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet_logs():
@@ -50,15 +50,7 @@ def onnx_content(model: Model, facts: ExportFacts, opset: int, simplify: bool) -
     return _finished(program.model_proto, facts)
 
 
-def _need_packages(opset: int) -> None:
-    missing = []
-    for name in ("onnx", "onnxscript"):
-        try:
-            __import__(name)
-        except ImportError:
-            missing.append(name)
-    if missing:
-        raise UserError(f"needs {' and '.join(missing)}", "--include onnx", _INSTALL)
+def _check_opset(opset: int) -> None:
     import onnx
 
     newest = onnx.defs.onnx_opset_version()

@@ -9,19 +9,19 @@ from typing import BinaryIO
 
 from utils.config.files import refusals, replace_atomically, write_text_atomically
 from utils.config.schema import yaml_text
-from utils.errors import UserError
 from utils.inference.facts import ExportFacts, facts_to_dict
 
 
 def write_openvino(folder: Path, onnx_content: bytes, facts: ExportFacts, half: bool) -> None:
     """Makes `NAME.xml`, `NAME.bin` and `NAME.yaml` of an ONNX file with float32 weights.
 
-    half: store the weights as float16.
+    half: store the weights as float16. Needs the package openvino.
+
+    Raises:
+        UserError: nothing can be written there.
     """
-    try:
-        import openvino
-    except ImportError as error:
-        raise UserError("needs openvino", "--include openvino", "pip install openvino") from error
+    import openvino
+
     stem = folder.name.removesuffix("_openvino_model")
     with tempfile.TemporaryDirectory() as scratch:
         onnx_file = Path(scratch) / f"{stem}.onnx"

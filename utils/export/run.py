@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import islice
@@ -22,7 +23,7 @@ from utils.errors import UserError
 from utils.export.onnx_file import onnx_content
 from utils.export.openvino_folder import write_openvino
 from utils.export.torchscript_file import torchscript_content
-from utils.export.verify import HALF_TOLERANCE, TOLERANCE, check_pictures, compare, describe
+from utils.export.verify import EXACT, HALF, check_pictures, compare, describe
 from utils.inference.backends import ONNX, OPENVINO_FOLDER, TORCHSCRIPT, is_exported, load_network
 from utils.inference.exported import Exported
 from utils.inference.facts import ExportFacts, NmsInside
@@ -31,6 +32,9 @@ from utils.inference.preprocess import fitting_image_size
 from utils.inference.sources import open_source
 from utils.reporting.console import Console
 
+# What writing a format, and running it for the comparison, needs beside requirements.txt.
+_ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+_PACKAGES = {"torchscript": (), "onnx": _ONNX_PACKAGES, "openvino": (*_ONNX_PACKAGES[:2], "openvino")}
 _SHIPPED_PICTURES = Path("data/images")
 
 
@@ -40,6 +44,7 @@ def run_export(options: ExportOptions, console: Console | None = None) -> list[P
     Raises UserError where one cannot be written, or does not do what the network does.
     """
     console = console or Console()
+    _check_packages(options.include)
     device = select_device(options.device)
     weights = resolve_weights(options.weights)
     if is_exported(weights):
@@ -62,11 +67,29 @@ def run_export(options: ExportOptions, console: Console | None = None) -> list[P
         console.info(f"{path} written ({_megabytes(path):.1f} MB), comparing")
         network = load_network(path, device)
         assert isinstance(network, Exported)
-        tolerance = HALF_TOLERANCE if options.half else TOLERANCE
-        console.info(describe(compare(model, network, pictures, size_hw, tolerance), path))
+        result = compare(model, network, pictures, size_hw, HALF if options.half else EXACT)
+        console.info(describe(result, path))
+        if not result.predictions + result.detections:
+            console.warn("the network sees nothing in these pictures, so nothing was compared: see --source")
     names = " or ".join(map(str, written))
     console.info(f"use it: python detect.py --weights {names} --source pictures/")
     return written
+
+
+def _check_packages(include: Sequence[str]) -> None:
+    """Raises UserError for what is not installed, before anything is written."""
+    needed = dict.fromkeys(package for name in include for package in _PACKAGES[name])
+    missing = [package for package in needed if not is_installed(package)]
+    if missing:
+        raise UserError(f"needs {', '.join(missing)}", "--include", f"pip install {' '.join(missing)}")
+
+
+def is_installed(package: str) -> bool:
+    """Whether Python finds a package."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):  # ValueError: it was taken out on purpose
+        return False
 
 
 def _pictures(source: str, console: Console) -> Sequence[Image]:

@@ -35,8 +35,8 @@ def torchscript_content(model: Model, facts: ExportFacts) -> bytes:
         # PyTorch wants torch.export in its place, whose files the programs that read TorchScript cannot.
         warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
         network = ExportNetwork(model, _scripted(facts)).eval()
-        traced: Any = torch.jit.trace(network, images, check_trace=False)
-        torch.jit.save(traced, stream, _extra_files={CONFIG: json.dumps(facts_to_dict(facts))})  # type: ignore[no-untyped-call]
+        traced: Any = torch.jit.trace(network, images, check_trace=False)  # type: ignore[no-untyped-call]
+        torch.jit.save(traced, stream, _extra_files={CONFIG: json.dumps(facts_to_dict(facts))})
     return stream.getvalue()
 
 
