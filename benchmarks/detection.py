@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import device_of, medians, parser, table
-from models.checkpoint import build_model, read_checkpoint, resolve_weights
+from models.checkpoint import build_model, read_checkpoint
+from models.places import resolve_weights
 from utils.boxes import NmsRules
 from utils.config.options import DetectOptions
 from utils.datasets.images import is_image, read_image

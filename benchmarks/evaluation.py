@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.measure import device_of, medians, ms, parser, table
-from models.checkpoint import build_model, read_checkpoint, resolve_weights
+from models.checkpoint import build_model, read_checkpoint
+from models.places import resolve_weights
 from utils.batch import Batch
 from utils.config.dataset import load_dataset_config
 from utils.datasets.index import build_index

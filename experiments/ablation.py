@@ -15,7 +15,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from models.checkpoint import build_model, read_checkpoint, resolve_weights
+from models.checkpoint import build_model, read_checkpoint
+from models.places import resolve_weights
 from utils.batch import Batch, StudentOutput
 from utils.config.cli import run
 from utils.config.options import DistillOptions

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ MAX_PLAIN_VALUES = 16384
 _TEXT_UNIT = 64  # so many characters count as one more value
 _MAX_TOLD = 300  # characters of an error that a library words
 # What reading a damaged file can run into.
-_DAMAGE = (
+DAMAGE = (
     ValueError,
     TypeError,
     LookupError,
@@ -55,7 +55,7 @@ def load_content(path: Path) -> Any:
         raise UserError(f"refused: {error}", path, "use weights from a source you trust") from error
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror or error})", path, "check the path") from error
-    except _DAMAGE as error:
+    except DAMAGE as error:
         fault = f"it is no intact weight file ({str(error)[:_MAX_TOLD]})"
         raise UserError(fault, path, "fetch or copy the file again") from error
 
@@ -205,25 +205,34 @@ class _Records:
             raise RefusedError(f"its instructions are longer than {MAX_PICKLE_BYTES >> 20} MB")
         if f"{self.root}byteorder" in self.records and self._read("byteorder") != b"little":
             raise ValueError("it is in big-endian byte order")
-        self.storages: dict[str, Tensor] = {}
+        self.storages = Storages(lambda key: self._read(f"data/{key}"))
 
     def load(self) -> Any:
         """The object that the instructions describe."""
-        return Machine(self.storage).run(self._read("data.pkl"))
+        return Machine(self.storages.get).run(self._read("data.pkl"))
 
-    def storage(self, wanted: Storage) -> Tensor:
+    def _read(self, name: str) -> bytes:
+        return self.archive.read(self.records[self.root + name])
+
+
+class Storages:
+    """The tensors' elements, each storage read once."""
+
+    def __init__(self, read: Callable[[str], bytes]) -> None:
+        """`read` gives the record of a key."""
+        self._read = read
+        self._known: dict[str, Tensor] = {}
+
+    def get(self, wanted: Storage) -> Tensor:
         """The elements of a storage, flat. Its size must be what the file announces."""
-        if wanted.key not in self.storages:
-            content = self._read(f"data/{wanted.key}")
+        if wanted.key not in self._known:
+            content = self._read(wanted.key)
             if len(content) != wanted.count * wanted.dtype.itemsize:
                 has = f"has {len(content)} bytes for {wanted.count} elements"
                 raise ValueError(f"storage {shown(wanted.key)} {has}")
             flat = torch.frombuffer(bytearray(content or bytes(8)), dtype=wanted.dtype)
-            self.storages[wanted.key] = flat[: wanted.count]  # torch cannot wrap a buffer of nothing
-        flat = self.storages[wanted.key]
+            self._known[wanted.key] = flat[: wanted.count]  # torch cannot wrap a buffer of nothing
+        flat = self._known[wanted.key]
         if flat.dtype != wanted.dtype or flat.numel() != wanted.count:
             raise ValueError(f"storage {shown(wanted.key)} is asked for in two ways")
         return flat
-
-    def _read(self, name: str) -> bytes:
-        return self.archive.read(self.records[self.root + name])

@@ -18,16 +18,13 @@ from models.common import NORM_EPSILON
 from models.config import FOLDER, read_config
 from models.inert import Inert, shown, text_items
 from models.layers import ACTIVATIONS
-from models.public_files import NAMES, fetch_public_file, place_of
 from models.yolo import Model
 from utils.config.files import replace_atomically
-from utils.config.suggestions import near_files, question
-from utils.distributed import main_first
 from utils.errors import UserError
 
 FORMAT, VERSION = "yolov5-distillation", 1
 _HALF_LIMIT = 65504.0  # the largest float16
-_MAX_NAME = 200  # characters of a class's name
+MAX_NAME = 200  # characters of a class's name
 _SHOWN = 3
 _WRAPPERS = ("module.", "_orig_mod.")  # what data parallel training and torch.compile put before names
 
@@ -49,31 +46,6 @@ class Checkpoint:
     best_fitness: float | None = None
     meta: dict[str, Any] = field(default_factory=dict)
     source: Literal["own", "public"] = "own"
-
-
-def resolve_weights(name: Path | str, download: bool = False) -> Path:
-    """The weight file of that name: as given, else in `weights/`, else fetched where it is a public one.
-
-    Raises UserError with near matches.
-    """
-    given = Path(name)
-    folders = [Path("weights"), FOLDER.parent / "weights"]
-    places = list(dict.fromkeys([given, *(folder / given.name for folder in folders)]))
-    public = place_of(given, folders[-1])
-    with main_first():
-        found = next((place for place in places if place.is_file()), None)
-        if found is None and download and public is not None:
-            found = fetch_public_file(public, read_checkpoint)
-    if found is not None:
-        return found
-    known = [path for folder in (given.parent, *folders) for path in sorted(folder.glob("*.pt"))]
-    # Of runs the newest first: many have a best.pt.
-    trained = sorted(Path("runs").glob("*/*/weights/*.pt"), key=lambda path: -path.stat().st_mtime)
-    public_names = [] if public else [given.with_name(name) for name in NAMES]
-    hint = question(near_files(given, [*known, *trained, *public_names]), "put it there or give its path")
-    if public is not None:
-        hint += " (it is a public file, which is fetched without --no-download)"
-    raise UserError(f"no such weight file (looked for {', '.join(map(str, places))})", name, hint)
 
 
 def read_checkpoint(path: Path | str, cfg: dict[str, Any] | Path | str | None = None) -> Checkpoint:
@@ -341,7 +313,7 @@ def _names(value: Any) -> list[str]:
 
 def _listed_names(names: Iterable[Any]) -> list[str]:
     """Names as text of a bounded length; what is neither text nor a number has no name."""
-    return [str(name)[:_MAX_NAME] if isinstance(name, str | int | float) else "" for name in names]
+    return [str(name)[:MAX_NAME] if isinstance(name, str | int | float) else "" for name in names]
 
 
 def _class_count(checkpoint: Checkpoint) -> int | None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from models.checkpoint import resolve_weights
+from models.places import resolve_weights
 from models.public_files import NAMES
 from utils.errors import UserError
 

@@ -70,8 +70,11 @@ def _order(state: Any) -> str:
 class Machine:
     """Carries out a pickle's instructions on inert values."""
 
-    def __init__(self, storage: Callable[[Storage], Tensor]) -> None:
-        self.storage = storage
+    def __init__(
+        self, storage: Callable[[Storage], Tensor], is_record: Callable[[str], bool] = lambda name: False
+    ) -> None:
+        """`storage` gives the elements of one; `is_record`: names of more classes to keep records of."""
+        self.storage, self.is_record = storage, is_record
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.copied = 0
@@ -126,7 +129,7 @@ class Machine:
         if max(len(module), len(name)) > MAX_NAME:
             raise RefusedError(f"it asks for {shown(module)}.{shown(name)}, which is no part of a network")
         wanted = Name({"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module), name)
-        if not is_known(wanted):
+        if not (self.is_record(str(wanted)) or is_known(wanted)):
             raise RefusedError(f"it asks for {wanted}, which is no part of a network")
         self.stack.append(f"torch.{name}" if module == "torch" and name in DTYPES else wanted)
 
@@ -134,7 +137,10 @@ class Machine:
         if not isinstance(function, Name) or not isinstance(arguments, list | tuple):
             raise RefusedError("it calls something that is no global")
         self._count(arguments)
-        self.stack.append(constructor(function)(*arguments))
+        if self.is_record(str(function)):
+            self.stack.append(Inert(str(function), tuple(arguments)))
+        else:
+            self.stack.append(constructor(function)(*arguments))
 
     def _count(self, values: Iterable[Any]) -> None:
         # A tensor is a view, however often it is passed on; one without dimensions has no length.

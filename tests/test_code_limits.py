@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = ("train.py", "train_distill.py", "test.py", "detect.py", "compare.py")
+SCRIPTS = ("train.py", "train_distill.py", "test.py", "detect.py", "compare.py", "export.py")
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_SCRIPT_LINES = 40
@@ -23,7 +23,7 @@ CATCH_ALL_NAMES = {"general", "misc", "helpers", "common_utils", "utils"}
 def _sources() -> list[Path]:
     folders = ("models", "utils", "scripts", "experiments", "benchmarks")
     files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
-    return [*files, *(ROOT / name for name in SCRIPTS)]
+    return [*files, ROOT / "hubconf.py", *(ROOT / name for name in SCRIPTS)]
 
 
 def _name(path: Path) -> str:

@@ -20,6 +20,7 @@ SCRIPTS: dict[str, type[Options]] = {
     "test.py": declared.TestOptions,
     "detect.py": declared.DetectOptions,
     "compare.py": declared.CompareOptions,
+    "export.py": declared.ExportOptions,
 }
 LIST = Path(__file__).with_name("options.txt")
 # What a script needs beside the option that is tried; beside some options something else.

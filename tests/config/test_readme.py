@@ -15,6 +15,7 @@ OPTIONS = {
     "test": declared.TestOptions,
     "detect": declared.DetectOptions,
     "compare": declared.CompareOptions,
+    "export": declared.ExportOptions,
 }
 
 

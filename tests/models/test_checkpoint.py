@@ -10,7 +10,8 @@ import torch
 import yaml
 
 from models import checkpoint as files
-from models.checkpoint import build_model, read_checkpoint, resolve_weights, save_checkpoint, transfer_weights
+from models.checkpoint import build_model, read_checkpoint, save_checkpoint, transfer_weights
+from models.places import resolve_weights
 from models.yolo import Model
 from utils.errors import UserError
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.checkpoint import resolve_weights
 from models.download import main
+from models.places import resolve_weights
 from utils.errors import UserError
 
 OWN = Path(__file__).resolve().parents[2] / "weights/demo_student.pt"

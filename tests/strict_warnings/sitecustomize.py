@@ -6,7 +6,7 @@ there a module's name must match as a whole, so it would name every module.
 
 import warnings
 
-OURS = r"(models|utils|experiments|train|train_distill|test|detect|__main__)(\.|$)"
+OURS = r"(models|utils|experiments|train|train_distill|test|detect|export|hubconf|__main__)(\.|$)"
 
 for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
     warnings.filterwarnings("error", category=category, module=OURS)

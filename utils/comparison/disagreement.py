@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
-from models.checkpoint import build_model, read_checkpoint, resolve_weights
+from models.checkpoint import build_model, read_checkpoint
+from models.places import resolve_weights
 from models.yolo import Model
-from utils.config.dataset import load_dataset_config
 from utils.config.files import next_run_folder
 from utils.config.options import CompareOptions
+from utils.datasets.download import get_dataset
 from utils.datasets.index import build_index
 from utils.datasets.loader import eval_loader
 from utils.device import select_device
@@ -26,8 +27,10 @@ from utils.reporting.console import Console
 def draw_disagreement(options: CompareOptions, console: Console) -> Path:
     """Scores a student and asks its teacher about the same pictures; gives the folder with the drawings."""
     device = select_device(options.device)
-    config = load_dataset_config(options.data, options.data_dir)
-    weights, teacher_path = resolve_weights(options.weights), resolve_weights(options.teacher)
+    config = get_dataset(options.data, options.data_dir, [options.task], options.fetches, console.info)
+    weights, teacher_path = (
+        resolve_weights(name, options.fetches) for name in (options.weights, options.teacher)
+    )
     checkpoint = read_checkpoint(weights)
     check_classes(checkpoint.names, config.names, weights, config.yaml_path, False, console)
     index = build_index(config, options.task)

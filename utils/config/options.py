@@ -21,6 +21,7 @@ from utils.config.options_base import (
     RESULTS,
     TEACHER,
     Options,
+    RunOptions,
     image_size,
     loader_workers,
     may_fetch,
@@ -30,6 +31,7 @@ from utils.config.options_base import (
     run_folders,
 )
 from utils.config.options_compare import CompareOptions
+from utils.config.options_export import ExportOptions
 from utils.config.options_inference import DetectOptions, TestOptions
 from utils.config.schema import yaml_text
 from utils.config.settings import above, at_least, between, option, settings_of
@@ -40,6 +42,7 @@ __all__ = [
     "CompareOptions",
     "DetectOptions",
     "DistillOptions",
+    "ExportOptions",
     "Options",
     "Preset",
     "TestOptions",
@@ -63,7 +66,7 @@ CHANGEABLE_ON_RESUME = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(Options):
+class TrainOptions(RunOptions):
     """The options of train.py."""
 
     weights: str = option("yolov5s.pt", "weights to start from; '' starts from scratch", group=MODEL)

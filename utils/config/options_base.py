@@ -60,7 +60,7 @@ class Options:
     """What all options objects share.
 
     given: the fields that the command line named, whatever value it gave them. A script's own class
-    declares `weights` and `project` again, with its own words and default.
+    declares `weights` again, with its own words and default.
     """
 
     given: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
@@ -68,9 +68,6 @@ class Options:
     device: str = option(
         "", "cpu, or the number of a GPU; '' takes the first GPU, else the CPU", group=MACHINE
     )
-    project: Path = run_folders("runs")
-    name: str = option("exp", "the run's folder in it; a number is added when it is taken", group=RESULTS)
-    exist_ok: bool = option(False, "write into a folder that is there already", group=RESULTS)
 
     def __post_init__(self) -> None:
         """Raises UsageError with everything that is out of range or contradicts itself."""
@@ -86,12 +83,26 @@ class Options:
 
     def contradictions(self) -> Iterator[str]:
         """What cannot be meant, each as `--option: what is wrong`."""
-        if not self.name.strip("/\\. "):
-            yield f"--name {self.name!r}: must be the name of a folder"
+        yield from ()
 
     def remarks(self) -> Iterator[str]:
         """What was given and has no effect, each as `--option: why`."""
         yield from ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(Options):
+    """The options of a script whose runs have a folder each; `project` is declared again as `weights` is."""
+
+    project: Path = run_folders("runs")
+    name: str = option("exp", "the run's folder in it; a number is added when it is taken", group=RESULTS)
+    exist_ok: bool = option(False, "write into a folder that is there already", group=RESULTS)
+
+    def contradictions(self) -> Iterator[str]:
+        """What cannot be meant, each as `--option: what is wrong`."""
+        yield from super().contradictions()
+        if not self.name.strip("/\\. "):
+            yield f"--name {self.name!r}: must be the name of a folder"
 
 
 def options_to_dict(options: Options) -> dict[str, Any]:

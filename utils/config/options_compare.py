@@ -11,16 +11,17 @@ from utils.config.options_base import (
     DATA,
     MODEL,
     RUNS,
-    Options,
+    RunOptions,
     image_size,
     loader_workers,
+    may_fetch,
     run_folders,
 )
 from utils.config.settings import at_least, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareOptions(Options):
+class CompareOptions(RunOptions):
     """The options of compare.py."""
 
     runs: tuple[Path, ...] = option(
@@ -49,6 +50,7 @@ class CompareOptions(Options):
         "", "weights of its teacher, or of any other network", aliases=("t-weights",), group=MODEL
     )
     data: Path = option(Path("data/coco128.yaml"), "dataset YAML of these pictures", group=DATA)
+    download: bool = may_fetch("public data and weights")
     data_dir: Path | None = option(None, "folder with the data, in place of the YAML's path", group=DATA)
     task: Literal["train", "val", "test"] = option("val", "the split to look at", group=DATA)
     imgsz: int = image_size(640, "longer side of the pictures")
@@ -69,7 +71,7 @@ class CompareOptions(Options):
     def remarks(self) -> Iterator[str]:
         """What was given and has no effect, each as `--option: why`."""
         of_runs = {"metric", "group", "ignore"}
-        of_pictures = {"data", "data_dir", "task", "imgsz", "batch_size", "workers", "device"}
+        of_pictures = {"data", "download", "data_dir", "task", "imgsz", "batch_size", "workers", "device"}
         for name in sorted(self.given & (of_pictures if self.runs else of_runs)):
             without = "--weights and --teacher" if self.runs else "runs"
             yield f"--{name.replace('_', '-')} has no effect without {without}"

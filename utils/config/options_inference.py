@@ -13,7 +13,7 @@ from utils.config.options_base import (
     MACHINE,
     MODEL,
     RESULTS,
-    Options,
+    RunOptions,
     image_size,
     loader_workers,
     may_fetch,
@@ -36,7 +36,7 @@ def overlap(default: float) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InferenceOptions(Options):
+class InferenceOptions(RunOptions):
     """What the options of test.py and detect.py share."""
 
     half: bool = option(False, "compute in float16 where the device is a GPU", group=MACHINE)

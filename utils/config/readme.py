@@ -7,7 +7,14 @@ from pathlib import Path
 
 from utils.config.files import write_text_atomically
 from utils.config.option_help import option_table
-from utils.config.options import CompareOptions, DetectOptions, DistillOptions, TestOptions, TrainOptions
+from utils.config.options import (
+    CompareOptions,
+    DetectOptions,
+    DistillOptions,
+    ExportOptions,
+    TestOptions,
+    TrainOptions,
+)
 
 BEGIN = "<!-- options: begin (written by `make readme`, held by a test) -->\n"
 END = "<!-- options: end -->\n"
@@ -21,6 +28,7 @@ def option_tables() -> str:
         ("`test.py`", option_table(TestOptions)),
         ("`detect.py`", option_table(DetectOptions)),
         ("`compare.py`", option_table(CompareOptions)),
+        ("`export.py`", option_table(ExportOptions)),
     ]
     return "".join(f"\n### {title}\n\n{table}" for title, table in parts) + "\n"
 

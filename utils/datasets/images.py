@@ -131,6 +131,12 @@ def scaled_wh(width: int, height: int, image_size: int) -> tuple[int, int]:
     return max(round(width * factor), 1), max(round(height * factor), 1)
 
 
+def fitting_wh(width: int, height: int, image_size: int, room_hw: tuple[int, int]) -> tuple[int, int]:
+    """As `scaled_wh`, smaller where that would not fit into (height, width)."""
+    factor = min(image_size / max(width, height), room_hw[0] / height, room_hw[1] / width)
+    return max(round(width * factor), 1), max(round(height * factor), 1)
+
+
 def all_scaled_wh(sizes_wh: NDArray[np.int64], image_size: int) -> NDArray[np.int64]:
     """`scaled_wh` of many sizes (N, 2) at once."""
     factors = image_size / sizes_wh.max(1, initial=1)

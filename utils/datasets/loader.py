@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from utils.batch import Batch, Letterbox
 from utils.datasets.augment import AugmentSettings, fit_letterbox, flip, jitter_colour, mix
 from utils.datasets.geometry import Boxes, random_warp, warp_canvas
-from utils.datasets.images import Image, UnreadableImageError, read_for_evaluation, scaled_wh
+from utils.datasets.images import Image, UnreadableImageError, fitting_wh, read_for_evaluation
 from utils.datasets.index import DatasetIndex
 from utils.datasets.labels import Labels
 from utils.datasets.mosaic import Picture, mosaic_tiles, normalise_boxes, place_boxes, single_tile
@@ -102,7 +102,7 @@ class DetectionDataset(Dataset[Batch | UserError]):
         """Writes one letterboxed picture (RGB) to `out`."""
         number = int(order.rows[place, 0])
         path, (width, height) = self.index.paths[number], self.index.sizes_wh[number]
-        new_wh = scaled_wh(int(width), int(height), self.image_size)
+        new_wh = fitting_wh(int(width), int(height), self.image_size, order.shape_hw)
         try:
             image = read_for_evaluation(path, new_wh)
         except UnreadableImageError as error:
@@ -319,7 +319,7 @@ def train_loader(  # noqa: PLR0913 - one value for each choice that a person has
 def eval_loader(
     index: DatasetIndex,
     *,
-    image_size: int,
+    image_size: int | tuple[int, int],
     batch_size: int,
     workers: int,
     stride: int = 32,
@@ -329,9 +329,13 @@ def eval_loader(
     """Letterboxed batches of a split, each picture once, without chance.
 
     With `rect` they come in the order of their aspect, else in the index's order in squares of
-    `image_size` rounded up to a multiple of `stride`. Of several ranks each gets every n-th batch.
+    `image_size` rounded up to a multiple of `stride`. A pair (height, width) makes them all of that shape,
+    whatever `rect` and `stride` say. Of several ranks each gets every n-th batch.
     """
-    if rect:
+    if isinstance(image_size, tuple):
+        order, shapes = np.arange(len(index)), [image_size] * -(-len(index) // batch_size)
+        image_size = max(image_size)
+    elif rect:
         groups = rect_groups(index.sizes_wh, batch_size, image_size, stride, pad)
         order, shapes = groups.order, groups.shapes_hw
     else:

@@ -9,8 +9,8 @@ from typing import cast
 
 from torch import nn
 
-from models.checkpoint import resolve_weights
 from models.decode import decode
+from models.places import resolve_weights
 from models.yolo import Model
 from utils.config.options import OWN_AVERAGE, DistillOptions
 from utils.distillation.balance import GradientBalance

@@ -6,7 +6,7 @@ Shapes: B images, n detections and m labels of an image, M targets of a batch, K
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ from utils.evaluation.metrics import (
     fitness,
     match_detections,
 )
+from utils.inference.exported import Exported
 from utils.inference.predictor import Phase, Predictor, rescale_boxes, rescale_detections
 from utils.reporting.console import Console
 
@@ -153,7 +154,7 @@ class EvaluationResult:
 
 
 def evaluate(
-    model: Model,
+    model: Model | Exported,
     loader: DataLoader[Batch] | Sequence[Batch],
     *,
     names: Sequence[str],
@@ -166,17 +167,18 @@ def evaluate(
 
     names: the K class names of the data. loss: gives named scalars, as means an image, from a batch
     and the raw outputs; not with `augment`. observers: see every batch and its detections.
-    progress: shows a bar. The model comes back in the mode it came in. Images that nobody labelled
+    progress: shows a bar. A model comes back in the mode it came in. Images that nobody labelled
     are not scored. Several ranks each score their part of the batches (see `eval_loader`); the result is
     that of all, the same on each and to the last digit that of a single process.
 
     Boxes are matched in pixels of the original images, clipped to them.
     """
-    assert loss is None or not settings.augment, "an augmented pass has no raw outputs for a loss"
+    raw = not (settings.augment or isinstance(model, Exported))
+    assert loss is None or raw, "neither an augmented pass nor an exported network has raw outputs for a loss"
     predictor = Predictor(model, settings.nms_rules(), half=settings.half, augment=settings.augment)
     scores, means = _Scores(len(names)), _LossMeans()
     shown = loader if progress is None else progress.progress(loader, len(loader), "scoring")
-    with evaluation_mode(model):
+    with nullcontext() if isinstance(model, Exported) else evaluation_mode(model):
         for batch in shown:
             seen, detections = _score_batch(predictor, batch, settings, scores, means, loss)
             for observe in observers:

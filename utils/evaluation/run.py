@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, cast
 
+import torch
 from torch import Tensor
 
-from models.checkpoint import build_model, read_checkpoint, resolve_weights
 from models.yolo import Model
 from utils.batch import Batch
 from utils.config.command import after_test, command_of
@@ -38,7 +38,16 @@ from utils.evaluation.coco import (
 )
 from utils.evaluation.evaluate import EvaluationResult, EvaluationSettings, Observer, evaluate
 from utils.evaluation.pictures import BatchPictures, save_score_pictures
-from utils.inference.predictor import half_precision, in_words, prepare_model
+from utils.inference.backends import (
+    find_network,
+    is_exported,
+    load_network,
+    network_in_words,
+    refuse_for_exported,
+    settle,
+)
+from utils.inference.exported import Exported
+from utils.inference.predictor import half_precision
 from utils.inference.preprocess import fitting_image_size
 from utils.inference.writers import LabelWriter, NameBook
 from utils.reporting.console import Console, duration
@@ -60,25 +69,20 @@ def run_test(options: TestOptions, console: Console | None = None) -> Evaluation
 
 def _run_test(options: TestOptions, console: Console) -> EvaluationResult | None:
     device = select_device(options.device)
-    half = half_precision(options.half, device, console)
     split = "val" if options.task == "speed" else options.task
     with main_first():
         config = get_dataset(options.data, options.data_dir, [split], options.fetches, console.info)
-    weights = resolve_weights(options.weights, options.fetches)
-    checkpoint = read_checkpoint(weights)
-    check_classes(checkpoint.names, config.names, weights, config.yaml_path, options.single_cls, console)
+    model, size, half = _network(options, config, device, console)
     with main_first():  # the others find its index in the cache
         index = build_index(config, split, single_cls=options.single_cls)
     for problem in index.problems:
         console.warn(problem)
-    model = prepare_model(build_model(checkpoint), device, half)
-    console.info(f"{weights} on {in_words(model, device, options.imgsz)}")
     if options.dry_run:
-        _say_what_would_be_done(options, model, index, console)
+        _say_what_would_be_done(options, model, size, index, console)
         return None
-    result, report = _scored(options, model, index, half, console)
+    result, report = _scored(options, model, size, index, half, console)
     console.table(*result.table(verbose=options.verbose and result.labels > 0))
-    _say_speed(result, options, console)
+    _say_speed(result, options, size, console)
     report.finish(result, config, console)
     if options.task != "speed":
         console.info(after_test(options, index.paths[0]))
@@ -86,22 +90,64 @@ def _run_test(options: TestOptions, console: Console) -> EvaluationResult | None
 
 
 def _say_what_would_be_done(
-    options: TestOptions, model: Model, index: DatasetIndex, console: Console
+    options: TestOptions,
+    model: Model | Exported,
+    size: int | tuple[int, int],
+    index: DatasetIndex,
+    console: Console,
 ) -> None:
     """Makes the first batch and scores it; says what all of them are, and where results would be."""
-    (image_size,) = fitting_image_size([options.imgsz], model.size_multiple, console)
-    loader = _loader(options, index, image_size, model.size_multiple)
+    loader = _loader(options, index, size, model.size_multiple)
     first = next(iter(loader), None)  # there may be fewer batches than ranks
     begun = time.monotonic()
     evaluate(model, [] if first is None else [first], names=index.names)
     time_left = duration((time.monotonic() - begun) * len(loader))
     folder = run_folder_to_come(Path(options.project), options.name, options.exist_ok)
     place = "nothing would be written" if options.task == "speed" else f"results would be in {folder}"
+    sides = str(size) if isinstance(size, int) else " x ".join(map(str, size))
     console.info(
         f"dry run: all is ready, nothing was written; {len(index)} pictures in {len(loader)} batches at "
-        f"{image_size} px take about {time_left} to score, {place}\n"
+        f"{sides} px take about {time_left} to score, {place}\n"
         f"start it: {command_of(options, dry_run=False)}"
     )
+
+
+def _network(
+    options: TestOptions, config: DatasetConfig, device: torch.device, console: Console
+) -> tuple[Model | Exported, int | tuple[int, int], bool]:
+    """The network, the side or (height, width) of its pictures, and whether it computes in float16."""
+    weights = find_network(options.weights, options.fetches)
+    size: int | tuple[int, int]
+    if is_exported(weights):
+        refuse_for_exported(weights, options.augment, options.half, console)
+        network = load_network(weights, device)
+        assert isinstance(network, Exported)
+        # Without names of its own its classes are taken for the data's.
+        names = () if network.names else config.names
+        size_hw = settle(network, [options.imgsz], "imgsz" in options.given, names, config.yaml_path, console)
+        fixed = network.facts.size_hw is not None
+        size, half = (size_hw if fixed else size_hw[0]), False
+        _remark_on(network, options, console)
+    else:
+        half = half_precision(options.half, device, console)
+        network = load_network(weights, device, half)
+        assert isinstance(network, Model)
+        (size,) = fitting_image_size([options.imgsz], network.size_multiple, console)
+        size_hw = size, size
+    check_classes(network.names, config.names, weights, config.yaml_path, options.single_cls, console)
+    console.info(f"{weights} on {network_in_words(network, device, size_hw)}")
+    return network, size, half
+
+
+def _remark_on(network: Exported, options: TestOptions, console: Console) -> None:
+    """Says what of an exported network makes its scores differ from those of the .pt file."""
+    if network.facts.size_hw is not None and options.rect and options.task != "speed":
+        console.warn(f"{network.path} takes one shape: scores are those of --no-rect")
+    if network.facts.nms is not None:
+        console.warn(
+            f"{network.path} has NMS inside: what is scored are the detections above confidence "
+            f"{network.facts.nms.conf_thres:g}, one class each; mAP comes out lower than without"
+        )
 
 
 def check_classes(
@@ -133,10 +179,14 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _scored(
-    options: TestOptions, model: Model, index: DatasetIndex, half: bool, console: Console
+    options: TestOptions,
+    model: Model | Exported,
+    size: int | tuple[int, int],
+    index: DatasetIndex,
+    half: bool,
+    console: Console,
 ) -> tuple[EvaluationResult, _Report]:
-    (image_size,) = fitting_image_size([options.imgsz], model.size_multiple, console)
-    loader = _loader(options, index, image_size, model.size_multiple)
+    loader = _loader(options, index, size, model.size_multiple)
     for_speed = options.task == "speed"
     settings = EvaluationSettings(
         conf_thres=SPEED_CONF_THRES if for_speed else options.conf_thres,
@@ -153,7 +203,9 @@ def _scored(
     return result, report
 
 
-def _loader(options: TestOptions, index: DatasetIndex, image_size: int, stride: int) -> BatchLoader:
+def _loader(
+    options: TestOptions, index: DatasetIndex, image_size: int | tuple[int, int], stride: int
+) -> BatchLoader:
     """The batches of a test: in squares where time counts, for all pictures take the same there."""
     return eval_loader(
         index,
@@ -165,11 +217,14 @@ def _loader(options: TestOptions, index: DatasetIndex, image_size: int, stride: 
     )
 
 
-def _say_speed(result: EvaluationResult, options: TestOptions, console: Console) -> None:
+def _say_speed(
+    result: EvaluationResult, options: TestOptions, size: int | tuple[int, int], console: Console
+) -> None:
     speed = result.speed_ms
+    shown = "x".join(map(str, size)) if isinstance(size, tuple) else size
     console.info(
         f"speed: {speed['preprocess']:.1f} ms pre-process, {speed['inference']:.1f} ms inference, "
-        f"{speed['nms']:.1f} ms NMS per image at {options.imgsz} px, batch {options.batch_size}"
+        f"{speed['nms']:.1f} ms NMS per image at {shown} px, batch {options.batch_size}"
     )
 
 

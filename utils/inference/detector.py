@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from utils.batch import Letterbox
+from utils.inference.exported import Exported
 from utils.inference.frames import Frame
 from utils.inference.predictor import Predictor, rescale_detections
 from utils.inference.preprocess import letterbox_image
@@ -38,7 +39,12 @@ class Detector:
         self.predictor, self.names, self.size_hw = predictor, list(names), size_hw
         self.stride = predictor.model.size_multiple
         self.batch, self.found = BATCH_ON_CPU, 0
-        if predictor.device.type == "cuda":
+        self.whole = False
+        if isinstance(predictor.model, Exported):
+            # What takes one shape gets it, and what takes batches of one size gets them full.
+            self.whole = predictor.model.facts.size_hw is not None
+            self.batch = predictor.model.facts.shape[0] or BATCH_ON_CPU
+        elif predictor.device.type == "cuda":
             self.batch = BATCH_ON_GPU
             # The first pass sets up the card; it belongs to no picture's time.
             predictor.predict(torch.zeros(1, 3, *size_hw, device=predictor.device))
@@ -47,7 +53,7 @@ class Detector:
     def prepare(self, frame: Frame) -> Prepared:
         """The frame's picture scaled and padded; needs no network and may run in another thread."""
         begun = time.perf_counter()
-        pixels, letterbox = letterbox_image(frame.image, self.size_hw, self.stride)
+        pixels, letterbox = letterbox_image(frame.image, self.size_hw, self.stride, self.whole)
         return Prepared(frame, pixels, letterbox, time.perf_counter() - begun)
 
     def detect(self, group: Sequence[Prepared]) -> list[Tensor]:

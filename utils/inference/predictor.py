@@ -16,6 +16,7 @@ from models.yolo import Model
 from utils.batch import Letterbox, StudentOutput
 from utils.boxes import NmsRules, suppress
 from utils.device import describe_device
+from utils.inference.exported import Exported
 from utils.reporting.console import Console
 
 Phase = Literal["preprocess", "inference", "nms"]
@@ -76,13 +77,21 @@ class Stopwatch:
 class Predictor:
     """A network with the rules by which its boxes are kept.
 
-    Does not change the model; `prepare_model` makes it fast. `watch` holds the times.
+    Does not change the model; `prepare_model` makes it fast. `watch` holds the times. Of an exported network
+    that suppresses boxes itself, the rules keep those they would keep of what it gives.
     """
 
-    def __init__(self, model: Model, rules: NmsRules, *, half: bool = False, augment: bool = False) -> None:
-        """`half`: the forward pass in float16 (CUDA only); `augment`: average over scales and flips."""
+    def __init__(
+        self, model: Model | Exported, rules: NmsRules, *, half: bool = False, augment: bool = False
+    ) -> None:
+        """`half`: the forward pass in float16 (CUDA only); `augment`: average over scales and flips.
+
+        Both are for models alone, not for exported networks.
+        """
         self.model, self.rules, self.augment = model, rules, augment
-        self.device = next(model.parameters()).device
+        exported = isinstance(model, Exported)
+        assert not (exported and (half or augment)), "an exported network computes in one way"
+        self.device = model.device if isinstance(model, Exported) else next(model.parameters()).device
         self.half = half
         assert not half or self.device.type == "cuda", "float16 is for CUDA alone"
         self.watch = Stopwatch(self.device)
@@ -106,8 +115,11 @@ class Predictor:
     def forward(self, images: Tensor) -> tuple[Tensor, StudentOutput | None]:
         """Decoded predictions (B, N, 5 + K) and what a loss needs of the pass (None with `augment`).
 
-        Boxes are decoded in float32 whatever the network computes in.
+        Boxes are decoded in float32 whatever the network computes in. Of an exported network with NMS inside
+        it is detections (B, D, 6).
         """
+        if isinstance(self.model, Exported):
+            return self.model(images), None
         with torch.autocast(self.device.type, torch.float16, enabled=self.half):
             if self.augment:
                 return self.model.forward_augmented(images), None
@@ -117,8 +129,19 @@ class Predictor:
         return self.model.decode_levels(output.levels), output
 
     def suppress(self, decoded: Tensor) -> list[Tensor]:
-        """The detections among decoded predictions, by the predictor's rules."""
+        """The detections among what `forward` gave, by the predictor's rules."""
+        if isinstance(self.model, Exported) and self.model.facts.nms is not None:
+            return [self._among(rows) for rows in decoded]
         return [kept.detections for kept in suppress(decoded, self.rules)]
+
+    def _among(self, rows: Tensor) -> Tensor:
+        """Those of suppressed detections (D, 6) that the rules allow; rows without confidence are padding."""
+        allowed = rows[:, 4] > self.rules.conf_thres
+        if self.rules.classes is not None:
+            allowed &= torch.isin(
+                rows[:, 5].long(), torch.tensor(list(self.rules.classes), device=rows.device)
+            )
+        return rows[allowed][: self.rules.max_det]
 
 
 def rescale_boxes(boxes_xyxy_px: Tensor, letterbox: Letterbox) -> Tensor:

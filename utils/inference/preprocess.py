@@ -24,11 +24,13 @@ def fitting_image_size(sides: Sequence[int], multiple: int, console: Console) ->
     return fitting
 
 
-def letterbox_image(image: Image, size_hw: tuple[int, int], stride: int) -> tuple[Tensor, Letterbox]:
+def letterbox_image(
+    image: Image, size_hw: tuple[int, int], stride: int, whole: bool = False
+) -> tuple[Tensor, Letterbox]:
     """The picture scaled to fit into a size and padded to the next multiples of the stride.
 
-    image: (H, W, 3) BGR. Gives (1, 3, H', W') uint8 RGB with H' and W' no larger than need be, and
-    how to get back.
+    image: (H, W, 3) BGR. Gives (1, 3, H', W') uint8 RGB with H' and W' no larger than need be (`whole`: as
+    in `size_hw`), and how to get back.
     """
     height, width = image.shape[:2]
     factor = min(size_hw[0] / height, size_hw[1] / width)
@@ -36,7 +38,7 @@ def letterbox_image(image: Image, size_hw: tuple[int, int], stride: int) -> tupl
     if new_hw != (height, width):
         method = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
         image = np.asarray(cv2.resize(image, (new_hw[1], new_hw[0]), interpolation=method), np.uint8)
-    out_h, out_w = (math.ceil(side / stride) * stride for side in new_hw)
+    out_h, out_w = size_hw if whole else (math.ceil(side / stride) * stride for side in new_hw)
     out = np.empty((out_h, out_w, 3), np.uint8)
     letterbox = fit_letterbox(image, (height, width), out)
     return torch.from_numpy(out).permute(2, 0, 1)[None], letterbox

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.checkpoint import build_model, read_checkpoint, resolve_weights
 from utils.boxes import NmsRules
 from utils.config.command import after_detection, command_of
 from utils.config.dataset import load_names
@@ -20,11 +19,20 @@ from utils.config.options import DetectOptions
 from utils.datasets.images import Image
 from utils.device import select_device
 from utils.errors import UsageError, UserError
+from utils.inference.backends import (
+    find_network,
+    is_exported,
+    load_network,
+    network_in_words,
+    refuse_for_exported,
+    settle,
+)
 from utils.inference.detector import Detector, Prepared
+from utils.inference.exported import Exported
 from utils.inference.frames import Frame, Source
 from utils.inference.outputs import OutputChoice, Outputs
 from utils.inference.pipeline import Behind, in_groups, read_ahead
-from utils.inference.predictor import Predictor, half_precision, in_words, prepare_model
+from utils.inference.predictor import Predictor, half_precision
 from utils.inference.preprocess import fitting_image_size
 from utils.inference.sources import open_source
 from utils.inference.streams import StreamSource
@@ -97,32 +105,55 @@ def _say_what_would_be_done(
 
 
 def _detector(options: DetectOptions, device: torch.device, console: Console) -> Detector:
-    half = half_precision(options.half, device, console)
-    weights = resolve_weights(options.weights, options.fetches)
-    model = prepare_model(build_model(read_checkpoint(weights)), device, half)
-    names = list(model.names)
-    if options.data:
-        names = load_names(options.data)
-        if len(names) != model.nc:
+    weights = find_network(options.weights, options.fetches)
+    exported = is_exported(weights)
+    if exported:
+        refuse_for_exported(weights, options.augment, options.half, console)
+    half = not exported and half_precision(options.half, device, console)
+    network = load_network(weights, device, half)
+    given_names = load_names(options.data) if options.data else []
+    if isinstance(network, Exported):
+        given = "imgsz" in options.given
+        size_hw = settle(network, options.imgsz, given, given_names, options.data, console)
+        names = network.names
+        _remark_on_nms(network, options, console)
+    else:
+        names = given_names or list(network.names)
+        if len(names) != network.nc:
             raise UserError(
-                f"has {len(names)} class names, {weights} knows {model.nc} classes",
+                f"has {len(names)} class names, {weights} knows {network.nc} classes",
                 options.data,
                 "leave --data out to use the names inside the weights",
             )
-    wrong = [number for number in options.classes or () if not 0 <= number < model.nc]
+        sides = fitting_image_size(options.imgsz, network.size_multiple, console)
+        size_hw = sides[0], sides[-1]
+    wrong = [number for number in options.classes or () if not 0 <= number < len(names)]
     if wrong:
-        raise UsageError(f"there is no class {wrong[0]}", "--classes", f"0 to {model.nc - 1} in {weights}")
-    rules = NmsRules(
+        raise UsageError(f"there is no class {wrong[0]}", "--classes", f"0 to {len(names) - 1} in {weights}")
+    console.info(f"{weights} on {network_in_words(network, device, size_hw)}")
+    predictor = Predictor(network, _rules(options), half=half, augment=options.augment)
+    return Detector(predictor, names, size_hw)
+
+
+def _rules(options: DetectOptions) -> NmsRules:
+    return NmsRules(
         conf_thres=options.conf_thres,
         iou_thres=options.iou_thres,
         classes=options.classes or None,
         agnostic=options.agnostic_nms,
         max_det=options.max_det,
     )
-    sides = fitting_image_size(options.imgsz, model.size_multiple, console)
-    size_hw = sides[0], sides[-1]
-    console.info(f"{weights} on {in_words(model, device, max(size_hw))}")
-    return Detector(Predictor(model, rules, half=half, augment=options.augment), names, size_hw)
+
+
+def _remark_on_nms(network: Exported, options: DetectOptions, console: Console) -> None:
+    """Says which thresholds the suppression inside a file leaves without effect."""
+    inside = network.facts.nms
+    if inside is None:
+        return
+    if "conf_thres" in options.given and options.conf_thres < inside.conf_thres:
+        console.warn(f"--conf-thres: nothing below {inside.conf_thres:g} comes out of {network.path}")
+    for name in sorted({"iou_thres", "agnostic_nms"} & options.given):
+        console.warn(f"--{name.replace('_', '-')} has no effect: {network.path} has NMS inside")
 
 
 def _detect_all(source: Source, detector: Detector, results: _Results, console: Console) -> int:

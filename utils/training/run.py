@@ -115,11 +115,8 @@ class TrainingRun:
 
     def _fit_anchors(self, model: Model) -> None:
         if self.saved is None and not self.options.noautoanchor:
-            self.console.info(
-                setup.fit_anchors_to_data(
-                    model, self.data.train, self.image_size, self.hyp, self.options.seed
-                )
-            )
+            data, seed = self.data.train, self.options.seed
+            self.console.info(setup.fit_anchors_to_data(model, data, self.image_size, self.hyp, seed))
 
     def _losses(self, recipe: LossRecipe) -> Sequence[Loss]:
         context = LossContext(
@@ -239,9 +236,8 @@ class TrainingRun:
                 if stop:
                     break
         for loss in self.losses:
-            finish = getattr(loss, "finish", None)
-            if finish is not None:
-                finish()
+            if hasattr(loss, "finish"):
+                loss.finish()
         return epoch + 1 - self.start_epoch
 
     def _epoch(self, epoch: int) -> bool:
@@ -285,9 +281,8 @@ class TrainingRun:
 
     def _review(self, report: EpochReport) -> None:
         for loss in self.losses:
-            review = getattr(loss, "review", None)
-            if review is not None:
-                self._warn_of(list(review(report)))
+            if hasattr(loss, "review"):
+                self._warn_of(list(loss.review(report)))
 
     def _train(self, epoch: int) -> dict[str, float]:
         step, place = self.trainer.step, f"{epoch + 1}/{self.options.epochs}"

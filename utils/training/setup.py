@@ -11,7 +11,8 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from models.checkpoint import check_network, read_checkpoint, resolve_weights, transfer_weights
+from models.checkpoint import check_network, read_checkpoint, transfer_weights
+from models.places import resolve_weights
 from models.yolo import Model
 from utils.batch import Batch
 from utils.config.dataset import DatasetConfig

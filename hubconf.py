@@ -1,0 +1,48 @@
+"""Networks from Python: `from hubconf import load`, or through torch.hub.
+
+    model = torch.hub.load("path/of/this/folder", "custom", path="best.pt", source="local")
+    model = torch.hub.load("path/of/this/folder", "yolov5s", source="local")
+
+See docs/python.md.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from models.yolo import Model
+from utils.inference.hub import HubModel, bare, load, load_or_create, ready
+from utils.inference.results import Detections
+
+__all__ = ["Detections", "HubModel", "custom", "load"]
+dependencies = ["torch", "torchvision", "numpy", "cv2", "yaml", "matplotlib"]
+
+
+def custom(
+    path: str | Path, autoshape: bool = True, _verbose: bool = True, device: str | None = None
+) -> HubModel | Model:
+    """The network in a file of yours; with `autoshape=False` the bare torch module of a .pt file."""
+    return load(path, device or "", _verbose) if autoshape else bare(path, device or "")
+
+
+def _sized(name: str) -> object:
+    """The entry point of a network size."""
+
+    def entry(
+        pretrained: bool = True,
+        channels: int = 3,
+        classes: int = 80,
+        autoshape: bool = True,
+        _verbose: bool = True,
+        device: str | None = None,
+    ) -> HubModel | Model:
+        model = load_or_create(name, pretrained, channels, classes, device or "")
+        return ready(model, device or "") if autoshape else model
+
+    entry.__name__ = entry.__qualname__ = name
+    entry.__doc__ = f"{name}, with its public weights where `pretrained`; bare where not `autoshape`."
+    return entry
+
+
+yolov5n, yolov5s, yolov5m, yolov5l, yolov5x = (_sized(f"yolov5{size}") for size in "nsmlx")
+yolov5n6, yolov5s6, yolov5m6, yolov5l6, yolov5x6 = (_sized(f"yolov5{size}6") for size in "nsmlx")

@@ -1,0 +1,213 @@
+"""Exported networks do what the network does, and say of themselves what others expect to read."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import io
+import json
+import zipfile
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.yolo import Model
+from utils.boxes import NmsRules, suppress
+from utils.errors import UsageError, UserError
+from utils.export.network import decode_for_export
+from utils.export.scripted_nms import select_detections
+from utils.export.torchscript_file import torchscript_content
+from utils.export.verify import EXACT, HALF, compare
+from utils.inference.backends import load_network
+from utils.inference.exported import Exported
+from utils.inference.facts import ExportFacts, NmsInside
+
+CPU = torch.device("cpu")
+SIZE_HW = (96, 128)
+FIXED, FREE = (2, *SIZE_HW), (None, None, None)
+USUAL = NmsInside(conf_thres=0.5, iou_thres=0.45, max_det=40)
+AGNOSTIC = NmsInside(conf_thres=0.3, iou_thres=0.3, max_det=300, agnostic=True)
+
+
+def facts_of(model: Model, shape: tuple[int | None, ...], nms: NmsInside | None = None) -> ExportFacts:
+    return ExportFacts(names=tuple(model.names), stride=model.size_multiple, shape=shape, nms=nms)
+
+
+def loaded(path: Path, content: bytes) -> Exported:
+    path.write_bytes(content)
+    network = load_network(path, CPU)
+    assert isinstance(network, Exported)
+    network.try_out()
+    return network
+
+
+@pytest.mark.parametrize("shape", [FIXED, FREE])
+@pytest.mark.parametrize("nms", [None, USUAL, AGNOSTIC])
+def test_a_torchscript_file_does_what_the_network_does(
+    tiny: Model, pictures: list[np.ndarray], shape, nms, tmp_path: Path
+) -> None:
+    facts = facts_of(tiny, shape, nms)
+    network = loaded(tmp_path / "a.torchscript", torchscript_content(tiny, facts))
+    assert network.facts == facts and network.names == tiny.names
+    result = compare(tiny, network, pictures, SIZE_HW, EXACT)
+    assert result.shapes == (1 if shape == FIXED else 3)
+    assert (result.detections > 20) == (nms is not None)
+
+
+@pytest.fixture(scope="module")
+def onnx_files(tiny: Model):
+    """A function that gives the .onnx file of a shape and NMS; making one takes seconds."""
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name, reason=f"{name} is missing: make dev")
+    from utils.export.onnx_file import onnx_content
+
+    @lru_cache
+    def content(shape: tuple[int | None, ...], nms: NmsInside | None = None, opset: int = 18) -> bytes:
+        return onnx_content(tiny, facts_of(tiny, shape, nms), opset, simplify=opset == 18)
+
+    return content
+
+
+@pytest.mark.parametrize("nms", [None, USUAL])
+def test_an_onnx_file_of_one_shape_does_what_the_network_does(
+    tiny: Model, pictures: list[np.ndarray], onnx_files, nms, tmp_path: Path
+) -> None:
+    content = onnx_files(FIXED, nms)
+    network = loaded(tmp_path / "a.onnx", content)
+    assert network.facts == facts_of(tiny, FIXED, nms)
+    result = compare(tiny, network, pictures, SIZE_HW, EXACT)
+    assert (result.detections > 20) == (nms is not None)
+    assert b"/torch/" not in content and str(Path.cwd()).encode() not in content
+
+
+def test_the_metadata_of_an_onnx_file_are_what_others_read(tiny: Model, onnx_files) -> None:
+    onnx = pytest.importorskip("onnx")
+    model = onnx.ModelProto.FromString(onnx_files(FIXED, USUAL))
+    stated = {entry.key: entry.value for entry in model.metadata_props}
+    assert stated["stride"] == "8"
+    assert ast.literal_eval(stated["names"]) == dict(enumerate(tiny.names))
+    assert "NonMaxSuppression" in {node.op_type for node in model.graph.node}
+
+
+def test_operators_that_nobody_knows_yet_are_refused(onnx_files) -> None:
+    with pytest.raises(UsageError, match="--opset: 900 is newer"):
+        onnx_files(FIXED, opset=900)
+
+
+@pytest.mark.slow
+def test_an_onnx_file_of_free_shapes_does_what_the_network_does(
+    tiny: Model, pictures: list[np.ndarray], onnx_files, tmp_path: Path
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    content = onnx_files(FREE, AGNOSTIC, opset=20)
+    network = loaded(tmp_path / "a.onnx", content)
+    assert network.facts == facts_of(tiny, FREE, AGNOSTIC)
+    assert compare(tiny, network, pictures, SIZE_HW, EXACT).shapes == 3
+    model = onnx.ModelProto.FromString(content)
+    (taken,) = model.graph.input
+    sides = [side.dim_param or side.dim_value for side in taken.type.tensor_type.shape.dim]
+    assert sides == ["batch", 3, "height", "width"]
+    assert model.opset_import[0].version == 20
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_an_openvino_folder_does_what_the_network_does(
+    tiny: Model, pictures: list[np.ndarray], onnx_files, half: bool, tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino", reason="openvino is missing: pip install openvino")
+    from utils.export.openvino_folder import write_openvino
+
+    facts = facts_of(tiny, FIXED)
+    folder = tmp_path / "a_openvino_model"
+    write_openvino(folder, onnx_files(FIXED), facts, half)
+    assert sorted(path.name for path in folder.iterdir()) == ["a.bin", "a.xml", "a.yaml"]
+    assert str(tmp_path) not in (folder / "a.xml").read_text()
+    network = load_network(folder, CPU)
+    assert isinstance(network, Exported)
+    assert network.facts == facts
+    compare(tiny, network, pictures, SIZE_HW, HALF if half else EXACT)
+
+
+def test_a_torchscript_file_of_float16_is_close_to_the_network(
+    tiny: Model, pictures: list[np.ndarray], tmp_path: Path
+) -> None:
+    half = copy.deepcopy(tiny)
+    anchors = half.head.anchors
+    half = half.half()
+    half.head.anchors = anchors
+    content = torchscript_content(half, facts_of(tiny, FIXED))
+    network = loaded(tmp_path / "a.torchscript", content)
+    assert len(content) < len(torchscript_content(tiny, facts_of(tiny, FIXED)))
+    compare(tiny, network, pictures, SIZE_HW, HALF)
+
+
+@pytest.mark.parametrize("nms", [None, USUAL])
+def test_a_file_of_another_network_does_not_pass(
+    tiny: Model, pictures: list[np.ndarray], nms, tmp_path: Path
+) -> None:
+    network = loaded(tmp_path / "a.torchscript", torchscript_content(tiny, facts_of(tiny, FIXED, nms)))
+    other = copy.deepcopy(tiny)
+    with torch.no_grad():
+        other.head.m[0].bias += 0.05
+    with pytest.raises(UserError, match="a.torchscript: differs from PyTorch"):
+        compare(other, network, pictures, SIZE_HW, EXACT)
+
+
+def test_the_config_in_a_torchscript_file_is_what_others_read(tiny: Model) -> None:
+    with zipfile.ZipFile(io.BytesIO(torchscript_content(tiny, facts_of(tiny, FIXED)))) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith("/extra/config.txt")]
+        stated = json.loads(archive.read(name))
+    assert stated["stride"] == 8 and stated["shape"] == [2, 3, 96, 128]
+    assert stated["names"] == {"0": "nut & bolt", "1": "it's", "2": 'a "b"'}
+
+
+def test_the_decoding_for_export_is_that_of_the_network(tiny: Model) -> None:
+    levels = tiny.forward_head(tiny.forward_features(torch.rand(2, 3, 40, 64)))
+    got = decode_for_export(levels, tiny.anchors_px, tiny.stride)
+    torch.testing.assert_close(got, tiny.decode_levels(levels), rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [300, 4000])
+@pytest.mark.parametrize("agnostic", [False, True])
+def test_the_scripted_suppression_is_that_of_the_project(count: int, agnostic: bool) -> None:
+    """On both sides of the thousand boxes from which classes are suppressed one by one."""
+    generator = torch.Generator().manual_seed(0)
+    predictions = torch.rand(2, count, 9, generator=generator)
+    predictions[..., :2] *= 400
+    predictions[..., 2:4] = 20 + 60 * predictions[..., 2:4]
+    predictions[1, :, 4] = 0  # an image without anything
+    got = select_detections(predictions, 0.2, 0.5, 5000, agnostic)
+    rules = NmsRules(conf_thres=0.2, iou_thres=0.5, max_det=5000, agnostic=agnostic)
+    for kept, rows in zip(suppress(predictions, rules), got, strict=True):
+        torch.testing.assert_close(rows[: len(kept.detections)], kept.detections, rtol=0, atol=1e-4)
+        assert not rows[len(kept.detections) :].any()
+
+
+def test_detections_that_suppression_would_not_give_do_not_pass(
+    tiny: Model, pictures: list[np.ndarray], tmp_path: Path
+) -> None:
+    """One missing, one too many, one of another class: each alone."""
+    network = loaded(tmp_path / "a.torchscript", torchscript_content(tiny, facts_of(tiny, FREE, USUAL)))
+    compare(tiny, network, pictures, SIZE_HW, EXACT)
+    honest = network.run
+
+    def without_first(images: torch.Tensor) -> torch.Tensor:
+        rows = honest(images)
+        return torch.cat((rows[:, 1:], torch.zeros_like(rows[:, :1])), 1)
+
+    def first_twice(images: torch.Tensor) -> torch.Tensor:
+        rows = honest(images)
+        return torch.cat((rows[:, :1], rows[:, :-1]), 1)
+
+    def other_class(images: torch.Tensor) -> torch.Tensor:
+        rows = honest(images).clone()
+        rows[:, 0, 5] = (rows[:, 0, 5] + 1) % 3
+        return rows
+
+    for wrong in (without_first, first_twice, other_class):
+        network.run = wrong  # type: ignore[method-assign]
+        with pytest.raises(UserError, match="differs from PyTorch"):
+            compare(tiny, network, pictures, SIZE_HW, EXACT)

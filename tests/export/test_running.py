@@ -1,0 +1,237 @@
+"""detect.py and test.py run exported files as they run weights; export.py as a person runs it."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import warnings
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.yolo import Model
+from utils.config import options as declared
+from utils.config.cli import parse
+from utils.config.options import DetectOptions, ExportOptions
+from utils.errors import UsageError, UserError
+from utils.evaluation.run import run_test
+from utils.export.run import run_export
+from utils.export.torchscript_file import torchscript_content
+from utils.inference.facts import ExportFacts, NmsInside
+from utils.inference.run import run_detect
+from utils.reporting.console import Console
+
+ROOT = Path(__file__).resolve().parents[2]
+ANY = (None, None, None)
+NAMES = '["nut & bolt", "it\'s", "a \\"b\\""]'
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny: Model, tiny_weights: Path, pictures) -> Path:
+    """The weights, exports of them as `free`, `fixed` and `nms`, and a labelled set of seven pictures."""
+    made = tmp_path_factory.mktemp("running")
+    shutil.copy(tiny_weights, made / "tiny.pt")
+    nms = NmsInside(conf_thres=0.4, iou_thres=0.45, max_det=2000)
+    for name, shape, inside in (("free", ANY, None), ("fixed", (2, 96, 96), None), ("nms", ANY, nms)):
+        facts = ExportFacts(names=tuple(tiny.names), stride=tiny.size_multiple, shape=shape, nms=inside)
+        (made / f"{name}.torchscript").write_bytes(torchscript_content(tiny, facts))
+    for kind in ("images", "labels"):
+        (made / kind / "val").mkdir(parents=True)
+    for number in range(7):
+        picture = pictures[number % 3][: 200 + 20 * number]
+        cv2.imwrite(str(made / f"images/val/{number}.png"), cv2.resize(picture, None, fx=0.3, fy=0.3))
+        (made / f"labels/val/{number}.txt").touch()
+    # The network's own best finds are the labels: then it scores something.
+    found = detected(made, made / "labels", "tiny.pt", "--max-det", "3")
+    for name, rows in found.items():
+        lines = [f"{int(label)} {x} {y} {w} {h}" for label, x, y, w, h, _ in rows]
+        (made / "labels/val" / name).write_text("\n".join(lines))
+    (made / "set.yaml").write_text(f"path: .\ntrain: images/val\nval: images/val\nnames: {NAMES}\n")
+    return made
+
+
+def detected(folder: Path, tmp_path: Path, weights: str, *words: str) -> dict[str, np.ndarray]:
+    """The lines of the label files, by name."""
+    given = ["--weights", str(folder / weights), "--source", str(folder / "images/val"), "--device", "cpu"]
+    given += ["--save-txt", "--save-conf", "--nosave", "--img", "96", "--project", str(tmp_path), *words]
+    run = run_detect(parse(DetectOptions, given), Console(quiet=True))
+    assert run is not None
+    return {path.name: np.loadtxt(path, ndmin=2) for path in sorted((run / "labels").iterdir())}
+
+
+def assert_alike(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> None:
+    assert first.keys() == second.keys() and len(first) > 3
+    for name, rows in first.items():
+        assert np.array_equal(rows[:, 0], second[name][:, 0])
+        np.testing.assert_allclose(rows, second[name], atol=1e-4)  # six digits are written
+
+
+def test_detect_finds_the_same_with_an_exported_file(folder: Path, tmp_path: Path) -> None:
+    words = ("--conf", "0.5", "--max-det", "40", "--classes", "0", "2")
+    wanted = detected(folder, tmp_path, "tiny.pt", *words)
+    assert_alike(wanted, detected(folder, tmp_path, "free.torchscript", *words))
+    assert_alike(wanted, detected(folder, tmp_path, "nms.torchscript", *words))
+
+
+def test_detect_fits_pictures_to_a_file_of_one_shape(folder: Path, tmp_path: Path, capsys) -> None:
+    """Seven pictures in batches of two, the last one filled up; boxes lie where they lay without padding."""
+    found = detected(folder, tmp_path, "fixed.torchscript", "--img", "64")
+    assert len(found) == 7
+    assert "takes pictures of 96x96 px alone: --imgsz has no effect" in capsys.readouterr().err
+    for rows in found.values():
+        assert rows[:, 1:5].min() >= 0 and rows[:, 1:5].max() <= 1
+
+
+def scored(folder: Path, tmp_path: Path, weights: str, *words: str) -> dict[str, float]:
+    given = ["--weights", str(folder / weights), "--data", str(folder / "set.yaml"), "--device", "cpu"]
+    given += ["--workers", "0", "--noplots", "--img", "96", "--project", str(tmp_path), *words]
+    result = run_test(parse(declared.TestOptions, given), Console(quiet=True))
+    return {"map50": result.map50, "map50_95": result.map50_95, "images": result.images}
+
+
+def test_test_gives_the_same_scores_with_an_exported_file(folder: Path, tmp_path: Path, capsys) -> None:
+    """Batches of equal aspect where shapes are free; squares where the file takes one."""
+    wanted = scored(folder, tmp_path, "tiny.pt", "--batch", "3")
+    assert wanted["map50"] > 0
+    assert scored(folder, tmp_path, "free.torchscript", "--batch", "3") == pytest.approx(wanted, abs=1e-6)
+    squares = scored(folder, tmp_path, "tiny.pt", "--batch", "3", "--no-rect")
+    assert scored(folder, tmp_path, "fixed.torchscript", "--batch", "3") == pytest.approx(squares, abs=1e-6)
+    assert "scores are those of --no-rect" in capsys.readouterr().err
+    assert scored(folder, tmp_path, "nms.torchscript")["images"] == 7
+    assert "NMS inside" in capsys.readouterr().err
+
+
+def test_files_for_a_shape_that_is_no_square_are_scored(folder: Path, tmp_path: Path, tiny: Model) -> None:
+    facts = ExportFacts(names=tuple(tiny.names), stride=tiny.size_multiple, shape=(1, 64, 96))
+    (folder / "wide.torchscript").write_bytes(torchscript_content(tiny, facts))
+    assert scored(folder, tmp_path, "wide.torchscript")["images"] == 7
+
+
+def test_what_does_not_fit_an_exported_file_is_refused_or_told(folder: Path, tmp_path: Path, capsys) -> None:
+    with pytest.raises(UsageError, match="--augment: needs the network itself"):
+        detected(folder, tmp_path, "free.torchscript", "--augment")
+    with pytest.raises(UsageError, match="there is no class 3"):
+        detected(folder, tmp_path, "free.torchscript", "--classes", "3")
+    (folder / "two.yaml").write_text((folder / "set.yaml").read_text().replace(NAMES, "[x, y]"))
+    with pytest.raises(UserError, match=r"has 2 class names, .* knows 3 classes"):
+        detected(folder, tmp_path, "free.torchscript", "--data", str(folder / "two.yaml"))
+    detected(folder, tmp_path, "nms.torchscript", "--half", "--iou", "0.9", "--conf", "0.1")
+    said = capsys.readouterr().err
+    for words in ("--half has no effect", "--iou-thres has no effect", "nothing below 0.4 comes out"):
+        assert words in said
+    (folder / "net.engine").write_bytes(b"x")
+    with pytest.raises(UserError, match="is a file for TensorRT, which is not supported"):
+        detected(folder, tmp_path, "net.engine")
+
+
+class Bare(nn.Module):
+    """What somebody else may have traced: decoded predictions and more, of three classes."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.model(x)[0], x
+
+
+def test_a_file_without_metadata_takes_names_from_a_dataset(
+    folder: Path, tmp_path: Path, tiny: Model
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(Bare(tiny), torch.zeros(1, 3, 96, 96), check_trace=False)
+        torch.jit.save(traced, str(folder / "bare.torchscript"))
+    with pytest.raises(UserError, match="bare.torchscript: has no class names inside; .*--data"):
+        detected(folder, tmp_path, "bare.torchscript")
+    found = detected(folder, tmp_path, "bare.torchscript", "--data", str(folder / "set.yaml"))
+    assert_alike(found, found)
+    wanted = scored(folder, tmp_path, "tiny.pt", "--no-rect")
+    assert scored(folder, tmp_path, "bare.torchscript") == pytest.approx(wanted, abs=1e-6)
+
+
+def test_export_writes_beside_the_weights_and_says_so(tmp_path: Path, tiny_weights: Path, run_script) -> None:
+    weights = tmp_path / "best.pt"
+    shutil.copy(tiny_weights, weights)
+    before = weights.read_bytes()
+    include = ["torchscript"]
+    try:
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+
+        include.append("onnx")
+    except ImportError:
+        pass
+    size = ("--img", 96, 128, "--batch-size", 2)
+    done = run_script("export.py", "--weights", weights, "--include", *include, *size, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        ["best.pt", *(f"best.{kind}" for kind in include)]
+    )
+    assert weights.read_bytes() == before
+    for kind in include:
+        assert f"best.{kind} agrees with PyTorch: 3840 predictions, 1 shape, scores within" in done.stdout
+    assert "use it: python detect.py --weights" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--include", "coreml"], "--include coreml: must be one of torchscript, onnx, openvino"),
+        (["--weights", "nowhere.pt"], "nowhere.pt"),
+        (["--weights", "best.torchscript"], "is an exported file already"),
+        (["--source", "empty"], "no picture or video"),
+        (["--img", "10"], "--img"),
+        (["--img", "64", "64", "64"], "takes one number, or height and width"),
+    ],
+)
+def test_export_refuses_what_cannot_work(
+    words: list[str], message: str, tmp_path: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(tiny_weights, tmp_path / "best.pt")
+    (tmp_path / "best.torchscript").write_bytes(b"x")
+    (tmp_path / "empty").mkdir()
+    given = words if "--weights" in words else ["--weights", "best.pt", *words]
+    with pytest.raises(UserError) as refusal:
+        run_export(parse(ExportOptions, given), Console(quiet=True))
+    assert message in str(refusal.value)
+
+
+def test_packages_that_are_missing_are_named_before_anything_is_written(
+    folder: Path, tmp_path: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(tiny_weights, tmp_path / "best.pt")
+    for name in ("onnxruntime", "openvino"):
+        monkeypatch.setitem(sys.modules, name, None)
+    words = ["--weights", str(tmp_path / "best.pt"), "--include", "torchscript", "onnx", "openvino"]
+    with pytest.raises(UserError, match=r"--include: needs .*onnxruntime, openvino; pip install"):
+        run_export(parse(ExportOptions, words), Console(quiet=True))
+    assert [path.name for path in tmp_path.iterdir()] == ["best.pt"]
+    (folder / "any.onnx").write_bytes(b"x")
+    with pytest.raises(UserError, match="any.onnx: needs onnxruntime; pip install onnx onnxruntime"):
+        detected(folder, tmp_path, "any.onnx")
+
+
+def test_public_weights_give_the_same_boxes_as_their_export(
+    tmp_path: Path, public_yolov5n: Path, voc320_dir: Path
+) -> None:
+    """On real photos, in the format that needs no further package."""
+    from models.checkpoint import build_model, read_checkpoint
+
+    (tmp_path / "images/val").mkdir(parents=True)
+    for picture in sorted((voc320_dir / "images/val").glob("*.jpg"))[:7]:
+        shutil.copy(picture, tmp_path / "images/val")
+    shutil.copy(public_yolov5n, tmp_path / "n.pt")
+    model = build_model(read_checkpoint(public_yolov5n)).fuse().requires_grad_(False)
+    facts = ExportFacts(names=tuple(model.names), stride=model.size_multiple)
+    (tmp_path / "n.torchscript").write_bytes(torchscript_content(model, facts))
+    first, second = (detected(tmp_path, tmp_path, name, "--img", "320") for name in ("n.pt", "n.torchscript"))
+    assert first.keys() == second.keys() and sum(map(len, first.values())) >= 7
+    for name, rows in first.items():
+        np.testing.assert_allclose(rows, second[name], atol=1e-4)

@@ -1,0 +1,258 @@
+"""Exported files made to do harm: refused in one line, nothing runs, memory stays bounded."""
+
+from __future__ import annotations
+
+import io
+import json
+import tracemalloc
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.script_code import checked_code
+from models.torchscript import read_torchscript
+from utils.errors import UserError
+from utils.inference.torchscript_backend import TorchScriptNetwork
+
+CPU = torch.device("cpu")
+LAST = b"    return "
+
+
+class Doubling(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.tensor(2.0)
+
+
+def honest(config: str = "{}") -> bytes:
+    """A TorchScript file whose code is known to the letter."""
+    stream = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(Doubling(), torch.zeros(1, 3, 8, 8))
+        torch.jit.save(traced, stream, _extra_files={"config.txt": config})
+    return stream.getvalue()
+
+
+def changed(content: bytes, change: Callable[[str, bytes], bytes | None]) -> bytes:
+    """The archive with records changed; None leaves one out."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(out, "w") as new:
+        for name in old.namelist():
+            record = change(name, old.read(name))
+            if record is not None:
+                new.writestr(name, record)
+    return out.getvalue()
+
+
+def with_code(line: str) -> bytes:
+    """The archive with further lines at the start of `forward`."""
+
+    def change(name: str, record: bytes) -> bytes | None:
+        if name.endswith(".debug_pkl"):
+            return None
+        if name.endswith(".py"):
+            assert record.count(LAST) == 1
+            return record.replace(LAST, f"    {line}\n".encode() + LAST)
+        return record
+
+    return changed(honest(), change)
+
+
+def read(tmp_path: Path, content: bytes) -> io.BytesIO:
+    path = tmp_path / "net.torchscript"
+    path.write_bytes(content)
+    return read_torchscript(path)[0]
+
+
+def test_an_honest_file_passes_with_what_it_says_of_itself(tmp_path: Path) -> None:
+    path = tmp_path / "net.torchscript"
+    path.write_bytes(honest('{"stride": 16, "names": {"0": "a", "1": "b"}, "shape": [1, 3, 64, 32]}'))
+    network = TorchScriptNetwork(path, CPU)
+    assert network.names == ["a", "b"] and network.facts.stride == 16
+    assert network.facts.shape == (1, 64, 32)
+    assert torch.equal(network.run(torch.ones(1, 3, 64, 32)), torch.full((1, 3, 64, 32), 2.0))
+
+
+ATTACKS = {
+    "saves": 'torch.save(x, "MARKER")',
+    "saves as a method": 'x.save("MARKER")',
+    "saves by getattr": 'getattr(x, "save")("MARKER")',
+    "saves by another name": '_0 = torch\n    _0.save(x, "MARKER")',
+    "saves by an alias": '_0 = torch.save\n    _0(x, "MARKER")',
+    "saves by the operators": 'ops.aten.save(x, "MARKER")',
+    "maps a file": 'y = torch.from_file("MARKER", True, 8)',
+    "writes a picture": 'ops.image.write_file("MARKER", x)',
+    "reads a file": 'y = ops.image.read_file("/etc/hostname")',
+    "prints": 'print("MARKER")',
+    "warns": 'torch.warn("MARKER")',
+    "a class of C++": "y = __torch__.torch.classes._nnapi.Compilation()",
+    "imports": "import os",
+    "a lambda": "y = lambda z: z",
+    "a comprehension": "y = [z for z in range(3)]",
+    "calls an argument": 'x("MARKER")',
+    "calls what an index gives": 'x[0]("MARKER")',
+    "an escape": 'y = "\\x41"',
+    "depth": f"y = {'[' * 190}x{']' * 190}",
+    "a row of operators": f"y = {'-' * 5000}x",
+    "no code": "y = = 3",
+}
+
+
+@pytest.mark.fault("TorchScript code that asks for more than computing", "refused by name before it runs")
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_code_that_does_more_than_compute_is_refused(attack: str, tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    with pytest.raises(UserError, match="net.torchscript: refused: its code"):
+        read(tmp_path, with_code(ATTACKS[attack].replace("MARKER", str(marker))))
+    assert not marker.exists()
+
+
+def test_such_code_would_have_run(tmp_path: Path) -> None:
+    """Without the check the first attack writes its file: the tests above can fail."""
+    marker = tmp_path / "marker"
+    content = with_code(ATTACKS["saves"].replace("MARKER", str(marker)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.load(io.BytesIO(content))(torch.zeros(1))
+    assert marker.exists()
+
+
+def test_what_pytorch_reads_is_written_anew() -> None:
+    """No byte of the code that was checked is what is loaded: two parsers cannot see two things."""
+    text = "class  A(Module):\n  def forward(self: A, x: Tensor):\n    return   torch.abs( x, )\n"
+    written = "class A(Module):\n\n    def forward(self: A, x: Tensor):\n        return torch.abs(x)\n"
+    assert checked_code(text, "a.py") == written
+
+
+@pytest.mark.fault("a TorchScript archive whose records are not what they seem", "refused")
+def test_archives_that_are_not_what_they_seem_are_refused(tmp_path: Path) -> None:
+    double = io.BytesIO(honest())
+    with zipfile.ZipFile(double, "a") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        archive.writestr(next(name for name in archive.namelist() if name.endswith(".py")), b"")
+    with pytest.raises(UserError, match="same name"):
+        read(tmp_path, double.getvalue())
+
+    def named(name: str, record: bytes) -> bytes:
+        return (
+            record.replace(b"torch._utils\n_rebuild_tensor_v2", b"os\nsystem")
+            if name.endswith(".pkl")
+            else record
+        )
+
+    with pytest.raises(UserError, match="refused: it asks for os.system"):
+        read(tmp_path, changed(honest(), named))
+
+    def short(name: str, record: bytes) -> bytes:
+        return record[:2] if name.endswith("/constants/0") else record
+
+    with pytest.raises(UserError, match="no intact TorchScript file"):
+        read(tmp_path, changed(honest(), short))
+    with pytest.raises(UserError, match="no TorchScript file"):
+        read(tmp_path, b"PK no")
+    with pytest.raises(UserError, match="no TorchScript network"):
+        read(tmp_path, changed(honest(), lambda name, record: None if "constants" in name else record))
+
+
+@pytest.mark.fault("a TorchScript archive that unfolds to gigabytes", "refused, in bounded memory")
+def test_code_that_unfolds_is_refused_in_bounded_memory(tmp_path: Path) -> None:
+    bomb = io.BytesIO()
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("version", "data.pkl", "constants.pkl"):
+            archive.writestr(f"a/{name}", b"3\n" if name == "version" else b"\x80\x02).")
+        archive.writestr("a/code/__torch__.py", b"x = 1\n" * 5_000_000)
+    tracemalloc.start()
+    with pytest.raises(UserError, match="too long"):
+        read(tmp_path, bomb.getvalue())
+    assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    tracemalloc.stop()
+
+
+def onnx_model(**changes):
+    """A small ONNX network as onnx's own object: one node, one weight."""
+    onnx = pytest.importorskip("onnx", reason="onnx is missing: make dev")
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    node = helper.make_node(
+        changes.get("operator", "Mul"), ["images", "w"], ["output0"], domain=changes.get("domain", "")
+    )
+    weight = helper.make_tensor("w", kind, [1], [2.0])
+    if "location" in changes:
+        weight.ClearField("float_data")
+        weight.data_location = onnx.TensorProto.EXTERNAL
+        weight.external_data.add(key="location", value=changes["location"])
+    shape = ["batch", 3, "height", "width"]
+    values = [helper.make_tensor_value_info(name, kind, shape) for name in ("images", "output0")]
+    graph = helper.make_graph([node], "g", values[:1], values[1:], [weight])
+    if changes.get("nested"):
+        inner = helper.make_graph(
+            [helper.make_node("PyOp", [], ["y"], domain="ai.onnx.contrib")], "i", [], []
+        )
+        graph.node.append(helper.make_node("If", ["c"], ["z"], then_branch=inner, else_branch=inner))
+    imports = [helper.make_opsetid("", 18)]
+    return helper.make_model(graph, opset_imports=imports, ir_version=10)
+
+
+@pytest.mark.fault("an ONNX file that names operators of a library or files elsewhere", "refused")
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"domain": "ai.onnx.contrib", "operator": "PyOp"}, "operator ai.onnx.contrib.PyOp"),
+        ({"domain": "com.microsoft", "operator": "EPContext"}, "operator com.microsoft.EPContext"),
+        ({"nested": True}, "operator ai.onnx.contrib.PyOp"),
+        ({"location": "/etc/hostname"}, "'/etc/hostname', which is no file beside it"),
+        ({"location": "../secret.bin"}, "'../secret.bin', which is no file beside it"),
+        ({"location": "link.bin"}, "'link.bin', which is no file beside it"),
+        ({"location": ""}, "which is no file beside it"),
+    ],
+)
+def test_onnx_files_that_ask_for_more_than_computing_are_refused(
+    changes: dict[str, object], words: str, tmp_path: Path
+) -> None:
+    from utils.inference.onnx_backend import checked_onnx
+
+    (tmp_path / "secret.bin").write_bytes(bytes(4))
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "link.bin").symlink_to(tmp_path / "secret.bin")
+    path = folder / "net.onnx"
+    path.write_bytes(onnx_model(**changes).SerializeToString())
+    with pytest.raises(UserError, match="net.onnx: refused") as refusal:
+        checked_onnx(path)
+    assert words in str(refusal.value)
+
+
+def test_an_onnx_file_with_weights_beside_it_runs(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime is missing: make dev")
+    from utils.inference.onnx_backend import OnnxNetwork, checked_onnx
+
+    path = tmp_path / "net.onnx"
+    path.write_bytes(onnx_model(location="w.bin").SerializeToString())
+    (tmp_path / "w.bin").write_bytes(b"\0\0\0\x40")
+    assert checked_onnx(path) is None
+    network = OnnxNetwork(path, CPU)
+    assert torch.equal(network.run(torch.ones(1, 3, 2, 2)), torch.full((1, 3, 2, 2), 2.0))
+    path.write_bytes(b"no protobuf at all")
+    with pytest.raises(UserError, match="no intact ONNX file"):
+        checked_onnx(path)
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"names": "__import__('os').system('x')", "stride": "10**10**10"},
+        {"names": [["a"]] * 3, "stride": -1, "shape": [1, 3, 10**9, "x"], "nms": {"conf_thres": "a"}},
+        {"names": {"0": 1, "x": []}, "stride": True, "shape": 7, "nms": []},
+        [1, 2],
+    ],
+)
+def test_metadata_are_plain_values_or_nothing(stated: object, tmp_path: Path) -> None:
+    path = tmp_path / "net.torchscript"
+    path.write_bytes(honest(json.dumps(stated)))
+    facts = TorchScriptNetwork(path, CPU).facts
+    assert facts.stride == 32 and facts.nms is None and facts.size_hw is None
+    assert all(isinstance(name, str) for name in facts.names)

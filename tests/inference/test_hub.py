@@ -1,0 +1,164 @@
+"""Networks from Python: every form of a picture, and what becomes of the detections."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from models.yolo import Model
+from utils.errors import UserError
+from utils.inference.hub import HubModel, bare, load, load_or_create, ready
+from utils.inference.results import Detections
+
+ROOT = Path(__file__).resolve().parents[2]
+PICTURES = [str(ROOT / f"data/images/generated{number}.jpg") for number in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def model() -> HubModel:
+    found = load(ROOT / "weights/demo_student.pt", "cpu", verbose=False)
+    found.conf = 0.1
+    return found
+
+
+@pytest.fixture(scope="module")
+def results(model: HubModel) -> Detections:
+    return model(PICTURES, size=320)
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    """A server on this machine that has the shipped pictures."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(ROOT / "data/images"))
+    handler.log_message = lambda *_: None  # type: ignore[attr-defined]
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_every_form_of_a_picture_gives_the_same_boxes(
+    model: HubModel, results: Detections, address: str
+) -> None:
+    pil = pytest.importorskip("PIL.Image")
+    path = PICTURES[0]
+    rgb = cv2.imread(path)[..., ::-1]
+    forms = [path, Path(path), Path(path).read_bytes(), rgb, rgb.transpose(2, 0, 1), pil.open(path)]
+    forms += [np.dstack([rgb, rgb[..., 0]]), f"{address}/generated0.jpg"]
+    assert len(results.xyxy[0]) > 2
+    found = model(forms, size=320)
+    for boxes in found.xyxy:
+        assert torch.equal(boxes, results.xyxy[0])
+    assert found.files[0] == found.files[5] == path and found.files[7] == "generated0.jpg"
+    assert np.array_equal(found.ims[3], rgb)
+    grey = cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2GRAY)
+    one, two = model([grey, np.dstack([grey] * 3)], size=320)
+    assert torch.equal(one.xyxy[0], two.xyxy[0])
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        ("nowhere.jpg", "nowhere.jpg: cannot be read"),
+        (b"no picture", "picture 0: cannot be read"),
+        ("http://127.0.0.1:9/a.jpg", "cannot be fetched"),
+        (np.zeros((4, 4, 3)), "float64"),
+        (np.zeros((4, 4, 2), np.uint8), r"is an array \(4, 4, 2\)"),
+        (np.zeros((0, 4, 3), np.uint8), "is an array"),
+        (7, "picture 0: is a int; give a path"),
+    ],
+)
+def test_what_is_no_picture_is_named(model: HubModel, picture: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        model(picture)
+
+
+def test_the_rules_are_attributes(model: HubModel, results: Detections) -> None:
+    labels = results.xyxy[0][:, 5]
+    model.classes, model.max_det, model.conf = [int(labels[0])], 1, 0.2
+    try:
+        (found,) = model(PICTURES[:1], size=320).xyxy
+    finally:
+        model.classes, model.max_det, model.conf = None, 1000, 0.1
+    assert len(found) == 1 and found[0, 5] == labels[0] and found[0, 4] > 0.2
+
+
+def test_boxes_come_in_four_forms(results: Detections) -> None:
+    assert len(results) == results.n == 2 and [one.n for one in results] == [1, 1]
+    height, width = results.ims[0].shape[:2]
+    size = torch.tensor([width, height, width, height])
+    corners, centres = results.xyxy[0][:, :4], results.xywh[0][:, :4]
+    torch.testing.assert_close((corners[:, :2] + corners[:, 2:]) / 2, centres[:, :2])
+    torch.testing.assert_close(results.xyxyn[0][:, :4] * size, corners)
+    torch.testing.assert_close(results.xywhn[0][:, :4] * size, centres)
+    assert torch.equal(results[1].xyxy[0], results.xyxy[1])
+
+
+def test_a_dict_holds_all_and_fits_into_json(results: Detections) -> None:
+    plain = json.loads(json.dumps(results.to_dict()))
+    assert [entry["file"] for entry in plain] == PICTURES
+    first = plain[0]["detections"][0]
+    row = results.xyxy[0][0].tolist()
+    assert list(first["box"].values()) == row[:4] and first["confidence"] == row[4]
+    assert first["name"] == results.names[int(row[5])]
+    assert str(results).startswith(f"image 1/2: {plain[0]['height']}x{plain[0]['width']} ")
+
+
+def test_pictures_are_drawn_on_copies_and_saved(results: Detections, tmp_path: Path) -> None:
+    before = [image.copy() for image in results.ims]
+    drawn = results.plot()
+    x1, y1, *_ = results.xyxy[0][0].round().int().tolist()
+    assert not np.array_equal(drawn[0][y1, x1 : x1 + 5], before[0][y1, x1 : x1 + 5])
+    assert all(np.array_equal(*pair) for pair in zip(results.ims, before, strict=True))
+    first = results.save(save_dir=tmp_path / "exp")
+    assert results.save(save_dir=tmp_path / "exp") == tmp_path / "exp2"
+    saved = cv2.imread(str(first / "generated0.jpg"))[..., ::-1]
+    assert np.abs(saved.astype(int) - drawn[0]).mean() < 4  # what JPEG costs
+    crops = results.crop(save_dir=tmp_path / "cut")
+    assert len(crops) == sum(map(len, results.xyxy))
+    assert crops[0]["label"].startswith(results.names[crops[0]["cls"]]) and crops[0]["im"].ndim == 3
+    assert len(list((tmp_path / "cut/crops").rglob("*.jpg"))) == len(crops)
+
+
+def test_tables_of_pandas_or_a_line_that_says_what_to_install(results: Detections) -> None:
+    try:
+        import pandas  # noqa: F401
+    except ImportError:
+        with pytest.raises(UserError, match="pip install pandas"):
+            results.pandas()
+        return
+    table = results.pandas().xyxy[0]
+    assert list(table.columns) == [*("xmin", "ymin", "xmax", "ymax"), "confidence", "class", "name"]
+    assert len(table) == len(results.xyxy[0])
+
+
+def test_bare_networks_can_be_trained(tmp_path: Path) -> None:
+    network = bare(ROOT / "weights/demo_student.pt", "cpu")
+    assert isinstance(network, Model) and all(p.requires_grad for p in network.parameters())
+    fresh = load_or_create("yolov5n", pretrained=False, channels=1, classes=4, device="cpu")
+    assert fresh.nc == 4 and fresh.channels == 1
+    with pytest.raises(UserError, match="takes 1 channels"):
+        ready(fresh, "cpu")
+    with pytest.raises(UserError, match="no such weight file"):
+        load_or_create("yolov5z", device="cpu")
+
+
+def test_the_hub_has_public_networks_by_name(public_yolov5n: Path, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights/yolov5n.pt").symlink_to(public_yolov5n)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    whole = torch.hub.load(str(ROOT), "yolov5n", source="local", device="cpu", verbose=False)
+    assert whole.names[16] == "dog" and len(whole(PICTURES[0], size=320)) == 1
+    few = torch.hub.load(str(ROOT), "yolov5n", source="local", classes=3, autoshape=False, device="cpu")
+    assert few.nc == 3
+    assert torch.equal(few.model[0].bn.running_mean, bare(public_yolov5n, "cpu").model[0].bn.running_mean)

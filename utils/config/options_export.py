@@ -1,0 +1,81 @@
+"""The options of export.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from utils.config.options_base import (
+    DATA,
+    DETECTIONS,
+    MACHINE,
+    MODEL,
+    RESULTS,
+    Options,
+    image_size,
+    may_fetch,
+)
+from utils.config.options_inference import confidence, overlap
+from utils.config.settings import at_least, between, option
+
+ExportFormat = Literal["torchscript", "onnx", "openvino"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(Options):
+    """The options of export.py."""
+
+    weights: str = option("yolov5s.pt", "weights to export; the files are written beside them", group=MODEL)
+    download: bool = may_fetch("public weights")
+    include: tuple[ExportFormat, ...] = option(("torchscript",), "formats to write", group=RESULTS)
+    imgsz: tuple[int, ...] = image_size((640,), "sides of the pictures: one number, or height and width")
+    batch_size: int = option(
+        1, "pictures in a batch", aliases=("batch",), limits=between(1, 4096), group=DATA
+    )
+    dynamic: bool = option(False, "take batches and pictures of any size", group=DATA)
+    source: str = option(
+        "data/images",
+        "pictures on which the files are compared with PyTorch: file, folder or pattern",
+        group=DATA,
+    )
+    device: str = option("cpu", "what exports: cpu, or the number of a GPU", group=MACHINE)
+    half: bool = option(
+        False, "weights in float16; OpenVINO takes pictures in float32 all the same", group=MODEL
+    )
+    opset: int = option(18, "version of ONNX's operators", limits=at_least(18), group=RESULTS)
+    simplify: bool = option(
+        True, "fold constants of the .onnx file and leave out what has no effect", group=RESULTS
+    )
+    nms: bool = option(False, "let the files suppress overlapping boxes themselves", group=DETECTIONS)
+    agnostic_nms: bool = option(
+        False, "with --nms: boxes of different classes suppress each other", group=DETECTIONS
+    )
+    conf_thres: float = confidence(0.25)
+    iou_thres: float = overlap(0.45)
+    max_det: int = option(
+        300, "most detections of a picture, with --nms", limits=between(1, 30_000), group=DETECTIONS
+    )
+
+    def contradictions(self) -> Iterator[str]:
+        """What cannot be meant, each as `--option: what is wrong`."""
+        yield from super().contradictions()
+        if not self.weights:
+            yield "--weights '': name a weight file"
+        if not self.source:
+            yield "--source '': name a picture, a folder or a pattern"
+        if not self.include:
+            yield "--include: name at least one format"
+        if len(self.imgsz) not in (1, 2):
+            yield f"--imgsz: takes one number, or height and width, not {len(self.imgsz)} numbers"
+
+    def remarks(self) -> Iterator[str]:
+        """What was given and has no effect, each as `--option: why`."""
+        if not self.nms:
+            for name in sorted(self.given & {"agnostic_nms", "conf_thres", "iou_thres", "max_det"}):
+                yield f"--{name.replace('_', '-')} has no effect without --nms"
+        if set(self.include) == {"torchscript"}:
+            for name in sorted(self.given & {"opset", "simplify"}):
+                yield f"--{name} has no effect on TorchScript files"
+        if self.dynamic and "batch_size" in self.given:
+            yield "--batch-size has no effect with --dynamic"

@@ -1,0 +1,168 @@
+"""What export.py does: write a network into files for other programs, and compare them with PyTorch."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+
+from models.checkpoint import build_model, read_checkpoint
+from models.config import FOLDER
+from models.places import resolve_weights
+from models.yolo import Model
+from utils.config.files import replace_atomically
+from utils.config.options import ExportOptions
+from utils.datasets.images import Image
+from utils.device import select_device
+from utils.errors import UserError
+from utils.export.onnx_file import onnx_content
+from utils.export.openvino_folder import write_openvino
+from utils.export.torchscript_file import torchscript_content
+from utils.export.verify import EXACT, HALF, check_pictures, compare, describe
+from utils.inference.backends import ONNX, OPENVINO_FOLDER, TORCHSCRIPT, is_exported, load_network
+from utils.inference.exported import Exported
+from utils.inference.facts import ExportFacts, NmsInside
+from utils.inference.predictor import in_words
+from utils.inference.preprocess import fitting_image_size
+from utils.inference.sources import open_source
+from utils.reporting.console import Console
+
+# What writing a format, and running it for the comparison, needs beside requirements.txt.
+_ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+_PACKAGES = {"torchscript": (), "onnx": _ONNX_PACKAGES, "openvino": (*_ONNX_PACKAGES[:2], "openvino")}
+_SHIPPED_PICTURES = Path("data/images")
+
+
+def run_export(options: ExportOptions, console: Console | None = None) -> list[Path]:
+    """Writes the files of `options.include` beside the weights and gives them.
+
+    Raises UserError where one cannot be written, or does not do what the network does.
+    """
+    console = console or Console()
+    _check_packages(options.include)
+    device = select_device(options.device)
+    weights = resolve_weights(options.weights, options.fetches)
+    if is_exported(weights):
+        raise UserError("is an exported file already", weights, "give the .pt file that it was made of")
+    model = build_model(read_checkpoint(weights)).fuse().eval().requires_grad_(False)
+    if model.channels != 3:
+        raise UserError(
+            f"takes pictures of {model.channels} channels", weights, "export networks for 3 channels"
+        )
+    pictures = _pictures(options.source, console)
+    sides = fitting_image_size(options.imgsz, model.size_multiple, console)
+    size_hw = sides[0], sides[-1]
+    console.info(f"{weights} on {in_words(model, torch.device('cpu'), max(size_hw))}")
+    makers = _Makers(options, model, _facts(options, model, size_hw), device)
+    written = []
+    # A format that fails must not cost the time of those behind it: the cheap ones come first.
+    for name in sorted(set(options.include), key=("torchscript", "onnx", "openvino").index):
+        path = makers.write(name, weights)
+        written.append(path)
+        console.info(f"{path} written ({_megabytes(path):.1f} MB), comparing")
+        network = load_network(path, device)
+        assert isinstance(network, Exported)
+        result = compare(model, network, pictures, size_hw, HALF if options.half else EXACT)
+        console.info(describe(result, path))
+        if not result.predictions + result.detections:
+            console.warn("the network sees nothing in these pictures, so nothing was compared: see --source")
+    names = " or ".join(map(str, written))
+    console.info(f"use it: python detect.py --weights {names} --source pictures/")
+    return written
+
+
+def _check_packages(include: Sequence[str]) -> None:
+    """Raises UserError for what is not installed, before anything is written."""
+    needed = dict.fromkeys(package for name in include for package in _PACKAGES[name])
+    missing = [package for package in needed if not is_installed(package)]
+    if missing:
+        raise UserError(f"needs {', '.join(missing)}", "--include", f"pip install {' '.join(missing)}")
+
+
+def is_installed(package: str) -> bool:
+    """Whether Python finds a package."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):  # ValueError: it was taken out on purpose
+        return False
+
+
+def _pictures(source: str, console: Console) -> Sequence[Image]:
+    place = source
+    if Path(source) == _SHIPPED_PICTURES and not Path(source).exists():
+        place = str(FOLDER.parent / _SHIPPED_PICTURES)  # started from another folder
+    frames = islice(open_source(place, warn=console.warn), 4)
+    return check_pictures([frame.image for frame in frames], source)
+
+
+def _facts(options: ExportOptions, model: Model, size_hw: tuple[int, int]) -> ExportFacts:
+    nms = NmsInside(
+        conf_thres=options.conf_thres,
+        iou_thres=options.iou_thres,
+        max_det=options.max_det,
+        agnostic=options.agnostic_nms,
+    )
+    return ExportFacts(
+        names=tuple(model.names),
+        stride=model.size_multiple,
+        shape=(None, None, None) if options.dynamic else (options.batch_size, *size_hw),
+        nms=nms if options.nms else None,
+    )
+
+
+class _Makers:
+    """The formats, made of one network on a device."""
+
+    def __init__(
+        self, options: ExportOptions, model: Model, facts: ExportFacts, device: torch.device
+    ) -> None:
+        self.options, self.model, self.facts, self.device = options, model, facts, device
+
+    def write(self, name: str, weights: Path) -> Path:
+        """Writes the format of that name and gives the file or folder."""
+        if name == "openvino":
+            folder = weights.with_name(f"{weights.stem}{OPENVINO_FOLDER}")
+            # It takes pictures in float32 whatever its weights are.
+            content = self.onnx if not self.options.half else self._onnx(self._placed(half=False))
+            write_openvino(folder, content, self.facts, self.options.half)
+            return folder
+        if name == "onnx":
+            return _written(weights.with_suffix(ONNX), self.onnx)
+        content = torchscript_content(self._placed(self.options.half), self.facts)
+        return _written(weights.with_suffix(TORCHSCRIPT), content)
+
+    @cached_property
+    def onnx(self) -> bytes:
+        """The .onnx file; OpenVINO is made of it too."""
+        return self._onnx(self._placed(self.options.half))
+
+    def _onnx(self, model: Model) -> bytes:
+        return onnx_content(model, self.facts, self.options.opset, self.options.simplify)
+
+    def _placed(self, half: bool) -> Model:
+        """A copy on the device, in the precision of the file; the anchors stay float32."""
+        model = copy.deepcopy(self.model).to(self.device)
+        if half:
+            anchors = model.head.anchors
+            model = model.half()
+            model.head.anchors = anchors
+        return model
+
+
+def _written(path: Path, content: bytes) -> Path:
+    def write(stream: BinaryIO) -> None:
+        stream.write(content)
+
+    replace_atomically(path, write)
+    return path
+
+
+def _megabytes(path: Path) -> float:
+    files = path.iterdir() if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files) / 1e6

@@ -1,0 +1,201 @@
+"""Compares an exported network with the one it was made of, on pictures.
+
+Shapes: B images, N predictions an image, K classes, n detections of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.yolo import Model
+from utils.boxes import NmsRules, pairwise_iou, suppress
+from utils.datasets.images import Image
+from utils.errors import UserError
+from utils.inference.exported import Exported
+from utils.inference.facts import NmsInside
+from utils.inference.preprocess import letterbox_image
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """How far a file may be from the network.
+
+    difference: of scores, and of boxes' coordinates in px relative to themselves where they are above 1.
+    objectness: predictions that fall short of it are not looked at.
+    """
+
+    difference: float
+    objectness: float = 0.0
+
+
+EXACT = Allowed(1e-3)
+# Float16's numbers are a two-thousandth apart, and some sixty layers add up: boxes that nobody would see come
+# out by 4% of their side, those at objectness .25 by 1%.
+HALF = Allowed(5e-2, objectness=0.1)
+PICTURES = 4
+_SMALLER = ((1.0, 0.75), (0.5, 1.0))  # of height and width: further shapes where they are free
+
+
+@dataclass
+class Comparison:
+    """The largest differences: of scores, of boxes in px and as a part of what is allowed.
+
+    shapes: how many were tried. predictions, detections: how many were compared.
+    """
+
+    score: float = 0.0
+    box_px: float = 0.0
+    worst: float = 0.0
+    shapes: int = 0
+    predictions: int = 0
+    detections: int = 0
+
+    def take(self, boxes: tuple[Tensor, Tensor], scores: tuple[Tensor, Tensor], allowed: Allowed) -> None:
+        """Takes in boxes (n, 4) and scores (n, k), each wanted and got."""
+        if not len(boxes[0]):
+            return
+        wanted = boxes[0].double()
+        off = (wanted - boxes[1].double()).abs()
+        score_off = (scores[0].double() - scores[1].double()).abs()
+        # A NaN compares as nothing: it must not pass for a small number.
+        off, score_off = off.nan_to_num(torch.inf), score_off.nan_to_num(torch.inf)
+        self.box_px = max(self.box_px, float(off.max()))
+        self.score = max(self.score, float(score_off.max()))
+        relative = off / (allowed.difference * wanted.abs().clamp(min=1))
+        self.worst = max(self.worst, float(relative.max()), float(score_off.max()) / allowed.difference)
+
+
+def compare(
+    model: Model, written: Exported, pictures: Sequence[Image], size_hw: tuple[int, int], allowed: Allowed
+) -> Comparison:
+    """How far a written network is from its model, both on the same pictures (BGR).
+
+    model: float32, on the CPU. Raises UserError where they differ by more than is allowed.
+    """
+    result = Comparison()
+    for shape_hw in _shapes(written, size_hw):
+        images = torch.cat([letterbox_image(picture, shape_hw, 1, whole=True)[0] for picture in pictures])
+        batch = images.float() / 255
+        with torch.no_grad():
+            levels = model.forward_head(model.forward_features(batch))
+            decoded = model.decode_levels(levels)
+        # Alone and together, where any batch goes.
+        parts = [batch] if written.facts.shape[0] is not None else [batch[:1], batch]
+        for part in parts:
+            got = written(part).cpu()
+            if written.facts.nms is None:
+                _compare_all(decoded[: len(part)], got, allowed, result)
+            else:
+                nms = written.facts.nms
+                candidates = _candidates(decoded[: len(part)], nms, allowed)
+                _compare_detections(candidates, got, nms, allowed, result)
+        result.shapes += 1
+    if result.worst > 1:
+        what = f"scores by {result.score:.2g}, boxes by {result.box_px:.2g} px"
+        if result.worst == torch.inf:
+            what = f"it gives other boxes ({what} among those alike)"
+        raise UserError(
+            f"differs from PyTorch: {what}; allowed is {allowed.difference:g}",
+            written.path,
+            "do not use it; try another --opset, or without --half",
+        )
+    return result
+
+
+def check_pictures(found: Sequence[Image], source: str) -> list[Image]:
+    """The first few of the pictures; raises UserError where there are none."""
+    if not found:
+        raise UserError("no picture to compare on", source, "name one with --source")
+    return list(found[:PICTURES])
+
+
+def _shapes(written: Exported, size_hw: tuple[int, int]) -> list[tuple[int, int]]:
+    shapes = [size_hw]
+    if written.facts.size_hw is None:
+        multiple = written.size_multiple
+        for factors in _SMALLER:
+            sides = [
+                max(int(side * by) // multiple, 1) * multiple
+                for side, by in zip(size_hw, factors, strict=True)
+            ]
+            shapes.append((sides[0], sides[1]))
+    return list(dict.fromkeys(shapes))
+
+
+def _candidates(decoded: Tensor, nms: NmsInside, allowed: Allowed) -> list[Tensor]:
+    """All boxes (n, 6) of each image that may enter suppression."""
+    least = max(nms.conf_thres - allowed.difference, 0.0)
+    rules = NmsRules(conf_thres=least, iou_thres=1.0, max_det=decoded.shape[1])
+    return [kept.detections for kept in suppress(decoded, rules)]
+
+
+def _compare_all(wanted: Tensor, got: Tensor, allowed: Allowed, result: Comparison) -> None:
+    """Every prediction (B, N, 5 + K) that is to be looked at."""
+    if wanted.shape != got.shape:
+        result.worst = torch.inf
+        return
+    wanted, got = wanted.flatten(0, 1), got.flatten(0, 1)
+    if allowed.objectness:
+        seen = wanted[:, 4] > allowed.objectness
+        wanted, got = wanted[seen], got[seen]
+    result.predictions += len(wanted)
+    result.take((wanted[:, :4], got[:, :4]), (wanted[:, 4:], got[:, 4:]), allowed)
+
+
+def _compare_detections(
+    candidates: Sequence[Tensor], got: Tensor, nms: NmsInside, allowed: Allowed, result: Comparison
+) -> None:
+    """Detections among the rows (B, D, 6) got: each a candidate, all what suppression keeps of these.
+
+    That is: no two of them overlap too much, and whatever is left out overlaps a kept one that is better, or
+    comes after `max_det`. Said so, a box at the very threshold may fall on either side, with all that hangs
+    on it.
+    """
+    for image, rows in zip(candidates, got, strict=True):
+        found = rows[rows[:, 4] > 0]
+        result.detections += len(found)
+        kept = torch.zeros(len(image), dtype=torch.bool)
+        for one in found:
+            same = (image[:, 5] == one[5]).nonzero().flatten()
+            if not len(same):
+                result.worst = torch.inf
+                continue
+            place = same[(image[same, :5] - one[:5]).abs().amax(1).argmin()]
+            kept[place] = True
+            match = image[place][None]
+            result.take((match[:, :4], one[None, :4]), (match[:, 4:5], one[None, 4:5]), allowed)
+        if not _is_suppressed(found, image[~kept], nms, allowed):
+            result.worst = torch.inf
+
+
+def _is_suppressed(found: Tensor, others: Tensor, nms: NmsInside, allowed: Allowed) -> bool:
+    """Whether suppression may keep these (n, 6) and leave out those (m, 6)."""
+    slack = allowed.difference
+
+    def rivals(first: Tensor, second: Tensor, threshold: float) -> Tensor:
+        overlap = pairwise_iou(first[:, :4], second[:, :4]) > threshold
+        return overlap if nms.agnostic else overlap & (first[:, None, 5] == second[None, :, 5])
+
+    twice = rivals(found, found, nms.iou_thres + slack)
+    if len(found) > nms.max_det or (twice & ~torch.eye(len(found), dtype=torch.bool)).any():
+        return False
+    better = found[None, :, 4] >= others[:, None, 4] - slack
+    excused = (rivals(others, found, nms.iou_thres - slack) & better).any(1)
+    excused |= others[:, 4] <= nms.conf_thres + slack
+    if len(found) == nms.max_det:
+        excused |= others[:, 4] <= found[:, 4].min() + slack
+    return bool(excused.all())
+
+
+def describe(result: Comparison, path: Path) -> str:
+    """The outcome in one line."""
+    compared = f"{result.detections} detections" if result.detections else f"{result.predictions} predictions"
+    return (
+        f"{path} agrees with PyTorch: {compared}, {result.shapes} shape{'s' if result.shapes > 1 else ''}, "
+        f"scores within {result.score:.1g}, boxes within {result.box_px:.1g} px"
+    )

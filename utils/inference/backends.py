@@ -1,0 +1,120 @@
+"""From the name of a weight file to a network that is ready to run, whatever format it has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from models.checkpoint import build_model, read_checkpoint
+from models.places import resolve_weights
+from models.yolo import Model
+from utils.device import describe_device
+from utils.errors import UsageError, UserError
+from utils.inference.exported import Exported
+from utils.inference.onnx_backend import OnnxNetwork
+from utils.inference.openvino_backend import OpenVinoNetwork
+from utils.inference.predictor import in_words, prepare_model
+from utils.inference.preprocess import fitting_image_size
+from utils.inference.torchscript_backend import TorchScriptNetwork
+from utils.reporting.console import Console
+
+ONNX, TORCHSCRIPT, OPENVINO_FOLDER = ".onnx", ".torchscript", "_openvino_model"
+_ELSEWHERE = {
+    ".engine": "TensorRT",
+    ".mlmodel": "CoreML",
+    ".mlpackage": "CoreML",
+    ".pb": "TensorFlow",
+    ".tflite": "TFLite",
+}
+
+
+def find_network(name: str, download: bool = True) -> Path:
+    """The file of that name, or the folder of an OpenVINO network.
+
+    download: whether public weights that are missing are fetched. Raises UserError where there is none.
+    """
+    path = Path(name)
+    if path.suffix == ".xml" and path.is_file():
+        path = path.parent
+    if path.is_dir():
+        if any(path.glob("*.xml")):
+            return path
+        raise UserError(
+            "is a folder and no weight file", name, "name a file in it, or an OpenVINO network's folder"
+        )
+    return resolve_weights(name, download)
+
+
+def is_exported(path: Path) -> bool:
+    """Whether it is a file of another format than weights to train with."""
+    return path.is_dir() or path.suffix.lower() in (ONNX, TORCHSCRIPT)
+
+
+def load_network(path: Path, device: torch.device, half: bool = False) -> Model | Exported:
+    """The network in weights, or in an exported file, ready for inference.
+
+    half: the weights as float16 (not of an exported file, which has a precision of its own). Raises UserError
+    for what is neither.
+    """
+    if not is_exported(path):
+        if other := _ELSEWHERE.get(path.suffix.lower()):
+            raise UserError(
+                f"is a file for {other}, which is not supported", path, "take .onnx, .torchscript or .pt"
+            )
+        return prepare_model(build_model(read_checkpoint(path)), device, half)
+    network: Exported
+    if path.is_dir():
+        network = OpenVinoNetwork(path)
+    elif path.suffix.lower() == ONNX:
+        network = OnnxNetwork(path, device)
+    else:
+        network = TorchScriptNetwork(path, device)
+    return network
+
+
+def refuse_for_exported(path: Path, augment: bool, half: bool, console: Console) -> None:
+    """Raises UsageError for options that only a .pt can follow; says which have no effect."""
+    if augment:
+        raise UsageError(
+            f"needs the network itself, and {path} is exported", "--augment", "give the .pt file"
+        )
+    if half:
+        console.warn(f"--half has no effect: {path} has the precision that it was exported with")
+
+
+def settle(
+    network: Exported,
+    sides: Sequence[int],
+    given: bool,
+    names: Sequence[str],
+    source: object,
+    console: Console,
+) -> tuple[int, int]:
+    """Decides at what (height, width) an exported network runs, tries it out and names its classes.
+
+    sides: of --imgsz; given: whether somebody asked for them; names: class names from `source`, which go
+    before the file's. Raises UserError where the network cannot be used.
+    """
+    wanted = sides[0], sides[-1]
+    size_hw = network.facts.size_hw
+    if size_hw is None:
+        fitting = fitting_image_size(sides, network.size_multiple, console)
+        size_hw = fitting[0], fitting[-1]
+    elif given and size_hw != wanted:
+        console.warn(
+            f"{network.path} takes pictures of {size_hw[1]}x{size_hw[0]} px alone: --imgsz has no effect"
+        )
+    if not network.facts.knows_shape:
+        network.take_single(size_hw)
+    network.try_out()
+    network.take_names(names, source)
+    return size_hw
+
+
+def network_in_words(network: Model | Exported, device: torch.device, size_hw: tuple[int, int]) -> str:
+    """Where it computes and how large it is, for the first line of a run."""
+    if isinstance(network, Exported):
+        return f"{describe_device(network.device)}: {network.in_words()}"
+    return in_words(network, device, max(size_hw))

@@ -1,0 +1,123 @@
+"""Exported networks: files that compute by themselves what a Model computes.
+
+Shapes: B images, N predictions an image, K classes, D rows of detections.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.yolo import FILL
+from utils.errors import UserError
+from utils.inference.facts import ExportFacts
+
+_PROBE_STRIDES = 2  # side of the first picture where sides are free: small, and more than one cell
+
+
+class Exported(ABC):
+    """A network in a file of another format than ours, ready to run.
+
+    kind: the format's name. names: of the classes. nc: how many. size_multiple: what sides are multiples
+    of, px. device: where images have to be.
+    """
+
+    kind: str
+
+    def __init__(self, path: Path, facts: ExportFacts, device: torch.device) -> None:
+        self.path, self.facts, self.device = path, facts, device
+        self.names, self.nc = list(facts.names), len(facts.names)
+        self.size_multiple = facts.stride
+
+    @abstractmethod
+    def run(self, images: Tensor) -> Tensor:
+        """The first output for images (B, 3, H, W), float32 0..1, on `device`, of a shape that it takes."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Decoded predictions (B, N, 5 + K), or with NMS inside detections (B, D, 6), float32.
+
+        images: (B, 3, H, W), float 0..1. Any B: where the file takes batches of one size alone, they are cut
+        and filled up. Smaller pictures than it takes are padded at the right and below, which moves no box.
+        """
+        images = self._padded(images.to(self.device, torch.float32))
+        count = self.facts.shape[0]
+        if count is None:
+            return self._checked(self.run(images), len(images))
+        outputs = []
+        for part in torch.split(images, count):
+            missing = count - len(part)
+            filled = F.pad(part, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else part
+            outputs.append(self._checked(self.run(filled), count)[: len(part)])
+        return torch.cat(outputs)
+
+    def try_out(self) -> None:
+        """Runs it once and sees what it gives. Raises UserError where that is no detections."""
+        height, width = self.facts.size_hw or (self.size_multiple * _PROBE_STRIDES,) * 2
+        output = self(torch.full((self.facts.shape[0] or 1, 3, height, width), FILL))
+        if self.facts.nms is not None:
+            return
+        found = output.shape[2] - 5
+        if self.nc and self.nc != found:
+            raise UserError(f"has {self.nc} class names and gives scores of {found} classes", self.path)
+        self.nc = found
+
+    def take_names(self, names: Sequence[str] = (), source: object = "--data") -> None:
+        """Gives the classes these names, or sees that they have some. Raises UserError where that fails."""
+        if names and self.nc and len(names) != self.nc:
+            raise UserError(
+                f"has {len(names)} class names, {self.path} knows {self.nc} classes",
+                source,
+                "leave --data out to use the names inside the file" if self.names else "",
+            )
+        if names:
+            self.names, self.nc = list(names), len(names)
+        if not self.names:
+            raise UserError(
+                "has no class names inside",
+                self.path,
+                "give a dataset YAML that has them (--data), or export it again with export.py",
+            )
+
+    def take_single(self, size_hw: tuple[int, int]) -> None:
+        """Settles that it gets single pictures of this size: what is right for all that do not say."""
+        self.facts = replace(self.facts, shape=(1, *size_hw), knows_shape=True)
+
+    def in_words(self) -> str:
+        """What it is, in a few words."""
+        batch, height, width = self.facts.shape
+        size = "any size" if height is None else f"{width}x{height} px"
+        pictures = "any batch" if batch is None else f"batches of {batch}"
+        inside = (
+            f", NMS inside (confidence {self.facts.nms.conf_thres:g}, IoU {self.facts.nms.iou_thres:g})"
+            if self.facts.nms
+            else ""
+        )
+        return f"{self.kind}, {size}, {pictures}{inside}"
+
+    def _padded(self, images: Tensor) -> Tensor:
+        if self.facts.size_hw is None:
+            return images
+        below, right = (want - have for want, have in zip(self.facts.size_hw, images.shape[2:], strict=True))
+        assert below >= 0 and right >= 0, "larger than what the file takes"
+        return F.pad(images, (0, right, 0, below), value=FILL) if below or right else images
+
+    def _checked(self, output: Tensor, count: int) -> Tensor:
+        """The output as float32; it must be what it should be."""
+        wanted = 6 if self.facts.nms is not None else None
+        if (
+            output.ndim != 3
+            or len(output) != count
+            or output.shape[2] < 6
+            or wanted not in (None, output.shape[2])
+        ):
+            what = "(batch, detections, 6)" if wanted else "(batch, predictions, 5 + classes)"
+            raise UserError(
+                f"gives {tuple(output.shape)} and not {what}", self.path, "export it with export.py"
+            )
+        return output.float()

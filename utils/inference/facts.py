@@ -1,0 +1,147 @@
+"""What an exported network says of itself, as it is written into the file and read back.
+
+The keys `stride` and `names` are those of YOLOv5's own exports, and so is where they stand: in the metadata
+of an .onnx file, in `config.txt` within a .torchscript file, in a YAML beside an OpenVINO network.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+from models.checkpoint import MAX_NAME
+from models.config import MAX_CLASSES
+from utils.config.options_base import MAX_SIDE
+from utils.config.unfolding import check_depth
+from utils.config.version import VERSION
+
+DEFAULT_STRIDE = 32
+MAX_BATCH = 4096
+_MAX_LETTERS = 4 << 20
+Shape = tuple[int | None, int | None, int | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NmsInside:
+    """The suppression that a file does itself; the thresholds are those of `NmsRules`."""
+
+    conf_thres: float
+    iou_thres: float
+    max_det: int
+    agnostic: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportFacts:
+    """What is known of an exported network.
+
+    names: of the classes, empty where the file has none. stride: what sides are multiples of, px. shape:
+    (batch, height, width) that it takes, None for each that is free; knows_shape: whether anything says
+    that. nms: None where it gives all predictions.
+    """
+
+    names: tuple[str, ...] = ()
+    stride: int = DEFAULT_STRIDE
+    shape: Shape = (None, None, None)
+    nms: NmsInside | None = None
+    knows_shape: bool = True
+
+    @property
+    def size_hw(self) -> tuple[int, int] | None:
+        """The only height and width it takes, None where they are free."""
+        _, height, width = self.shape
+        return None if height is None or width is None else (height, width)
+
+
+def facts_to_dict(facts: ExportFacts) -> dict[str, Any]:
+    """The facts as plain values under the keys of the files; `names` by number."""
+    nms = facts.nms
+    return {
+        "description": "YOLOv5 detection network",
+        "software": f"yolov5-distillation {VERSION}",
+        "stride": facts.stride,
+        "names": dict(enumerate(facts.names)),
+        "shape": [facts.shape[0], 3, facts.shape[1], facts.shape[2]],
+        "nms": None if nms is None else dict(vars(nms)),
+    }
+
+
+def facts_from_dict(data: Mapping[str, Any], shape: Shape | None = None) -> ExportFacts:
+    """The facts that a file states, as far as they are what they should be.
+
+    shape: what the network itself takes, where that can be seen; goes before what is stated.
+    """
+    stride = data.get("stride")
+    stated = data.get("shape")
+    if shape is None and isinstance(stated, list) and len(stated) == 4:
+        shape = _side(stated[0], MAX_BATCH), _side(stated[2], MAX_SIDE), _side(stated[3], MAX_SIDE)
+    return ExportFacts(
+        names=_names(data.get("names")),
+        stride=stride if _is_whole(stride) and 1 <= stride <= 1024 else DEFAULT_STRIDE,
+        shape=shape or (None, None, None),
+        nms=_nms(data.get("nms")),
+        knows_shape=shape is not None,
+    )
+
+
+def facts_to_texts(facts: ExportFacts) -> dict[str, str]:
+    """The facts as texts by key, as the metadata of an .onnx file wants them."""
+    return {
+        key: value if isinstance(value, str) else repr(value) for key, value in facts_to_dict(facts).items()
+    }
+
+
+def facts_from_texts(texts: Mapping[str, str], shape: Shape | None = None) -> ExportFacts:
+    """The facts in texts that `facts_to_texts` or YOLOv5's own export wrote."""
+    return facts_from_dict({key: plain_from_text(value) for key, value in texts.items()}, shape)
+
+
+def plain_from_text(text: str) -> Any:
+    """The value of a Python literal or of JSON, without evaluating anything; None for what is neither."""
+    if len(text) > _MAX_LETTERS:
+        return None
+    try:
+        check_depth(text)
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        pass
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    """Class names of a list, or of a dict by number (JSON writes numbers of dicts as texts)."""
+    if isinstance(value, dict):
+        by_number = {int(key): name for key, name in value.items() if str(key).isdecimal()}
+        value = [by_number.get(number, "") for number in range(len(by_number))]
+    if not isinstance(value, list) or len(value) > MAX_CLASSES:
+        return ()
+    return tuple(str(name)[:MAX_NAME] if isinstance(name, str | int | float) else "" for name in value)
+
+
+def _nms(value: Any) -> NmsInside | None:
+    if not isinstance(value, dict):
+        return None
+    conf, iou, most = (value.get(key) for key in ("conf_thres", "iou_thres", "max_det"))
+    if not (_is_part(conf) and _is_part(iou) and _is_whole(most) and most > 0):
+        return None
+    return NmsInside(
+        conf_thres=float(conf), iou_thres=float(iou), max_det=most, agnostic=value.get("agnostic") is True
+    )
+
+
+def _side(value: Any, most: int) -> int | None:
+    return value if _is_whole(value) and 0 < value <= most else None
+
+
+def _is_whole(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_part(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1

@@ -1,0 +1,177 @@
+"""Networks in .onnx files, run by onnxruntime."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.config.files import refusals
+from utils.config.printable import printable
+from utils.datasets.images import read_regular
+from utils.errors import UserError
+from utils.inference.exported import Exported
+from utils.inference.facts import MAX_BATCH, Shape, facts_from_texts
+
+MAX_BYTES = 2 << 30  # no .onnx file can be larger: it is one protobuf message
+MAX_WEIGHT_BYTES = 8 << 30
+_INSTALL = "pip install onnx onnxruntime"
+_DOMAINS = frozenset(("", "ai.onnx", "com.microsoft"))
+_LEAVING = frozenset(("EPContext",))  # names a file that holds a program for some accelerator
+
+
+class OnnxNetwork(Exported):
+    """An .onnx file."""
+
+    kind = "ONNX"
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise UserError("needs onnxruntime", path, _INSTALL) from error
+        content = checked_onnx(path)
+        wanted = ["CPUExecutionProvider"]
+        if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+            wanted.insert(0, "CUDAExecutionProvider")
+        settings = onnxruntime.SessionOptions()
+        settings.log_severity_level = 4  # what is wrong comes as an error
+        settings.intra_op_num_threads = torch.get_num_threads()
+        try:
+            # The very bytes that were looked at; only one with weights beside it must be opened by name.
+            self.session = onnxruntime.InferenceSession(content or os.fspath(path), settings, wanted)
+        except Exception as error:  # onnxruntime's errors have no common class
+            raise UserError(
+                f"onnxruntime cannot load it ({_told(error)})", path, "export it again"
+            ) from error
+        inputs = self.session.get_inputs()
+        if (
+            len(inputs) != 1
+            or len(inputs[0].shape) != 4
+            or inputs[0].type not in ("tensor(float)", "tensor(float16)")
+        ):
+            raise UserError(
+                "takes something else than one batch of pictures", path, "export it with export.py"
+            )
+        self._input, self._type = inputs[0].name, np.float16 if "16" in inputs[0].type else np.float32
+        self._output = self.session.get_outputs()[0].name
+        facts = facts_from_texts(self.session.get_modelmeta().custom_metadata_map, _shape(inputs[0].shape))
+        super().__init__(path, facts, device if len(wanted) > 1 else torch.device("cpu"))
+
+    def run(self, images: Tensor) -> Tensor:
+        """See Exported."""
+        given = {self._input: np.ascontiguousarray(images.cpu().numpy(), self._type)}
+        try:
+            (output,) = self.session.run([self._output], given)
+        except Exception as error:
+            raise UserError(f"onnxruntime cannot run it ({_told(error)})", self.path) from error
+        return torch.from_numpy(np.asarray(output)).to(self.device)
+
+
+def checked_onnx(path: Path) -> bytes | None:
+    """The content of an .onnx file that asks for nothing but computation; None where weights lie beside it.
+
+    Raises UserError for one that needs operators of others (they come in libraries, which would run), whose
+    weights lie outside of its folder, and for what is no such file.
+    """
+    try:
+        import onnx
+    except ImportError as error:
+        raise UserError("needs onnx", path, _INSTALL) from error
+    with refusals("cannot be read", path):
+        content = read_regular(path, MAX_BYTES)
+    try:
+        model = onnx.ModelProto.FromString(content)
+    except Exception as error:  # google.protobuf's DecodeError, or that of its C library
+        raise UserError("is no intact ONNX file", path, "export it again") from error
+    if not model.graph.node:
+        raise UserError("is no intact ONNX file (it has no graph)", path, "export it again")
+    outside = False
+    own = {(function.domain, function.name) for function in model.functions}
+    for node in _nodes(model):
+        if (node.domain, node.op_type) not in own and (
+            node.domain not in _DOMAINS or node.op_type in _LEAVING
+        ):
+            what = printable(f"{node.domain}.{node.op_type}"[:100])
+            raise UserError(f"refused: it needs the operator {what}", path, "export it with export.py")
+        outside |= _check_tensors(_tensors_of(node), path, onnx.TensorProto.EXTERNAL)
+    for graph in _graphs(model):
+        outside |= _check_tensors(_initialisers(graph), path, onnx.TensorProto.EXTERNAL)
+    return None if outside else content
+
+
+def _graphs(model: Any) -> Iterator[Any]:
+    """The graph, and all graphs within its nodes and those of its functions."""
+    waiting = [model.graph]
+    for function in model.functions:
+        waiting.extend(_within(function.node))
+    while waiting:
+        graph = waiting.pop()
+        yield graph
+        waiting.extend(_within(graph.node))
+
+
+def _within(nodes: Iterable[Any]) -> Iterator[Any]:
+    for node in nodes:
+        for attribute in node.attribute:
+            yield from attribute.graphs
+            if attribute.HasField("g"):
+                yield attribute.g
+
+
+def _nodes(model: Any) -> Iterator[Any]:
+    for function in model.functions:
+        yield from function.node
+    for graph in _graphs(model):
+        yield from graph.node
+
+
+def _tensors_of(node: Any) -> Iterator[Any]:
+    for attribute in node.attribute:
+        yield attribute.t
+        yield from attribute.tensors
+        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+            yield from (sparse.values, sparse.indices)
+
+
+def _initialisers(graph: Any) -> Iterator[Any]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+
+
+def _check_tensors(tensors: Iterable[Any], path: Path, external: int) -> bool:
+    """Whether any lies in another file. Raises UserError where that is not a file in the same folder."""
+    outside = False
+    for tensor in tensors:
+        if tensor.data_location != external and not tensor.external_data:
+            continue
+        outside = True
+        places = [entry.value for entry in tensor.external_data if entry.key == "location"]
+        name = places[0] if len(places) == 1 else ""
+        beside = path.parent / name
+        if not name or Path(name).name != name or "\\" in name or beside.is_symlink() or not beside.is_file():
+            shown = printable(name[:100])
+            raise UserError(
+                f"refused: its weights lie in {shown!r}, which is no file beside it",
+                path,
+                "put that file into the same folder, or export it again",
+            )
+        if beside.stat().st_size > MAX_WEIGHT_BYTES:
+            raise UserError(f"has more than {MAX_WEIGHT_BYTES >> 30} GiB", beside)
+    return outside
+
+
+def _shape(sides: list[Any]) -> Shape:
+    batch, _, height, width = (side if isinstance(side, int) and side > 0 else None for side in sides)
+    return batch if batch is None or batch <= MAX_BATCH else None, height, width
+
+
+def _told(error: Exception) -> str:
+    """The first line of what onnxruntime says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

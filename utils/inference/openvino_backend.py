@@ -1,0 +1,84 @@
+"""Networks in OpenVINO's format: a folder with an .xml, a .bin and a .yaml."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor
+
+from utils.config.files import refusals
+from utils.config.schema import parse_yaml, read_text
+from utils.datasets.images import read_regular
+from utils.errors import UserError
+from utils.inference.exported import Exported
+from utils.inference.facts import MAX_BATCH, Shape, facts_from_dict
+
+MAX_XML_BYTES, MAX_BIN_BYTES = 64 << 20, 4 << 30
+_ENTITIES = re.compile(rb"<!\s*(doctype|entity)", re.IGNORECASE)
+
+
+class OpenVinoNetwork(Exported):
+    """A folder that `export.py --include openvino` or YOLOv5's own export wrote."""
+
+    kind = "OpenVINO"
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            import openvino
+        except ImportError as error:
+            raise UserError("needs openvino", folder, "pip install openvino") from error
+        network = _only(folder, ".xml")
+        weights = network.with_suffix(".bin")
+        text = _read(network, MAX_XML_BYTES)
+        if _ENTITIES.search(text):
+            raise UserError("refused: it defines entities", network, "export it again")
+        if not weights.is_file() or weights.stat().st_size > MAX_BIN_BYTES:
+            raise UserError("is not there, or has more than 4 GiB", weights, "export it again")
+        try:
+            core = openvino.Core()
+            model = core.read_model(network, weights)
+            # Left alone it computes in bfloat16 where the processor can: scores would be .06 off.
+            self.compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+            (taken,) = model.inputs
+            shape = _shape([side.get_length() if side.is_static else None for side in taken.partial_shape])
+        except (RuntimeError, ValueError) as error:
+            told = (str(error).strip().splitlines() or [""])[-1][:300]
+            raise UserError(f"openvino cannot load it ({told})", network, "export it again") from error
+        stated = None
+        for path in (folder / f"{network.stem}.yaml", folder / "metadata.yaml"):
+            if path.is_file():
+                _, stated = parse_yaml(read_text(path), path, yaml.SafeLoader)
+                break
+        facts = facts_from_dict(stated if isinstance(stated, dict) else {}, shape)
+        super().__init__(folder, facts, torch.device("cpu"))
+
+    def run(self, images: Tensor) -> Tensor:
+        """See Exported."""
+        try:
+            output = self.compiled([images.numpy()])[0]
+        except RuntimeError as error:
+            told = (str(error).strip().splitlines() or [""])[-1][:300]
+            raise UserError(f"does not run at {tuple(images.shape)} ({told})", self.path) from error
+        return torch.from_numpy(output.copy())
+
+
+def _read(path: Path, most: int) -> bytes:
+    with refusals("cannot be read", path):
+        return read_regular(path, most)
+
+
+def _only(folder: Path, suffix: str) -> Path:
+    found = sorted(folder.glob(f"*{suffix}"))
+    if len(found) != 1:
+        raise UserError(f"holds {len(found)} {suffix} files", folder, "it must be one network's folder")
+    return found[0]
+
+
+def _shape(sides: list[int | None]) -> Shape:
+    if len(sides) != 4:
+        raise ValueError("it takes something else than a batch of pictures")
+    batch, _, height, width = sides
+    return batch if batch is None or batch <= MAX_BATCH else None, height, width

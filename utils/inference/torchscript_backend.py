@@ -1,0 +1,54 @@
+"""Networks in .torchscript files, run by PyTorch's own interpreter."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision  # noqa: F401 - its NMS is an operator that files with NMS inside call
+from torch import Tensor
+
+from models.torchscript import read_torchscript
+from utils.errors import UserError
+from utils.inference.exported import Exported
+from utils.inference.facts import facts_from_dict, plain_from_text
+
+CONFIG = "config.txt"
+
+
+class TorchScriptNetwork(Exported):
+    """A .torchscript file."""
+
+    kind = "TorchScript"
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        archive, texts = read_torchscript(path)
+        try:
+            with warnings.catch_warnings():
+                # torch.export has no form yet that other programs read; TorchScript is what they have.
+                warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
+                module: Any = torch.jit.load(archive, map_location=device)  # type: ignore[no-untyped-call]
+        except (RuntimeError, ValueError, AttributeError) as error:
+            told = str(error).strip().splitlines() or [""]
+            raise UserError(f"PyTorch cannot load it ({told[0][:300]})", path, "export it again") from error
+        self.module = module.eval()
+        weights = next((p for p in self.module.parameters() if p.is_floating_point()), None)
+        self.dtype = torch.float32 if weights is None else weights.dtype
+        stated = plain_from_text(texts.get(CONFIG, ""))
+        super().__init__(path, facts_from_dict(stated if isinstance(stated, dict) else {}), device)
+
+    @torch.no_grad()
+    def run(self, images: Tensor) -> Tensor:
+        """See Exported."""
+        try:
+            output = self.module(images.to(self.dtype))
+        except (RuntimeError, ValueError) as error:
+            told = (str(error).strip().splitlines() or [""])[-1][:300]
+            raise UserError(f"does not run at {tuple(images.shape)} ({told})", self.path) from error
+        while isinstance(output, list | tuple) and output:
+            output = output[0]
+        if not isinstance(output, Tensor):
+            raise UserError(f"gives a {type(output).__name__} and no tensor", self.path)
+        return output
