@@ -10,7 +10,8 @@ from typing import Any
 from utils.comparison.runs import Run
 from utils.config.hyperparameters import Hyperparameters
 from utils.config.options import OWN_AVERAGE, DistillOptions, TrainOptions
-from utils.config.settings import did_you_mean, settings_of, to_plain
+from utils.config.settings import settings_of, to_plain
+from utils.config.suggestions import did_you_mean
 from utils.errors import UsageError
 from utils.reporting.naming import weights_name
 

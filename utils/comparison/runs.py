@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from models.checkpoint import build_model, read_checkpoint
 from utils.config.hyperparameters import Hyperparameters
 from utils.config.schema import load_yaml
-from utils.config.settings import did_you_mean, to_plain
+from utils.config.settings import to_plain
+from utils.config.suggestions import did_you_mean
 from utils.errors import UserError
 from utils.reporting.results import KEY, REFERENCES_NAME, RESULTS_NAME, TIMES_NAME, read_results
 

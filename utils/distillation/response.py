@@ -78,8 +78,8 @@ class Response:
         for index, (mine, theirs) in enumerate(zip(student.levels, teacher.levels, strict=True)):
             parts = (4, 1, mine.shape[-1] - 5)
             # Split, not sliced: the backward pass then fills one tensor of all outputs instead of three.
-            own_box, own_obj, own_cls = mine.float().split(parts, -1)
-            box_t, obj_t, cls_t = theirs.float().split(parts, -1)
+            own_box, own_obj, own_cls = mine.float().split_with_sizes(parts, -1)
+            box_t, obj_t, cls_t = theirs.float().split_with_sizes(parts, -1)
             weight = obj_t[..., 0].sigmoid()
             seen = seen + weight.sum()
             box = box + (self.box_distance(own_box, box_t, index) * weight).sum()
@@ -120,7 +120,7 @@ class _FocusedCrossEntropy(torch.autograd.Function):
         slope = torch.empty(logits.shape, device=logits.device)
         rows = max(CHUNK // logits.shape[1], 1) if logits.device.type == "cpu" else max(len(logits), 1)
         total = torch.zeros((), device=logits.device)
-        parts = (x.split(rows) for x in (logits, target_logits, weight, slope))
+        parts = (torch.split(x, rows) for x in (logits, target_logits, weight, slope))
         for z, target, w, out in zip(*parts, strict=True):
             total += _focused_part(z, target.sigmoid(), w[:, None], out)
         ctx.save_for_backward(slope)

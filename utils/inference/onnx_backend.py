@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.config.files import refusals
+from utils.config.files import read_regular, refusals
 from utils.config.printable import printable
-from utils.datasets.images import read_regular
 from utils.errors import UserError
 from utils.inference.exported import Exported
 from utils.inference.facts import MAX_BATCH, Shape, facts_from_texts

@@ -9,9 +9,8 @@ import torch
 import yaml
 from torch import Tensor
 
-from utils.config.files import refusals
+from utils.config.files import read_regular, refusals
 from utils.config.schema import parse_yaml, read_text
-from utils.datasets.images import read_regular
 from utils.errors import UserError
 from utils.inference.exported import Exported
 from utils.inference.facts import MAX_BATCH, Shape, facts_from_dict

@@ -136,6 +136,7 @@ class Evolution:
             nosave=True,
             noplots=True,
             save_period=-1,
+            logger=(),
         )
 
     def _announce(self, task: Task) -> None:
