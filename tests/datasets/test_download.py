@@ -331,7 +331,7 @@ def test_an_archive_that_somebody_has_put_there_is_taken_and_kept(shipped, servi
         (folder / name).write_bytes(VOC[name])
     said = []
     assert set(boxes_of(fetched(path, said=said), "train")) == {"000005", "000007"}
-    assert serving.asked == [] and said[1] == f"taking {folder / 'VOCtrainval_06-Nov-2007.tar'}"
+    assert serving.asked == [] and said[0] == f"taking {folder / 'VOCtrainval_06-Nov-2007.tar'}"
     assert {entry.name for entry in folder.iterdir()} == {"VOCdevkit", *list(VOC)[:2]}
     shutil.rmtree(folder / "VOCdevkit")
     (folder / "VOCtest_06-Nov-2007.tar").write_bytes(b"half")
@@ -395,7 +395,7 @@ def stop_in(path: Path, name: str, number: int) -> None:
 @pytest.mark.fault("SIGKILL while a dataset is unpacked or moved into its folder", "the next command completes it")
 def test_a_killed_process_leaves_nothing_that_looks_complete(shipped, serving):
     path, context = shipped("voc"), multiprocessing.get_context("fork")
-    for number in (0, 1, 4, 7):
+    for number in (0, 4, 7):
         child = context.Process(target=stop_in, args=(path, "rename", number))
         child.start()
         child.join()

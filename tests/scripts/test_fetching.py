@@ -71,7 +71,7 @@ def test_data_weights_and_teacher_are_fetched_once(data, mirror, run_script, tmp
     assert sorted(entry.name for entry in (tmp_path / "datasets").iterdir()) == ["shapes"]
 
 
-@pytest.mark.parametrize("script", ["train_distill.py", "test.py", "detect.py"])
+@pytest.mark.parametrize("script", ["train_distill.py", "detect.py"])
 def test_no_download_asks_nobody(script, data, mirror, run_script, tmp_path):
     words = ["--weights", "yolov5x6.pt", "--device", "cpu", "--no-download", "--project", tmp_path / "runs"]
     words += ["--source", ROOT / "data/images"] if script == "detect.py" else ["--data", data]

@@ -120,12 +120,15 @@ class _Place:
         archives = [step for step in steps if isinstance(step, ArchiveStep)]
         if not archives:
             return
-        coming = sum(step.bytes_about for step in archives if not self.by_hand(step).is_file())
+        to_fetch = [step for step in archives if not self.by_hand(step).is_file()]
+        coming = sum(step.bytes_about for step in to_fetch)
         unpacked = sum(round(step.unpacked_mb * 1e6) for step in archives)
         # An archive goes when it is unpacked: never are all of them there at once.
         largest = coming if self.keep else max(step.bytes_about for step in archives)
-        of_them = f"{len(archives)} archive{'' if len(archives) == 1 else 's'}, {coming / 1e6:,.0f} MB"
-        self.say(f"{self.config.yaml_path}: fetching what is missing into {self.config.root}: {of_them}")
+        size = f"{coming / 1e6:,.0f} MB" if coming else "of unknown size"
+        of_them = f"{len(to_fetch)} archive{'' if len(to_fetch) == 1 else 's'}, {size}"
+        if to_fetch:
+            self.say(f"{self.config.yaml_path}: fetching what is missing into {self.config.root}: {of_them}")
         with refusals("cannot be written", self.work):
             self.work.mkdir(parents=True, exist_ok=True)
         there = sum(entry.stat().st_size for entry in self.work.glob("*.part"))
