@@ -21,6 +21,7 @@ SHORTER = {
     "train_distill.py": SHORT,
     "test.py": ["--img", "64", "--batch-size", "4", "--workers", "0", "--noplots", *CPU],
     "detect.py": ["--img", "64", *CPU],
+    "export.py": ["--img", "64", *CPU],
 }
 RESUMED = CPU
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
