@@ -22,6 +22,7 @@ SHORTER = {
     "test.py": ["--img", "64", "--batch-size", "4", "--workers", "0", "--noplots", *CPU],
     "detect.py": ["--img", "64", *CPU],
     "compare.py": ["--img", "64", "--workers", "0", *CPU],
+    "export.py": ["--img", "64", *CPU],
 }
 RESUMED = CPU
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
