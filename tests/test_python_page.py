@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_the_blocks_of_the_python_page_run_one_after_the_other(tmp_path: Path) -> None:
     """In a folder that has what the project's has, so that what they write stays outside of it."""
     for name in ("data", "weights", "hubconf.py", "models", "utils"):
