@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from models.decode import boxes_cxcywh_grid
 from utils.batch import Batch, Progress, StudentOutput
 from utils.boxes import aligned_iou
+from utils.device import sent
 from utils.distributed import is_distributed, sum_over_ranks
 from utils.losses.assignment import Matches, assign_targets
 from utils.losses.terms import binary_cross_entropy, smoothed_one_hot
@@ -132,9 +133,9 @@ class DetectionLoss(nn.Module):
             assign_targets(targets, anchors, (level.shape[2], level.shape[3]), self.gains.anchor_t)
             for anchors, level in zip(self._anchors_on(targets.device), levels, strict=True)
         ]
-        pair_counts = torch.tensor([len(pairs) for pairs in found]).to(device, non_blocking=True)
+        pair_counts = sent(torch.tensor([len(pairs) for pairs in found]), device)
         counts, matches = self._count(pair_counts, len(labelled)), [pairs.to(device) for pairs in found]
-        labelled = labelled.to(device, non_blocking=True)
+        labelled = sent(labelled, device)
         box, obj, cls = torch.zeros(3, device=device).unbind()
         for index, (level, pairs) in enumerate(zip(levels, matches, strict=True)):
             picked = pairs.pick(level).float()
