@@ -62,8 +62,9 @@ def average_precision(detections: int) -> None:
     average_precision_per_class(hits, confidence, found, true)
     seconds = time.perf_counter() - begun
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    grown = f"{(peak - before) / 1024:,.0f} MiB"
-    table(["average precision", "time", "memory beside its input"], [[f"{detections:,}", ms(seconds), grown]])
+    grown, most = (f"{kib / 1024:,.0f} MiB" for kib in (peak - before, peak))
+    header = ["average precision", "time", "memory beside its input", "peak of the process"]
+    table(header, [[f"{detections:,} detections", ms(seconds), grown, most]])
 
 
 def main() -> None:

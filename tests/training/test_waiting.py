@@ -20,7 +20,15 @@ PRESETS = {
 }
 SAMPLED = Progress(0, 0, 100, 100)  # a step that measures gradient ratios
 # What reads a value back, or has a result of a size that only the values tell.
-WAITS = {"_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "_unique2", "unique_dim", "bincount"}
+WAITS = {
+    "_local_scalar_dense",
+    "nonzero",
+    "is_nonzero",
+    "masked_select",
+    "_unique2",
+    "unique_dim",
+    "bincount",
+}
 
 
 class WaitedError(AssertionError):

@@ -159,7 +159,7 @@ class TrainOptions(RunOptions):
     )
     compile: bool = option(
         False,
-        "let torch.compile make kernels of the networks: minutes at the start, faster steps on a GPU; needs a "
+        "let torch.compile make kernels of the networks: minutes at the start, then shorter steps; needs a "
         "C++ compiler",
         group=MACHINE,
     )

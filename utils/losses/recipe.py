@@ -13,7 +13,6 @@ from models.yolo import Model
 from utils.batch import Batch, Progress, StudentOutput
 from utils.losses.detection import DetectionLoss
 
-
 Body = Callable[[Tensor], tuple[Tensor, ...]]  # from images (B, 3, H, W) to the maps that a head sees
 
 
