@@ -194,7 +194,10 @@ def main() -> None:
     print(
         f"{given.student} under {given.teacher}, {given.img} px, batch {given.batch}, {given.rounds} rounds"
     )
-    taught = {name: bench.trainer(**({"distill_loss": "response"} | PRESETS[name])) for name in given.presets}
+    taught = {
+        name: bench.trainer("auto", **({"distill_loss": "response"} | PRESETS[name]))
+        for name in given.presets
+    }
     work = {"plain": bench.step(bench.trainer()), "common": bench.common_way(bench.trainer())}
     if taught:
         work["teacher"] = bench.teacher_alone(next(iter(taught.values())))

@@ -38,7 +38,8 @@ class ModelEma(AveragedModel):
 
         Not by `update_parameters`: that sends its counter to the device in every call and waits for it.
         """
-        floating, rest = [], []
+        floating: list[tuple[Tensor, Tensor]] = []
+        rest: list[tuple[Tensor, Tensor]] = []  # counters
         for pair in zip(_tensors(self.model), _tensors(model), strict=True):
             (floating if pair[0].is_floating_point() else rest).append(pair)
         # The first update replaces what the average began with.
