@@ -24,7 +24,18 @@ def parser(description: str | None, rounds: int) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=description)
     made.add_argument("--device", default="cpu", help="cpu, or the number of a GPU")
     made.add_argument("--rounds", type=int, default=rounds, help="timed rounds; the median counts")
+    made.add_argument(
+        "--busy", action="store_true", help="count time on the processor: for a CPU that others use too"
+    )
     return made
+
+
+def clock_of(given: argparse.Namespace) -> Callable[[], float]:
+    """What `--busy` asks for.
+
+    With OMP_NUM_THREADS=1 that is: threads that wait for one another would count their waiting.
+    """
+    return time.process_time if given.busy else time.perf_counter
 
 
 def device_of(name: str) -> torch.device:

@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from benchmarks.measure import device_of, medians, ms, parser, table
+from benchmarks.measure import clock_of, device_of, medians, ms, parser, table
 from models.checkpoint import save_checkpoint
 from models.yolo import Model
 from utils.batch import Batch, Progress
@@ -204,7 +204,7 @@ def main() -> None:
     work |= {name: bench.step(trainer) for name, trainer in taught.items()}
     reduced = device.type == "cpu" and cpu_computes_bf16() and not given.no_bf16
     others = variants(bench, given.compile, reduced)
-    times = medians(work | others, given.rounds, device)
+    times = medians(work | others, given.rounds, device, clock=clock_of(given))
     table(["", "median", "of a plain step", "of the floor"], rows_of(times, list(taught), list(others)))
 
 
