@@ -1,12 +1,14 @@
 """Training samples, one process: `python -m benchmarks.loader --data data/bccd.yaml`.
 
 The yardstick is reading four pictures of the same set with OpenCV and resizing them, which is what a mosaic
-needs at least where it comes from files.
+needs at least where it comes from files. Counted is time on the processor, so that other processes have no
+part.
 """
 
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import cv2
 import numpy as np
 import torch
 
-from benchmarks.measure import medians, ms, parser, table
+from benchmarks.measure import load, medians, ms, parser, table
 from utils.config.dataset import load_dataset_config
 from utils.config.hyperparameters import Hyperparameters
 from utils.datasets.images import scaled_wh
@@ -58,9 +60,8 @@ def main() -> None:
     given = options.parse_args()
     index = build_index(load_dataset_config(given.data), given.split)
     hyp, sizes = Hyperparameters(), [int(value) for value in index.sizes_wh.mean(0)]
-    print(
-        f"{len(index)} pictures of {sizes[0]} x {sizes[1]} px on average, {given.rounds} x {SAMPLES} samples"
-    )
+    counted = f"{given.rounds} x {SAMPLES} samples"
+    print(f"{len(index)} pictures of {sizes[0]} x {sizes[1]} px on average, {counted}, {load()}")
     augment = AugmentSettings(**{name: getattr(hyp, name) for name in AugmentSettings.__dataclass_fields__})
     rows = []
     for size in given.img:
@@ -70,7 +71,7 @@ def main() -> None:
                 index, image_size=size, batch_size=SAMPLES, augment=augment, workers=0, seed=0, cache=cache
             )
             work["memory" if cache else "files"] = samples(loader)
-        times = medians(work, given.rounds, torch.device("cpu"))
+        times = medians(work, given.rounds, torch.device("cpu"), clock=time.thread_time)
         for name in ("files", "memory"):
             ratio = times[name] / times["yardstick"]
             each = ms(times[name] / SAMPLES), ms(times["yardstick"] / SAMPLES)

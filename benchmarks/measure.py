@@ -8,6 +8,7 @@ a while slows all of it down.
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import statistics
 import time
@@ -23,34 +24,59 @@ def parser(description: str | None, rounds: int) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=description)
     made.add_argument("--device", default="cpu", help="cpu, or the number of a GPU")
     made.add_argument("--rounds", type=int, default=rounds, help="timed rounds; the median counts")
+    made.add_argument(
+        "--busy", action="store_true", help="count time on the processor: for a CPU that others use too"
+    )
     return made
+
+
+def clock_of(given: argparse.Namespace) -> Callable[[], float]:
+    """What `--busy` asks for.
+
+    With OMP_NUM_THREADS=1 that is: threads that wait for one another would count their waiting.
+    """
+    return time.process_time if given.busy else time.perf_counter
 
 
 def device_of(name: str) -> torch.device:
     """The device, told on the console with the machine and torch's version."""
     device = select_device(name)
-    print(f"{platform.machine()}, {describe_device(device)}, torch {torch.__version__}")
+    print(f"{platform.machine()}, {describe_device(device)}, torch {torch.__version__}, {load()}")
     return device
 
 
 def medians(
-    work: Mapping[str, Callable[[], object]], rounds: int, device: torch.device, warm: int = 2
+    work: Mapping[str, Callable[[], object]],
+    rounds: int,
+    device: torch.device,
+    warm: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
-    """The median seconds of each piece of work, all of them timed in turn in each round."""
+    """The median seconds of each piece of work, all of them timed in turn in each round.
+
+    clock: `time.thread_time` for work of a single thread leaves out what other processes take of its core.
+    """
     times: dict[str, list[float]] = {name: [] for name in work}
     for number in range(warm + rounds):
         for name, piece in work.items():
-            begun = _now(device)
+            begun = _now(device, clock)
             piece()
             if number >= warm:
-                times[name].append(_now(device) - begun)
+                times[name].append(_now(device, clock) - begun)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def _now(device: torch.device) -> float:
+def _now(device: torch.device, clock: Callable[[], float]) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter()
+    return clock()
+
+
+def load() -> str:
+    """How busy the machine is beside this, in words."""
+    if not hasattr(os, "getloadavg"):
+        return "load unknown"
+    return f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -10,14 +10,15 @@ from __future__ import annotations
 import copy
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from benchmarks.measure import device_of, medians, ms, parser, table
+from benchmarks.measure import clock_of, device_of, medians, ms, parser, table
 from models.checkpoint import save_checkpoint
 from models.yolo import Model
 from utils.batch import Batch, Progress
@@ -27,8 +28,10 @@ from utils.distillation.distiller import Distiller
 from utils.distillation.recipe import distillation_recipe
 from utils.losses.recipe import Loss, LossContext
 from utils.training import setup
+from utils.training.compiled import Compiler, compile_step
 from utils.training.ema import ModelEma
 from utils.training.loop import Trainer
+from utils.training.precision import cpu_computes_bf16
 from utils.training.step import TrainingStep
 
 PRESETS: dict[str, dict[str, object]] = {
@@ -71,10 +74,14 @@ class Bench:
         batch = Batch(images.permute(0, 3, 1, 2), targets, torch.ones(self.count, dtype=torch.bool))
         return batch.pin_memory() if self.device.type == "cuda" else batch
 
-    def trainer(self, **distilled: object) -> Trainer:
-        """The trainer of a run with these options of train_distill.py; plain without any."""
+    def trainer(self, precision: str = "auto", **distilled: object) -> Trainer:
+        """The trainer of a run with these options of train_distill.py; plain without any.
+
+        precision: that of --amp-dtype.
+        """
         model = copy.deepcopy(self.student).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        hyp, options = replace(Hyperparameters(), nbs=self.count), TrainOptions(batch_size=self.count)
+        hyp = replace(Hyperparameters(), nbs=self.count)
+        options = TrainOptions(batch_size=self.count, amp_dtype=cast(Any, precision))
         detection = setup.detection_loss(model, options, hyp, self.size).to(self.device)
         ema = ModelEma(model)
         losses: list[Loss] = [detection]
@@ -96,6 +103,12 @@ class Bench:
         step = TrainingStep(model, losses).to(self.device)
         step.train()
         return setup.build_trainer(step, ema, options, hyp, self.size, self.device)
+
+    def compiled(self, trainer: Trainer) -> Trainer:
+        """The same trainer with its networks compiled, as --compile does it."""
+        images = self.batch.to(self.device).to_float().images
+        compile_step(trainer.step, Compiler(print), images, trainer.amp_dtype)
+        return trainer
 
     def step(self, trainer: Trainer) -> Callable[[], object]:
         """One step of a trainer, from the batch as the loader gives it to the updated average."""
@@ -151,6 +164,21 @@ class Bench:
         return run
 
 
+def variants(bench: Bench, compiled: bool, reduced: bool) -> dict[str, Callable[[], object]]:
+    """A plain step, one taught by `response` and its teacher, in bf16 and compiled, as far as asked for."""
+    kinds = [("in bf16", "bf16", False)] if reduced else []
+    kinds += [("compiled", "auto", True)] if compiled else []
+    work: dict[str, Callable[[], object]] = {}
+    for words, precision, is_compiled in kinds:
+        trainers = bench.trainer(precision), bench.trainer(precision, distill_loss="response")
+        if is_compiled:
+            trainers = bench.compiled(trainers[0]), bench.compiled(trainers[1])
+        work[f"plain step {words}"] = bench.step(trainers[0])
+        work[f"teacher's forward {words}"] = bench.teacher_alone(trainers[1])
+        work[f"`response` {words}"] = bench.step(trainers[1])
+    return work
+
+
 def main() -> None:
     options = parser(__doc__, rounds=10)
     options.add_argument("--student", default="yolov5s")
@@ -158,18 +186,30 @@ def main() -> None:
     options.add_argument("--img", type=int, default=320)
     options.add_argument("--batch", type=int, default=8)
     options.add_argument("--presets", nargs="*", default=list(PRESETS), choices=list(PRESETS))
+    options.add_argument("--compile", action="store_true", help="also time compiled steps")
+    options.add_argument("--no-bf16", action="store_true", help="leave steps in bf16 on a CPU out")
     given = options.parse_args()
     device = device_of(given.device)
     bench = Bench(given.student, given.teacher, given.img, given.batch, device)
     print(
         f"{given.student} under {given.teacher}, {given.img} px, batch {given.batch}, {given.rounds} rounds"
     )
-    taught = {name: bench.trainer(**({"distill_loss": "response"} | PRESETS[name])) for name in given.presets}
+    taught = {
+        name: bench.trainer("auto", **({"distill_loss": "response"} | PRESETS[name]))
+        for name in given.presets
+    }
     work = {"plain": bench.step(bench.trainer()), "common": bench.common_way(bench.trainer())}
     if taught:
         work["teacher"] = bench.teacher_alone(next(iter(taught.values())))
     work |= {name: bench.step(trainer) for name, trainer in taught.items()}
-    times = medians(work, given.rounds, device)
+    reduced = device.type == "cpu" and cpu_computes_bf16() and not given.no_bf16
+    others = variants(bench, given.compile, reduced)
+    times = medians(work | others, given.rounds, device, clock=clock_of(given))
+    table(["", "median", "of a plain step", "of the floor"], rows_of(times, list(taught), list(others)))
+
+
+def rows_of(times: Mapping[str, float], taught: Sequence[str], others: Sequence[str]) -> list[list[str]]:
+    """The table: the plain step, the floor, what is taught, and the variants."""
     plain, floor = times["plain"], times["plain"] + times.get("teacher", 0.0)
     rows = [
         ["plain step in the common way", ms(times["common"]), f"{times['common'] / plain:.2f}", ""],
@@ -182,7 +222,7 @@ def main() -> None:
         [f"`{name}`", ms(times[name]), f"{times[name] / plain:.2f}", f"{times[name] / floor:.3f}"]
         for name in taught
     ]
-    table(["", "median", "of a plain step", "of the floor"], rows)
+    return rows + [[name, ms(times[name]), f"{times[name] / plain:.2f}", ""] for name in others]
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ over the levels).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -53,6 +54,35 @@ def decode(levels: Sequence[Tensor], anchors_px: Tensor, strides: Tensor) -> Ten
     decoded[..., :2].mul_(2 * strides_px).add_(cells * strides_px)
     decoded[..., 2:4].mul_(2).square_().mul_(anchors)
     return decoded
+
+
+def decode_above(
+    levels: Sequence[Tensor], anchors_px: Tensor, strides: Tensor, least: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Image (C,), row (C,) and prediction (C, 5 + K) of those whose objectness is above `least` (0..1).
+
+    The rows and predictions are those of `decode`, by image and then by row, without the work for
+    the others: mostly all but a few dozen of them.
+    """
+    limit = math.log(least / (1 - least)) if 0 < least < 1 else math.inf if least >= 1 else -math.inf
+    images, rows, found, start = [], [], [], 0
+    for level, anchors, stride in zip(levels, anchors_px.float(), strides.float(), strict=True):
+        _, count, height, width, _ = level.shape
+        image, anchor, y, x = (level[..., 4] > limit).nonzero(as_tuple=True)
+        scores = level[image, anchor, y, x].float().sigmoid()
+        corners = torch.stack((x, y), 1) - 0.5
+        scores[:, :2] = (scores[:, :2] * 2 + corners) * stride
+        scores[:, 2:4] = (scores[:, 2:4] * 2).square() * anchors[anchor]
+        images.append(image)
+        rows.append(start + (anchor * height + y) * width + x)
+        found.append(scores)
+        start += count * height * width
+    image, row, predictions = torch.cat(images), torch.cat(rows), torch.cat(found)
+    if len(levels[0]) > 1:
+        # By image first; within one they are in order already.
+        order = image.argsort(stable=True)
+        image, row, predictions = image[order], row[order], predictions[order]
+    return image, row, predictions
 
 
 @lru_cache(maxsize=64)

@@ -162,8 +162,18 @@ def suppress(predictions: Tensor, rules: NmsRules) -> list[Kept]:
     predictions: as for `non_max_suppression`. There is no time limit: every image of a batch gets
     its full answer.
     """
-    image, row, candidates = _candidates(predictions, rules)
-    counts = torch.bincount(image, minlength=len(predictions)).tolist()
+    image, row = (predictions[..., 4] > rules.conf_thres).nonzero(as_tuple=True)
+    return suppress_rows(image, row, predictions[image, row], len(predictions), rules)
+
+
+@torch.no_grad()
+def suppress_rows(image: Tensor, row: Tensor, predictions: Tensor, count: int, rules: NmsRules) -> list[Kept]:
+    """As `suppress` for those predictions (C, 5 + K) alone whose objectness is above the threshold.
+
+    image: (C,) which of `count` images each is of, ascending. row: (C,) its place there, for `Kept.rows`.
+    """
+    image, row, candidates = _candidates(image, row, predictions, rules)
+    counts = torch.bincount(image, minlength=count).tolist()
     # `image` ascends, so that one split cuts candidates and rows into images without a search each.
     return [
         _suppress_image(detections, rows, rules)
@@ -171,10 +181,11 @@ def suppress(predictions: Tensor, rules: NmsRules) -> list[Kept]:
     ]
 
 
-def _candidates(predictions: Tensor, rules: NmsRules) -> tuple[Tensor, Tensor, Tensor]:
+def _candidates(
+    image: Tensor, row: Tensor, predictions: Tensor, rules: NmsRules
+) -> tuple[Tensor, Tensor, Tensor]:
     """Image (C,), row (C,) and box, confidence, class (C, 6) of all that passes the thresholds."""
-    image, row = (predictions[..., 4] > rules.conf_thres).nonzero(as_tuple=True)
-    rows = predictions[image, row].float()  # float32: half precision resolves .5 px at x = 1000
+    rows = predictions.float()  # float32: half precision resolves .5 px at x = 1000
     scores = rows[:, 5:] * rows[:, 4:5]
     if rules.classes is not None:
         wanted = torch.zeros(scores.shape[1], dtype=torch.bool, device=scores.device)

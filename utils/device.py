@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from utils.distributed import is_distributed, local_rank
 from utils.errors import UsageError, UserError
@@ -44,6 +45,17 @@ def _of_this_rank(wanted: list[str], name: str) -> str:
         fix = "name as many as torchrun starts, or leave --device out"
         raise UsageError(f"{name!r} has no device for process {local_rank()}", "--device", fix)
     return wanted[local_rank()].strip()
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """Values of main memory on a device, by a copy that nobody waits for.
+
+    From page-locked memory, which torch keeps for the next copy: of other memory the driver may wait for
+    the GPU to be done with what it is at.
+    """
+    if device.type == "cuda" and values.device.type == "cpu":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
 
 
 @contextmanager

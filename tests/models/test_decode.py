@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from models.decode import boxes_cxcywh_grid, decode
+from models.decode import boxes_cxcywh_grid, decode, decode_above
 
 ANCHORS = torch.tensor([[[10.0, 20.0], [30.0, 40.0]], [[50.0, 60.0], [70.0, 80.0]]])
 STRIDES = torch.tensor([8.0, 16.0])
@@ -30,6 +30,17 @@ def one_by_one(levels):
                 rows.append([*xy, (2 * s[2]) ** 2 * width, (2 * s[3]) ** 2 * height, *s[4:]])
         images.append(rows)
     return torch.tensor(images)
+
+
+@pytest.mark.parametrize("least", [0.0, 0.3, 0.6, 0.99, 1.0])
+def test_those_above_a_threshold_are_decoded_as_among_all(least):
+    levels = raw_levels()
+    decoded = decode(levels, ANCHORS, STRIDES)
+    image, row, found = decode_above(levels, ANCHORS, STRIDES, least)
+    expected = (decoded[..., 4] > least).nonzero(as_tuple=True)
+    assert torch.equal(image, expected[0]) and torch.equal(row, expected[1])
+    torch.testing.assert_close(found, decoded[expected])
+    assert least in (0.99, 1.0) or len(image) > 5
 
 
 def test_every_prediction_follows_the_definition():

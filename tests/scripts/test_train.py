@@ -277,3 +277,20 @@ def test_training_works_without_distillation(small_set, run_script, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs/train/exp/weights/best.pt").is_file()
+
+
+@pytest.mark.slow
+def test_a_run_with_compile_and_no_compiler_says_so_and_ends_as_without(small_set, run_script, tmp_path):
+    losses = []
+    for name, extra, env in (
+        ("plain", [], {}),
+        ("compiled", ["--compile"], {"CXX": "/no/such/compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}),
+    ):
+        done = run_script(
+            "train.py", "--data", small_set, "--cfg", ROOT / "models/demo-student.yaml", "--weights", "",
+            "--epochs", 1, "--project", tmp_path, "--name", name, "--noplots", *SMALL, *extra, env=env,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("--compile has failed") == len(extra), done.stderr
+        losses.append((tmp_path / name / "results.csv").read_text().splitlines()[1])
+    assert losses[0] == losses[1]

@@ -59,6 +59,7 @@ PRESETS: tuple[str, ...] = get_args(Preset)
 CHANGEABLE_ON_RESUME = frozenset(
     {
         *("epochs", "device", "workers", "patience", "noplots", "nosave", "cache", "save_period", "project"),
+        "compile",
         # Where things lie now: that they are still the same is seen to.
         *("save_every_steps", "data", "data_dir", "teacher", "logger", "evolve", "download"),
     }
@@ -154,6 +155,12 @@ class TrainOptions(RunOptions):
         "auto",
         "that precision; auto is bf16 or fp16, as the GPU can, and none on a CPU: there bf16, where it has "
         "AMX or AVX512-BF16, trains up to twice as fast",
+        group=MACHINE,
+    )
+    compile: bool = option(
+        False,
+        "let torch.compile make kernels of the networks: minutes at the start, then shorter steps; needs a "
+        "C++ compiler",
         group=MACHINE,
     )
     sync_bn: bool = option(

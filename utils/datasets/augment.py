@@ -57,28 +57,32 @@ def mix(
     return np.asarray(image, np.uint8), np.concatenate([first[1], second[1]])
 
 
-def flip(
-    image: Image, boxes: Boxes, settings: AugmentSettings, rng: np.random.Generator
-) -> tuple[Image, Boxes]:
-    """The sample, mirrored up to down and left to right with the probabilities of the settings."""
+def flip(image: Image, boxes: Boxes, settings: AugmentSettings, rng: np.random.Generator) -> Boxes:
+    """Mirrors the picture, in place, up to down and left to right with the probabilities of the settings.
+
+    Gives the boxes of the mirrored picture.
+    """
     height, width = image.shape[:2]
     upside_down, sideways = rng.random(2) < (settings.flipud, settings.fliplr)
     for wanted, code, length, low, high in ((upside_down, 0, height, 2, 4), (sideways, 1, width, 1, 3)):
         if wanted:
-            image = np.asarray(cv2.flip(image, code), np.uint8)
+            cv2.flip(image, code, dst=image)
             boxes = boxes.copy()
             boxes[:, [low, high]] = length - boxes[:, [high, low]]
-    return image, boxes
+    return boxes
 
 
 def jitter_colour(image: Image, settings: AugmentSettings, rng: np.random.Generator, out: Image) -> None:
-    """Writes the picture (BGR) with random hue, saturation and value to `out` (RGB, same shape)."""
+    """Writes the picture (BGR) with random hue, saturation and value to `out` (RGB, same shape).
+
+    The picture itself is lost: its colours are worked out in its memory, which costs less than new memory.
+    """
     gains = np.array([settings.hsv_h, settings.hsv_s, settings.hsv_v])
     factors = 1 + rng.uniform(-1, 1, 3) * gains
     if not gains.any():
         cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=out)
         return
-    hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV)
+    hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV, dst=image)
     if factors[0] <= _MAX_HUE_FACTOR:
         # Saturates at 255 by itself, and a hue above 180 counts from 0 again when it is converted
         # back: one vectorised pass in place of a table for each channel.

@@ -138,7 +138,7 @@ class AugmentedDataset(DetectionDataset):
                 lost.append(error)
             spare_rng = np.random.default_rng((self.seed, order.epoch, position, _SPARE_STREAM, len(lost)))
             row[row == lost[-1].number] = self._spare(lost, spare_rng)
-        image, boxes = flip(image, boxes, self.augment, rng)
+        boxes = flip(image, boxes, self.augment, rng)
         jitter_colour(image, self.augment, rng, out)
         labels = normalise_boxes(boxes, out.shape[1::-1])
         return Sample(int(row[0]), labels, lost=tuple((error.path, error.reason) for error in lost))

@@ -72,6 +72,7 @@ class PictureStore:
         self.wh = all_scaled_wh(index.sizes_wh, image_size)
         self._offsets = np.concatenate([[0], np.cumsum(self.wh.prod(1) * 3)])
         self._memory: Tensor | None = None
+        self._view: NDArray[np.uint8] | None = None  # of that memory: a slice of a tensor costs ten times more
         self._file: Path | None = None
         self.notes: list[str] = []
 
@@ -85,10 +86,11 @@ class PictureStore:
             self._map(self._file)
         if self._memory is None:
             return self._read(number)
-        width, height = self.wh[number]
-        start, stop = self._offsets[number : number + 2]
-        picture: Image = self._memory[start:stop].numpy().reshape(height, width, 3)
-        return picture
+        if self._view is None:
+            self._view = self._memory.numpy()
+        width, height = self.wh[number].tolist()
+        start, stop = self._offsets[number : number + 2].tolist()
+        return self._view[start:stop].reshape(height, width, 3)
 
     def keep_in_memory(self) -> None:
         """Loads all pictures, unless that takes more than most of the free memory."""
@@ -154,7 +156,7 @@ class PictureStore:
 
     def __getstate__(self) -> dict[str, Any]:
         """What a worker that is not forked gets: the name of a cache file, not its content."""
-        return self.__dict__ | ({"_memory": None} if self._file is not None else {})
+        return self.__dict__ | {"_view": None} | ({"_memory": None} if self._file is not None else {})
 
     def _read(self, number: int) -> Image:
         width, height = self._original_wh[number]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from utils.distillation.presets import Preset
 from utils.distillation.schedule import DistillSchedule
 from utils.distillation.teacher import InStudentsTerms
 from utils.errors import UserError
-from utils.losses.recipe import EpochReport
+from utils.losses.recipe import Body, EpochReport
 
 
 @dataclass
@@ -108,6 +108,11 @@ class Distiller(nn.Module):
     def references(self) -> dict[str, tuple[float, float]]:
         """mAP50 and mAP50-95 of the teachers that know all of the data's classes, as at the start."""
         return {} if self.diagnosis is None else self.diagnosis.scores
+
+    def compile_networks(self, compiled: Callable[[Body], Body]) -> None:
+        """Lets every teacher run as `compiled` makes it."""
+        for member in self.teachers.members:
+            member.body = compiled(member.body)
 
     def observe(self, gradient_ratio: Tensor, progress: Progress) -> None:
         """Takes in the measured norm of its gradient, relative to that of the labels' loss."""

@@ -15,6 +15,7 @@ from models.checkpoint import build_model, read_checkpoint
 from models.yolo import Model
 from utils.distillation.matching import ClassMap, Fit, fit_networks, listed
 from utils.errors import UserError
+from utils.losses.recipe import Body
 
 GREY = 114 / 255  # what letterboxing and mosaics fill with
 
@@ -43,6 +44,7 @@ class Teacher:
 
     names: list[str] | None  # None where the file does not tell them
     fit: Fit  # from `fit_to`
+    body: Body  # its own, compiled or not
 
     def __init__(
         self, model: Model, source: Path | str = "teacher", scale: float = 1.0, *, frozen: bool = True
@@ -59,6 +61,7 @@ class Teacher:
         if frozen:
             self.model = model.eval().fuse().requires_grad_(False).to(memory_format=torch.channels_last)
         self._fingerprint = checksum(self.model) if frozen else None
+        self.body = self.model.forward_features
 
     @classmethod
     def from_file(cls, path: Path, device: torch.device, cfg: str = "", scale: float = 1.0) -> Teacher:
@@ -120,7 +123,7 @@ class Teacher:
     def __call__(self, images: Tensor) -> TeacherOutput:
         """One batched forward of images (B, 3, H, W), 0..1."""
         assert not self.model.training, "the teacher must stay in evaluation mode"
-        features = self.model.forward_features(fitted(images, self))
+        features = self.body(fitted(images, self))
         levels = self.model.forward_head(features)
         size = (images.shape[2], images.shape[3])
         seen = tuple(pair.cut(features[pair.teacher], size) for pair in self.fit.levels)

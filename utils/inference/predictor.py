@@ -6,15 +6,17 @@ Shapes: B images, N predictions an image, K classes, n detections of an image.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from models.decode import decode_above
 from models.yolo import Model
 from utils.batch import Letterbox, StudentOutput
-from utils.boxes import NmsRules, suppress
+from utils.boxes import NmsRules, suppress, suppress_rows
 from utils.device import describe_device
 from utils.inference.exported import Exported
 from utils.reporting.console import Console
@@ -104,12 +106,28 @@ class Predictor:
         stride.
         """
         self.watch.start()
-        decoded, _ = self.forward(images)
-        self.watch.lap("inference")
-        detections = self.suppress(decoded)
+        if self.augment or isinstance(self.model, Exported):
+            decoded, _ = self.forward(images)
+            self.watch.lap("inference")
+            detections = self.suppress(decoded)
+        else:
+            _, levels = self._levels(self.model, images)
+            self.watch.lap("inference")
+            detections = self._suppress_levels(self.model, levels)
         self.watch.lap("nms")
         self.watch.images += len(images)
         return detections
+
+    def _levels(self, model: Model, images: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Inputs of the Detect layer, and its raw levels."""
+        with torch.autocast(self.device.type, torch.float16, enabled=self.half):
+            features = model.forward_features(images)
+            return features, model.forward_head(features)
+
+    def _suppress_levels(self, model: Model, levels: Sequence[Tensor]) -> list[Tensor]:
+        """The detections in raw levels; only what passes the threshold is decoded."""
+        chosen = decode_above(levels, model.anchors_px, model.stride, self.rules.conf_thres)
+        return [kept.detections for kept in suppress_rows(*chosen, len(levels[0]), self.rules)]
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> tuple[Tensor, StudentOutput | None]:
@@ -120,11 +138,10 @@ class Predictor:
         """
         if isinstance(self.model, Exported):
             return self.model(images), None
-        with torch.autocast(self.device.type, torch.float16, enabled=self.half):
-            if self.augment:
+        if self.augment:
+            with torch.autocast(self.device.type, torch.float16, enabled=self.half):
                 return self.model.forward_augmented(images), None
-            features = self.model.forward_features(images)
-            levels = self.model.forward_head(features)
+        features, levels = self._levels(self.model, images)
         output = StudentOutput(features, tuple(level.float() for level in levels))
         return self.model.decode_levels(output.levels), output
 

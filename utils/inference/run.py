@@ -199,15 +199,16 @@ class _Results:
 
     def _write(self, frame: Frame, detections: Tensor, drawn: Image | None) -> None:
         assert self.outputs is not None
-        if drawn is None and self.outputs.choice.pictures:
-            drawn = self._drawn(frame, detections)
+        choice = self.outputs.choice
+        if drawn is None and choice.pictures:
+            drawn = self._drawn(frame, detections, in_place=not (choice.crops or frame.live))
         self.outputs.write(frame, detections, drawn)
 
-    def _drawn(self, frame: Frame, detections: Tensor) -> Image:
-        """A copy of the frame with its boxes, the most confident on top."""
+    def _drawn(self, frame: Frame, detections: Tensor, *, in_place: bool = False) -> Image:
+        """The frame with its boxes, the most confident on top; a copy, unless nobody needs it as it was."""
         flipped = detections.flip(0).numpy()
         return draw_boxes(
-            frame.image.copy(),
+            frame.image if in_place else frame.image.copy(),
             flipped[:, :4],
             flipped[:, 5].astype(np.int64),
             self.detector.names,

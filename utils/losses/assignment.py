@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from utils.device import sent
+
 # Columns and rows from a target's own cell to its four neighbours: left, up, right, down.
 _NEIGHBOURS = ((0, 0), (-1, 0), (0, -1), (1, 0), (0, 1))
 
@@ -37,8 +39,8 @@ class Matches:
         if self.boxes.device == device:
             return self
         indices = (self.image, self.anchor, self.row, self.column, self.target, self.label)
-        image, anchor, row, column, target, label = torch.stack(indices).to(device, non_blocking=True)
-        return Matches(image, anchor, row, column, target, label, self.boxes.to(device, non_blocking=True))
+        image, anchor, row, column, target, label = sent(torch.stack(indices), device)
+        return Matches(image, anchor, row, column, target, label, sent(self.boxes, device))
 
     def __len__(self) -> int:
         """The number of pairs P."""

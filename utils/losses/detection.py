@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from models.decode import boxes_cxcywh_grid
 from utils.batch import Batch, Progress, StudentOutput
 from utils.boxes import aligned_iou
+from utils.device import sent
 from utils.distributed import is_distributed, sum_over_ranks
 from utils.losses.assignment import Matches, assign_targets
 from utils.losses.terms import binary_cross_entropy, smoothed_one_hot
@@ -132,15 +133,18 @@ class DetectionLoss(nn.Module):
             assign_targets(targets, anchors, (level.shape[2], level.shape[3]), self.gains.anchor_t)
             for anchors, level in zip(self._anchors_on(targets.device), levels, strict=True)
         ]
-        pair_counts = torch.tensor([len(pairs) for pairs in found]).to(device, non_blocking=True)
-        counts, matches = self._count(pair_counts, len(labelled)), [pairs.to(device) for pairs in found]
-        labelled = labelled.to(device, non_blocking=True)
+        numbers = torch.tensor([len(pairs) for pairs in found], device=labelled.device)
+        # All in one tensor: one copy to the device, one meeting of the ranks.
+        numbers = sent(torch.cat((numbers, labelled.sum()[None])), device)
+        *counts, images = self._count(numbers, len(labelled)).unbind()
+        matches, labelled = [pairs.to(device) for pairs in found], sent(labelled, device)
         box, obj, cls = torch.zeros(3, device=device).unbind()
         for index, (level, pairs) in enumerate(zip(levels, matches, strict=True)):
             picked = pairs.pick(level).float()
             iou = self.overlaps(picked, pairs, index)
             box = box + (1 - iou).sum() / counts[index]
-            obj = obj + self.objectness(level[..., 4], pairs, iou, labelled) * self.balance[index]
+            errors = self.objectness(level[..., 4], pairs, iou, labelled)
+            obj = obj + errors / images * self.balance[index]
             if self.class_count > 1:
                 loss = class_loss(picked[:, 5:], pairs)
                 cls = cls + loss.sum() / (counts[index] * self.class_count)
@@ -158,7 +162,7 @@ class DetectionLoss(nn.Module):
         return aligned_iou(predicted, pairs.boxes, "ciou")
 
     def objectness(self, logits: Tensor, pairs: Matches, iou: Tensor, labelled: Tensor) -> Tensor:
-        """Mean BCE of objectness logits (B, A, H, W) over the cells of labelled images.
+        """Sum over labelled images of their mean BCE of objectness logits (B, A, H, W) over the cells.
 
         The target of a cell is the overlap of its box with its target, the best one where several
         targets claim it, so that the result does not depend on their order.
@@ -173,4 +177,4 @@ class DetectionLoss(nn.Module):
         per_image = error.flatten(1).mean(1)
         # An unlabelled image's empty ground truth is ignorance, not background.
         known = labelled.to(per_image.dtype)
-        return (per_image * known).sum() / self._count(known.sum(), len(known))
+        return (per_image * known).sum()

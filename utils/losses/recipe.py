@@ -13,6 +13,8 @@ from models.yolo import Model
 from utils.batch import Batch, Progress, StudentOutput
 from utils.losses.detection import DetectionLoss
 
+Body = Callable[[Tensor], tuple[Tensor, ...]]  # from images (B, 3, H, W) to the maps that a head sees
+
 
 class Loss(Protocol):
     """A part of what a run minimises: an `nn.Module` that returns named scalars.
@@ -21,8 +23,9 @@ class Loss(Protocol):
 
     It may have `observe(gradient_ratio, progress)`, called where its gradient was measured,
     `review(report)`, which gives warnings after an epoch, `finish()` for the end of the run, `networks()`,
-    those that it asks beside the trained one, by what to call them, and `references()`, mAP50 and mAP50-95 on
-    the validation split of those of them that know all of the data's classes.
+    those that it asks beside the trained one, by what to call them, `references()`, mAP50 and mAP50-95 on
+    the validation split of those of them that know all of the data's classes, and
+    `compile_networks(compiled)`, which lets their bodies run as `compiled` makes them.
     """
 
     names: tuple[str, ...]

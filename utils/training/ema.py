@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import cast
 
 import torch
@@ -23,7 +23,7 @@ class ModelEma(AveragedModel):
 
     def __init__(self, model: Model, limit: float = 0.9999, tau: float = 2000.0) -> None:
         """`limit` is the decay after many updates, `tau` the updates to reach 63% of it."""
-        super().__init__(model, multi_avg_fn=self._average, use_buffers=True)
+        super().__init__(model, use_buffers=True)
         self.limit, self.tau, self.updates = limit, tau, 0
         self.requires_grad_(False).eval()
 
@@ -32,15 +32,26 @@ class ModelEma(AveragedModel):
         """The averaged network, in evaluation mode."""
         return cast(Model, self.module)
 
-    def update(self, model: Model) -> None:
-        """Takes the state of the model after an optimizer step into the average."""
-        self.updates += 1
-        self.update_parameters(model)
-
     @torch.no_grad()
-    def _average(self, averaged: Sequence[Tensor], current: Sequence[Tensor], _count: Tensor | int) -> None:
-        if averaged[0].is_floating_point():
-            decay = self.limit * (1 - math.exp(-self.updates / self.tau))
-            torch._foreach_lerp_(list(averaged), list(current), 1 - decay)
-        else:
-            torch._foreach_copy_(list(averaged), list(current))
+    def update(self, model: Model) -> None:
+        """Takes the state of the model after an optimizer step into the average.
+
+        Not by `update_parameters`: that sends its counter to the device in every call and waits for it.
+        """
+        floating: list[tuple[Tensor, Tensor]] = []
+        rest: list[tuple[Tensor, Tensor]] = []  # counters
+        for pair in zip(_tensors(self.model), _tensors(model), strict=True):
+            (floating if pair[0].is_floating_point() else rest).append(pair)
+        # The first update replaces what the average began with.
+        decay = self.limit * (1 - math.exp(-(self.updates + 1) / self.tau)) if self.updates else 0.0
+        self.updates += 1
+        self.n_averaged.fill_(self.updates)
+        torch._foreach_lerp_([own for own, _ in floating], [new for _, new in floating], 1 - decay)
+        if rest:
+            torch._foreach_copy_([own for own, _ in rest], [new for _, new in rest])
+
+
+def _tensors(model: Model) -> Iterator[Tensor]:
+    """Parameters and buffers, always in the same order."""
+    yield from model.parameters()
+    yield from model.buffers()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.yolo import Model
 from utils.batch import Batch, Progress, StudentOutput
-from utils.losses.recipe import Loss
+from utils.losses.recipe import Body, Loss
 
 SAMPLES_PER_EPOCH = 4
 GAUGE_SCALE = 4096.0  # lifts the gradients of a mean over a batch into the range of float16
@@ -20,20 +20,23 @@ class TrainingStep(nn.Module):
     """The network and the losses of a run.
 
     names: the terms in order; gauges: the names of what is measured beside them, one gradient ratio
-    for each loss after the first.
+    for each loss after the first. body: from images to the inputs of the Detect layer, compiled or not.
     """
+
+    body: Body
 
     def __init__(self, model: Model, losses: Sequence[Loss]) -> None:
         """`losses` are modules; their parameters, if any, are trained with the network's."""
         super().__init__()
         self.model = model
+        self.body = model.forward_features
         self.losses = nn.ModuleList([cast(nn.Module, loss) for loss in losses])
         self.names = tuple(name for loss in losses for name in loss.names)
         self.gauges = tuple(f"{loss.label}_grad_ratio" for loss in losses[1:])
 
     def forward(self, batch: Batch, progress: Progress) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Weighted scalars by name, and gauges at the few steps of an epoch that sample them."""
-        features = self.model.forward_features(batch.images)
+        features = self.body(batch.images)
         output = StudentOutput(features, self.model.forward_head(features))
         by_loss = [cast(Loss, loss)(batch, output, progress) for loss in self.losses]
         gauges = self._gradient_ratios(by_loss, output) if self._is_sampled(progress) else {}

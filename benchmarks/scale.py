@@ -1,0 +1,201 @@
+"""How throughput goes with the number of GPUs: `python -m benchmarks.scale --device 0`.
+
+No run of several GPUs: pieces that one machine can measure (a step, the loader, the bytes of the gradients),
+put together with bandwidths that are assumed. The table marks which is which; give your own by options.
+
+A step of N GPUs takes max(computing + meetings + what of the exchange is not hidden, making a batch). The
+exchange is a ring all-reduce: each GPU sends and receives 2 (N - 1) / N times the bytes, over the slowest
+link, with a latency for each of its 2 (N - 1) turns. It begins when the first gradients are there, so that it
+hides behind the backward pass. Meetings are the small sums that a step waits for, the normalisers of the
+losses and the buffers of the network: trees, 2 log2(N) turns each.
+
+Source of the estimate: Patarasuk and Yuan, Bandwidth optimal all-reduce algorithms for clusters of
+workstations, 2009, section 3.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.loader import SAMPLES, samples
+from benchmarks.measure import device_of, medians, parser, table
+from benchmarks.step import Bench
+from utils.config.dataset import load_dataset_config
+from utils.config.hyperparameters import Hyperparameters
+from utils.datasets.index import build_index
+from utils.datasets.loader import AugmentSettings, train_loader
+
+# Small sums in a step: the labels' normalisers, and the buffers; `response` adds what the teacher sees.
+MEETINGS, MEETINGS_TAUGHT = 2, 3
+BACKWARD_SHARE = 2 / 3  # of a plain step: the backward pass has two products for each one of the forward
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """What one GPU and one core do.
+
+    step_s: seconds of a step without exchange. hides_s: those of its backward pass. gradient_bytes: of the
+    student, float32. batch: pictures of a GPU's step. samples_s: training samples a second and core.
+    meetings: small sums that it waits for.
+    """
+
+    step_s: float
+    hides_s: float
+    gradient_bytes: int
+    batch: int
+    samples_s: float
+    meetings: int
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What is assumed of a machine.
+
+    gpus: in one machine. cores: for making batches, all together. inside_gb_s, between_gb_s: what a GPU
+    sends in a second to one of the same machine and a machine to another one, 10^9 bytes.
+    latency_us: of a turn of the exchange.
+    """
+
+    gpus: int
+    cores: int
+    inside_gb_s: float
+    between_gb_s: float
+    latency_us: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of so many GPUs: pictures a second, part of N times one GPU's, and what it stops at."""
+
+    gpus: int
+    pictures_s: float
+    efficiency: float
+    limit: str
+
+
+def exchange_s(pieces: Pieces, machine: Machine, gpus: int) -> float:
+    """Seconds of a ring all-reduce of the gradients."""
+    if gpus == 1:
+        return 0.0
+    bandwidth = (
+        machine.inside_gb_s if gpus <= machine.gpus else min(machine.inside_gb_s, machine.between_gb_s)
+    )
+    turns = 2 * (gpus - 1)
+    return turns / gpus * pieces.gradient_bytes / (bandwidth * 1e9) + turns * machine.latency_us * 1e-6
+
+
+def estimate(pieces: Pieces, machine: Machine, counts: list[int]) -> Iterator[Estimate]:
+    """What each number of GPUs comes to; every machine brings its own cores."""
+    for gpus in counts:
+        machines = -(-gpus // machine.gpus)
+        exposed = max(exchange_s(pieces, machine, gpus) - pieces.hides_s, 0.0)
+        met = pieces.meetings * 2 * math.ceil(math.log2(gpus)) * machine.latency_us * 1e-6
+        computing = pieces.step_s + met + exposed
+        loading = gpus * pieces.batch / (pieces.samples_s * machine.cores * machines)
+        seconds = max(computing, loading)
+        limit = (
+            "loader" if loading > computing else "exchange" if exposed > 0.05 * pieces.step_s else "network"
+        )
+        yield Estimate(gpus, gpus * pieces.batch / seconds, pieces.step_s / seconds, limit)
+
+
+def measured(given: argparse.Namespace, device: torch.device) -> tuple[Pieces, Pieces]:
+    """The pieces of a plain and of a distilled run (`response`)."""
+    bench = Bench(given.student, given.teacher, given.img, given.batch, device)
+    plain, taught = bench.trainer(), bench.trainer(distill_loss="response")
+    times = medians({"plain": bench.step(plain), "taught": bench.step(taught)}, given.rounds, device)
+    size = sum(4 * p.numel() for p in plain.step.model.parameters() if p.requires_grad)
+    index, hyp = build_index(load_dataset_config(given.data), "train"), Hyperparameters()
+    augment = AugmentSettings(**{name: getattr(hyp, name) for name in AugmentSettings.__dataclass_fields__})
+    loader = train_loader(
+        index, image_size=given.img, batch_size=SAMPLES, augment=augment, workers=0, seed=0, cache=given.cache
+    )
+    cpu = torch.device("cpu")
+    batch_s = medians({"": samples(loader)}, max(given.rounds, 5), cpu, clock=time.thread_time)[""]
+    hides = BACKWARD_SHARE * times["plain"]
+    rate = SAMPLES / batch_s
+    return (
+        Pieces(times["plain"], hides, size, given.batch, rate, MEETINGS),
+        Pieces(times["taught"], hides, size, given.batch, rate, MEETINGS_TAUGHT),
+    )
+
+
+def main() -> None:
+    options = parser(__doc__, rounds=5)
+    options.add_argument("--student", default="yolov5s")
+    options.add_argument("--teacher", default="yolov5m")
+    options.add_argument("--img", type=int, default=640)
+    options.add_argument("--batch", type=int, default=16, help="pictures of one GPU")
+    options.add_argument("--data", default="data/bccd.yaml", type=Path)
+    options.add_argument("--cache", choices=["ram"], help="pictures in memory instead of from files")
+    options.add_argument("--gpus", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
+    options.add_argument("--gpus-in-machine", type=int, default=8, help="assumed")
+    options.add_argument("--cores", type=int, default=os.cpu_count(), help="of each machine, assumed")
+    options.add_argument("--inside", type=float, default=20.0, help="10^9 bytes/s between its GPUs, assumed")
+    options.add_argument("--between", type=float, default=3.0, help="the same between machines, assumed")
+    options.add_argument("--latency", type=float, default=20.0, help="microseconds a turn, assumed")
+    options.add_argument(
+        "--step-ms", type=float, nargs=2, help="plain and distilled step, in place of timing"
+    )
+    options.add_argument(
+        "--samples", type=float, help="training samples a second and core, in place of timing"
+    )
+    given = options.parse_args()
+    pieces = measured(given, device_of(given.device)) if given.step_ms is None else told(given)
+    machine = Machine(given.gpus_in_machine, given.cores, given.inside, given.between, given.latency)
+    origin = "measured here" if given.step_ms is None else "as given"
+    rows = [
+        ["plain step", f"{1000 * pieces[0].step_s:.1f} ms", origin],
+        ["distilled step", f"{1000 * pieces[1].step_s:.1f} ms", origin],
+        ["gradients", f"{pieces[0].gradient_bytes / 1e6:.1f} MB", "counted"],
+        ["training samples a second and core", f"{pieces[0].samples_s:.0f}", origin],
+        [
+            "backward pass that hides the exchange",
+            f"{1000 * pieces[0].hides_s:.1f} ms",
+            "assumed: 2/3 of a step",
+        ],
+        ["small sums that a step waits for", f"{MEETINGS}, distilled {MEETINGS_TAUGHT}", "counted"],
+        ["cores of a machine", str(machine.cores), "assumed"],
+        ["between GPUs of a machine", f"{machine.inside_gb_s:g} GB/s", "assumed"],
+        ["between machines", f"{machine.between_gb_s:g} GB/s", "assumed"],
+        ["latency of a turn", f"{machine.latency_us:g} us", "assumed"],
+    ]
+    table([f"{given.student} under {given.teacher}, {given.img} px, batch {given.batch}", "", ""], rows)
+    both = [list(estimate(one, machine, given.gpus)) for one in pieces]
+    table(
+        ["GPUs", "plain", "of N times one", "stops at", "distilled", "of N times one", "stops at"],
+        [
+            [
+                str(a.gpus),
+                *(w for e in (a, b) for w in (f"{e.pictures_s:,.0f}/s", f"{e.efficiency:.0%}", e.limit)),
+            ]
+            for a, b in zip(*both, strict=True)
+        ],
+    )
+
+
+def told(given: argparse.Namespace) -> tuple[Pieces, Pieces]:
+    """The pieces from options, with the gradients of the student."""
+    from models.yolo import Model
+
+    size = sum(4 * parameter.numel() for parameter in Model(f"models/{given.student}.yaml").parameters())
+    if given.samples is None:
+        raise SystemExit("--step-ms needs --samples too")
+    plain, taught = (ms / 1000 for ms in given.step_ms)
+    hides = BACKWARD_SHARE * plain
+    return (
+        Pieces(plain, hides, size, given.batch, given.samples, MEETINGS),
+        Pieces(taught, hides, size, given.batch, given.samples, MEETINGS_TAUGHT),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""The host never waits for the device within a step: a GPU would stand still meanwhile."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.step import PROGRESS, Bench
+from utils.batch import Progress
+from utils.losses import detection
+
+PRESETS = {
+    "plain": {},
+    "response": {"distill_loss": "response"},
+    "l2": {"distill_loss": "l2"},
+    "kl": {"distill_loss": "kl"},
+    "objectness": {"distill_loss": "objectness"},
+    "cwd": {"distill_loss": "response", "feature_loss": "cwd"},
+    "score-l2, auto": {"distill_loss": "l2", "feature_loss": "score-l2", "distill_ratio": "auto"},
+    "pkd": {"distill_loss": "l2", "feature_loss": "pkd"},
+}
+SAMPLED = Progress(0, 0, 100, 100)  # a step that measures gradient ratios
+# What reads a value back, or has a result of a size that only the values tell.
+WAITS = {
+    "_local_scalar_dense",
+    "nonzero",
+    "is_nonzero",
+    "masked_select",
+    "_unique2",
+    "unique_dim",
+    "bincount",
+}
+
+
+class WaitedError(AssertionError):
+    """An operation that would wait for a GPU."""
+
+
+class NothingWaits(TorchDispatchMode):
+    """Raises WaitedError at operations for which a host waits, except while `in_main_memory`.
+
+    It finds what reads from the device. That nothing is sent there by a copy that waits, only a GPU shows.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.in_main_memory = False
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function._schema.name.removeprefix("aten::")
+        indices = args[1] if name in {"index", "index_put", "index_put_", "_index_put_impl_"} else ()
+        by_mask = any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
+        if (name in WAITS or by_mask) and not self.in_main_memory:
+            raise WaitedError(f"{name} within a step")
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture(scope="module")
+def bench():
+    return Bench("demo-student", "demo-teacher", 64, 2, torch.device("cpu"))
+
+
+def watched(monkeypatch, bench):
+    """A mode that lets targets be assigned as they are for a GPU as well: in main memory, before the rest."""
+    mode, assign = NothingWaits(), detection.assign_targets
+
+    def assign_in_main_memory(targets, *others):
+        assert targets is bench.batch.targets and targets.device.type == "cpu"
+        mode.in_main_memory = True
+        try:
+            return assign(targets, *others)
+        finally:
+            mode.in_main_memory = False
+
+    monkeypatch.setattr(detection, "assign_targets", assign_in_main_memory)
+    for name in ("tolist", "numpy", "cpu"):  # without an operation where the values are in main memory
+        monkeypatch.setattr(torch.Tensor, name, waiting_method(mode, name))
+    return mode
+
+
+def waiting_method(mode, name):
+    own = getattr(torch.Tensor, name)
+
+    def method(self, *args, **kwargs):
+        if not mode.in_main_memory:
+            raise WaitedError(f"{name} within a step")
+        return own(self, *args, **kwargs)
+
+    return method
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_no_operation_of_a_step_reads_a_value_back(monkeypatch, bench, preset):
+    trainer = bench.trainer(**PRESETS[preset])
+    trainer.run_batch(bench.batch.to_float(), SAMPLED)
+    with watched(monkeypatch, bench):
+        for progress in (SAMPLED, PROGRESS):
+            terms = trainer.run_batch(bench.batch.to_float(), progress)
+            trainer.meters.update(terms)
+            trainer.guard.mend()
+    assert trainer.ema.updates == 3
+
+
+@pytest.mark.parametrize(
+    "waiting",
+    [
+        lambda x: float(x.sum()),
+        lambda x: x.sum().item(),
+        lambda x: bool((x > 0).all()),
+        lambda x: (x > 0).nonzero(),
+        lambda x: x[x > 0],
+        lambda x: torch.where(x > 0),
+        lambda x: x.masked_select(x > 0),
+        lambda x: x.unique(),
+        lambda x: x.clone().index_put_((x > 0,), torch.zeros(())),
+    ],
+)
+def test_what_would_wait_is_found(waiting):
+    with NothingWaits(), pytest.raises(WaitedError):
+        waiting(torch.rand(4))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("preset", PRESETS)
+def test_no_step_waits_for_a_cuda_device(preset):
+    cuda = Bench("demo-student", "demo-teacher", 64, 2, torch.device("cuda:0"))
+    trainer = cuda.trainer(**PRESETS[preset])
+    step = cuda.step(trainer)
+    trainer.run_batch(cuda.batch.to(cuda.device).to_float(), SAMPLED)
+    step()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            trainer.meters.update(step())
+            trainer.guard.mend()
+        trainer.run_batch(cuda.batch.to(cuda.device).to_float(), SAMPLED)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

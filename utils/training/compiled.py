@@ -1,0 +1,93 @@
+"""`--compile`: the parts of the networks that torch.compile turns into kernels of their own.
+
+What is compiled is a function that the step calls, never a module: weight files, averages and the state of a
+run keep the names of their tensors, and scoring goes on with the networks as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from models.yolo import Model
+from utils.losses.recipe import Body
+from utils.training.step import TrainingStep
+
+
+class Compiler:
+    """Compiles bodies of networks, and goes back to all of them as they are at the first failure.
+
+    torch compiles at the first call of a shape, so a failure may come late; the step that meets it is done
+    all the same.
+    """
+
+    def __init__(self, warn: Callable[[str], None], any_size: bool = False) -> None:
+        """`warn` gets one sentence at most. any_size: kernels for pictures of every size from the start."""
+        self.failed = False
+        self._warn, self._dynamic = warn, True if any_size else None
+
+    def __call__(self, body: Body) -> Body:
+        """The body, compiled."""
+        compiled = cast(Body, torch.compile(body, dynamic=self._dynamic))
+
+        def run(images: Tensor) -> tuple[Tensor, ...]:
+            if self.failed:
+                return body(images)
+            try:
+                return compiled(images)
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, NotImplementedError) as error:
+                # If it was no failure to compile, it comes again from here.
+                maps = body(images)
+                self.give_up(error)
+                return maps
+
+        return run
+
+    def give_up(self, error: Exception) -> None:
+        """Says why, once, and lets everything run as it is."""
+        if not self.failed:
+            self.failed = True
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            reason = lines[0] if lines else type(error).__name__
+            self._warn(f"--compile has failed ({reason}): going on without it")
+
+
+def compile_step(step: TrainingStep, compiler: Compiler, images: Tensor, dtype: torch.dtype | None) -> None:
+    """Compiles the network of a step, and those that its losses ask, for images (B, 3, H, W).
+
+    dtype: the reduced precision of the forward pass. Tries the network once, with its backward pass, which
+    could not be caught in the middle of an update; weights, gradients and statistics stay as they are.
+    """
+    step.body = compiler(step.model.forward_features)
+    for loss in step.losses:
+        compile_networks = getattr(loss, "compile_networks", None)
+        if compile_networks is not None:
+            compile_networks(compiler)
+    try:
+        _try(step.model, step.body, images, dtype)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, NotImplementedError) as error:
+        compiler.give_up(error)
+
+
+def _try(model: Model, body: Body, images: Tensor, dtype: torch.dtype | None) -> None:
+    buffers, was_training = list(model.buffers()), model.training
+    before = [value.clone() for value in buffers]
+    model.train()
+    try:
+        with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
+            total = torch.stack([features.float().mean() for features in body(images)]).sum()
+        if total.requires_grad:
+            parameters = [p for p in model.parameters() if p.requires_grad]
+            torch.autograd.grad(total, parameters, allow_unused=True)
+    finally:
+        model.train(was_training)
+        with torch.no_grad():
+            for value, kept in zip(buffers, before, strict=True):
+                value.copy_(kept)
