@@ -13,7 +13,11 @@ import torch
 from torch import Tensor
 
 from models.yolo import Model
+from utils.config.options import TrainOptions
 from utils.losses.recipe import Body
+from utils.reporting.console import Console
+from utils.training.loop import Trainer
+from utils.training.setup import batch_of_a_rank
 from utils.training.step import TrainingStep
 
 
@@ -55,6 +59,16 @@ class Compiler:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             reason = lines[0] if lines else type(error).__name__
             self._warn(f"--compile has failed ({reason}): going on without it")
+
+
+def compile_trainer(trainer: Trainer, options: TrainOptions, image_size: int, console: Console) -> None:
+    """Compiles the networks of a run where its options ask for it."""
+    if not options.compile:
+        return
+    console.info("compiling the networks, which may take minutes")
+    shape = (batch_of_a_rank(options), trainer.step.model.channels, image_size, image_size)
+    images = torch.zeros(shape, device=trainer.device).to(memory_format=torch.channels_last)
+    compile_step(trainer.step, Compiler(console.warn, options.multi_scale), images, trainer.amp_dtype)
 
 
 def compile_step(step: TrainingStep, compiler: Compiler, images: Tensor, dtype: torch.dtype | None) -> None:

@@ -20,21 +20,14 @@ from utils.config.hyperparameters import load_hyperparameters
 from utils.config.options import TrainOptions, options_to_dict, yaml_text
 from utils.datasets.loader import TrainLoader
 from utils.device import DeadWorkerError, describe_device, select_device
-from utils.distributed import (
-    from_main,
-    main_first,
-    rank,
-    seed_everything,
-    share_state,
-    wait_for_all,
-)
+from utils.distributed import from_main, main_first, rank, seed_everything, share_state, wait_for_all
 from utils.evaluation.evaluate import EvaluationResult, EvaluationSettings, evaluate, evaluation_mode
 from utils.inference.preprocess import fitting_image_size
 from utils.losses.recipe import EpochReport, Loss, LossContext, LossRecipe
 from utils.reporting.console import Console, EpochBar, duration
 from utils.reporting.loggers import check_loggers, open_loggers
 from utils.training import setup, state
-from utils.training.compiled import Compiler, compile_step
+from utils.training.compiled import compile_trainer
 from utils.training.ema import ModelEma
 from utils.training.loop import BAR_FACTS, EpochHooks, Trainer, means_over_ranks
 from utils.training.patience import Best, why_over
@@ -154,17 +147,8 @@ class TrainingRun:
             self.class_scores = np.array(run.class_scores)
             self.saved = None  # a second copy of all weights is not needed any more
         self._check_precision(trainer)
-        if self.options.compile:
-            self._compile(trainer)
+        compile_trainer(trainer, self.options, self.image_size, self.console)
         return trainer
-
-    def _compile(self, trainer: Trainer) -> None:
-        """Compiles the networks of the step; where that fails the run goes on with them as they are."""
-        self.console.info("compiling the networks, which may take minutes")
-        compiler = Compiler(self.console.warn, self.options.multi_scale)
-        shape = (setup.batch_of_a_rank(self.options), self.model.channels, self.image_size, self.image_size)
-        images = torch.zeros(shape, device=self.device).to(memory_format=torch.channels_last)
-        compile_step(trainer.step, compiler, images, trainer.amp_dtype)
 
     def _check_precision(self, trainer: Trainer) -> None:
         """Turns reduced precision off where the network or a teacher says something else than in float32."""
