@@ -76,6 +76,14 @@ def _run(*command: str, cwd: Path = ROOT) -> str:
     return done.stdout
 
 
+def test_ruff_looks_at_every_file() -> None:
+    pytest.importorskip("ruff", reason="ruff is missing: make dev")
+    command = [sys.executable, "-m", "ruff", "check", "--show-files", "."]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    files = {*_sources(), *(ROOT / "tests").rglob("*.py")}
+    assert files <= {Path(line) for line in shown.splitlines()}
+
+
 def test_ruff_finds_nothing() -> None:
     pytest.importorskip("ruff", reason="ruff is missing: make dev")
     _run("-m", "ruff", "check", "--no-cache", ".")

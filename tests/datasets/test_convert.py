@@ -23,12 +23,19 @@ def write_picture(path: Path) -> None:
 
 
 def state_of(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def labels_of(yaml: Path, split: str) -> dict[str, list[list[float]]]:
     index = build_index(load_dataset_config(yaml), split, progress=False)
-    return {Path(p).stem: np.round(rows.astype(float), 4).tolist() for p, rows in zip(index.paths, index.labels, strict=True)}
+    return {
+        Path(p).stem: np.round(rows.astype(float), 4).tolist()
+        for p, rows in zip(index.paths, index.labels, strict=True)
+    }
 
 
 def boxed(name: str, *sides: float, difficult: int = 0) -> str:
@@ -64,10 +71,17 @@ def test_a_voc_folder_becomes_pictures_labels_and_a_yaml_and_is_not_changed(tmp_
     assert "train: 4 pictures, 2 objects, 2 pictures without any" in said
     assert f"python train.py --data {out / 'dataset.yaml'}" in said
     config = load_dataset_config(out / "dataset.yaml")
-    assert (config.names, config.layout, sorted(config.splits)) == (["ant", "cat", "dog"], "yolo", ["test", "train"])
+    assert (config.names, config.layout, sorted(config.splits)) == (
+        ["ant", "cat", "dog"],
+        "yolo",
+        ["test", "train"],
+    )
     dog = [2.0, 0.2, 0.3, 0.2, 0.4]
     assert labels_of(out / "dataset.yaml", "train") == {"a1": [dog], "a2": [], "b1": [dog], "b2": []}
-    assert labels_of(out / "dataset.yaml", "test") == {"a3": [[0, 0.5, 0.5, 1, 1]], "b3": [[0, 0.5, 0.5, 1, 1]]}
+    assert labels_of(out / "dataset.yaml", "test") == {
+        "a3": [[0, 0.5, 0.5, 1, 1]],
+        "b3": [[0, 0.5, 0.5, 1, 1]],
+    }
     assert (out / "images/train/a1.jpg").read_bytes() == before["VOC2007/JPEGImages/a1.jpg"]
     assert state_of(tmp_path / "kit") == before and [path.name for path in out.parent.iterdir()] == ["out"]
 
@@ -90,8 +104,16 @@ def test_a_yaml_says_splits_and_names_and_one_list_for_two_splits_is_written_onc
     ("spoil", "words"),
     [
         (lambda kit: (kit / "Annotations/a1.xml").write_text("<annotation>"), "a1.xml:1: no valid XML"),
-        (lambda kit: (kit / "ImageSets/Main/train.txt").unlink() or (kit / "ImageSets/Main/test.txt").unlink(), "has no lists"),
-        (lambda kit: (kit / "ImageSets/Main").rename(kit / "ImageSets/Other"), "neither a YAML nor in VOC layout"),
+        (
+            lambda kit: (
+                (kit / "ImageSets/Main/train.txt").unlink() or (kit / "ImageSets/Main/test.txt").unlink()
+            ),
+            "has no lists",
+        ),
+        (
+            lambda kit: (kit / "ImageSets/Main").rename(kit / "ImageSets/Other"),
+            "neither a YAML nor in VOC layout",
+        ),
         (lambda kit: (kit.parent / "out").mkdir() or (kit.parent / "out/mine").touch(), "is there already"),
     ],
 )
@@ -133,7 +155,8 @@ def test_coco_ids_with_gaps_crowds_doubles_and_empty_pictures(tmp_path):
         {7: "b.jpg", 3: "sub/a.jpg"},
         [
             box(7, 1, 10, 5, 20, 20), box(7, 90, 90, 40, 30, 30), box(7, 13, 0, 0, 100, 50),
-            box(7, 1, 10, 5, 20, 20), box(7, 2, 0, 0, 9, 9, iscrowd=1), box(7, 2, 5, 5, 0, 9), box(8, 2, 0, 0, 9, 9),
+            box(7, 1, 10, 5, 20, 20), box(7, 2, 0, 0, 9, 9, iscrowd=1),
+            box(7, 2, 5, 5, 0, 9), box(8, 2, 0, 0, 9, 9),
         ],
     )  # fmt: skip
     found = read_coco(path)
@@ -184,7 +207,10 @@ SPOILT = {
     "no json": ("{", "is no valid JSON"),
     "a list": ("[]", "it lacks images or categories"),
     "deep": ("[" * 100_000, "is no valid JSON"),
-    "no id": ('{"images": [{"file_name": "a"}], "categories": []}', "its categories or images cannot be used ('id' is"),
+    "no id": (
+        '{"images": [{"file_name": "a"}], "categories": []}',
+        "its categories or images cannot be used ('id' is",
+    ),
     "outside": (
         '{"images": [{"id": 1, "file_name": "../a.jpg", "width": 9, "height": 9}], "categories": []}',
         "leads out of the folder of pictures",
@@ -194,7 +220,8 @@ SPOILT = {
         "has a size of 0 x 9 px",
     ),
     "no number": (
-        '{"images": [{"id": 1, "file_name": "a", "width": 9, "height": 9}], "categories": [{"id": 1, "name": "a"}], '
+        '{"images": [{"id": 1, "file_name": "a", "width": 9, "height": 9}], '
+        '"categories": [{"id": 1, "name": "a"}], '
         '"annotations": [{"image_id": 1, "category_id": 1, "bbox": [NaN, 0, 1, 1]}]}',
         "entry 0 of its annotations cannot be used (a number is not finite)",
     ),
@@ -206,7 +233,9 @@ SPOILT = {
 }  # fmt: skip
 
 
-@pytest.mark.fault("an annotation file in COCO's format that is damaged or made to do harm", "one line names the entry")
+@pytest.mark.fault(
+    "an annotation file in COCO's format that is damaged or made to do harm", "one line names the entry"
+)
 @pytest.mark.parametrize("name", SPOILT)
 def test_a_damaged_annotation_file_is_refused(tmp_path, name):
     content, words = SPOILT[name]
@@ -231,8 +260,15 @@ def test_coco_files_become_a_dataset_with_the_pictures_where_they_usually_lie(tm
     assert main(words) == 0
     assert "gone.jpg: is not there, left out" in capsys.readouterr().out
     index = build_index(load_dataset_config(out / "dataset.yaml"), "train", progress=False)
-    widths = {str(Path(p).relative_to(out / "images/train")): r[0, 3] for p, r in zip(index.paths, index.labels, strict=True)}
-    assert {name: round(float(width), 3) for name, width in widths.items()} == {"a.jpg": 0.1, "a-2.png": 0.2, "sub/a.jpg": 0.3}
+    widths = {
+        str(Path(p).relative_to(out / "images/train")): r[0, 3]
+        for p, r in zip(index.paths, index.labels, strict=True)
+    }
+    assert {name: round(float(width), 3) for name, width in widths.items()} == {
+        "a.jpg": 0.1,
+        "a-2.png": 0.2,
+        "sub/a.jpg": 0.3,
+    }
     assert labels_of(out / "dataset.yaml", "val") == {"b": []}
     assert state_of(tmp_path / "coco") == before
 

@@ -49,7 +49,8 @@ def thing(name: str, box, difficult: str = "<difficult>0</difficult>", more: str
 
 def annotation(*things: str) -> bytes:
     size = "<size><width>64</width><height>48</height><depth>3</depth></size>"
-    return f"<annotation><folder>VOC</folder>{size}<segmented>0</segmented>{''.join(things)}</annotation>".encode()
+    head = f"<folder>VOC</folder>{size}<segmented>0</segmented>"
+    return f"<annotation>{head}{''.join(things)}</annotation>".encode()
 
 
 def packed(files: dict[str, bytes], kind: str = "tar") -> bytes:
@@ -81,14 +82,18 @@ def voc(year: int, objects: dict[str, bytes], **lists: str) -> bytes:
 
 CAT, DOG = thing("cat", (8, 8, 20, 30)), thing("dog", (30, 5, 64, 48))
 HARD = thing("person", (1, 1, 9, 9), "<difficult>1</difficult>")
-PARTS = "<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>4</xmax><ymax>4</ymax></bndbox></part>"
+PARTS = (
+    "<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>4</xmax><ymax>4</ymax></bndbox></part>"
+)
 VOC = {
     "VOCtrainval_06-Nov-2007.tar": voc(
         2007,
         {"000005": annotation(CAT, HARD), "000007": annotation(DOG, CAT)},
         trainval="000005\n000007\n", train="000005\n", val="000007\n", cat_trainval="000005  1\n000007 -1\n",
     ),
-    "VOCtest_06-Nov-2007.tar": voc(2007, {"000001": annotation(DOG)}, test="000001\n", cat_test="000001 -1\n"),
+    "VOCtest_06-Nov-2007.tar": voc(
+        2007, {"000001": annotation(DOG)}, test="000001\n", cat_test="000001 -1\n"
+    ),
     "VOCtrainval_11-May-2012.tar": voc(
         2012,
         {"2008_000008": annotation(thing("tvmonitor", (45.70000076293945, 1, 60.5, 40), "", PARTS))},
@@ -110,7 +115,9 @@ def coco_json(names, images, boxes) -> bytes:
 
 COCO_NAMES = ["person", "airplane", "toothbrush"]
 INSTANCES = {
-    "val": coco_json(COCO_NAMES[::-1][::-1], [139, 285], [(139, 90, (32, 24, 16, 12), 0), (139, 1, (0, 0, 64, 48), 1)]),
+    "val": coco_json(
+        COCO_NAMES[::-1][::-1], [139, 285], [(139, 90, (32, 24, 16, 12), 0), (139, 1, (0, 0, 64, 48), 1)]
+    ),
     "train": coco_json(COCO_NAMES, [9], [(9, 4, (-4, 10, 36, 50), 0), (9, 1, (5, 5, 0, 9), 0)]),
 }
 COCO = {
@@ -131,7 +138,7 @@ BCCD = {
     "BCCD_Dataset-1.0.zip": packed(
         {"BCCD_Dataset-1.0/README.md": b"x", "BCCD_Dataset-1.0/BCCD/JPEGImages/a.jpg": picture(1),
          "BCCD_Dataset-1.0/BCCD/Annotations/a.xml": annotation(thing("RBC", (1, 1, 9, 9))),
-         **{f"BCCD_Dataset-1.0/BCCD/ImageSets/Main/{split}.txt": b"a\n" for split in ("train", "val", "test")}}, "zip",
+         **{f"BCCD_Dataset-1.0/BCCD/ImageSets/Main/{split}.txt": b"a\n" for split in (*BOTH, "test")}}, "zip",
     )
 }  # fmt: skip
 PUBLIC = {"voc": VOC, "voc2007": VOC, "coco": COCO, "coco128": COCO128, "bccd": BCCD}
@@ -173,7 +180,10 @@ def fetched(path: Path, splits=BOTH, said=None):
 
 def boxes_of(config, split):
     index = build_index(config, split, progress=False)
-    return {Path(path).stem: labels[:, 0].astype(int).tolist() for path, labels in zip(index.paths, index.labels, strict=True)}
+    return {
+        Path(path).stem: labels[:, 0].astype(int).tolist()
+        for path, labels in zip(index.paths, index.labels, strict=True)
+    }
 
 
 def files_of(serving) -> Counter:
@@ -248,7 +258,8 @@ def test_coco_gets_its_labels_from_the_official_annotations(shipped, serving):
     np.testing.assert_allclose(index.labels[0], [[1, 16 / 64, 29 / 48, 32 / 64, 38 / 48]], atol=1e-5)
     assert listed(config.root) == {
         "train2017.txt", "val2017.txt", "images/val2017/000000000139.jpg", "images/val2017/000000000285.jpg",
-        "images/train2017/000000000009.jpg", "labels/val2017/000000000139.txt", "labels/val2017/000000000285.txt",
+        "images/train2017/000000000009.jpg",
+        "labels/val2017/000000000139.txt", "labels/val2017/000000000285.txt",
         "labels/train2017/000000000009.txt", "annotations/instances_val2017.json",
         "annotations/instances_train2017.json", "annotations/captions_val2017.json",
     }  # fmt: skip
@@ -302,7 +313,9 @@ CODE = "import os\nos.system('touch marker')\n"
 
 
 @pytest.mark.fault("a command or code under `download:` in a dataset YAML", "shown in one line and never run")
-@pytest.mark.parametrize("words", ["bash data/scripts/get_coco.sh", CODE, "touch marker; https://x/a.zip", "wget a"])
+@pytest.mark.parametrize(
+    "words", ["bash data/scripts/get_coco.sh", CODE, "touch marker; https://x/a.zip", "wget a"]
+)
 def test_a_command_is_shown_and_never_run(tmp_path, monkeypatch, words):
     monkeypatch.chdir(tmp_path)
     message = refused(simple(tmp_path, words))
@@ -311,13 +324,21 @@ def test_a_command_is_shown_and_never_run(tmp_path, monkeypatch, words):
     assert not list(tmp_path.rglob("marker"))
 
 
-def test_nothing_is_fetched_where_that_is_forbidden_or_the_data_is_said_to_lie_elsewhere(shipped, serving, tmp_path):
+def test_nothing_is_fetched_where_that_is_forbidden_or_the_data_is_said_to_lie_elsewhere(
+    shipped, serving, tmp_path
+):
     path = shipped("voc")
     message = refused(path, may_fetch=False)
-    assert "split 'train' is not there" in message and "leave --no-download out, or fetch it (python -m " in message
+    assert (
+        "split 'train' is not there" in message
+        and "leave --no-download out, or fetch it (python -m " in message
+    )
     (tmp_path / "mine").mkdir()
     message = refused(path, data_dir=tmp_path / "mine")
-    assert f"correct --data-dir, or fetch it there: python -m utils.datasets.download {path} --data-dir" in message
+    assert (
+        f"correct --data-dir, or fetch it there: python -m utils.datasets.download {path} --data-dir"
+        in message
+    )
     assert serving.asked == [] and not (path.parent.parent / "datasets").exists()
     assert main([str(path), "--data-dir", str(tmp_path / "mine"), "--splits", "val"]) == 0
     assert set(boxes_of(get_dataset(path, tmp_path / "mine", ["val"], False, print), "val")) == {"000001"}
@@ -356,7 +377,9 @@ HARM = {
 }
 
 
-@pytest.mark.fault("an archive from a mirror that is damaged, hostile or another one", "the next source is asked")
+@pytest.mark.fault(
+    "an archive from a mirror that is damaged, hostile or another one", "the next source is asked"
+)
 @pytest.mark.parametrize("harm", HARM)
 def test_a_bad_archive_leaves_nothing_and_the_next_source_has_its_turn(serving, tmp_path, harm):
     serving.files |= {"/bad/set.zip": HARM[harm], "/set.zip": packed(SMALL, "zip")}
@@ -392,7 +415,9 @@ def stop_in(path: Path, name: str, number: int) -> None:
     fetched(path)
 
 
-@pytest.mark.fault("SIGKILL while a dataset is unpacked or moved into its folder", "the next command completes it")
+@pytest.mark.fault(
+    "SIGKILL while a dataset is unpacked or moved into its folder", "the next command completes it"
+)
 def test_a_killed_process_leaves_nothing_that_looks_complete(shipped, serving):
     path, context = shipped("voc"), multiprocessing.get_context("fork")
     for number in (0, 4, 7):

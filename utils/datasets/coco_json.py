@@ -83,7 +83,9 @@ def _load(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror or error})", path, "check the path") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"is no valid JSON ({str(error)[:200]})", path, "fetch or copy the file again") from error
+        raise UserError(
+            f"is no valid JSON ({str(error)[:200]})", path, "fetch or copy the file again"
+        ) from error
     if not isinstance(content, dict) or not {"images", "categories"} <= set(content):
         raise UserError("is no annotation file: it lacks images or categories", path)
     return content

@@ -106,11 +106,15 @@ def voc_folder(folder: Path, names: Sequence[str]) -> DatasetConfig:
         lists["train"] = trainval
     splits = {split: paths for split, paths in lists.items() if paths}
     if not splits:
-        raise UserError("has no lists train.txt, val.txt, test.txt or trainval.txt", bases[0] / "ImageSets/Main")
+        raise UserError(
+            "has no lists train.txt, val.txt, test.txt or trainval.txt", bases[0] / "ImageSets/Main"
+        )
     config = DatasetConfig(folder, folder, "voc", splits, list(names), len(names), Download(), "")
     if names:
         return config
-    found = sorted({name for split in splits for source in list_sources(config, split) for name in _names(source)})
+    found = sorted(
+        {name for split in splits for source in list_sources(config, split) for name in _names(source)}
+    )
     if not found:
         raise UserError("no annotation has an object", folder, "name the classes with --names")
     return DatasetConfig(folder, folder, "voc", splits, found, len(found), Download(), "")
@@ -151,7 +155,10 @@ def write_yolo(found: Converted, out: Path, link: bool) -> Path:
         raise UserError("is there already", out, "name a new folder with --out")
     beside = out.parent / f".{out.name}.{os.getpid()}.tmp"
     try:
-        with refusals("cannot be written", out), TransferBar(_count(found), "writing", unit=" pictures") as bar:
+        with (
+            refusals("cannot be written", out),
+            TransferBar(_count(found), "writing", unit=" pictures") as bar,
+        ):
             folders: dict[str, str] = {}
             for split, items in found.splits.items():
                 twin = next((other for other in folders if found.splits[other] is items), split)
@@ -226,13 +233,17 @@ def _folder_of_pictures(images: Path, annotations: Path, names: Sequence[str]) -
         if any((folder / name).is_file() for name in names):
             return folder
     tried = " nor ".join(map(str, folders))
-    raise UserError(f"none of its {len(names)} pictures is in {tried}", annotations, "name their folder: --images")
+    raise UserError(
+        f"none of its {len(names)} pictures is in {tried}", annotations, "name their folder: --images"
+    )
 
 
 def _split_of(path: Path) -> str:
     near = [split for split in _LISTS if split in path.stem.lower()]
     if len(near) != 1:
-        raise UsageError(f"it is not clear which split {path.name} is", "--splits", "name them: train val test")
+        raise UsageError(
+            f"it is not clear which split {path.name} is", "--splits", "name them: train val test"
+        )
     return near[0]
 
 
@@ -271,7 +282,9 @@ def _read(arguments: argparse.Namespace) -> Converted:
         return from_voc(config)
     splits = arguments.splits or [_split_of(path) for path in source]
     if len(set(splits)) != len(source):
-        raise UsageError(f"{len(source)} files and the splits {' '.join(splits)}", "--splits", "name one a file")
+        raise UsageError(
+            f"{len(source)} files and the splits {' '.join(splits)}", "--splits", "name one a file"
+        )
     return from_coco(source, splits, arguments.images, arguments.segments)
 
 

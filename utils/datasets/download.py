@@ -186,7 +186,9 @@ class _Place:
     def _folder_with_splits(self, source: Path) -> Path:
         """The unpacked folder, or its only folder where the data lies in that."""
         inside = list(source.iterdir())
-        ways = [os.path.relpath(entry, self.config.root) for way in self.config.splits.values() for entry in way]
+        ways = [
+            os.path.relpath(entry, self.config.root) for way in self.config.splits.values() for entry in way
+        ]
         if len(inside) == 1 and inside[0].is_dir() and any((inside[0] / way).exists() for way in ways):
             return inside[0]
         return source
@@ -259,7 +261,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on", file=sys.stderr)
         return 130
-    print(f"{config.yaml_path}: {', '.join(splits)} {'fetched into' if missing else 'is there in'} {config.root}")
+    done = "fetched into" if missing else "is there in"
+    print(f"{config.yaml_path}: {', '.join(splits)} {done} {config.root}")
     return 0
 
 
