@@ -24,7 +24,15 @@ def test_seed_name_and_places_part_no_group_and_a_teacher_does(make_run, groups_
     runs = [
         make_run("a", [0.5], seed=1, teacher="runs/train/exp7/weights/best.pt", project="x"),
         make_run("b", [0.1], weights="yolov5s.pt"),
-        make_run("c", [0.2], seed=1, weights="/far/yolov5s.pt", device="cpu", data="../coco128.yaml"),
+        make_run(
+            "c",
+            [0.2],
+            seed=1,
+            weights="/far/yolov5s.pt",
+            device="cpu",
+            data="../coco128.yaml",
+            download=False,
+        ),
         make_run("d", [0.3], seed=2, teacher="../exp7/weights/best.pt", workers=0),
     ]
     groups = groups_of(*runs)
