@@ -160,6 +160,11 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 
     def do_GET(self) -> None:
         type(self).authorized = self.headers["Authorization"]
+        if self.path.startswith("/to/"):
+            self.send_response(302)
+            self.send_header("Location", self.path.removeprefix("/to/"))
+            self.end_headers()
+            return
         if not self.path.startswith("/short"):
             super().do_GET()
             return
@@ -210,6 +215,17 @@ def test_pictures_that_cannot_be_fetched_are_skipped_with_the_reason(
         source.skipped, ("404", "decode", "more than 1 MiB", "90 bytes", "refused", "no video"), strict=True
     ):
         assert words in told and "secret" not in told
+
+
+def test_pictures_are_followed_to_web_servers_alone(tmp_path: Path, server: str) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((5, 5, 3), np.uint8))
+    (frame,) = open_source(f"{server}/to/{server}/a.png")
+    assert frame.image.shape == (5, 5, 3)
+    source = FileSource(
+        [f"{server}/to/ftp://127.0.0.1/a.png", f"{server}/to/file://{tmp_path}/a.png"], warn=str
+    )
+    assert list(source) == []
+    assert "from http to ftp, which is not followed" in source.skipped[0] and "302" in source.skipped[1]
 
 
 def test_an_address_may_have_a_user_and_a_password(tmp_path: Path, server: str) -> None:

@@ -93,7 +93,7 @@ def _ask(url: str, start: int, validator: str, seconds: float) -> Answer:
             headers["If-Range"] = validator
     try:
         address = quote(url, safe=string.punctuation)
-        response = _opener().open(urllib.request.Request(address, headers=headers), timeout=seconds)
+        response = opener().open(urllib.request.Request(address, headers=headers), timeout=seconds)
         assert response is not None, "errors are raised"
         try:
             return _read_headers(response, start)
@@ -154,9 +154,12 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]
 
 
-def _opener() -> urllib.request.OpenerDirector:
-    """One that knows no other schemes. The usual one opens files and FTP too."""
-    opener = urllib.request.OpenerDirector()
+def opener() -> urllib.request.OpenerDirector:
+    """One that knows http and https alone, redirects included. The usual one opens files and FTP too.
+
+    It raises SourceError where a redirect leads to what is not followed.
+    """
+    director = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
         urllib.request.UnknownHandler(),
@@ -166,8 +169,8 @@ def _opener() -> urllib.request.OpenerDirector:
         _Redirects(),
         urllib.request.HTTPErrorProcessor(),
     ):
-        opener.add_handler(handler)
-    return opener
+        director.add_handler(handler)
+    return director
 
 
 def _words(error: Exception) -> str:

@@ -11,6 +11,7 @@ import urllib.request
 from urllib.parse import quote, unquote, urlsplit
 
 from utils.datasets.images import UnreadableImageError
+from utils.fetch.web import SourceError, opener
 from utils.inference.frames import without_password
 
 MAX_BYTES = 100 * 2**20
@@ -27,7 +28,9 @@ def fetch(address: str) -> bytes:
     end = time.monotonic() + SECONDS_IN_ALL
     content = bytearray()
     try:
-        with urllib.request.urlopen(_request(address), timeout=SECONDS_BETWEEN_BYTES) as answer:
+        answer = opener().open(_request(address), timeout=SECONDS_BETWEEN_BYTES)
+        assert answer is not None, "errors are raised"
+        with answer:
             while chunk := answer.read1(_CHUNK):
                 content += chunk
                 if len(content) > MAX_BYTES:
@@ -37,7 +40,7 @@ def fetch(address: str) -> bytes:
             expected = answer.length
     except urllib.error.HTTPError as error:
         raise UnreadableImageError(f"the server answers {error.code} {error.reason}") from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
+    except (OSError, http.client.HTTPException, ValueError, SourceError) as error:
         reason = getattr(error, "reason", None) or error
         raise UnreadableImageError(f"cannot be fetched ({reason})") from error
     if expected:
