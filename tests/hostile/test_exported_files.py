@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from models.script_code import checked_code
 from models.torchscript import read_torchscript
 from utils.errors import UserError
+from utils.inference.facts import facts_from_texts
 from utils.inference.torchscript_backend import TorchScriptNetwork
 
 CPU = torch.device("cpu")
@@ -76,6 +77,13 @@ def test_an_honest_file_passes_with_what_it_says_of_itself(tmp_path: Path) -> No
     assert network.names == ["a", "b"] and network.facts.stride == 16
     assert network.facts.shape == (1, 64, 32)
     assert torch.equal(network.run(torch.ones(1, 3, 64, 32)), torch.full((1, 3, 64, 32), 2.0))
+
+
+@pytest.mark.parametrize(
+    "names", ['{"%s": "a"}' % ("1" * 5000), "{0x%s: 'a'}" % ("f" * 5000), "{0: 0x%s}" % ("f" * 5000)]
+)
+def test_names_with_numbers_that_python_refuses_to_write_are_no_names(names: str) -> None:
+    assert facts_from_texts({"names": names, "stride": "16"}).names == ("",)
 
 
 ATTACKS = {

@@ -117,11 +117,19 @@ def plain_from_text(text: str) -> Any:
 def _names(value: Any) -> tuple[str, ...]:
     """Class names of a list, or of a dict by number (JSON writes numbers of dicts as texts)."""
     if isinstance(value, dict):
-        by_number = {int(key): name for key, name in value.items() if str(key).isdecimal()}
-        value = [by_number.get(number, "") for number in range(len(by_number))]
+        if len(value) > MAX_CLASSES:
+            return ()
+        value = [value.get(number, value.get(str(number), "")) for number in range(len(value))]
     if not isinstance(value, list) or len(value) > MAX_CLASSES:
         return ()
-    return tuple(str(name)[:MAX_NAME] if isinstance(name, str | int | float) else "" for name in value)
+    return tuple(_name(name) for name in value)
+
+
+def _name(value: Any) -> str:
+    try:
+        return str(value)[:MAX_NAME] if isinstance(value, str | int | float) else ""
+    except ValueError:  # a number of thousands of digits
+        return ""
 
 
 def _nms(value: Any) -> NmsInside | None:
