@@ -303,6 +303,15 @@ def test_the_bare_address_of_an_archive_will_do(serving, tmp_path, top):
     assert sorted(entry.name for entry in config.root.parent.iterdir()) == ["set"]
 
 
+def test_of_processes_that_wait_for_each_other_none_fetches_again(serving, tmp_path):
+    serving.files["/set.zip"] = packed(SMALL, "zip")
+    path = simple(tmp_path, f"{serving.url}/set.zip")
+    config = load_dataset_config(path, may_be_absent=True)
+    fetched(path)  # by another process, after this one has seen that the data is missing
+    fetch_dataset(config, BOTH, str)
+    assert files_of(serving) == {"/set.zip": 1}
+
+
 def refused(path: Path, splits=BOTH, may_fetch: bool = True, data_dir=None) -> str:
     with pytest.raises(UserError) as caught:
         get_dataset(path, data_dir, splits, may_fetch, print)

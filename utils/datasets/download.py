@@ -68,7 +68,9 @@ def fetch_dataset(config: DatasetConfig, splits: Sequence[str], say: Say, keep: 
     wait = f"another process is fetching {config.root}: waiting for it"
     try:
         with alone(place.work / ".lock", lambda: say(wait)):
-            steps = [step for step in config.download.steps_for(tuple(splits)) if place.is_needed(step)]
+            splits = missing_splits(config, splits)  # another process may have fetched them meanwhile
+            needed = config.download.steps_for(tuple(splits)) if splits else ()
+            steps = [step for step in needed if place.is_needed(step)]
             place.check_room(steps)
             for step in steps:
                 if isinstance(step, ArchiveStep):
