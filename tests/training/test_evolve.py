@@ -187,6 +187,27 @@ def test_a_generation_whose_process_was_killed_is_taken_up_with_the_values_that_
     assert len(rows_of(tmp_path / "e")) == 4
 
 
+def test_a_generation_that_is_taken_up_finds_data_that_lies_elsewhere_now(tmp_path):
+    def stop(options, _how):
+        (options.project / options.name / "weights").mkdir()
+        (options.project / options.name / "weights/state.pt").touch()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(options_of(tmp_path, 1, noplots=True), stop)
+    seen = []
+
+    def look(options, _how):
+        seen.append({name: getattr(options, name) for name in options.given})
+        trained(options)
+
+    release_folder(tmp_path / "e/generation0")
+    given = frozenset({"resume", "data_dir", "download"})
+    run(TrainOptions(resume=str(tmp_path / "e"), data_dir=tmp_path, download=False, given=given), look)
+    # What is not `given` a run that goes on takes from its own state.
+    assert seen == [{"device": "", "workers": 8, "cache": None, "data_dir": tmp_path, "download": False}]
+
+
 def test_a_generation_that_another_process_has_is_left_to_it(tmp_path):
     def hold(folder, ready, done):
         claim_folder(folder)

@@ -224,7 +224,8 @@ class TrainOptions(RunOptions):
         if self.nosave and self.save_period > 0:
             yield "--save-period has no effect with --nosave"
         if self.evolve is not None:
-            for name in sorted(self.given & {"exist_ok", "noval", "nosave", "patience", "save_period"}):
+            unused = {"exist_ok", "noval", "nosave", "patience", "save_period", "logger"}
+            for name in sorted(self.given & unused):
                 yield f"--{name.replace('_', '-')} has no effect with --evolve"
 
 

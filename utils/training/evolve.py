@@ -60,6 +60,9 @@ FREE = CHANGEABLE_ON_RESUME - _TELLING | {
     "check_data",
     "dry_run",
 }
+# What a generation takes from the command that goes on with it; all else is as when it began.
+_ANEW = frozenset({"device", "workers", "cache"})
+_PLACES = frozenset({"data", "data_dir", "teacher", "download"})  # where they were given
 # Trains with options and gives nothing; the text says how to go on after a signal.
 Train = Callable[[TrainOptions, str], object]
 AnyOptions = TypeVar("AnyOptions", bound=TrainOptions)
@@ -127,7 +130,7 @@ class Evolution:
             self.options,
             evolve=None,
             resume=str(task.folder) if has_begun else None,
-            given=frozenset({"device", "workers", "cache"}),
+            given=_ANEW | (_PLACES & self.options.given),
             hyp=task.folder / HYP_NAME,
             project=task.folder.parent,
             name=task.folder.name,
