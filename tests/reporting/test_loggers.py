@@ -88,6 +88,8 @@ def test_a_run_that_goes_on_has_its_old_id_and_a_new_one_in_its_place_has_not(
         (None, None),
     ]
     assert {call["project"] for call in wandb.calls} == {"mine"}
+    open_loggers([], tmp_path, pytest.fail, 0, resuming=False)  # a later --resume must not find the old log
+    assert not (tmp_path / WANDB_ID).exists()
 
 
 def test_a_logger_that_fails_is_warned_of_once_and_the_others_go_on(tmp_path: Path) -> None:

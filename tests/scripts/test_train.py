@@ -216,12 +216,13 @@ def test_a_folder_that_is_used_again_keeps_no_weights_of_the_run_before(
     folder.mkdir(parents=True)
     for name in ("best.pt", "last.pt", "state.pt", "epoch3.pt"):
         shutil.copy(teacher, folder / name)
+    (folder.parent / "references.json").write_text('{"teacher": {"map50": 0.9, "map50_95": 0.8}}')
     done = run_script(
         "train.py", "--data", small_set, "--cfg", "models/yolov5n.yaml", "--weights", "", "--epochs", "1",
         "--project", tmp_path, "--exist-ok", "--noplots", *SMALL,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert not (folder / "epoch3.pt").exists()
+    assert not (folder / "epoch3.pt").exists() and not (folder.parent / "references.json").exists()
     assert (folder / "best.pt").read_bytes() != teacher.read_bytes()
 
 

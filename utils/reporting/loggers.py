@@ -195,6 +195,8 @@ def open_loggers(
     names: Sequence[str], folder: Path, warn: Callable[[str], None], start_epoch: int, *, resuming: bool
 ) -> Loggers:
     """The loggers of a run, which go on with what they have where the run goes on."""
+    if not resuming:  # --exist-ok: an earlier run's log is not to be gone on with
+        (folder / WANDB_ID).unlink(missing_ok=True)
     own = folder.resolve().parent.name
     project = os.environ.get("WANDB_PROJECT") or (own if own not in ("", "train") else WANDB_PROJECT)
     makers: dict[str, Callable[[], Logger]] = {

@@ -35,8 +35,13 @@ class RunRecords:
         self.times.append(seconds)
         self.loggers.epoch(epoch, {name: v for name, v in {**row, **seconds}.items() if name != "epoch"})
 
-    def references(self, scores: Mapping[str, tuple[float, float]]) -> None:
-        """Writes down mAP50 and mAP50-95 of other networks on the validation split, by their names."""
+    def references(self, scores: Mapping[str, tuple[float, float]], *, anew: bool) -> None:
+        """Writes down mAP50 and mAP50-95 of other networks on the validation split, by their names.
+
+        anew: the run begins; what an earlier one in this folder knew of its teachers goes.
+        """
+        if anew:
+            (self.folder / REFERENCES_NAME).unlink(missing_ok=True)
         if scores:
             named = {
                 name: dict(zip(("map50", "map50_95"), pair, strict=True)) for name, pair in scores.items()

@@ -193,7 +193,7 @@ class TrainingRun:
         )
         loggers.settings({**options_to_dict(options), "hyp": self.hyp.to_dict()})
         self.records = RunRecords(self.folder, self.trainer.step, self.start_epoch, loggers)
-        self.records.references(self._from_losses("references"))
+        self.records.references(self._from_losses("references"), anew=not resuming)
 
     def execute(self) -> Path:
         """Runs all epochs and scores what came of them; gives the folder with the weights."""
