@@ -33,5 +33,5 @@ def resolve_weights(name: Path | str, download: bool = False) -> Path:
     public_names = [] if public else [given.with_name(name) for name in NAMES]
     hint = question(near_files(given, [*known, *trained, *public_names]), "put it there or give its path")
     if public is not None:
-        hint += " (it is a public file, which is fetched without --no-download)"
+        hint += " (it is a public file, which is fetched without --no-download and --dry-run)"
     raise UserError(f"no such weight file (looked for {', '.join(map(str, places))})", name, hint)
