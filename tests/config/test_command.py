@@ -14,7 +14,7 @@ from utils.config.command import (
     evolved_command,
     resume_command,
 )
-from utils.config.options import DetectOptions, DistillOptions, TestOptions, TrainOptions
+from utils.config.options import DetectOptions, DistillOptions, TestOptions as ScoreOptions, TrainOptions
 
 ODD = "my runs/it's $HOME/best.pt"
 
@@ -36,7 +36,7 @@ def read(line, kind, script):
           "--unlabeled-share", "0.1"]),
         (DistillOptions, "train_distill.py", ["--teacher", "a.pt", "--distill-ratio", "0.3333333333"]),
         (DetectOptions, "detect.py", ["--img", "320", "640", "--source", "*.jpg", "--classes", "0", "2"]),
-        (TestOptions, "test.py", ["--no-rect", "--task", "speed"]),
+        (ScoreOptions, "test.py", ["--no-rect", "--task", "speed"]),
     ],
 )  # fmt: skip
 def test_a_command_gives_the_options_that_it_was_made_of(kind, script, words):
@@ -52,7 +52,7 @@ def test_after_training_weights_are_scored_and_used_as_they_were_trained():
     options = parse(TrainOptions, ["--data", "a set.yaml", "--img", "320", "--single-cls", "--workers", "0"])
     best, score, use = after_training(options, Path(ODD), "pictures/it's one.jpg").splitlines()
     assert best == f"best weights: {ODD}"
-    scored, used = read(score, TestOptions, "test.py"), read(use, DetectOptions, "detect.py")
+    scored, used = read(score, ScoreOptions, "test.py"), read(use, DetectOptions, "detect.py")
     assert (scored.weights, scored.data, scored.imgsz) == (ODD, Path("a set.yaml"), 320)
     assert scored.single_cls and scored.workers == 0
     assert (used.weights, used.source, used.imgsz) == (ODD, "pictures/it's one.jpg", (320,))
@@ -61,7 +61,7 @@ def test_after_training_weights_are_scored_and_used_as_they_were_trained():
 
 
 def test_the_other_scripts_say_what_comes_next_too():
-    scored = parse(TestOptions, ["--weights", ODD, "--img", "96"])
+    scored = parse(ScoreOptions, ["--weights", ODD, "--img", "96"])
     assert read(after_test(scored, "a.jpg"), DetectOptions, "detect.py").weights == ODD
     detected = parse(DetectOptions, ["--weights", ODD])
     assert read(after_detection(detected, 3), DetectOptions, "detect.py").save_txt

@@ -300,7 +300,7 @@ def test_the_config_that_is_passed_stays_as_it_was():
 def test_a_config_is_found_by_name_and_a_near_miss_is_pointed_at():
     assert on_meta("models/yolov5n.yaml").yaml == on_meta(FOLDER / "yolov5n.yaml").yaml
     assert on_meta("yolov3-tiny.yaml").head.nl == 2
-    with pytest.raises(UserError, match=r"yolov5z\.yaml: no such network config; did you mean yolov5"):
+    with pytest.raises(UserError, match=r"yolov5z\.yaml: no such network config; did you mean models/yolov5"):
         Model("yolov5z.yaml")
 
 
