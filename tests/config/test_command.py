@@ -14,7 +14,8 @@ from utils.config.command import (
     evolved_command,
     resume_command,
 )
-from utils.config.options import DetectOptions, DistillOptions, TestOptions as ScoreOptions, TrainOptions
+from utils.config.options import DetectOptions, DistillOptions, TrainOptions
+from utils.config.options import TestOptions as ScoreOptions
 
 ODD = "my runs/it's $HOME/best.pt"
 

@@ -72,9 +72,8 @@ class PictureStore:
         self.wh = all_scaled_wh(index.sizes_wh, image_size)
         self._offsets = np.concatenate([[0], np.cumsum(self.wh.prod(1) * 3)])
         self._memory: Tensor | None = None
-        self._view: NDArray[np.uint8] | None = (
-            None  # of that memory: a slice of a tensor costs ten times more
-        )
+        # Of that memory: a slice of a tensor costs ten times more.
+        self._view: NDArray[np.uint8] | None = None
         self._file: Path | None = None
         self.notes: list[str] = []
 
