@@ -98,7 +98,7 @@ class ModelSummary:
         """One line."""
         return (
             f"{self.layers} layers, {self.parameters:,} parameters, {self.gradients:,} trained, "
-            f"{self.gflops:.1f} GFLOPs at {self.image_size} px"
+            f"{self.gflops:{'.1f' if self.gflops >= 1 else '.2g'}} GFLOPs at {self.image_size} px"
         )
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from models.common import Conv
 from models.config import FOLDER
-from models.yolo import Model
+from models.yolo import Model, ModelSummary
 from utils.errors import UserError
 
 REFERENCE = json.loads((Path(__file__).parent / "forward_reference.json").read_text())
@@ -228,6 +228,11 @@ def test_memory_order_does_not_change_the_output():
         order = torch.channels_last
         channels_last = model.to(memory_format=order)(images.to(memory_format=order))[0]
     torch.testing.assert_close(channels_last, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_the_summary_of_a_tiny_network_does_not_say_that_it_computes_nothing():
+    assert "0.031 GFLOPs at 64 px" in str(ModelSummary(270, 459_121, 459_121, 0.0312, 64))
+    assert " 16.5 GFLOPs" in str(ModelSummary(270, 7_000_000, 7_000_000, 16.49, 640))
 
 
 def test_the_summary_counts_and_leaves_the_model_as_it_was():

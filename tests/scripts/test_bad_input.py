@@ -61,6 +61,10 @@ def missing_data(data):
     return {}, ["nowhere", "--data-dir"]
 
 
+def mistyped_yaml_before_weights_are_looked_for(_data):
+    return {"--data": "sett.yaml", "--weights": "nowhere.pt"}, ["sett.yaml"]
+
+
 def no_names(data):
     data.write_text(data.read_text().split("names:")[0] + "train: images/train\nval: images/val\n")
     return {}, ["names", "set.yaml"]
@@ -97,7 +101,7 @@ def odd_device(_data):
 
 CASES = [
     short_line, label_is_a_folder, class_out_of_range, empty_set, missing_data, no_names, no_checkpoint,
-    hostile_pickle, hostile_archive, unknown_option, odd_device,
+    mistyped_yaml_before_weights_are_looked_for, hostile_pickle, hostile_archive, unknown_option, odd_device,
 ]  # fmt: skip
 
 

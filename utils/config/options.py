@@ -90,7 +90,7 @@ class TrainOptions(RunOptions):
     rect: bool = option(False, "batches of equal aspect instead of squares; no mosaics", group=DATA)
     cache: Literal["ram", "disk"] | None = option(
         None,
-        "keep decoded pictures in memory or in the user's cache folder",
+        "keep decoded pictures in memory or in the user's cache folder; alone, ram",
         aliases=("cache-images",),
         bare="ram",
         group=DATA,
@@ -117,8 +117,8 @@ class TrainOptions(RunOptions):
     hyp: Path = option(Path("data/hyp.scratch.yaml"), "hyperparameter YAML", group=LEARNING)
     evolve: int | None = option(
         None,
-        "look for better hyperparameters over so many short runs in all; goes on with what is in "
-        "runs/evolve/NAME (or --project)",
+        "look for better hyperparameters over so many short runs in all; alone, 300; goes on with what "
+        "is in runs/evolve/NAME (or --project)",
         bare=300,
         limits=at_least(1),
         unit="runs",
@@ -263,7 +263,7 @@ class DistillOptions(TrainOptions):
     )
     auto_ratio: float = option(
         1.0,
-        "--distill-ratio auto: norm of that loss's gradient to hold, in those of the labels' loss",
+        "--distill-ratio auto: strength to hold of the teacher's gradient, relative to that of the labels",
         limits=above(0),
         group=TEACHER,
     )
@@ -284,7 +284,11 @@ class DistillOptions(TrainOptions):
     )
     feature_ratio: float = option(1.0, "weight of that comparison", limits=at_least(0), group=TEACHER)
     distill_warmup: float = option(
-        0.0, "let that weight rise from 0 for so long", limits=at_least(0), unit="epochs", group=TEACHER
+        0.0,
+        "let the weight of all that the teacher says rise from 0 for so long",
+        limits=at_least(0),
+        unit="epochs",
+        group=TEACHER,
     )
     distill_schedule: Literal["constant", "cosine"] = option(
         "constant", "of that weight after the warm-up: as it is, or falling along a cosine", group=TEACHER

@@ -91,7 +91,8 @@ class Teacher:
             )
         classes = ClassMap.by_name(own, names, only)
         if only is None:
-            self.mapping = "" if classes.is_identity else f"{classes}: {classes.pairs(own, names)}"
+            pairs = f"; matched: {classes.pairs(own, names)}" if classes.student else ""
+            self.mapping = "" if classes.is_identity else f"{classes}{pairs}"
         if not classes.is_identity and not classes.unknown and not classes.ignored:
             self._reorder(classes.teacher)
             classes = ClassMap.by_name(names, names)

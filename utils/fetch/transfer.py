@@ -106,7 +106,7 @@ def fetch(
         sync_folder(target.parent)
         return
     fix = f"try again, or get it from {remote.urls[0]} by other means and put it at {by_hand}"
-    raise UserError(f"cannot be fetched ({'; '.join(failures)})", remote.name, fix)
+    raise UserError(f"cannot be fetched ({'; '.join(dict.fromkeys(failures))})", remote.name, fix)
 
 
 def check_content(remote: Remote, path: Path) -> None:

@@ -199,5 +199,5 @@ def in_words(model: Model, device: torch.device, image_size: int) -> str:
     size = model.summary(image_size)
     return (
         f"{describe_device(device)}: {size.layers} layers, {size.parameters:,} parameters, "
-        f"{size.gflops:.1f} GFLOPs at {image_size} px"
+        f"{size.gflops:{'.1f' if size.gflops >= 1 else '.2g'}} GFLOPs at {image_size} px"
     )

@@ -57,6 +57,8 @@ class TrainingRun:
         self.saved, self.folder, options = resumed(options)
         self.options = options
         check_loggers(options.logger)
+        if self.saved is None:
+            setup.check_dataset(options)  # a mistyped name is told before weights are fetched
         recipe = recipe_for(options)
         self.device = select_device(options.device)
         self.console.info(f"device {describe_device(self.device)}, torch {torch.__version__}")

@@ -15,7 +15,7 @@ from models.checkpoint import check_network, read_checkpoint, transfer_weights
 from models.places import resolve_weights
 from models.yolo import Model
 from utils.batch import Batch
-from utils.config.dataset import DatasetConfig
+from utils.config.dataset import DatasetConfig, load_dataset_config
 from utils.config.hyperparameters import Hyperparameters
 from utils.config.options import TrainOptions
 from utils.datasets.download import get_dataset
@@ -46,6 +46,11 @@ class Data:
     train: DatasetIndex
     val: DatasetIndex
     names: tuple[str, ...]
+
+
+def check_dataset(options: TrainOptions) -> None:
+    """Raises UserError where the dataset YAML cannot be used; the data itself may still be absent."""
+    load_dataset_config(options.data, options.data_dir, may_be_absent=True)
 
 
 def find_weights(options: TrainOptions) -> Path | None:
