@@ -16,8 +16,9 @@ from models.checkpoint import build_model, read_checkpoint
 from models.config import FOLDER
 from models.places import resolve_weights
 from models.yolo import Model
+from utils.config.command import command
 from utils.config.files import replace_atomically
-from utils.config.options import ExportOptions
+from utils.config.options import DetectOptions, ExportOptions
 from utils.datasets.images import Image
 from utils.device import select_device
 from utils.errors import UserError
@@ -37,6 +38,7 @@ from utils.reporting.console import Console
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _PACKAGES = {"torchscript": (), "onnx": _ONNX_PACKAGES, "openvino": (*_ONNX_PACKAGES[:2], "openvino")}
 _SHIPPED_PICTURES = Path("data/images")
+_ALWAYS_SAID = frozenset({"weights", "source"})
 
 
 def run_export(options: ExportOptions, console: Console | None = None) -> list[Path]:
@@ -72,8 +74,10 @@ def run_export(options: ExportOptions, console: Console | None = None) -> list[P
         console.info(describe(result, path))
         if not result.predictions + result.detections:
             console.warn("the network sees nothing in these pictures, so nothing was compared: see --source")
-    names = " or ".join(map(str, written))
-    console.info(f"use it: python detect.py --weights {names} --source pictures/")
+    sides = {} if options.imgsz == DetectOptions().imgsz else {"imgsz": options.imgsz}
+    for path in written:
+        use = command(DetectOptions, {"weights": str(path), "source": options.source, **sides}, _ALWAYS_SAID)
+        console.info(f"use it: {use}")
     return written
 
 
