@@ -74,10 +74,9 @@ def run_export(options: ExportOptions, console: Console | None = None) -> list[P
         console.info(describe(result, path))
         if not result.predictions + result.detections:
             console.warn("the network sees nothing in these pictures, so nothing was compared: see --source")
-    sides = {} if options.imgsz == DetectOptions().imgsz else {"imgsz": options.imgsz}
     for path in written:
-        use = command(DetectOptions, {"weights": str(path), "source": options.source, **sides}, _ALWAYS_SAID)
-        console.info(f"use it: {use}")
+        values = {"weights": str(path), "source": options.source, "imgsz": options.imgsz}
+        console.info(f"use it: {command(DetectOptions, values, _ALWAYS_SAID)}")
     return written
 
 
