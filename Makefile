@@ -54,6 +54,9 @@ lint: $(INSTALLED_DEV) ## style, limits, layout and the direction of imports
 types: $(INSTALLED_DEV) ## mypy, strict
 	$(VENV)/bin/mypy
 
+# As many processes as cores compute, each with one thread: with more they wait for one another.
+test test-fast: export OMP_NUM_THREADS = 1
+
 test-fast: $(INSTALLED_DEV) ## the tests that take no time
 	$(RUN) -m pytest -m "not slow" $(PYTEST_ARGS)
 
