@@ -69,13 +69,12 @@ def decode_above(
     for level, anchors, stride in zip(levels, anchors_px.float(), strides.float(), strict=True):
         _, count, height, width, _ = level.shape
         image, anchor, y, x = (level[..., 4] > limit).nonzero(as_tuple=True)
-        scores = level[image, anchor, y, x].float().sigmoid()
-        corners = torch.stack((x, y), 1) - 0.5
-        scores[:, :2] = (scores[:, :2] * 2 + corners) * stride
-        scores[:, 2:4] = (scores[:, 2:4] * 2).square() * anchors[anchor]
+        picked = level[image, anchor, y, x].float()
+        boxes = boxes_cxcywh_grid(picked[:, :4], anchors[anchor])
+        centres = (boxes[:, :2] + torch.stack((x, y), 1)) * stride
         images.append(image)
         rows.append(start + (anchor * height + y) * width + x)
-        found.append(scores)
+        found.append(torch.cat((centres, boxes[:, 2:], picked[:, 4:].sigmoid()), 1))
         start += count * height * width
     image, row, predictions = torch.cat(images), torch.cat(rows), torch.cat(found)
     if len(levels[0]) > 1:
