@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -49,14 +48,6 @@ def cpu_computes_bf16() -> bool:
     """Whether this machine's CPU has instructions for bf16; without, torch converts back and forth."""
     able = torch.cpu.get_capabilities()
     return any(able.get(name) for name in CPU_BF16)
-
-
-def networks_of(model: Model, losses: Iterable[Any]) -> dict[str, Model]:
-    """The trained network and those that its losses ask beside it, by what to call them."""
-    networks = {"this network": model}
-    for loss in losses:
-        networks.update(getattr(loss, "networks", dict)())
-    return networks
 
 
 def disagreeing(networks: Mapping[str, Model], images: Tensor | None, dtype: torch.dtype) -> list[str]:

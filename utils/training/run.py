@@ -32,7 +32,7 @@ from utils.training.ema import ModelEma
 from utils.training.loop import BAR_FACTS, EpochHooks, Trainer, means_over_ranks
 from utils.training.patience import Best, why_over
 from utils.training.pictures import RunPictures
-from utils.training.precision import disagreeing, networks_of
+from utils.training.precision import disagreeing
 from utils.training.records import RunRecords
 from utils.training.resume import check_pictures, lasting, note_launch, resumed
 from utils.training.step import TrainingStep
@@ -157,9 +157,10 @@ class TrainingRun:
         dtype = trainer.amp_dtype
         if dtype is None:
             return
+        networks = {"this network": self.model, **self._from_losses("networks")}
         batch = next(iter(self.val_loader), None)  # there may be fewer batches than ranks
         images = None if batch is None else batch.to(self.device).to_float().images
-        for name in disagreeing(networks_of(self.model, self.losses), images, dtype):
+        for name in disagreeing(networks, images, dtype):
             kind = str(dtype).removeprefix("torch.")
             self.console.warn(f"in {kind} {name} does not say what it says in float32: --amp is off")
             trainer.amp_dtype = None
