@@ -9,7 +9,8 @@ from pathlib import Path
 
 from models.places import resolve_weights
 from models.public_files import NAMES
-from utils.errors import UserError
+from utils.config.cli import exit_code_of
+from utils.fetch.transfer import FETCH_INTERRUPTED
 
 _USUAL = tuple(name for name in NAMES if not name.endswith("6.pt"))
 
@@ -25,18 +26,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; gives the exit code."""
-    arguments = _arguments(argv)
-    try:
-        for name in arguments.names:
+    names = _arguments(argv).names
+
+    def fetch() -> None:
+        for name in names:
             known = name if name.endswith(".pt") else f"{name}.pt"
             print(f"{resolve_weights(Path(known), download=True)} is there")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_code_of(fetch, interrupted=FETCH_INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from utils.config.suggestions import did_you_mean
 from utils.config.version import version_text
 from utils.errors import StoppedError, UsageError, UserError
 
-__all__ = ["parse", "run"]
+__all__ = ["exit_code_of", "parse", "run"]
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)
 _MAX_LINE = 5000  # letters; a message may quote what a file says
@@ -47,7 +47,8 @@ def run(
     settings, 1 for the rest. `--debug` adds the traceback. Other errors are not caught.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    try:
+
+    def work() -> None:
         if not set(HELP).isdisjoint(words):
             print(help_text(options_class, Path(sys.argv[0]).name, description or ""))
         elif VERSION_FLAG in words:
@@ -57,9 +58,20 @@ def run(
             for remark in options.remarks():
                 print(f"warning: {one_line(remark)}", file=sys.stderr)
             main(options)
+
+    return exit_code_of(work, debug=DEBUG in words)
+
+
+def exit_code_of(work: Callable[[], object], *, debug: bool = False, interrupted: str = "interrupted") -> int:
+    """Does the work of a command; gives its exit code, and says in one line why it ended early.
+
+    debug: with the traceback. interrupted: what to say after Ctrl-C.
+    """
+    try:
+        work()
         sys.stdout.flush()
     except UserError as error:
-        if DEBUG in words:
+        if debug:
             traceback.print_exc()
         place = f" (process {os.environ['RANK']})" if "RANK" in os.environ else ""
         print(f"error{place}: {one_line(str(error))}", file=sys.stderr)
@@ -68,7 +80,7 @@ def run(
         print(f"stopped; {stopped}", file=sys.stderr)
         return stopped.exit_code
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print(interrupted, file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # Whoever read the output (as in `| head`) has gone; Python would complain when it flushes.

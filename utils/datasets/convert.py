@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from utils.config.cli import exit_code_of
 from utils.config.dataset import SPLITS, DatasetConfig, load_dataset_config
 from utils.config.download import Download
 from utils.config.files import refusals
@@ -291,22 +292,21 @@ def _read(arguments: argparse.Namespace) -> Converted:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; gives the exit code."""
     arguments = _arguments(argv)
-    try:
+
+    def convert() -> None:
         found = _read(arguments)
         yaml_path = write_yolo(found, arguments.out, arguments.link)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    for note in found.notes[:_SHOWN]:
-        print(f"remark: {note}")
-    if len(found.notes) > _SHOWN:
-        print(f"remark: and {len(found.notes) - _SHOWN} more")
-    for split, items in found.splits.items():
-        boxes = sum(len(item.lines) for item in items)
-        empty = sum(not item.lines for item in items)
-        print(f"{split}: {len(items)} pictures, {boxes} objects, {empty} pictures without any")
-    print(f"written to {arguments.out}: python train.py --data {yaml_path}")
-    return 0
+        for note in found.notes[:_SHOWN]:
+            print(f"remark: {note}")
+        if len(found.notes) > _SHOWN:
+            print(f"remark: and {len(found.notes) - _SHOWN} more")
+        for split, items in found.splits.items():
+            boxes = sum(len(item.lines) for item in items)
+            empty = sum(not item.lines for item in items)
+            print(f"{split}: {len(items)} pictures, {boxes} objects, {empty} pictures without any")
+        print(f"written to {arguments.out}: python train.py --data {yaml_path}")
+
+    return exit_code_of(convert)
 
 
 if __name__ == "__main__":

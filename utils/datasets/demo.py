@@ -18,6 +18,7 @@ from pathlib import Path
 
 import cv2
 
+from utils.config.cli import exit_code_of
 from utils.datasets.demo_scene import Scene, make_scene
 from utils.errors import UsageError, UserError
 from utils.reporting.console import Console
@@ -163,15 +164,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; gives the exit code."""
-    try:
+
+    def draw() -> None:
         arguments = _arguments(argv)
         counts = {split: getattr(arguments, split) for split in COUNTS}
         written = write_demo_set(arguments.out, counts)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    print(f"demo set {'written to' if written else 'is complete in'} {arguments.out}")
-    return 0
+        print(f"demo set {'written to' if written else 'is complete in'} {arguments.out}")
+
+    return exit_code_of(draw)
 
 
 if __name__ == "__main__":

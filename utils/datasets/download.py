@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils.config.cli import exit_code_of
 from utils.config.dataset import SPLITS, DatasetConfig, load_dataset_config, missing_data
 from utils.config.download import ArchiveStep, CocoStep, Step
 from utils.config.files import refusals, write_text_atomically
@@ -22,7 +23,7 @@ from utils.datasets.sources import is_split_there
 from utils.errors import UserError
 from utils.fetch.lock import alone
 from utils.fetch.part import check_room
-from utils.fetch.transfer import Remote, check_content, fetch
+from utils.fetch.transfer import FETCH_INTERRUPTED, Remote, check_content, fetch
 from utils.fetch.unpack import move_in, unpack
 from utils.fetch.web import SourceError
 
@@ -249,7 +250,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; gives the exit code."""
     arguments = _arguments(argv)
-    try:
+
+    def fetch() -> None:
         config = load_dataset_config(arguments.data, arguments.data_dir, may_be_absent=True)
         splits = arguments.splits or list(config.splits)
         missing = missing_splits(config, splits)
@@ -257,15 +259,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise missing_data(config.yaml_path, [config.root], config.download, f"split '{missing[0]}'")
         if missing:
             fetch_dataset(config, missing, lambda text: print(text, flush=True), arguments.keep)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        return 130
-    done = "fetched into" if missing else "is there in"
-    print(f"{config.yaml_path}: {', '.join(splits)} {done} {config.root}")
-    return 0
+        done = "fetched into" if missing else "is there in"
+        print(f"{config.yaml_path}: {', '.join(splits)} {done} {config.root}")
+
+    return exit_code_of(fetch, interrupted=FETCH_INTERRUPTED)
 
 
 if __name__ == "__main__":

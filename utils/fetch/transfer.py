@@ -21,6 +21,7 @@ from utils.fetch.progress import TransferBar
 from utils.fetch.web import Answer, BrokenError, SourceError, open_address
 
 MIRROR = "YOLO_MIRROR"
+FETCH_INTERRUPTED = "interrupted; the same command goes on"
 _CHUNK = 2**18
 _RESERVE = 2**30  # bytes of the disk that a file of unknown size leaves free
 
