@@ -247,7 +247,8 @@ def test_a_run_computes_in_float32_where_reduced_precision_disagrees(
 
 
 def test_a_rank_without_validation_batches_does_not_object_to_reduced_precision():
-    run = SimpleNamespace(model=None, losses=[], val_loader=[], device=torch.device("cpu"))
+    run = object.__new__(TrainingRun)
+    run.model, run.losses, run.val_loader, run.device = None, [], [], torch.device("cpu")
     trainer = SimpleNamespace(amp_dtype=torch.bfloat16)
-    TrainingRun._check_precision(run, trainer)
+    run._check_precision(trainer)
     assert trainer.amp_dtype is torch.bfloat16
