@@ -10,7 +10,8 @@ import pytest
 from models.checkpoint import save_checkpoint
 from models.yolo import Model
 from utils.config.cli import parse
-from utils.config.options import DetectOptions, DistillOptions, TestOptions, TrainOptions
+from utils.config.options import DetectOptions, DistillOptions, TrainOptions
+from utils.config.options import TestOptions as ScoringOptions
 from utils.distillation.recipe import distillation_recipe
 from utils.errors import UsageError, UserError
 from utils.evaluation.run import run_test
@@ -50,10 +51,10 @@ def run_words(words, kind, project):
     elif kind is DistillOptions:
         run_training(parse(kind, words), distillation_recipe)
     else:
-        (run_test if kind is TestOptions else run_detect)(parse(kind, words))
+        (run_test if kind is ScoringOptions else run_detect)(parse(kind, words))
 
 
-@pytest.mark.parametrize("kind", [TrainOptions, DistillOptions, TestOptions, DetectOptions])
+@pytest.mark.parametrize("kind", [TrainOptions, DistillOptions, ScoringOptions, DetectOptions])
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     kind, small_set, weights, tmp_path, capsys, monkeypatch
 ):
@@ -117,7 +118,7 @@ def test_the_last_lines_of_a_run_can_be_copied(small_set, weights, tmp_path, cap
     assert f"best weights: {best}\n" in said.out and best.is_file()
     script, *scoring = commands["score them"]
     assert script == "test.py"
-    run_test(parse(TestOptions, [*scoring, "--project", str(tmp_path)]))
+    run_test(parse(ScoringOptions, [*scoring, "--project", str(tmp_path)]))
     script, *drawing = commands["use them"]
     assert script == "detect.py"
     run_detect(parse(DetectOptions, [*drawing, "--project", str(tmp_path / "found")]))
