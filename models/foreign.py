@@ -1,4 +1,4 @@
-"""Pickle's instructions carried out on inert values: the only file that knows pickle.
+"""Pickle's instructions carried out on inert values; the module itself is imported nowhere.
 
 It never unpickles. It walks the instructions and builds plain containers, numbers, text and tensors
 itself. Every global that they name must be on the list of `inert`; nothing is imported or called.

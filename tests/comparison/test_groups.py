@@ -2,7 +2,7 @@
 
 import pytest
 
-from utils.comparison.groups import group_runs
+from utils.comparison.groups import different_data, group_runs
 from utils.comparison.runs import read_run
 from utils.comparison.tables import group_table, run_table, teacher_score, verdict_on
 from utils.errors import UsageError
@@ -129,3 +129,10 @@ def test_the_table_of_runs_has_a_column_for_each_setting_that_differs(make_run, 
     )
     assert (first["seed"], second["seed"], second["time"]) == ("0", "5", "-")
     assert "batch size" not in header
+
+
+def test_scores_on_different_data_are_told_apart(make_run, groups_of):
+    same = groups_of(
+        make_run("a", [0.1]), make_run("b", [0.2], epochs=7), make_run("c", [0.2], data="x/coco.yaml")
+    )
+    assert different_data(same[:2]) == [] and different_data(same)[0].startswith("data (")

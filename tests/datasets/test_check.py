@@ -52,7 +52,7 @@ def test_every_problem_is_listed_with_its_file_and_line_not_only_the_first(make_
         for line in (1, 2, 3):
             assert f"{number:02}.txt:{line}: class 9 is not one of 0..1" in found
         assert (f"{number:02}.jpg: the file is empty" in found) is (number < 12)
-    assert "clip.txt: 1 labels were repeated" in found and "clip.txt: 1 boxes" not in found
+    assert "clip.txt: 1 label repeated" in found and "clip.txt: 1 boxes" not in found
     assert "clip.txt: 2 boxes reached out" in found
     assert "none.jpg: has no label file" in found
     assert "no box is of class 'dog'" in found
@@ -146,7 +146,5 @@ def test_the_scripts_check_without_training(script, set_yaml, run_script, tmp_pa
     assert bad.returncode == 1
     assert "train: picture unusable: " in bad.stdout and "val: label wrong: " in bad.stdout
     [line] = [line for line in bad.stderr.splitlines() if line.startswith("error: ")]
-    assert line.endswith(
-        "1 pictures unusable, 1 label lines wrong; mend them, or take them out of the dataset"
-    )
+    assert line.endswith("1 picture unusable, 1 label line wrong; mend them, or take them out of the dataset")
     assert "Traceback" not in bad.stderr and not (tmp_path / "runs").exists()

@@ -321,7 +321,7 @@ LABELS = {
         corrected="2 boxes were empty",
     ),
     "twice": Label(
-        "a label that is repeated", MENDED + "counted once", GOOD * 3, corrected="2 labels were repeated"
+        "a label that is repeated", MENDED + "counted once", GOOD * 3, corrected="2 labels repeated"
     ),
     "segment": Label(
         "a polygon in the place of a box", "its bounding box", b"1 .375 .25 .625 .25 .625 .75 .375 .75\n"

@@ -207,7 +207,7 @@ def test_corrections_are_reported_and_not_written(make_dataset):
     before = tree_of(config.root)
     index = build_index(config, "train", progress=False)
     assert len(index.labels[0]) == 2
-    assert "a.txt: 1 labels were repeated" in index.problems[0]
+    assert "a.txt: 1 label repeated" in index.problems[0]
     assert "a.txt: 1 boxes reached out" in index.problems[0]
     assert tree_of(config.root) == before
 

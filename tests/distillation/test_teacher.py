@@ -238,6 +238,11 @@ def test_each_class_has_one_partner_and_the_same_spelling_goes_first():
     doubled = ClassMap.by_name(["x", "x"], ["x", "x"])
     assert doubled.is_identity
     assert ClassMap.by_name(["potted plant", "tv"], ["pottedplant", "tv"]).teacher == (0, 1)
+    voc = ["aeroplane", "diningtable", "motorbike", "sofa", "tvmonitor"]
+    found = ClassMap.by_name(["tv", "airplane", "motorcycle", "couch", "dining table"], voc)
+    assert found.teacher == (1, 4, 2, 3, 0) and not found.unknown
+    assert ClassMap.by_name(["tv", "tvmonitor"], ["tv", "tvmonitor"]).teacher == (0, 1)
+    assert ClassMap.by_name(["airplane"], ["airplane", "aeroplane"]).unknown == ("aeroplane",)
 
 
 def test_the_mapping_says_which_class_is_which():

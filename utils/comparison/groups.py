@@ -129,6 +129,16 @@ def differing_settings(all_values: Sequence[Values | None]) -> list[str]:
     return found
 
 
+def different_data(groups: Sequence[Group]) -> list[str]:
+    """What the groups' scores were taken on, where that is not one thing: `data (a.yaml and b.yaml)`."""
+    found = []
+    for name in ("data", "single_cls"):
+        values = {shown(group.values[name]): None for group in groups if group.values is not None}
+        if len(values) > 1:
+            found.append(f"{name.replace('_', ' ')} ({' and '.join(values)})")
+    return found
+
+
 def in_words(name: str, value: Any) -> str:
     """A setting as a label has it: `epochs 30`, `no amp`, `from yolov5n`; empty where nothing is to say."""
     words = name.removeprefix(HYP).replace("_", " ")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.comparison.disagreement import draw_disagreement
-from utils.comparison.groups import Group, group_runs, known_settings
+from utils.comparison.groups import Group, different_data, group_runs, known_settings
 from utils.comparison.runs import METRICS, Run, column_of, find_runs, is_better_low, read_run
 from utils.comparison.tables import (
     Verdict,
@@ -34,6 +34,10 @@ def run_compare(options: CompareOptions, console: Console | None = None) -> Path
     ignored = known_settings(options.ignore)
     runs = readable_runs(options.runs, options.metric, console)
     groups = group_runs(runs, options.ignore, options.group)
+    for name in different_data(groups):
+        console.warn(
+            f"different {name}: the scores compare only if they are of the same pictures and classes"
+        )
     verdicts = [v for v in (verdict_on(group, groups, options.metric, ignored) for group in groups) if v]
     folder = next_run_folder(Path(options.project), options.name, options.exist_ok)
     rows, header = run_table(groups, options.metric)

@@ -14,6 +14,7 @@ from utils.datasets.annotations import NOTHING, label_bytes, normalised, parse_a
 from utils.datasets.index import checked_size, in_parallel, no_label_files
 from utils.datasets.sources import Source, list_sources, passed_over
 from utils.errors import UserError
+from utils.reporting.naming import counted
 
 # `test` is no part of a training and often not published.
 SPLITS = ("train", "val", "unlabeled", "test")
@@ -98,7 +99,7 @@ def check_data(
         )
         whole = "".join(f"; split '{report.split}' cannot be used" for report in bad if report.failures)
         raise UserError(
-            f"{unusable} pictures unusable, {wrong} label lines wrong{whole}",
+            f"{counted(unusable, 'picture')} unusable, {counted(wrong, 'label line')} wrong{whole}",
             config.yaml_path,
             "mend them, or take them out of the dataset",
         )

@@ -30,6 +30,7 @@ from utils.datasets.sources import Source, list_sources
 from utils.datasets.voc import AnnotationError, object_names
 from utils.errors import UsageError, UserError
 from utils.fetch.progress import TransferBar
+from utils.reporting.naming import counted
 
 YAML_NAME = "dataset.yaml"
 _LISTS = ("train", "val", "test")
@@ -303,7 +304,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for split, items in found.splits.items():
             boxes = sum(len(item.lines) for item in items)
             empty = sum(not item.lines for item in items)
-            print(f"{split}: {len(items)} pictures, {boxes} objects, {empty} pictures without any")
+            print(
+                f"{split}: {counted(len(items), 'picture')}, {counted(boxes, 'object')}, {empty} without any"
+            )
         print(f"written to {arguments.out}: python train.py --data {yaml_path}")
 
     return exit_code_of(convert)

@@ -26,6 +26,7 @@ from utils.fetch.part import check_room
 from utils.fetch.transfer import FETCH_INTERRUPTED, Remote, check_content, fetch
 from utils.fetch.unpack import move_in, unpack
 from utils.fetch.web import SourceError
+from utils.reporting.naming import counted
 
 Say = Callable[[str], None]
 _SLACK = 1.5  # an archive may unfold to so much more than its YAML says
@@ -129,7 +130,7 @@ class _Place:
         # An archive goes when it is unpacked: never are all of them there at once.
         largest = coming if self.keep else max(step.bytes_about for step in archives)
         size = f"{coming / 1e6:,.0f} MB" if coming else "of unknown size"
-        of_them = f"{len(to_fetch)} archive{'' if len(to_fetch) == 1 else 's'}, {size}"
+        of_them = f"{counted(len(to_fetch), 'archive')}, {size}"
         if to_fetch:
             self.say(f"{self.config.yaml_path}: fetching what is missing into {self.config.root}: {of_them}")
         with refusals("cannot be written", self.work):

@@ -9,6 +9,8 @@ import re
 import numpy as np
 from numpy.typing import NDArray
 
+from utils.reporting.naming import counted
+
 Labels = NDArray[np.float32]
 
 _BOX_NUMBERS = 4
@@ -102,5 +104,5 @@ def correct_boxes(boxes: NDArray[np.float64]) -> tuple[Labels, list[str]]:
     labels = np.concatenate([boxes[:, :1], centre, size], 1)[solid].astype(np.float32)
     first = np.sort(np.unique(labels, axis=0, return_index=True)[1])
     if len(first) < len(labels):
-        notes.append(f"{len(labels) - len(first)} labels were repeated and left out")
+        notes.append(f"{counted(len(labels) - len(first), 'label')} repeated and left out")
     return labels[first], notes

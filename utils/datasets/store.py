@@ -28,6 +28,7 @@ from utils.datasets.images import Image, UnreadableImageError, all_scaled_wh, re
 from utils.datasets.index import DatasetIndex
 from utils.errors import UserError
 from utils.reporting.console import Console
+from utils.reporting.naming import counted
 
 CacheKind = Literal["ram", "disk"]
 _VERSION = "2"
@@ -107,7 +108,9 @@ class PictureStore:
         for number, picture in enumerate(self._all()):
             view[self._offsets[number] : self._offsets[number + 1]] = picture.ravel()
         self._memory = memory
-        self.notes.append(f"{len(self._paths)} pictures cached in memory ({needed / _GIB:.2f} GiB)")
+        self.notes.append(
+            f"{counted(len(self._paths), 'picture')} cached in memory ({needed / _GIB:.2f} GiB)"
+        )
 
     def keep_on_disk(self) -> None:
         """Writes all pictures to a file of the user's cache folder, unless it is there already and intact.
@@ -132,7 +135,9 @@ class PictureStore:
             self.notes.append(f"pictures are not cached on disk: {error}")
             return
         if self._file is not None:
-            self.notes.append(f"{len(self._paths)} pictures cached in {path} ({needed / _GIB:.2f} GiB)")
+            self.notes.append(
+                f"{counted(len(self._paths), 'picture')} cached in {path} ({needed / _GIB:.2f} GiB)"
+            )
 
     def _write(self, path: Path, digest: str) -> None:
         """Writes all pictures, and behind them what makes the file known as intact."""

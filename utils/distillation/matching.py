@@ -17,6 +17,9 @@ from models.yolo import Detect, Model
 from utils.batch import StudentOutput
 from utils.errors import UserError
 
+# VOC's words for what COCO calls otherwise, as `plain` spells both.
+_COCO_WORDS = {"aeroplane": "airplane", "motorbike": "motorcycle", "sofa": "couch", "tvmonitor": "tv"}
+
 
 @dataclass(frozen=True)
 class LevelPair:
@@ -44,7 +47,9 @@ class LevelPair:
 
 @dataclass(frozen=True)
 class ClassMap:
-    """Classes that both sides know, by their names; spelling with dashes or capitals does not count.
+    """Classes that both sides know, by their names; dashes and capitals do not count.
+
+    Where VOC and COCO have different words for a thing (aeroplane, airplane), these are one name.
 
     student, teacher: (C,) their numbers on each side. unknown: of the data, that the teacher lacks.
     ignored: of the teacher, that the data lacks.
@@ -205,11 +210,11 @@ def objectness_of(level: Tensor, classes: Tensor) -> Tensor:
 def _partners(own: Sequence[str], wanted: Sequence[str]) -> list[int | None]:
     """For each wanted name the number of its partner among the own, each of which has one at the most.
 
-    A name that is spelled the same goes before one that is only alike.
+    A name that is spelled the same goes before one that is only alike, and that before another word.
     """
     free = dict(enumerate(own))
     found: list[int | None] = [None] * len(wanted)
-    for alike in (str, plain):
+    for alike in (str, plain, _word):
         for mine, name in enumerate(wanted):
             if found[mine] is None:
                 partner = next((n for n, other in free.items() if alike(other) == alike(name)), None)
@@ -221,6 +226,11 @@ def _partners(own: Sequence[str], wanted: Sequence[str]) -> list[int | None]:
 def plain(name: str) -> str:
     """A class name without what people spell differently."""
     return re.sub(r"[\s_-]+", "", name.casefold())
+
+
+def _word(name: str) -> str:
+    """COCO's word for a class name."""
+    return _COCO_WORDS.get(plain(name), plain(name))
 
 
 def listed(names: Sequence[str]) -> str:

@@ -51,6 +51,7 @@ from utils.inference.predictor import half_precision
 from utils.inference.preprocess import fitting_image_size
 from utils.inference.writers import LabelWriter, NameBook
 from utils.reporting.console import Console, duration
+from utils.reporting.naming import counted
 
 SPEED_CONF_THRES, SPEED_IOU_THRES = 0.25, 0.45  # what detection runs with
 METRICS_NAME = "metrics.json"
@@ -106,8 +107,8 @@ def _say_what_would_be_done(
     place = "nothing would be written" if options.task == "speed" else f"results would be in {folder}"
     sides = str(size) if isinstance(size, int) else " x ".join(map(str, size))
     console.info(
-        f"dry run: all is ready, nothing was written; {len(index)} pictures in {len(loader)} batches at "
-        f"{sides} px take about {time_left} to score, {place}\n"
+        f"dry run: all is ready, nothing was written; {counted(len(index), 'picture')} in "
+        f"{counted(len(loader), 'batch', 'batches')} at {sides} px take about {time_left} to score, {place}\n"
         f"start it: {command_of(options, dry_run=False)}"
     )
 

@@ -21,6 +21,7 @@ from utils.datasets.images import Image
 from utils.errors import UserError
 from utils.inference.writers import CropWriter, NameBook, picture_suffix, safe_name, write_picture
 from utils.reporting.draw import draw_boxes
+from utils.reporting.naming import counted
 
 RUNS = "runs/detect"
 _COLUMNS = ("xmin", "ymin", "xmax", "ymax"), ("xcenter", "ycenter", "width", "height")
@@ -82,7 +83,7 @@ class Detections:
         return "\n".join(lines)
 
     def __repr__(self) -> str:
-        return f"<Detections of {self.n} pictures>\n{self}"
+        return f"<Detections of {counted(self.n, 'picture')}>\n{self}"
 
     def print(self) -> None:
         """Prints what was found."""

@@ -39,6 +39,7 @@ from utils.inference.streams import StreamSource
 from utils.inference.viewer import Viewer
 from utils.reporting.console import Console
 from utils.reporting.draw import draw_boxes
+from utils.reporting.naming import counted
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,9 @@ def run_detect(options: DetectOptions, console: Console | None = None) -> Path |
         count = _detect_all(source, detector, _Results(detector, style, outputs, viewer), console)
     _summarise(source, detector, count, console)
     if outputs is not None:
-        labels = f", {outputs.labels.count} label files in {folder}/labels" if outputs.labels else ""
+        labels = (
+            f", {counted(outputs.labels.count, 'label file')} in {folder}/labels" if outputs.labels else ""
+        )
         console.info(f"results in {folder}{labels}")
         if advice := after_detection(options, detector.found):
             console.info(advice)
@@ -94,7 +97,7 @@ def _say_what_would_be_done(
         _summarise(source, detector, 0, console)
         return
     (found,) = detector.detect([detector.prepare(frame)])
-    files = f"{len(source.files)} files" if source.files else "live frames"
+    files = counted(len(source.files), "file") if source.files else "live frames"
     folder = run_folder_to_come(Path(options.project), options.name, options.exist_ok)
     place = f"results would be in {folder}" if choice.anything else "nothing would be written"
     console.info(
@@ -227,6 +230,6 @@ def _summarise(source: Source, detector: Detector, count: int, console: Console)
         console.warn(f"{len(source.skipped)} skipped: {'; '.join(source.skipped)}")
     speed = detector.predictor.watch.milliseconds_per_image()
     console.info(
-        f"{count} pictures or frames: {speed['preprocess']:.1f} ms pre-process, "
+        f"{counted(count, 'picture')} or frames: {speed['preprocess']:.1f} ms pre-process, "
         f"{speed['inference']:.1f} ms inference, {speed['nms']:.1f} ms NMS each"
     )

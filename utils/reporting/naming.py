@@ -13,6 +13,11 @@ def weights_name(path: str) -> str:
     return pure.parts[-3] if of_a_run and len(pure.parts) > 2 else pure.stem
 
 
+def counted(number: int, noun: str, nouns: str = "") -> str:
+    """A number of things: 1 picture, 1200 pictures; `nouns` where an s does not make the plural."""
+    return f"{number} {noun if number == 1 else nouns or noun + 's'}"
+
+
 def short_title(title: str, most: int = 34) -> str:
     """A title of at most so many letters; of a weight file at its end the short name stays."""
     kind, space, path = title.partition(" ")

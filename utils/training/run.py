@@ -26,6 +26,7 @@ from utils.inference.preprocess import fitting_image_size
 from utils.losses.recipe import EpochReport, Loss, LossContext, LossRecipe
 from utils.reporting.console import Console, EpochBar, duration
 from utils.reporting.loggers import check_loggers, open_loggers
+from utils.reporting.naming import counted
 from utils.training import setup, state
 from utils.training.compiled import compile_trainer
 from utils.training.ema import ModelEma
@@ -206,7 +207,7 @@ class TrainingRun:
         best = self._final_evaluation()  # killed after its last epoch, it may lack the pictures
         if done:
             took = duration(time.monotonic() - begun)
-            self.console.info(f"{done} epochs in {took}; results in {self.folder}")
+            self.console.info(f"{counted(done, 'epoch')} in {took}; results in {self.folder}")
         self.console.info(after_training(self.options, best, self.data.val.paths[0]))
         return self.folder
 
@@ -220,7 +221,7 @@ class TrainingRun:
             return 0
         unlabelled = self.data.train.unlabelled_count
         self.console.info(
-            f"{len(self.data.train)} images for training, "
+            f"{counted(len(self.data.train), 'image')} for training, "
             + (f"{unlabelled} of them unlabelled, " if unlabelled else "")
             + f"{len(self.data.val)} for validation; saving to {self.folder}"
         )
