@@ -134,6 +134,19 @@ def ablations() -> tuple[Arm, ...]:
     return (PLAIN, Arm("response", "`response`", response, "bccd-s"), *broken)
 
 
+def gains() -> tuple[Arm, ...]:
+    """The default's three terms weaker and stronger, for the choice on the validation split."""
+    ratios = {"third": "0.333", "same": "1", "double": "2.667"}
+    response = ("--distill-loss", "response")
+    return (
+        PLAIN,
+        *(
+            Arm(name, f"`response`, `--distill-ratio {ratio}`", (*response, "--distill-ratio", ratio), "bccd-s")
+            for name, ratio in ratios.items()
+        ),
+    )
+
+
 SCRATCH = ("--weights", "", "--cfg", "models/yolov5n.yaml")
 PUBLIC = ("--weights", "yolov5n.pt")
 PLANS = {
@@ -164,6 +177,7 @@ PLANS = {
         (PLAIN, Arm("response", "`response`", ("--distill-loss", "response"), "voc-s")),
         split="val",
         choice="last",
+        common=SMALL_SET,
     ),
     "few-labels": Plan(
         "BCCD, a fifth of the labels, the other pictures unlabelled; yolov5n from the public COCO weights",
@@ -183,6 +197,17 @@ PLANS = {
         30,
         SCRATCH,
         ablations(),
+        common=SMALL_SET,
+    ),
+    "gains": Plan(
+        "BCCD, yolov5n from scratch, 30 epochs: how much weight the teacher has (validation split, one seed)",
+        "data/bccd.yaml",
+        320,
+        30,
+        SCRATCH,
+        gains(),
+        seeds=1,
+        split="val",
         common=SMALL_SET,
     ),
     "demo": Plan(

@@ -9,12 +9,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # importmode importlib knows no neighbours
+from script_server import STREAMS, Request, ScriptServer
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS_PER_SCRIPT = (
@@ -80,31 +83,54 @@ def script_environment(own_cache_folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def run_script_session(tmp_path_factory: pytest.TempPathFactory) -> RunScript:
+def script_server() -> Iterator[ScriptServer]:
+    """Runs scripts in forks of a process that has the imports already."""
+    server = ScriptServer(_environment({}))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def run_script_session(tmp_path_factory: pytest.TempPathFactory, script_server: ScriptServer) -> RunScript:
     """Runs a script of the project as a person would: a process of its own, its output as text.
 
     `run(name, *arguments, cwd=ROOT, env={})`; `env` is added to the environment. All runs of a
-    session share a cache folder; `run_script` has one of its own for each test.
+    session share a cache folder; `run_script` has one of its own for each test. A script of
+    another folder, or with an environment that an import may look at, has a Python of its own.
     """
     shared_cache = tmp_path_factory.mktemp("script-cache")
 
     def run(
         name: str, *arguments: object, cwd: Path = ROOT, env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, str(ROOT / name), *map(str, arguments)],
-            cwd=cwd,
-            env=_environment({"YOLO_CACHE_DIR": str(shared_cache), **(env or {})}),
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            stdin=subprocess.DEVNULL,
-            timeout=SECONDS_PER_SCRIPT,
-            check=False,
-        )
+        argv = (str(ROOT / name), *map(str, arguments))
+        environment = _environment({"YOLO_CACHE_DIR": str(shared_cache), **(env or {})})
+        if set(env or {}) - {"YOLO_CACHE_DIR"} or Path(argv[0]).parent != ROOT:
+            return _run_alone(argv, cwd, environment)
+        folder = tmp_path_factory.mktemp("script")
+        request = Request(argv, str(folder), str(cwd), environment)
+        answer = script_server.run(request, SECONDS_PER_SCRIPT)
+        said = [(folder / stream).read_text(encoding="utf-8", errors="replace") for stream in STREAMS]
+        return subprocess.CompletedProcess(argv, answer.code, *said)
 
     return run
+
+
+def _run_alone(
+    argv: Sequence[str], cwd: Path, environment: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *argv],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        stdin=subprocess.DEVNULL,
+        timeout=SECONDS_PER_SCRIPT,
+        check=False,
+    )
 
 
 @pytest.fixture

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # importmode importlib knows no neighbours
-from corpus import CASES, ROOT
+from corpus import CASES
+from script_server import STREAMS, Request
 
 # Beside the reader's own needs: the pictures and the network of a small run.
 MOST_GROWN = 400 << 20
@@ -38,31 +37,23 @@ def state_of(folder: Path) -> dict[str, bytes | None]:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    base = tmp_path_factory.mktemp("hostile")
-    cases, before = {}, {}
+def results(tmp_path_factory, script_server):
+    base, found = tmp_path_factory.mktemp("hostile"), {}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "YOLO_CACHE_DIR": str(tmp_path_factory.mktemp("hostile-cache")),
+    }
     for number, (name, case) in enumerate(CASES.items()):
         folder = base / str(number)
         (folder / "work").mkdir(parents=True)
-        argv = [*case.make(folder), "--device", "cpu"]
-        cases[name] = {"argv": argv, "folder": str(folder)}
-        before[name] = state_of(folder)
-    cache = tmp_path_factory.mktemp("hostile-cache")
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("driver.py"))],
-        input=json.dumps(cases),
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "YOLO_CACHE_DIR": str(cache)},
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    for name, case in cases.items():
-        found[name]["before"], found[name]["after"] = before[name], state_of(Path(case["folder"]))
-        found[name]["folder"] = Path(case["folder"])
+        argv = (*case.make(folder), "--device", "cpu")
+        before = state_of(folder)
+        request = Request(argv, str(folder), str(folder / "work"), environment, cpu_seconds=60)
+        answer = script_server.run(request, 120)
+        said = {stream: (folder / stream).read_text(errors="replace") for stream in STREAMS}
+        after = {"before": before, "after": state_of(folder), "folder": folder}
+        found[name] = {"code": answer.code, "grown": answer.grown, **said, **after}
     return found
 
 
