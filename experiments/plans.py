@@ -136,15 +136,11 @@ def ablations() -> tuple[Arm, ...]:
 
 def gains() -> tuple[Arm, ...]:
     """The default's three terms weaker and stronger, for the choice on the validation split."""
-    ratios = {"third": "0.333", "same": "1", "double": "2.667"}
-    response = ("--distill-loss", "response")
-    return (
-        PLAIN,
-        *(
-            Arm(name, f"`response`, `--distill-ratio {ratio}`", (*response, "--distill-ratio", ratio), "bccd-s")
-            for name, ratio in ratios.items()
-        ),
-    )
+    arms = [PLAIN]
+    for name, ratio in (("third", "0.333"), ("same", "1"), ("more", "2.667")):
+        options = ("--distill-loss", "response", "--distill-ratio", ratio)
+        arms.append(Arm(name, f"`response`, `--distill-ratio {ratio}`", options, "bccd-s"))
+    return tuple(arms)
 
 
 SCRATCH = ("--weights", "", "--cfg", "models/yolov5n.yaml")
