@@ -52,15 +52,15 @@ class Softmax(Response):
 class Gated(Response):
     """Objectness counts where the teacher sees an object: what the student imagines costs nothing."""
 
-    def objectness_mean(self, own: Tensor, target: Tensor) -> Tensor:
-        """The mean objectness loss of a cell."""
-        return focused_cross_entropy(own, target, target[..., 0].sigmoid() / own.numel())
+    def objectness_sum(self, own: Tensor, target: Tensor, share: Tensor | float) -> Tensor:
+        """The objectness loss of all cells."""
+        return focused_cross_entropy(own, target, target[..., 0].sigmoid() * share)
 
 
 class RawBoxes(Response):
     """Boxes are compared by squared errors of the raw outputs."""
 
-    def box_distance(self, own: Tensor, target: Tensor, index: int) -> Tensor:
+    def box_distance(self, own: Tensor, target: Tensor, anchors: Tensor) -> Tensor:
         """The box loss of each cell."""
         return (own - target).square().mean(-1)
 

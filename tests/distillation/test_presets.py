@@ -199,6 +199,25 @@ def test_the_response_does_not_shrink_with_the_picture():
         assert float(small[name]) == pytest.approx(float(large[name]), rel=1e-5)
 
 
+@pytest.mark.parametrize("complete", [True, False])
+def test_all_levels_together_are_the_levels_one_by_one(complete):
+    """What a GPU does, in memory of either order."""
+    found = []
+    for merged in (False, True):
+        preset = Response(GAINS, ANCHORS_GRID, complete=complete)
+        preset.merged = merged
+        teacher = levels_of(1, scale=2.0, size=64)
+        student = [level.clone().requires_grad_() for level in levels_of(2, scale=2.0, size=64)]
+        seen = [level.movedim(1, 3).contiguous().movedim(3, 1) for level in student]
+        for _ in range(2):  # the second time with what was kept from the first
+            terms = preset(batch_of(size=64), StudentOutput((), seen), TeacherOutput(teacher))
+        sum(terms.values()).backward()
+        found.append([*terms.values(), *(level.grad for level in student)])
+    for apart, together in zip(*found, strict=True):
+        assert float(apart.detach().abs().max()) > 0
+        torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-7)
+
+
 def test_the_same_boxes_relative_to_other_anchors_have_no_box_loss():
     """A teacher with anchors of its own, laid onto a student whose boxes are the same in pixels."""
     own, other = ANCHORS_GRID[0], ANCHORS_GRID[0] * torch.tensor([[1.3, 0.8], [0.9, 1.1], [1.0, 1.2]])

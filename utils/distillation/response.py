@@ -6,7 +6,7 @@ S student, T teacher; w = sigmoid(o_T) of a cell and anchor, W the sum of w over
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,20 @@ class ResponseGains:
     box: float = 6.0
     obj: float = 3.0
     cls: float = 3.0
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Raw outputs of both networks, float32, of one level or of all of them.
+
+    own, other: (..., 5 + K) of student and teacher. anchors: the student's in grid units, (..., 2) or what
+    broadcasts to it. share: of each cell in the objectness term, a number or (...).
+    """
+
+    own: Tensor
+    other: Tensor
+    anchors: Tensor
+    share: Tensor | float
 
 
 class Response:
@@ -71,40 +85,78 @@ class Response:
         self.anchors_grid = anchors_grid.detach().float()
         self.balance = level_balance(len(anchors_grid)) if balance is None else tuple(balance)
         self.complete = complete
+        self.merged: bool | None = None  # whether all levels are one; None: as the device likes it
+        self._constants: dict[Any, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, batch: Batch, student: StudentOutput, teacher: TeacherOutput) -> dict[str, Tensor]:
         """The three terms, float32 scalars."""
         box, obj, cls, seen = torch.zeros(4, device=batch.images.device).unbind()
-        for index, (mine, theirs) in enumerate(zip(student.levels, teacher.levels, strict=True)):
-            parts = (4, 1, mine.shape[-1] - 5)
+        for cells in self._cells(student.levels, teacher.levels):
+            parts = (4, 1, cells.own.shape[-1] - 5)
             # Split, not sliced: the backward pass then fills one tensor of all outputs instead of three.
-            own_box, own_obj, own_cls = mine.float().split_with_sizes(parts, -1)
-            box_t, obj_t, cls_t = theirs.float().split_with_sizes(parts, -1)
+            own_box, own_obj, own_cls = cells.own.split_with_sizes(parts, -1)
+            box_t, obj_t, cls_t = cells.other.split_with_sizes(parts, -1)
             weight = obj_t[..., 0].sigmoid()
             seen = seen + weight.sum()
-            box = box + (self.box_distance(own_box, box_t, index) * weight).sum()
+            box = box + (self.box_distance(own_box, box_t, cells.anchors) * weight).sum()
             cls = cls + self.class_sum(own_cls, cls_t, weight)
-            obj = obj + self.objectness_mean(own_obj, obj_t) * self.balance[index]
+            obj = obj + self.objectness_sum(own_obj, obj_t, cells.share)
         seen = mean_count(seen, len(batch.images))
         return {"box": box / seen * self.box, "obj": obj * self.obj, "cls": cls / seen * self.cls}
 
     def class_sum(self, own: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-        """The class loss of all cells, weighted, from logits (B, A, H, W, K) and weights (B, A, H, W)."""
+        """The class loss of all cells, weighted, from logits (..., K) and weights (...)."""
         return focused_cross_entropy(own, target, weight / own.shape[-1])
 
-    def objectness_mean(self, own: Tensor, target: Tensor) -> Tensor:
-        """The mean objectness loss of a cell, from logits (B, A, H, W, 1)."""
+    def objectness_sum(self, own: Tensor, target: Tensor, share: Tensor | float) -> Tensor:
+        """The objectness loss of all cells, each with its share, from logits (..., 1)."""
         counts = torch.ones_like(target) if self.complete else target.sigmoid()
-        return focused_cross_entropy(own, target, counts[..., 0] / own.numel())
+        return focused_cross_entropy(own, target, counts[..., 0] * share)
 
-    def box_distance(self, own: Tensor, target: Tensor, index: int) -> Tensor:
-        """1 - CIoU of each cell's boxes, (B, A, H, W), from raw boxes (B, A, H, W, 4)."""
-        anchors = self.anchors_grid[index].to(own.device)[:, None, None]
+    def box_distance(self, own: Tensor, target: Tensor, anchors: Tensor) -> Tensor:
+        """1 - CIoU of each cell's boxes, (...), from raw boxes (..., 4) and anchors (..., 2)."""
         boxes = [boxes_cxcywh_grid(raw, anchors) for raw in (own, target)]
         return 1 - aligned_iou(boxes[0], boxes[1], "ciou")
 
+    def _cells(self, own: Sequence[Tensor], other: Sequence[Tensor]) -> Iterator[Cells]:
+        """The cells level by level; on a GPU all together.
 
-CHUNK = 1 << 16  # elements that stay in a core's cache with all that is worked out from them
+        There the number of operations costs, on a CPU the memory that they go through.
+        """
+        merged = own[0].device.type != "cpu" if self.merged is None else self.merged
+        shapes = tuple(level.shape[:-1] for level in own)
+        if merged:
+            if shapes not in self._constants:
+                self._constants = {shapes: self._constants_of(shapes, own[0].device)}
+            rows = [torch.cat([_rows(level.float()) for level in levels]) for levels in (own, other)]
+            yield Cells(rows[0], rows[1], *self._constants[shapes])
+            return
+        for anchors, balance, mine, theirs in zip(self.anchors_grid, self.balance, own, other, strict=True):
+            share = balance / mine[..., 0].numel()
+            yield Cells(mine.float(), theirs.float(), anchors.to(mine.device)[:, None, None], share)
+
+    def _constants_of(self, shapes: Sequence[torch.Size], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Anchors (N, 2) and objectness shares (N) of all cells of levels of these shapes (B, A, H, W)."""
+        cells = [shape.numel() for shape in shapes]
+        anchors = [
+            own.to(device).repeat(count // len(own), 1)
+            for own, count in zip(self.anchors_grid, cells, strict=True)
+        ]
+        shares = [
+            torch.full((n,), weight / n, device=device) for n, weight in zip(cells, self.balance, strict=True)
+        ]
+        return torch.cat(anchors), torch.cat(shares)
+
+
+def _rows(maps: Tensor) -> Tensor:
+    """Maps (B, A, H, W, K) or (B, A, H, W) as rows in the order of memory, cells before anchors."""
+    return maps.movedim(1, 3).flatten(0, 3)
+
+
+# Elements that are worked out together: what stays in a core's cache with all that comes of it, and on a
+# GPU what leaves its memory to the networks.
+CHUNK = {"cpu": 1 << 16}
+GPU_CHUNK = 1 << 23
 
 
 class _FocusedCrossEntropy(torch.autograd.Function):
@@ -118,7 +170,7 @@ class _FocusedCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, target_logits: Tensor, weight: Tensor) -> Tensor:
         """Sum of w |p_T - p_S| BCE(p_S, p_T) over rows (n, K) with weights (n)."""
         slope = torch.empty(logits.shape, device=logits.device)
-        rows = max(CHUNK // logits.shape[1], 1) if logits.device.type == "cpu" else max(len(logits), 1)
+        rows = max(CHUNK.get(logits.device.type, GPU_CHUNK) // logits.shape[1], 1)
         total = torch.zeros((), device=logits.device)
         parts = (torch.split(x, rows) for x in (logits, target_logits, weight, slope))
         for z, target, w, out in zip(*parts, strict=True):
@@ -152,11 +204,10 @@ def focused_cross_entropy(logits: Tensor, target_logits: Tensor, weight: Tensor)
 
     logits, target_logits: (..., K) of any memory order; weight: (...).
     """
-    # Rows in the order of memory, cells before anchors: elsewise flattening would copy.
-    own, target, weights = (
-        x.movedim(1, 3) if x.dim() >= 4 else x for x in (logits.float(), target_logits.float(), weight)
-    )
+    own, target, weights = logits.float(), target_logits.float(), weight.detach()
+    if logits.dim() == 5:  # elsewise flattening would copy
+        own, target, weights = _rows(own), _rows(target), _rows(weights)
     value: Tensor = _FocusedCrossEntropy.apply(
-        own.flatten(0, -2), target.flatten(0, -2), weights.detach().flatten()
+        own.reshape(-1, own.shape[-1]), target.reshape(-1, own.shape[-1]), weights.reshape(-1)
     )
     return value
