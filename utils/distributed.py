@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -224,6 +224,29 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     total = value.clone()
     dist.all_reduce(total, op=dist.ReduceOp.SUM)
     return total
+
+
+class _FromRanks(torch.autograd.Function):
+    """The values of all ranks; what any of them makes of one comes back to the rank that gave it."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        parts = [torch.empty_like(value) for _ in range(world_size())]
+        dist.all_gather(parts, value.contiguous())
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return sum_over_ranks(gradients[0].contiguous())[rank()]
+
+
+def from_ranks(value: Tensor) -> Tensor:
+    """The tensors of all ranks, of one shape (...), stacked to (ranks, ...), with gradient to each.
+
+    As with all that goes over ranks, all of them have to come here, and again in the backward pass.
+    """
+    gathered: Tensor = _FromRanks.apply(value) if is_distributed() else value[None]
+    return gathered
 
 
 def seed_everything(seed: int) -> None:

@@ -231,22 +231,28 @@ def test_an_epoch_with_both_kinds_needs_no_epoch_before_it():
         np.testing.assert_array_equal(one.positions, other.positions)
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_batches_of_every_rank_hold_the_share(monkeypatch, ranks):
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+@pytest.mark.parametrize("share", [0.5, 0.3])
+def test_ranks_share_the_steps_of_both_kinds_of_a_single_process(monkeypatch, ranks, share):
+    """Also where a rank has one picture for both kinds."""
+    batch = 4 // ranks or 1
+
+    def positions(order):
+        return [batch.positions.tolist() for batch in order]
+
+    single = positions(two_pools(batch * ranks, share))
     monkeypatch.setattr(sampling, "world_size", lambda: ranks)
-    kinds, own, places = [], [], []
+    shares = []
     for rank in range(ranks):
         monkeypatch.setattr(sampling, "rank", lambda rank=rank: rank)
-        order = two_pools(share=0.5)
-        kinds.append(kinds_of(order))
-        assert len(order) == len(kinds[-1])
-        own += own_numbers(order)
-        places += [int(place) for batch in order for place in batch.positions]
-    assert all(other == kinds[0] for other in kinds)
-    assert all(known == unknown for known, unknown in kinds[0])
-    assert set(np.flatnonzero(~UNLABELLED)) <= set(own)
-    # Only labelled samples are repeated to make the ranks even, with the same random numbers.
-    assert len(places) - len(set(places)) == -14 % ranks
+        order = two_pools(batch, share)
+        shares.append(positions(order))
+        assert len(order) == len(shares[-1]) == len(single)
+    for whole, *parts in zip(single, *shares, strict=True):
+        assert max(map(len, parts)) <= batch and min(map(len, parts)) > 0
+        together = sorted(sum(parts, []))
+        idle = ranks - len(whole)  # ranks for which the last step has nothing
+        assert together == sorted([*whole, *[0] * max(idle, 0)])
 
 
 def test_weights_act_among_the_labelled_and_leave_the_others_alone():

@@ -31,7 +31,7 @@ def test_channelwise_divergence_of_two_cells_by_hand():
 
 
 def test_standardised_channels_have_mean_zero_and_variance_one():
-    x = standardised(5 + 3 * torch.randn(4, 2, 8, 8))
+    (x,) = standardised(5 + 3 * torch.randn(4, 2, 8, 8))
     assert float(x.mean().abs()) < 1e-5
     torch.testing.assert_close(x.var((0, 2, 3), unbiased=False), torch.ones(2), atol=1e-3, rtol=1e-3)
 

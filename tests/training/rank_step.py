@@ -1,6 +1,6 @@
 """One rank's part of test_ranks.py: the gradient of a step, as data-parallel training adds it up.
 
-python rank_step.py RANK RANKS STORE OUT
+python rank_step.py RANK RANKS STORE OUT FEATURES
 """
 
 import sys
@@ -54,15 +54,15 @@ def batch_of(numbers):
     return Batch(images[numbers], torch.cat(rows), labelled[numbers])
 
 
-def trainer():
+def trainer(features):
     student = network(0)
     detection = DetectionLoss(student.head.anchors, 3, LossGains())
     teachers = Teachers([Teacher(network(1))], student, NAMES)
     channels = [conv.in_channels for conv in student.head.m]
     torch.manual_seed(2)
-    features = FeatureLoss("score-l2", channels, channels)
+    projected = FeatureLoss(features, channels, channels)
     response = Response(LossGains(), student.head.anchors)
-    step = TrainingStep(student, [detection, Distiller(teachers, response, 1.0, features=[features])])
+    step = TrainingStep(student, [detection, Distiller(teachers, response, 1.0, features=[projected])])
     # Statistics of norms are a rank's own; with fixed ones everything else must agree.
     step.train()
     for module in step.modules():
@@ -82,7 +82,7 @@ def main():
     rank, ranks, store, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
     if ranks > 1:
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
-    run, order = trainer(), TrainingOrder(IMAGES, TOGETHER // ranks, (64, 64), seed=0)
+    run, order = trainer(sys.argv[5]), TrainingOrder(IMAGES, TOGETHER // ranks, (64, 64), seed=0)
     order.mosaic_until = 0
     losses = []
     for step, numbers in enumerate(batch.rows[:, 0].tolist() for batch in order):
@@ -93,7 +93,7 @@ def main():
             dist.all_reduce(shares)
         losses.append(shares)
     gradients = {name: p.grad for name, p in run.step.named_parameters() if p.grad is not None}
-    torch.save({"losses": torch.stack(losses)[:, :6], "gradients": gradients}, out)
+    torch.save({"losses": torch.stack(losses), "names": list(terms), "gradients": gradients}, out)
     if ranks > 1:
         dist.destroy_process_group()
 

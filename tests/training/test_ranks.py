@@ -16,12 +16,14 @@ SCRIPT = Path(__file__).with_name("rank_step.py")
     "uneven last batches, pictures without objects or labels, among several processes",
     "losses and gradients are those of one process with the same batch",
 )
-def test_two_ranks_have_the_losses_and_gradients_of_one_process(tmp_path):
+@pytest.mark.parametrize("features", ["score-l2", "cwd", "pkd"])
+def test_two_ranks_have_the_losses_and_gradients_of_one_process(features, tmp_path):
     """Distillation with features, an uneven last batch, images without objects and without labels."""
     runs = [(0, 1, "alone.pt"), (0, 2, "first.pt"), (1, 2, "second.pt")]
+    store = str(tmp_path / "store")
     started = [
         subprocess.Popen(
-            [sys.executable, SCRIPT, str(rank), str(ranks), str(tmp_path / "store"), str(tmp_path / name)],
+            [sys.executable, SCRIPT, str(rank), str(ranks), store, str(tmp_path / name), features],
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, cwd=ROOT,
             stderr=subprocess.PIPE, text=True,
         )
@@ -32,10 +34,13 @@ def test_two_ranks_have_the_losses_and_gradients_of_one_process(tmp_path):
         assert process.returncode == 0, errors
     alone, first, second = (torch.load(tmp_path / name, weights_only=True) for _, _, name in runs)
     # Sums of float32 in another order; losses are compared to six digits, gradients to four.
-    torch.testing.assert_close(first["losses"], alone["losses"], atol=1e-6, rtol=1e-5)
+    assert alone["names"][6:] == ["distill_feature", "distill_grad_ratio"]  # the latter is a rank's own
+    torch.testing.assert_close(first["losses"][:, :7], alone["losses"][:, :7], atol=1e-8, rtol=1e-5)
     assert set(alone["gradients"]) == set(first["gradients"])
     assert any("projections" in name for name in alone["gradients"])
     for name, wanted in alone["gradients"].items():
+        if features != "score-l2" and "projections" in name and name.endswith("bias"):
+            continue  # the mean goes out again: nothing but rounding is left
         scale = float(wanted.abs().max())
         torch.testing.assert_close(first["gradients"][name], wanted, atol=1e-4 * scale, rtol=1e-4)
         assert torch.equal(first["gradients"][name], second["gradients"][name])

@@ -112,7 +112,7 @@ class TrainingOrder:
 
     Under several ranks each takes every n-th sample, so that a step of all ranks has the pictures of
     one process's larger batch, and their last batches may differ in size. With `group` each takes
-    every n-th batch, with a share of unlabelled pictures its part of either kind; all get the same
+    every n-th batch, with a share of unlabelled pictures every n-th of either kind; all get the same
     number of batches, the first ones are repeated where the number does not divide.
 
     Labelled and unlabelled pictures are two pools: a sample's partners come from its own, as a
@@ -189,7 +189,7 @@ class TrainingOrder:
             return 0
         if self.group is not None:
             return unlabelled_of_epoch(len(self._labelled), self._share)
-        return self._ranks * sum(unlabelled for _, unlabelled in self._kinds())
+        return sum(unlabelled for _, unlabelled in self._kinds())
 
     @property
     def _is_mixed(self) -> bool:
@@ -197,10 +197,9 @@ class TrainingOrder:
         return bool(self._share) and self.group is None
 
     def _kinds(self) -> list[tuple[int, int]]:
-        """Labelled and unlabelled pictures of each batch of this rank, the same for all ranks."""
+        """Labelled and unlabelled pictures of each step, over all ranks."""
         assert self._share
-        labelled = math.ceil(len(self._labelled) / self._ranks)
-        return kinds_of_batches(labelled, self._batch_size, self._share)
+        return kinds_of_batches(len(self._labelled), self._batch_size * self._ranks, self._share)
 
     def _labelled_rows(self, rng: np.random.Generator) -> NDArray[np.int64]:
         """The own picture and the partners of each labelled sample (n, 8), (n, 1) without mosaics."""
@@ -261,11 +260,17 @@ class TrainingOrder:
     def _mixed(
         self, labelled: NDArray[np.int64], unlabelled: NDArray[np.int64], rng: np.random.Generator
     ) -> Iterator[BatchOrder]:
-        """Each batch takes its number of samples of either kind, and shuffles them."""
+        """Each step takes its number of samples of either kind; a rank shuffles every n-th of them.
+
+        So the kinds spread evenly over the ranks, however few pictures each gets. A rank that would have
+        nothing for the last step takes the epoch's first sample again.
+        """
         rows = np.concatenate([labelled, unlabelled])
-        known, unknown = self._places(len(labelled)), len(labelled) + self._places(len(unlabelled))
+        known, unknown = np.arange(len(labelled)), len(labelled) + np.arange(len(unlabelled))
         for of_known, of_unknown in self._kinds():
-            chosen = rng.permutation(np.concatenate([known[:of_known], unknown[:of_unknown]]))
+            whole = np.concatenate([known[:of_known], unknown[:of_unknown]])
+            own = whole[self._rank :: self._ranks]
+            chosen = rng.permutation(own if len(own) else np.zeros(1, np.int64))
             known, unknown = known[of_known:], unknown[of_unknown:]
             yield BatchOrder(self.epoch, chosen, rows[chosen], self._shape_hw)
 

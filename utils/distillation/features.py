@@ -13,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from utils.distributed import from_ranks, is_distributed
 from utils.losses.detection import mean_count
 
 FeatureKind = Literal["cwd", "pkd", "score-l2"]
+_EPS = 1e-5  # of a batch norm
 # At these the gradient of a feature loss is about half as strong as that of the labels' loss on a student
 # that has begun to learn; as they are, some are a hundred times as strong and would be all that counts.
 GAINS = {"cwd": 0.02, "pkd": 0.1, "score-l2": 0.3}
@@ -58,21 +60,37 @@ class FeatureLoss(nn.Module):
     def distance(self, own: Tensor, target: Tensor, raw: Tensor) -> Tensor:
         """The loss of one level."""
         if self.kind == "cwd":
-            return channelwise_divergence(standardised(own), standardised(target))
+            return channelwise_divergence(*standardised(own, target))
         if self.kind == "pkd":
-            return F.mse_loss(standardised(own), standardised(target)) / 2
+            return F.mse_loss(*standardised(own, target)) / 2
         scores = raw.float().sigmoid()
         weight = (scores[..., 4] * scores[..., 5:].amax(-1)).amax(1)[:, None]
         error = (own - target).square() * weight
         return error.sum() / (mean_count(weight.sum(), len(own)) * own.shape[1])
 
 
-def standardised(x: Tensor) -> Tensor:
-    """Every channel with mean 0 and variance 1 over the batch (a batch norm without parameters).
+def standardised(*maps: Tensor) -> list[Tensor]:
+    """Every channel of each (B, C, H, W) with mean 0 and variance 1 over the batch of all ranks.
 
-    As for every batch norm, the batch is that of this process.
+    A batch norm without parameters. Its statistics are part of the loss, which must not hang on how the
+    batch is split; so they are not a rank's own, as those of the network's norms are.
     """
-    return F.batch_norm(x, None, None, training=True)
+    if not is_distributed():
+        return [F.batch_norm(x, None, None, training=True) for x in maps]
+    moments = [torch.stack(torch.var_mean(x, (0, 2, 3), correction=0)) for x in maps]
+    counts = [x.new_full((2, 1), x.numel() // x.shape[1]) for x in maps]
+    gathered = from_ranks(torch.cat((*moments, *counts), 1))
+    widths = [*(x.shape[1] for x in maps), *(1 for _ in maps)]
+    parts = torch.split(gathered, widths, 2)
+    found = []
+    for x, own, count in zip(maps, parts[: len(maps)], parts[len(maps) :], strict=True):
+        (variances, means), part = own.unbind(1), count[:, 0] / count[:, 0].sum()
+        mean = (means * part).sum(0)
+        # Of all: the mean variance within the ranks and the variance of their means.
+        variance = ((variances + (means - mean).square()) * part).sum(0)
+        wide = [value[:, None, None] for value in (mean, variance)]
+        found.append((x - wide[0]) * (wide[1] + _EPS).rsqrt())
+    return found
 
 
 def channelwise_divergence(own: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:
