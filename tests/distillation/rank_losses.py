@@ -7,8 +7,11 @@ import sys
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from utils.batch import Batch, StudentOutput
+from utils.distillation.features import GAINS as GAINS_OF_FEATURES
+from utils.distillation.features import FeatureLoss
 from utils.distillation.presets import DenseOutputs, ObjectnessGated, PseudoBoxes
 from utils.distillation.response import Response
 from utils.distillation.teacher import TeacherOutput
@@ -71,6 +74,13 @@ def gradients(batch, levels):
             terms = losses()[name](batch, output, TeacherOutput(tuple(levels[1])))
         (sum(terms.values()) * len(batch.images)).backward()
         found[name] = [level.grad for level in student]
+    for kind in GAINS_OF_FEATURES:
+        loss = FeatureLoss(kind, [24, 24], [24, 24])
+        loss.projections = nn.ModuleList([nn.Identity(), nn.Identity()])
+        maps = [[level.movedim(4, 2).flatten(1, 2) for level in side] for side in levels]
+        own = [seen.clone().requires_grad_() for seen in maps[0]]
+        (loss(own, maps[1], levels[1]) * len(batch.images)).backward()
+        found[kind] = [seen.grad for seen in own]
     return found
 
 

@@ -1,6 +1,6 @@
 """One rank's part of test_ranks.py: the gradient of a step, as data-parallel training adds it up.
 
-python rank_step.py RANK RANKS STORE OUT FEATURES
+python rank_step.py RANK RANKS STORE OUT
 """
 
 import sys
@@ -54,13 +54,13 @@ def batch_of(numbers):
     return Batch(images[numbers], torch.cat(rows), labelled[numbers])
 
 
-def trainer(features):
+def trainer():
     student = network(0)
     detection = DetectionLoss(student.head.anchors, 3, LossGains())
     teachers = Teachers([Teacher(network(1))], student, NAMES)
     channels = [conv.in_channels for conv in student.head.m]
     torch.manual_seed(2)
-    projected = FeatureLoss(features, channels, channels)
+    projected = FeatureLoss("score-l2", channels, channels)
     response = Response(LossGains(), student.head.anchors)
     step = TrainingStep(student, [detection, Distiller(teachers, response, 1.0, features=[projected])])
     # Statistics of norms are a rank's own; with fixed ones everything else must agree.
@@ -82,7 +82,7 @@ def main():
     rank, ranks, store, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
     if ranks > 1:
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
-    run, order = trainer(sys.argv[5]), TrainingOrder(IMAGES, TOGETHER // ranks, (64, 64), seed=0)
+    run, order = trainer(), TrainingOrder(IMAGES, TOGETHER // ranks, (64, 64), seed=0)
     order.mosaic_until = 0
     losses = []
     for step, numbers in enumerate(batch.rows[:, 0].tolist() for batch in order):
