@@ -97,6 +97,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0")) if is_distributed() else 0
 
 
+def processes_here() -> int:
+    """The number of processes of the run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if is_distributed() else 1
+
+
 @contextmanager
 def main_first() -> Iterator[None]:
     """Lets the first rank through alone, then the others: they find its files ready.

@@ -3,10 +3,12 @@
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from tqdm import tqdm
 
 from benchmarks.step import PROGRESS, Bench
 from utils.batch import Progress
 from utils.losses import detection
+from utils.training.loop import EpochHooks
 
 PRESETS = {
     "plain": {},
@@ -134,5 +136,46 @@ def test_no_step_waits_for_a_cuda_device(preset):
             trainer.meters.update(step())
             trainer.guard.mend()
         trainer.run_batch(cuda.batch.to(cuda.device).to_float(), SAMPLED)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+class Batches(list):
+    """A loader of the same batch, so many times."""
+
+    def set_epoch(self, epoch, skip):
+        pass
+
+
+def epoch_between(bench, begin, end):
+    """Runs an epoch with two looks at the device; calls `begin` after some steps, `end` before the last."""
+    trainer, steps = bench.trainer(distill_loss="response"), 24
+    trainer.guard.interval = 10
+
+    def before(_batch, progress):
+        if progress.step == 3:
+            begin()
+        elif progress.step == steps - 1:
+            end()
+
+    batches = Batches([bench.batch] * steps)
+    return trainer.run_epoch(batches, 0, 1, lambda loader, _: tqdm(loader, disable=True), EpochHooks(before))
+
+
+def test_an_epoch_shows_its_means(bench):
+    called = []
+    means = epoch_between(bench, lambda: called.append("begin"), lambda: called.append("end"))
+    assert called == ["begin", "end"] and means["box"] > 0 and means["distill_box"] > 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_no_part_of_an_epoch_waits_for_a_cuda_device():
+    cuda = Bench("demo-student", "demo-teacher", 64, 2, torch.device("cuda:0"))
+    try:
+        epoch_between(
+            cuda,
+            lambda: torch.cuda.set_sync_debug_mode("error"),
+            lambda: torch.cuda.set_sync_debug_mode("default"),
+        )
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -364,7 +364,8 @@ def _batch_loader(
         # A loader draws a seed for its workers, which use none. From a generator of its own: the state of
         # torch's would depend on how often a run was stopped.
         generator=torch.Generator(),
-        pin_memory=torch.cuda.is_available(),
+        # Of a run that has chosen a GPU: one on the CPU would start CUDA for nothing.
+        pin_memory=torch.cuda.is_initialized(),
         # Forked workers share the index and the caches; elsewhere than on Linux forking is unsafe.
         multiprocessing_context=multiprocessing.get_context("fork")
         if count and sys.platform == "linux"

@@ -26,6 +26,7 @@ from torch import Tensor
 from utils.config.files import replace_atomically, user_cache_dir
 from utils.datasets.images import Image, UnreadableImageError, all_scaled_wh, read_for_training
 from utils.datasets.index import DatasetIndex
+from utils.distributed import processes_here
 from utils.errors import UserError
 from utils.reporting.console import Console
 from utils.reporting.naming import counted
@@ -95,8 +96,13 @@ class PictureStore:
         return self._view[start:stop].reshape(height, width, 3)
 
     def keep_in_memory(self) -> None:
-        """Loads all pictures, unless that takes more than most of the free memory."""
+        """Loads all pictures, unless that takes more than most of the free memory.
+
+        Each of several processes on a machine has its own, and a part of what is free.
+        """
         needed, free = int(self._offsets[-1]), free_memory()
+        if free is not None:
+            free //= processes_here()
         if free is not None and needed > free * _MEMORY_SHARE:
             self.notes.append(
                 f"pictures are not cached in memory: they take {needed / _GIB:.1f} GiB and "

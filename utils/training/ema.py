@@ -12,6 +12,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from models.yolo import Model
 
+Pairs = tuple[list[Tensor], list[Tensor]]
+
 
 class ModelEma(AveragedModel):
     """Averages all floating state, batch norm statistics included.
@@ -26,6 +28,8 @@ class ModelEma(AveragedModel):
         super().__init__(model, use_buffers=True)
         self.limit, self.tau, self.updates = limit, tau, 0
         self.requires_grad_(False).eval()
+        # Walking through both networks would take a millisecond or two of every update.
+        self._pairs: tuple[Model, Pairs, Pairs] | None = None
 
     @property
     def model(self) -> Model:
@@ -36,19 +40,31 @@ class ModelEma(AveragedModel):
     def update(self, model: Model) -> None:
         """Takes the state of the model after an optimizer step into the average.
 
+        Neither of the two may be moved to another device after the first time.
+
         Not by `update_parameters`: that sends its counter to the device in every call and waits for it.
         """
-        floating: list[tuple[Tensor, Tensor]] = []
-        rest: list[tuple[Tensor, Tensor]] = []  # counters
-        for pair in zip(_tensors(self.model), _tensors(model), strict=True):
-            (floating if pair[0].is_floating_point() else rest).append(pair)
+        if self._pairs is None or self._pairs[0] is not model:
+            self._pairs = (model, *_paired(self.model, model))
+        _, floating, rest = self._pairs
         # The first update replaces what the average began with.
         decay = self.limit * (1 - math.exp(-(self.updates + 1) / self.tau)) if self.updates else 0.0
         self.updates += 1
         self.n_averaged.fill_(self.updates)
-        torch._foreach_lerp_([own for own, _ in floating], [new for _, new in floating], 1 - decay)
-        if rest:
-            torch._foreach_copy_([own for own, _ in rest], [new for _, new in rest])
+        torch._foreach_lerp_(*floating, 1 - decay)
+        if rest[0]:
+            torch._foreach_copy_(*rest)
+
+
+def _paired(own: Model, other: Model) -> tuple[Pairs, Pairs]:
+    """The tensors of both: of floating numbers, and the rest (counters)."""
+    floating: Pairs = ([], [])
+    rest: Pairs = ([], [])
+    for mine, theirs in zip(_tensors(own), _tensors(other), strict=True):
+        pairs = floating if mine.is_floating_point() else rest
+        pairs[0].append(mine)
+        pairs[1].append(theirs)
+    return floating, rest
 
 
 def _tensors(model: Model) -> Iterator[Tensor]:

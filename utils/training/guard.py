@@ -13,9 +13,10 @@ from utils.batch import Batch, Progress
 from utils.config.files import replace_atomically
 from utils.distributed import rank
 from utils.errors import UserError
+from utils.training.glance import Glance
 
 MANY = 10  # updates in a row; a loss scaler needs fewer to find its scale
-INTERVAL = 10  # steps between two looks at a GPU, each of which waits for it
+INTERVAL = 10  # steps between two looks at a GPU; each finds what the look before has asked for
 
 
 class DivergedError(UserError):
@@ -42,6 +43,7 @@ class StepGuard:
         self._watched = [b for module in modules for b in module.buffers() if b.is_floating_point()]
         self._good = self._together()
         self._alert = False
+        self._glance: Glance[None] = Glance()
 
     def note(self, norm: Tensor) -> None:
         """Takes in the norm of all gradients of an update; does not wait for the device."""
@@ -51,12 +53,17 @@ class StepGuard:
     def check(self, batch: Batch, progress: Progress, terms: Mapping[str, Tensor]) -> str | None:
         """Mends the statistics and, now and then, looks at the counts; to be called after every step.
 
+        Waits for a GPU only while updates are skipped.
+
         Gives a warning where an update was skipped since. Raises DivergedError when too many were in a row.
         """
         self.mend()
         if not (self._alert or progress.step % self.interval == 0):
             return None
-        skipped, in_row = (int(value) for value in self._counts.tolist())
+        seen = (self._counts, None) if self._alert else self._glance(self._counts, None)
+        if seen is None:
+            return None
+        skipped, in_row = (int(value) for value in seen[0].tolist())
         new, self.skipped = skipped - self.skipped, skipped
         self._alert = bool(new)
         if not new:

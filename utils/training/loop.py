@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from utils.batch import Batch, Progress
 from utils.datasets.loader import TrainLoader
 from utils.distributed import from_all, world_size
 from utils.training.ema import ModelEma
+from utils.training.glance import Glance
 from utils.training.guard import StepGuard
 from utils.training.optimizer import RateSchedule
 from utils.training.step import TrainingStep
@@ -35,6 +37,7 @@ class Meters:
     """
 
     sums: dict[tuple[str, ...], Tensor] = field(default_factory=dict)
+    _glance: Glance[tuple[tuple[str, ...], ...]] = field(default_factory=Glance, repr=False)
 
     def update(self, values: dict[str, Tensor]) -> None:
         """Adds one value of each name."""
@@ -48,12 +51,27 @@ class Meters:
 
     def means(self) -> dict[str, float]:
         """The mean of each name so far, NaN without a finite value; waits for the device."""
-        totals: dict[str, list[float]] = {}
-        for names, sums in self.sums.items():
-            for name, total, count in zip(names, *sums.tolist(), strict=True):
-                entry = totals.setdefault(name, [0.0, 0.0])
-                entry[0], entry[1] = entry[0] + total, entry[1] + count
-        return {name: total / count if count else math.nan for name, (total, count) in totals.items()}
+        return _means([(names, sums) for names, sums in self.sums.items()])
+
+    def latest(self) -> dict[str, float]:
+        """The same, on a GPU as it was at the look before; empty at the first. Waits for nothing."""
+        if not self.sums:
+            return {}
+        seen = self._glance(torch.cat(list(self.sums.values()), 1), tuple(self.sums))
+        if seen is None:
+            return {}
+        together, layout = seen
+        return _means(list(zip(layout, together.split([len(names) for names in layout], 1), strict=True)))
+
+
+def _means(parts: Sequence[tuple[tuple[str, ...], Tensor]]) -> dict[str, float]:
+    """From names and the (2, names) sums and counts of each set of them."""
+    totals: dict[str, list[float]] = {}
+    for names, sums in parts:
+        for name, total, count in zip(names, *sums.tolist(), strict=True):
+            entry = totals.setdefault(name, [0.0, 0.0])
+            entry[0], entry[1] = entry[0] + total, entry[1] + count
+    return {name: total / count if count else math.nan for name, (total, count) in totals.items()}
 
 
 def means_over_ranks(means: dict[str, float]) -> dict[str, float]:
@@ -98,6 +116,20 @@ class EpochHooks:
     warn: Callable[[str], None] = _nothing
 
 
+@contextmanager
+def tried_kernels(wanted: bool) -> Iterator[None]:
+    """Lets cuDNN try which kernels are fastest at the first batch of each shape.
+
+    For training alone: a validation has many shapes, and trying takes longer than it brings.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = wanted
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
 @dataclass
 class Trainer:
     """Everything an epoch needs, and what goes on from step to step.
@@ -109,7 +141,8 @@ class Trainer:
     done, with their means in `meters` and the time they took in `seconds`; not 0 at the start of an
     epoch that an earlier process began.
     whole: whether all of this belongs to the same batch, as it does but within a step.
-    parallel: the step in DistributedDataParallel, None in a single process.
+    parallel: the step in DistributedDataParallel, None in a single process. fixed_shapes: whether all
+    batches but the last have one shape, for which a GPU's kernels are then tried out.
     """
 
     step: TrainingStep
@@ -127,6 +160,11 @@ class Trainer:
     seconds: float = 0.0
     whole: bool = True
     parallel: nn.Module | None = None
+    fixed_shapes: bool = False
+
+    def __post_init__(self) -> None:
+        """Gathers what every update needs."""
+        self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def run_epoch(
         self,
@@ -139,10 +177,14 @@ class Trainer:
         """Trains on the batches of the loader that are not done yet; gives the means of the epoch."""
         self.step.train()
         loader.set_epoch(epoch, self.done)
-        bar = show(loader, self.done)
+        with tried_kernels(self.fixed_shapes and self.device.type == "cuda"):
+            self._run_batches(loader, Progress(0, epoch, len(loader), epochs), show(loader, self.done), hooks)
+        return self.meters.means()
+
+    def _run_batches(self, loader: TrainLoader, epoch: Progress, bar: tqdm[Batch], hooks: EpochHooks) -> None:
         since = time.monotonic()
         for batch in bar:
-            progress = Progress(epoch * len(loader) + self.done, epoch, len(loader), epochs)
+            progress = replace(epoch, step=epoch.epoch * len(loader) + self.done)
             hooks.before(batch, progress)
             self.whole = False
             batch, terms = self.train_on(batch, progress)
@@ -152,13 +194,14 @@ class Trainer:
             warning = self.guard.check(batch, progress, terms)
             if warning is not None:
                 hooks.warn(warning)
-            if self.done % 10 == 1 or self.done == len(loader):
+            is_last = self.done == len(loader)
+            if self.done % 10 == 1 or is_last:
+                means = self.meters.means() if is_last else self.meters.latest()
                 facts = dict(zip(BAR_FACTS, (len(batch.targets), max(batch.images.shape[2:])), strict=True))
-                bar.set_postfix({**self.meters.means(), **facts}, refresh=False)
+                bar.set_postfix({**means, **facts}, refresh=False)
             now = time.monotonic()  # without a wait for the device: the batches' sum is right all the same
             self.seconds, since = self.seconds + now - since, now
             hooks.after(progress)
-        return self.meters.means()
 
     def begin_epoch(self) -> None:
         """Forgets the batches of the epoch before."""
@@ -189,8 +232,7 @@ class Trainer:
         The scaler skips on the device, without the host having to know.
         """
         self.scaler.unscale_(self.optimizer)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, MAX_GRADIENT_NORM)
         self.guard.note(norm)
         self.scaler.step(self.optimizer)
         # Without a loss scale in float16 the scaler has nothing to look for.

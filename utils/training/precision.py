@@ -46,7 +46,8 @@ def amp_dtype(wanted: bool, kind: str, device: torch.device) -> torch.dtype | No
 
 def cpu_computes_bf16() -> bool:
     """Whether this machine's CPU has instructions for bf16; without, torch converts back and forth."""
-    able = torch.cpu.get_capabilities()
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)  # a torch before 2.12 does not tell
+    able = capabilities()
     return any(able.get(name) for name in CPU_BF16)
 
 

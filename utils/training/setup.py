@@ -284,6 +284,7 @@ def build_trainer(
         guard=StepGuard([step.model, ema.model], interval=1 if device.type == "cpu" else INTERVAL),
         amp_dtype=dtype,
         parallel=in_parallel(step, device),
+        fixed_shapes=not (options.rect or options.multi_scale),
         multi_scale=MultiScale(image_size, step.model.size_multiple, options.seed)
         if options.multi_scale
         else None,

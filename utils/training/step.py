@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -47,7 +48,7 @@ class TrainingStep(nn.Module):
         return {name: value for terms in by_loss for name, value in terms.items()}, gauges
 
     def _is_sampled(self, progress: Progress) -> bool:
-        every = max(progress.steps_per_epoch // SAMPLES_PER_EPOCH, 1)
+        every = math.ceil(progress.steps_per_epoch / SAMPLES_PER_EPOCH)
         return bool(self.gauges) and progress.step % progress.steps_per_epoch % every == 0
 
     def _gradient_ratios(
@@ -71,7 +72,7 @@ class TrainingStep(nn.Module):
             )
             squares = [g.float().square().sum() for g in gradients if g is not None]
             norms.append(torch.stack(squares).sum().sqrt() if squares else total.new_zeros(()))
-        # Without a label in the batch there is nothing to compare with; 0 says so.
+        # Without a label in the batch there is nothing to compare with; such a step counts in no mean.
         first, some = norms[0].clamp(min=1e-12), norms[0] > 0
-        ratios = [torch.where(some, norm / first, 0.0) for norm in norms[1:]]
+        ratios = [torch.where(some, norm / first, math.nan) for norm in norms[1:]]
         return dict(zip(self.gauges, ratios, strict=True))
