@@ -42,20 +42,21 @@ def many_pictures(source: Path, count: int, folder: Path) -> list[Path]:
 
 
 class Bare:
-    """The network alone on prepared pictures, in the batches that detect.py makes."""
+    """The network alone, up to its raw outputs, on prepared pictures in the batches of detect.py."""
 
     def __init__(self, weights: str, pictures: Sequence[Path], size: int, device: torch.device) -> None:
-        model = prepare_model(build_model(read_checkpoint(resolve_weights(weights))), device)
-        self.predictor = Predictor(model, NmsRules())
-        detector = Detector(self.predictor, model.names, (size, size))
+        self.model = prepare_model(build_model(read_checkpoint(resolve_weights(weights))), device)
+        self.predictor = Predictor(self.model, NmsRules())
+        detector = Detector(self.predictor, self.model.names, (size, size))
         prepared = [detector.prepare(Frame(read_image(path), str(path))).pixels for path in pictures]
         groups = in_groups(prepared, lambda pixels: pixels.shape, detector.batch)
         self.batches = [torch.cat(group) if len(group) > 1 else group[0] for group in groups]
 
+    @torch.no_grad()
     def __call__(self) -> None:
         """All pictures once."""
         for pixels in self.batches:
-            self.predictor.forward(pixels.to(self.predictor.device).float().div_(255))
+            self.predictor.levels(self.model, pixels.to(self.predictor.device).float().div_(255))
 
 
 def main() -> None:

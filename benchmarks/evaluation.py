@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from benchmarks.measure import device_of, medians, ms, parser, table
 from models.checkpoint import build_model, read_checkpoint
@@ -36,9 +37,10 @@ def share_of_network(weights: str, data: Path, split: str, size: int, rounds: in
     settings = EvaluationSettings()
     predictor = Predictor(model, settings.nms_rules())
 
+    @torch.no_grad()
     def bare() -> None:
         for batch in batches:
-            predictor.forward(batch.to(device).to_float().images)
+            predictor.levels(model, batch.to(device).to_float().images)
 
     work = {"network": bare, "evaluation": lambda: evaluate(model, loader, names=index.names)}
     times = medians(work, rounds, device, warm=1)

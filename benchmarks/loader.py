@@ -53,7 +53,7 @@ def samples(loader: TrainLoader) -> Callable[[], object]:
 
 
 def main() -> None:
-    options = parser(__doc__, rounds=30)
+    options = parser(__doc__, rounds=30, device=False)
     options.add_argument("--data", default="data/bccd.yaml", type=Path)
     options.add_argument("--split", default="train")
     options.add_argument("--img", type=int, nargs="+", default=[320, 640])

@@ -19,14 +19,18 @@ import torch
 from utils.device import describe_device, select_device
 
 
-def parser(description: str | None, rounds: int) -> argparse.ArgumentParser:
-    """The options that all benchmarks have."""
+def parser(
+    description: str | None, rounds: int | None = None, *, device: bool = True, busy: bool = False
+) -> argparse.ArgumentParser:
+    """The options that benchmarks have in common: those of them that this one heeds."""
     made = argparse.ArgumentParser(description=description)
-    made.add_argument("--device", default="cpu", help="cpu, or the number of a GPU")
-    made.add_argument("--rounds", type=int, default=rounds, help="timed rounds; the median counts")
-    made.add_argument(
-        "--busy", action="store_true", help="count time on the processor: for a CPU that others use too"
-    )
+    if device:
+        made.add_argument("--device", default="cpu", help="cpu, or the number of a GPU")
+    if rounds is not None:
+        made.add_argument("--rounds", type=int, default=rounds, help="timed rounds; the median counts")
+    if busy:
+        words = "count time on the processor: for a CPU that others use too"
+        made.add_argument("--busy", action="store_true", help=words)
     return made
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks.measure import device_of, ms, parser, table
+from utils.device import select_device
 
 KINDS = ("plain", "teacher", "distilled")
 
@@ -41,7 +42,7 @@ def of_steps(given: argparse.Namespace) -> None:
     """Prints what one kind of step takes at its peak, beside networks and optimizer, as JSON."""
     from benchmarks.step import Bench
 
-    device = torch.device("cuda" if given.device != "cpu" else "cpu")
+    device = select_device(given.device)
     bench = Bench(given.student, given.teacher, given.img, given.batch, device)
     trainer = bench.trainer(**({} if given.kind == "plain" else {"distill_loss": "response"}))
     work = bench.teacher_alone(trainer) if given.kind == "teacher" else bench.step(trainer)
@@ -124,7 +125,7 @@ def _private_mib() -> float:
 
 
 def main() -> None:
-    options = parser(__doc__, rounds=1)
+    options = parser(__doc__)
     options.add_argument("--student", default="yolov5s")
     options.add_argument("--teacher", default="yolov5m")
     options.add_argument("--img", type=int, default=320)

@@ -180,7 +180,7 @@ def variants(bench: Bench, compiled: bool, reduced: bool) -> dict[str, Callable[
 
 
 def main() -> None:
-    options = parser(__doc__, rounds=10)
+    options = parser(__doc__, rounds=10, busy=True)
     options.add_argument("--student", default="yolov5s")
     options.add_argument("--teacher", default="yolov5m")
     options.add_argument("--img", type=int, default=320)

@@ -111,14 +111,14 @@ class Predictor:
             self.watch.lap("inference")
             detections = self.suppress(decoded)
         else:
-            _, levels = self._levels(self.model, images)
+            _, levels = self.levels(self.model, images)
             self.watch.lap("inference")
             detections = self._suppress_levels(self.model, levels)
         self.watch.lap("nms")
         self.watch.images += len(images)
         return detections
 
-    def _levels(self, model: Model, images: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def levels(self, model: Model, images: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Inputs of the Detect layer, and its raw levels."""
         with torch.autocast(self.device.type, torch.float16, enabled=self.half):
             features = model.forward_features(images)
@@ -141,7 +141,7 @@ class Predictor:
         if self.augment:
             with torch.autocast(self.device.type, torch.float16, enabled=self.half):
                 return self.model.forward_augmented(images), None
-        features, levels = self._levels(self.model, images)
+        features, levels = self.levels(self.model, images)
         output = StudentOutput(features, tuple(level.float() for level in levels))
         return self.model.decode_levels(output.levels), output
 
