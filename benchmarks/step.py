@@ -102,7 +102,9 @@ class Bench:
             losses = list(distillation_recipe(given)(context))
         step = TrainingStep(model, losses).to(self.device)
         step.train()
-        return setup.build_trainer(step, ema, options, hyp, self.size, self.device)
+        trainer = setup.build_trainer(step, ema, options, hyp, self.size, self.device)
+        step.compute_in(trainer.amp_dtype)
+        return trainer
 
     def compiled(self, trainer: Trainer) -> Trainer:
         """The same trainer with its networks compiled, as --compile does it."""

@@ -71,6 +71,31 @@ def test_a_changed_teacher_is_noticed_at_the_end():
         distiller.finish()
 
 
+def test_a_teacher_in_reduced_precision_says_what_it_says_under_autocast(images):
+    teacher, own = Teacher(network()), Teacher(network(), frozen=False)
+    for member in (teacher, own):
+        member.model.eval()
+        member.fit_to(network(1), NAMES)
+    with torch.autocast("cpu", torch.bfloat16):
+        wanted = teacher(images)
+    for member in (teacher, own):
+        member.compute_in(torch.bfloat16)
+    kinds = {m.weight.dtype for m in teacher.model.modules() if isinstance(m, torch.nn.Conv2d)}
+    assert kinds == {torch.bfloat16} and next(own.model.parameters()).dtype is torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        found = teacher(images)
+    judged = InStudentsTerms(teacher, len(NAMES))
+    levels = judged.forward_head(judged.forward_features(images))
+    for got, other, raw in zip(found.levels, levels, wanted.levels, strict=True):
+        assert torch.equal(got, raw) and torch.equal(other, raw)
+    assert judged.decode_levels(levels).dtype is torch.float32
+    teacher.assert_unchanged()
+    with torch.no_grad():
+        next(teacher.model.parameters()).add_(1)
+    with pytest.raises(AssertionError, match="changed"):
+        teacher.assert_unchanged()
+
+
 def test_the_ratio_scales_every_term(images):
     student = network(1)
     teachers = Teachers([Teacher(network())], student, NAMES)

@@ -28,6 +28,7 @@ from utils.training import setup
 from utils.training.loop import Trainer
 from utils.training.run import TrainingRun
 from utils.training.start import run_training
+from utils.training.step import TrainingStep
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--img", "64", "--batch", "2", "--device", "cpu", "--noautoanchor", "--noplots"]
@@ -249,6 +250,7 @@ def test_a_run_computes_in_float32_where_reduced_precision_disagrees(
 def test_a_rank_without_validation_batches_does_not_object_to_reduced_precision():
     run = object.__new__(TrainingRun)
     run.model, run.losses, run.val_loader, run.device = None, [], [], torch.device("cpu")
-    trainer = SimpleNamespace(amp_dtype=torch.bfloat16)
+    step = TrainingStep(Model(ROOT / "models/demo-student.yaml", nc=1), [])
+    trainer = SimpleNamespace(amp_dtype=torch.bfloat16, step=step)
     run._check_precision(trainer)
     assert trainer.amp_dtype is torch.bfloat16

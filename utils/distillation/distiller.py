@@ -114,6 +114,11 @@ class Distiller(nn.Module):
         for member in self.teachers.members:
             member.body = compiled(member.body)
 
+    def compute_in(self, dtype: torch.dtype) -> None:
+        """Keeps the weights of frozen teachers in the reduced precision of the run."""
+        for member in self.teachers.members:
+            member.compute_in(dtype)
+
     def observe(self, gradient_ratio: Tensor, progress: Progress) -> None:
         """Takes in the measured norm of its gradient, relative to that of the labels' loss."""
         if self.balance is not None and not self.schedule.is_over(progress):

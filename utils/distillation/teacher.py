@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +46,7 @@ class Teacher:
     names: list[str] | None  # None where the file does not tell them
     fit: Fit  # from `fit_to`
     body: Body  # its own, compiled or not
+    dtype: torch.dtype | None = None  # of its convolutions, None for float32
 
     def __init__(
         self, model: Model, source: Path | str = "teacher", scale: float = 1.0, *, frozen: bool = True
@@ -72,6 +74,26 @@ class Teacher:
         if not checkpoint.names:
             teacher.names = None
         return teacher
+
+    def compute_in(self, dtype: torch.dtype) -> None:
+        """Keeps a frozen teacher's convolutions in the reduced precision that the run computes in.
+
+        The numbers are those of autocast, which would convert all weights anew in every step: it keeps
+        converted ones only of what is trained.
+        """
+        if not self.is_frozen:
+            return
+        self.assert_unchanged()
+        for module in self.model.modules():
+            if isinstance(module, nn.Conv2d):
+                module.to(dtype)
+        self.dtype, self._fingerprint = dtype, checksum(self.model)
+
+    def precision(self) -> AbstractContextManager[object]:
+        """The precision to call its network in, outside of a step; without its own what is set."""
+        if self.dtype is None:
+            return nullcontext()
+        return torch.autocast(next(self.model.parameters()).device.type, self.dtype)
 
     def fit_to(self, student: Model, names: Sequence[str], only: Collection[int] | None = None) -> None:
         """Finds which of its outputs belong to which of the student's.
@@ -158,11 +180,13 @@ class InStudentsTerms(nn.Module):
 
     def forward_features(self, images: Tensor) -> tuple[Tensor, ...]:
         """Inputs of its Detect layer."""
-        return self.model.forward_features(fitted(images, self.teacher))
+        with self.teacher.precision():
+            return self.model.forward_features(fitted(images, self.teacher))
 
     def forward_head(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Its raw levels."""
-        return self.model.forward_head(features)
+        with self.teacher.precision():
+            return self.model.forward_head(features)
 
     def decode_levels(self, levels: Sequence[Tensor]) -> Tensor:
         """Predictions (B, N, 5 + K), 0 for the classes of the data that it does not know."""

@@ -24,8 +24,9 @@ class Loss(Protocol):
     It may have `observe(gradient_ratio, progress)`, called where its gradient was measured,
     `review(report)`, which gives warnings after an epoch, `finish()` for the end of the run, `networks()`,
     those that it asks beside the trained one, by what to call them, `references()`, mAP50 and mAP50-95 on
-    the validation split of those of them that know all of the data's classes, and
-    `compile_networks(compiled)`, which lets their bodies run as `compiled` makes them.
+    the validation split of those of them that know all of the data's classes, `compute_in(dtype)`, which
+    tells it the reduced precision of the run's forward pass, and `compile_networks(compiled)`, which lets
+    their bodies run as `compiled` makes them.
     """
 
     names: tuple[str, ...]

@@ -165,6 +165,7 @@ class TrainingRun:
             kind = str(dtype).removeprefix("torch.")
             self.console.warn(f"in {kind} {name} does not say what it says in float32: --amp is off")
             trainer.amp_dtype = None
+        trainer.step.compute_in(trainer.amp_dtype)
 
     def _from_losses(self, hook: str) -> dict[str, Any]:
         """What the losses that have this hook give, together."""

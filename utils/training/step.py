@@ -47,6 +47,13 @@ class TrainingStep(nn.Module):
                 observe(ratio, progress)
         return {name: value for terms in by_loss for name, value in terms.items()}, gauges
 
+    def compute_in(self, dtype: torch.dtype | None) -> None:
+        """Tells the losses the reduced precision of the forward pass, None for float32."""
+        for loss in self.losses:
+            compute_in = getattr(loss, "compute_in", None)
+            if compute_in is not None and dtype is not None:
+                compute_in(dtype)
+
     def _is_sampled(self, progress: Progress) -> bool:
         every = math.ceil(progress.steps_per_epoch / SAMPLES_PER_EPOCH)
         return bool(self.gauges) and progress.step % progress.steps_per_epoch % every == 0
