@@ -365,7 +365,7 @@ def _batch_loader(
         # torch's would depend on how often a run was stopped.
         generator=torch.Generator(),
         # Of a run that has chosen a GPU: one on the CPU would start CUDA for nothing.
-        pin_memory=torch.cuda.is_initialized(),
+        pin_memory=torch.cuda.is_initialized(),  # type: ignore[no-untyped-call]
         # Forked workers share the index and the caches; elsewhere than on Linux forking is unsafe.
         multiprocessing_context=multiprocessing.get_context("fork")
         if count and sys.platform == "linux"

@@ -59,10 +59,12 @@ class FeatureLoss(nn.Module):
 
     def distance(self, own: Tensor, target: Tensor, raw: Tensor) -> Tensor:
         """The loss of one level."""
+        if self.kind != "score-l2":
+            own, target = standardised(own, target)
         if self.kind == "cwd":
-            return channelwise_divergence(*standardised(own, target))
+            return channelwise_divergence(own, target)
         if self.kind == "pkd":
-            return F.mse_loss(*standardised(own, target)) / 2
+            return F.mse_loss(own, target) / 2
         scores = raw.float().sigmoid()
         weight = (scores[..., 4] * scores[..., 5:].amax(-1)).amax(1)[:, None]
         error = (own - target).square() * weight

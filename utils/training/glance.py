@@ -43,6 +43,6 @@ def sent_back(value: Tensor) -> tuple[Tensor, Arrived]:
     """A copy of a GPU's tensor in main memory, and whether it is there."""
     host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
     host.copy_(value, non_blocking=True)
-    event = torch.cuda.Event()
-    event.record()  # type: ignore[no-untyped-call]
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record()
     return host, event.query

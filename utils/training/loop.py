@@ -61,7 +61,9 @@ class Meters:
         if seen is None:
             return {}
         together, layout = seen
-        return _means(list(zip(layout, together.split([len(names) for names in layout], 1), strict=True)))
+        return _means(
+            list(zip(layout, torch.split(together, [len(names) for names in layout], 1), strict=True))
+        )
 
 
 def _means(parts: Sequence[tuple[tuple[str, ...], Tensor]]) -> dict[str, float]:

@@ -47,7 +47,7 @@ def amp_dtype(wanted: bool, kind: str, device: torch.device) -> torch.dtype | No
 def cpu_computes_bf16() -> bool:
     """Whether this machine's CPU has instructions for bf16; without, torch converts back and forth."""
     capabilities = getattr(torch.cpu, "get_capabilities", dict)  # a torch before 2.12 does not tell
-    able = capabilities()
+    able: Mapping[str, bool] = capabilities()
     return any(able.get(name) for name in CPU_BF16)
 
 
