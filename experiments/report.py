@@ -49,7 +49,7 @@ def write_report() -> None:
             text = between_marks(page.read_text(encoding="utf-8"), name, "No record yet.\n")
             write_text_atomically(page, text)
             continue
-        body = f"{table(plan, results, teachers)}\n"
+        body = f"{table(plan, results, teachers)}\n{remarks(results, teachers)}"
         if any(len(curve) > 1 for entry in results for curve in entry.curves()):
             plot_curves(PICTURES / f"{name}.png", plan, results)
             body += f"\n![validation mAP50-95 by epoch](images/{name}.png)\n"
@@ -95,8 +95,18 @@ def table(plan: Plan, results: Sequence[ArmResults], teachers: dict[str, dict[st
     return "\n".join(lines)
 
 
+def remarks(results: Sequence[ArmResults], teachers: dict[str, dict[str, Any]]) -> str:
+    """What a reader has to know of how the rows came about; empty mostly."""
+    found = ""
+    for name, record in teachers.items():
+        sums = {r.get("teacher_sha256") for e in results if e.arm.teacher == name for r in e.by_seed.values()}
+        if len((sums | {record.get("teacher_sha256")}) - {None}) > 1:
+            found += f"\nThe teacher `{name}` was trained again in between: not all rows have the same one.\n"
+    return found
+
+
 def compared(entry: ArmResults, plain: ArmResults, goal: float | None) -> list[str]:
-    """Difference of mAP50-95 with its standard error, part of the gap closed, when plain's end is reached."""
+    """Difference of mAP50-95 with its standard error and that of the worst seed, part of the gap closed, when plain's end is reached."""
     own, other = (
         {seed: record["map50_95"] for seed, record in arm.by_seed.items()} for arm in (entry, plain)
     )
@@ -104,8 +114,9 @@ def compared(entry: ArmResults, plain: ArmResults, goal: float | None) -> list[s
     if gain is None:
         return ["", "", ""]
     closed = gap_closed(own, other, goal) if goal is not None else None
-    shown = [str(gain), "" if closed is None else f"{closed:.0%}"]
     seeds = sorted(own.keys() & other.keys())
+    least = min(100 * (own[seed] - other[seed]) for seed in seeds)
+    shown = [f"{gain} (least {least:+.1f})", "" if closed is None else f"{closed:.0%}"]
     curves = [(entry.by_seed[s]["val_map50_95"], plain.by_seed[s]["val_map50_95"]) for s in seeds]
     if any(len(curve) < 2 for curve, _ in curves):  # scored at the end alone
         return [*shown, ""]

@@ -8,6 +8,7 @@ each run.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -76,7 +77,8 @@ class Runner:
             metrics, command = self._test(
                 self.teacher(name), plan, plan.data, RUNS / plan_name / f"scores-{name}"
             )
-            self._write(record, {"title": TEACHERS[name].title, "command": command, **metrics})
+            content = {"title": TEACHERS[name].title, "command": command, **self._sum_of(name), **metrics}
+            self._write(record, content)
 
     def arm(self, name: str, plan: Plan, arm: Arm, seed: int, record: Path) -> None:
         """One run: trained, scored, written down."""
@@ -116,11 +118,16 @@ class Runner:
             "machine": self.machine,
             "torch": torch.__version__,
             "seconds": round(seconds),
+            **(self._sum_of(arm.teacher) if arm.teacher is not None else {}),
             **metrics,
             "val_map50": _scored(curves["metrics/mAP_0.5"].tolist()),
             "val_map50_95": _scored(curves["metrics/mAP_0.5:0.95"].tolist()),
         }
         self._write(record, content)
+
+    def _sum_of(self, teacher: str) -> dict[str, str]:
+        """Which weights a teacher has: trained again, it is another one."""
+        return {"teacher_sha256": hashlib.sha256(self.teacher(teacher).read_bytes()).hexdigest()}
 
     def _start(self, weights: str) -> Path:
         """A public file in the folder for these, or a file of the project itself."""
@@ -131,11 +138,19 @@ class Runner:
         return path
 
     def _train(self, script: Sequence[str], words: Sequence[str], folder: Path) -> str:
-        """Trains into the folder unless that is done; goes on where a run was cut short."""
+        """Trains into the folder unless that is done; goes on where a run was cut short.
+
+        Raises UserError where the folder is that of another command: a plan has changed since.
+        """
         place = ("--project", str(folder.parent), "--name", folder.name, "--exist-ok")
         command = shlex.join(("python", *script, *words))
+        begun = folder / "command"
+        if begun.is_file() and begun.read_text(encoding="utf-8").strip() != command:
+            raise UserError("was made by another command", folder, "remove it, and it is made anew")
         if (folder / "done").is_file():
             return command
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text_atomically(begun, command + "\n")
         if (folder / "weights" / "state.pt").is_file():
             self._call(*script, "--resume", str(folder), "--device", self.device)
         else:

@@ -6,6 +6,8 @@ import pytest
 
 from experiments import report
 from experiments.plans import PLANS, TEACHERS, Arm, Plan
+from experiments.run import Runner
+from utils.errors import UserError
 
 PLAN = Plan("a set", "set.yaml", 64, 4, (), (Arm("plain", "plain"), Arm("taught", "`taught`", (), "big")))
 
@@ -39,7 +41,35 @@ def test_an_arm_is_compared_with_the_plain_runs_of_its_own_seeds(records):
     assert rows[1] == ["plain", "2", "50.0 ± 0.0", "25.0 ± 7.1", "", "", ""][: len(rows[1])]
     # +4 and +6 points against .20 and .30; the teacher is 20 points above their mean; plain's ends, .2 and
     # .3, are reached at the second of four epochs. The third seed has no twin.
-    assert rows[2] == ["`taught`", "3", "50.0 ± 0.0", "30.0 ± 6.0", "+5.0 ± 1.0", "25%", "50% of the epochs"]
+    assert rows[2] == [
+        "`taught`",
+        "3",
+        "50.0 ± 0.0",
+        "30.0 ± 6.0",
+        "+5.0 ± 1.0 (least +4.0)",
+        "25%",
+        "50% of the epochs",
+    ]
+
+
+def test_rows_under_different_teachers_are_told(records):
+    results, teachers = records
+    assert report.remarks(results, teachers) == ""
+    teachers["big"]["teacher_sha256"] = results[1].by_seed[0]["teacher_sha256"] = "a"
+    assert report.remarks(results, teachers) == ""
+    results[1].by_seed[1]["teacher_sha256"] = "b"
+    assert "`big` was trained again" in report.remarks(results, teachers)
+
+
+def test_a_folder_of_another_command_is_neither_taken_nor_trained_on(tmp_path, monkeypatch):
+    calls, folder = [], tmp_path / "plain-s0"
+    runner = Runner("cpu", tmp_path)
+    monkeypatch.setattr(runner, "_call", lambda *words: calls.append(words))
+    runner._train(["train.py"], ["--epochs", "2"], folder)
+    runner._train(["train.py"], ["--epochs", "2"], folder)
+    assert len(calls) == 1 and calls[0][:3] == ("train.py", "--epochs", "2")
+    with pytest.raises(UserError, match="another command"):
+        runner._train(["train.py"], ["--epochs", "3"], folder)
 
 
 def test_the_target_may_be_another_arm(records):
