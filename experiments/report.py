@@ -106,7 +106,10 @@ def remarks(results: Sequence[ArmResults], teachers: dict[str, dict[str, Any]]) 
 
 
 def compared(entry: ArmResults, plain: ArmResults, goal: float | None) -> list[str]:
-    """Difference of mAP50-95 with its standard error and that of the worst seed, part of the gap closed, when plain's end is reached."""
+    """Cells of a row: what it is over plain, part of the gap closed, when plain's end is reached.
+
+    The first has the mean difference of mAP50-95, its standard error, and the least of any seed.
+    """
     own, other = (
         {seed: record["map50_95"] for seed, record in arm.by_seed.items()} for arm in (entry, plain)
     )
