@@ -295,6 +295,8 @@ class TrainingRun:
         hooks = EpochHooks(self.pictures.training_batch, self._after_step, self.console.warn)
         with self._state_kept(epoch):
             means = self.trainer.run_epoch(self.train_loader, epoch, self.options.epochs, show, hooks)
+            # Scored by all, and with `--teacher ema` a teacher: the norms' statistics are each rank's own.
+            share_state(self.trainer.ema.model, parameters=False)
             return means_over_ranks(means)
 
     def _after_step(self, progress: Progress) -> None:
@@ -327,7 +329,6 @@ class TrainingRun:
             self.stop.raise_if_wanted()
 
         with self._state_kept(epoch):
-            share_state(self.trainer.ema.model, parameters=False)
             return self._evaluate(
                 self.trainer.ema.model, loss=self._validation_loss, observers=[stop_between_batches]
             )
