@@ -33,7 +33,9 @@ def words_of(kind, small_set, teacher):
     if kind == "plain":
         return ["train.py", *common, "--multi-scale", "--image-weights"]
     taught = ["--teacher", teacher, "ema", "--distill-ratio", "auto", "--feature-loss", "cwd"]
-    return ["train_distill.py", *common, *taught, "--optimizer", "AdamW"]
+    schedule = ["--distill-schedule", "cosine", "--distill-final", "0.2", "--distill-warmup", "1"]
+    closing = ["--stop-distill", "1", "--close-mosaic", "1"]
+    return ["train_distill.py", *common, *taught, *schedule, *closing, "--optimizer", "AdamW"]
 
 
 def state_of(folder):
