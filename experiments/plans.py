@@ -81,11 +81,14 @@ TEACHERS = {
 }
 
 PLAIN = Arm("plain", "plain training")
+# For boxes of few classes: what the default was when the runs on BCCD were made.
+BOXES = ("--distill-loss", "response", "--distill-box", "6", "--distill-obj", "3", "--distill-cls", "3")
 
 
-def presets(teacher: str) -> tuple[Arm, ...]:
+def presets(teacher: str, response: tuple[str, ...] = ("--distill-loss", "response")) -> tuple[Arm, ...]:
     """Plain training, each preset, the default, and the default with each feature loss."""
-    response = ("--distill-loss", "response")
+    boxes = response is BOXES
+    title = "`response`, boxes first (6, 3, 3)" if boxes else "`response`"
 
     def distilled(name: str, title: str, *options: str) -> Arm:
         return Arm(name, title, options, teacher)
@@ -97,11 +100,12 @@ def presets(teacher: str) -> tuple[Arm, ...]:
         distilled("objectness", "`objectness`", "--distill-loss", "objectness"),
         distilled("l2", "`l2`", "--distill-loss", "l2"),
         distilled("kl", "`kl`", "--distill-loss", "kl"),
-        distilled("response", "`response`", *response),
-        distilled("response-cwd", "`response`, features by cwd", *response, "--feature-loss", "cwd"),
-        distilled("response-pkd", "`response`, features by pkd", *response, "--feature-loss", "pkd"),
+        *([distilled("default", "`response` (the default)", "--distill-loss", "response")] if boxes else []),
+        distilled("response", title, *response),
+        distilled("response-cwd", f"{title}, features by cwd", *response, "--feature-loss", "cwd"),
+        distilled("response-pkd", f"{title}, features by pkd", *response, "--feature-loss", "pkd"),
         distilled(
-            "response-score", "`response`, features by score-l2", *response, "--feature-loss", "score-l2"
+            "response-score", f"{title}, features by score-l2", *response, "--feature-loss", "score-l2"
         ),
     )
 
@@ -111,18 +115,17 @@ def few_labels() -> tuple[Arm, ...]:
 
     41 pictures are 3 batches, 205 are 13: the arm with the labels alone has 130 epochs for 30.
     """
-    fifth, response = "experiments/data/bccd_fifth.yaml", ("--distill-loss", "response")
+    fifth = "experiments/data/bccd_fifth.yaml"
     return (
         Arm("plain", "plain, 20% of the labels", data=fifth, epochs=130),
         Arm("all", "plain, all labels", data="data/bccd.yaml"),
-        Arm("own", "the rest unlabelled, teacher of the same 20%", response, "bccd-s-fifth", fifth),
-        Arm("good", "the rest unlabelled, teacher of all labels", response, "bccd-s", fifth),
+        Arm("own", "the rest unlabelled, teacher of the same 20%", BOXES, "bccd-s-fifth", fifth),
+        Arm("good", "the rest unlabelled, teacher of all labels", BOXES, "bccd-s", fifth),
     )
 
 
 def ablations() -> tuple[Arm, ...]:
-    """The default, and what each weakness of other implementations makes of it."""
-    response = ("--distill-loss", "response")
+    """The response loss, and what each weakness of other implementations makes of it."""
     weaknesses = {
         "training-mode": "teacher in training mode",
         "all-cells": "mean over all cells",
@@ -130,16 +133,17 @@ def ablations() -> tuple[Arm, ...]:
         "gated": "objectness gated by the teacher's",
         "raw-boxes": "squared error of raw boxes",
     }
-    broken = [Arm(name, title, response, "bccd-s", ablation=name) for name, title in weaknesses.items()]
-    return (PLAIN, Arm("response", "`response`", response, "bccd-s"), *broken)
+    broken = [Arm(name, title, BOXES, "bccd-s", ablation=name) for name, title in weaknesses.items()]
+    return (PLAIN, Arm("response", "`response`", BOXES, "bccd-s"), *broken)
 
 
 def gains() -> tuple[Arm, ...]:
-    """The default's three terms weaker and stronger, for the choice on the validation split."""
+    """The three terms of the response loss in different proportions."""
     arms = [PLAIN]
-    for name, ratio in (("third", "0.333"), ("same", "1"), ("more", "2.667")):
-        options = ("--distill-loss", "response", "--distill-ratio", ratio)
-        arms.append(Arm(name, f"`response`, `--distill-ratio {ratio}`", options, "bccd-s"))
+    for box, obj, cls in ((6, 3, 3), (6, 3, 24), (1, 1, 8), (2, 1, 8)):
+        words = f"--distill-box {box} --distill-obj {obj} --distill-cls {cls}"
+        options = ("--distill-loss", "response", *words.split())
+        arms.append(Arm(f"{box}-{obj}-{cls}", f"`{words}`", options, "voc-s"))
     return tuple(arms)
 
 
@@ -152,7 +156,7 @@ PLANS = {
         320,
         60,
         SCRATCH,
-        presets("bccd-s"),
+        presets("bccd-s", BOXES),
         common=SMALL_SET,
     ),
     "bccd-public": Plan(
@@ -161,7 +165,7 @@ PLANS = {
         320,
         30,
         PUBLIC,
-        presets("bccd-s"),
+        presets("bccd-s", BOXES),
         common=SMALL_SET,
     ),
     "voc320": Plan(
@@ -196,14 +200,15 @@ PLANS = {
         common=SMALL_SET,
     ),
     "gains": Plan(
-        "BCCD, yolov5n from scratch, 30 epochs: how much weight the teacher has (validation split, one seed)",
-        "data/bccd.yaml",
-        320,
-        30,
-        SCRATCH,
+        "VOC320, yolov5n from the public COCO weights, 6 epochs at 224 px: the weights of the three terms",
+        "experiments/data/voc320.yaml",
+        224,
+        6,
+        PUBLIC,
         gains(),
         seeds=1,
         split="val",
+        choice="last",
         common=SMALL_SET,
     ),
     "demo": Plan(

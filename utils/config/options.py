@@ -268,13 +268,13 @@ class DistillOptions(TrainOptions):
         group=TEACHER,
     )
     distill_box: float = option(
-        6.0, "response: box term, relative to the labels' gain", limits=at_least(0), group=TEACHER
+        2.0, "response: box term, relative to the labels' gain", limits=at_least(0), group=TEACHER
     )
     distill_obj: float = option(
-        3.0, "response: objectness term, relative to the labels' gain", limits=at_least(0), group=TEACHER
+        1.0, "response: objectness term, relative to the labels' gain", limits=at_least(0), group=TEACHER
     )
     distill_cls: float = option(
-        3.0, "response: class term, relative to the labels' gain", limits=at_least(0), group=TEACHER
+        8.0, "response: class term, relative to the labels' gain", limits=at_least(0), group=TEACHER
     )
     feature_loss: Literal["none", "cwd", "pkd", "score-l2"] = option(
         "none",
