@@ -5,7 +5,7 @@ import torch
 
 from experiments.ablation import AllCells, Gated, RawBoxes, Softmax
 from utils.batch import Batch, StudentOutput
-from utils.distillation.response import Response
+from utils.distillation.response import Response, ResponseGains
 from utils.distillation.teacher import TeacherOutput
 from utils.losses.detection import LossGains
 
@@ -52,4 +52,5 @@ def test_raw_boxes_are_compared_as_they_are(levels):
     own, target = levels
     shifted = own.clone()
     shifted[..., :4] = target[..., :4] + 2
-    assert float(terms_of(RawBoxes, shifted, target)["box"]) == pytest.approx(4 * 6 * 0.05, rel=1e-3)
+    wanted = 4 * ResponseGains().box * 0.05
+    assert float(terms_of(RawBoxes, shifted, target)["box"]) == pytest.approx(wanted, rel=1e-3)
