@@ -157,9 +157,10 @@ def test_a_source_without_anything_to_read_is_refused(tmp_path: Path, source: st
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
     authorized: str | None = None
+    agent = ""
 
     def do_GET(self) -> None:
-        type(self).authorized = self.headers["Authorization"]
+        type(self).authorized, type(self).agent = self.headers["Authorization"], self.headers["User-Agent"]
         if self.path.startswith("/to/"):
             self.send_response(302)
             self.send_header("Location", self.path.removeprefix("/to/"))
@@ -192,6 +193,7 @@ def test_pictures_and_videos_at_an_address_are_files(tmp_path: Path, server: str
     cv2.imwrite(str(tmp_path / "sub" / "größe 1.png"), np.full((20, 30, 3), 100, np.uint8))
     (picture,) = open_source(f"{server}/sub/größe 1.png?size=large")
     assert picture.image.shape == (20, 30, 3) and picture.number is None and not picture.live
+    assert _Quiet.agent.startswith("yolov5-distillation/")
     write_video(tmp_path / "v.mp4", frames=40)
     frames = list(open_source(f"{server}/v.mp4", vid_stride=2))
     assert [frame.number for frame in frames] == list(range(0, 40, 2))
