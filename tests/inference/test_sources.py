@@ -292,3 +292,21 @@ def test_live_sources_are_told_from_files() -> None:
     assert not is_live("video.mp4") and not is_live("0.jpg") and not is_live("²")
     assert without_password("rtsp://me:pass@cam:554/a?b=c") == "rtsp://cam:554/a?b=c"
     assert without_password("C:/me:x@y.jpg") == "C:/me:x@y.jpg"
+
+
+@pytest.mark.parametrize(
+    "address", ["https://www.youtube.com/watch?v=x", "https://youtu.be/x", "http://YouTube.com/x"]
+)
+def test_a_page_with_a_video_is_told_before_it_is_asked(address: str) -> None:
+    with pytest.raises(UserError, match="is the address of a page"):
+        open_source(address)
+
+
+def test_the_screen_is_told_to_be_no_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for source in ("screen", "screen 0 100 100 512 256"):
+        with pytest.raises(UserError, match=f"--source {source}: the screen is no source here"):
+            open_source(source)
+    (tmp_path / "screen").mkdir()
+    with pytest.raises(UserError, match="no picture or video in this folder"):
+        open_source("screen")
