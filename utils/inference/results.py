@@ -61,8 +61,13 @@ class Detections:
     def __getitem__(self, index: int | slice) -> Detections:
         """Those of one picture, or of the pictures of a slice."""
         chosen = [*range(self.n)[index]] if isinstance(index, slice) else [range(self.n)[index]]
-        ims, pred, files = ([every[one] for one in chosen] for every in (self.ims, self.pred, self.files))
-        return Detections(ims, pred, files, list(self.names.values()), self.t)
+        return Detections(
+            [self.ims[one] for one in chosen],
+            [self.pred[one] for one in chosen],
+            [self.files[one] for one in chosen],
+            list(self.names.values()),
+            self.t,
+        )
 
     def __iter__(self) -> Iterator[Detections]:
         """Those of each picture."""
