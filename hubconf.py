@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from models.yolo import Model
+from utils.inference.arguments import Device
 from utils.inference.hub import HubModel, bare, load, load_or_create, ready
 from utils.inference.results import Detections
 
@@ -19,10 +20,10 @@ dependencies = ["torch", "torchvision", "numpy", "cv2", "yaml", "matplotlib"]
 
 
 def custom(
-    path: str | Path, autoshape: bool = True, _verbose: bool = True, device: str | None = None
+    path: str | Path, autoshape: bool = True, _verbose: bool = True, device: Device = None
 ) -> HubModel | Model:
     """The network in a file of yours; with `autoshape=False` the bare torch module of a .pt file."""
-    return load(path, device or "", _verbose) if autoshape else bare(path, device or "")
+    return load(path, device, _verbose) if autoshape else bare(path, device)
 
 
 def _sized(name: str) -> object:
@@ -34,10 +35,10 @@ def _sized(name: str) -> object:
         classes: int = 80,
         autoshape: bool = True,
         _verbose: bool = True,
-        device: str | None = None,
+        device: Device = None,
     ) -> HubModel | Model:
-        model = load_or_create(name, pretrained, channels, classes, device or "")
-        return ready(model, device or "") if autoshape else model
+        model = load_or_create(name, pretrained, channels, classes, device)
+        return ready(model, device) if autoshape else model
 
     entry.__name__ = entry.__qualname__ = name
     entry.__doc__ = f"{name}, with its public weights where `pretrained`; bare where not `autoshape`."

@@ -17,6 +17,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils.config.cli import exit_code_of
 from utils.config.files import next_run_folder
 from utils.errors import UserError
 
@@ -45,22 +46,20 @@ class Score:
 
 
 def main() -> int:
-    """Runs all steps; gives the exit code."""
-    begun = time.monotonic()
+    """Runs all steps and says how it went; gives the exit code."""
     os.chdir(ROOT)
-    try:
-        check_start()
-        folder = next_run_folder(Path("runs/demo"), "exp")
-        scores, pictures = run_steps(folder)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
+    return exit_code_of(run_demo)
+
+
+def run_demo() -> None:
+    """All steps, and the table of their scores."""
+    begun = time.monotonic()
+    check_start()
+    folder = next_run_folder(Path("runs/demo"), "exp")
+    scores, pictures = run_steps(folder)
     minutes = (time.monotonic() - begun) / 60
     print(f"\n{table(scores)}\n\nScores on the 120 test pictures; {minutes:.1f} minutes in all.")
     print(f"Pictures with the distilled student's boxes: {pictures.resolve()}")
-    return 0
 
 
 def check_start() -> None:

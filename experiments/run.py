@@ -24,6 +24,7 @@ import torch
 
 from experiments.plans import PLANS, TEACHERS, Arm, Plan
 from experiments.report import RESULTS, ROOT, write_report
+from utils.config.cli import exit_code_of
 from utils.config.files import write_text_atomically
 from utils.device import describe_device, select_device
 from utils.errors import UserError
@@ -198,15 +199,14 @@ def main() -> int:
     )
     given = parser.parse_args()
     os.chdir(ROOT)
-    try:
+
+    def work() -> None:
         runner = Runner(given.device, given.weights_dir)
         for name in given.plans:
             runner.plan(name, given.arms, given.seeds)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    write_report()
-    return 0
+        write_report()
+
+    return exit_code_of(work)
 
 
 if __name__ == "__main__":

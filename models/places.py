@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from models.checkpoint import read_checkpoint
 from models.config import FOLDER
+from models.public_files import FOLDER as PUBLIC_FOLDER
 from models.public_files import NAMES, fetch_public_file, place_of
 from utils.config.suggestions import near_files, question
 from utils.distributed import main_first
@@ -15,11 +17,13 @@ from utils.errors import UserError
 def resolve_weights(name: Path | str, download: bool = False) -> Path:
     """The weight file of that name: as given, else in `weights/`, else fetched where it is a public one.
 
-    Raises UserError with near matches.
+    `weights/` is for names alone: who names a folder means the file in it, and one of the same name that lies
+    elsewhere may be another network. Raises UserError with near matches.
     """
     given = Path(name)
-    folders = [Path("weights"), FOLDER.parent / "weights"]
-    places = list(dict.fromkeys([given, *(folder / given.name for folder in folders)]))
+    folders = [PUBLIC_FOLDER, FOLDER.parent / "weights"]
+    is_bare = given.parent in (Path(), PUBLIC_FOLDER)
+    places = list(dict.fromkeys([given, *(folder / given.name for folder in folders if is_bare)]))
     public = place_of(given, folders[-1])
     with main_first():
         found = next((place for place in places if place.is_file()), None)
@@ -27,11 +31,21 @@ def resolve_weights(name: Path | str, download: bool = False) -> Path:
             found = fetch_public_file(public, read_checkpoint)
     if found is not None:
         return found
+    hint = question(_proposals(given, folders), "put it there or give its path")
+    if public is not None:
+        hint += " (it is a public file, which is fetched without --no-download and --dry-run)"
+    looked = f" (looked for {', '.join(map(str, places))})" if len(places) > 1 else ""
+    raise UserError(f"no such weight file{looked}", name, hint)
+
+
+def _proposals(given: Path, folders: Sequence[Path]) -> list[str]:
+    """Weight files that may have been meant: in the folder named, in `folders`, of runs, public ones."""
+    wanted = given if given.suffix else given.with_name(f"{given.name}.pt")
     known = [path for folder in (given.parent, *folders) for path in sorted(folder.glob("*.pt"))]
     # Of runs the newest first: many have a best.pt.
     trained = sorted(Path("runs").glob("*/*/weights/*.pt"), key=lambda path: -path.stat().st_mtime)
-    public_names = [] if public else [given.with_name(name) for name in NAMES]
-    hint = question(near_files(given, [*known, *trained, *public_names]), "put it there or give its path")
-    if public is not None:
-        hint += " (it is a public file, which is fetched without --no-download and --dry-run)"
-    raise UserError(f"no such weight file (looked for {', '.join(map(str, places))})", name, hint)
+    there = {path.name for path in known}
+    public = [] if given.name in NAMES else [given.with_name(name) for name in NAMES if name not in there]
+    fetched = [path for path in public if place_of(path, folders[-1]) is not None]
+    files = [*known, *trained, *fetched]
+    return near_files(wanted, [path for path in files if path.name == wanted.name] or files)

@@ -23,9 +23,10 @@ def make_run(tmp_path):
         kind = DistillOptions(teacher=(teacher,), **given) if teacher else TrainOptions(**given)
         (folder / "opt.yaml").write_text(yaml_text(options_to_dict(kind)))
         (folder / "hyp.yaml").write_text(yaml_text({**to_plain(Hyperparameters()), **(hyp or {})}))
-        results = ResultsWriter(folder / "results.csv", ["epoch", METRIC, "val/box_loss"])
+        results = ResultsWriter(folder / "results.csv", ["epoch", "metrics/mAP_0.5", METRIC, "val/box_loss"])
         for epoch, score in enumerate(scores):
-            results.append({"epoch": epoch, METRIC: score, "val/box_loss": 1 / (epoch + 1)})
+            scored = {METRIC: score, "metrics/mAP_0.5": score}
+            results.append({"epoch": epoch, **scored, "val/box_loss": 1 / (epoch + 1)})
         if seconds is not None:
             times = ResultsWriter(folder / "times.csv", TIMES)
             for epoch in range(len(scores)):

@@ -136,3 +136,32 @@ def test_scores_on_different_data_are_told_apart(make_run, groups_of):
         make_run("a", [0.1]), make_run("b", [0.2], epochs=7), make_run("c", [0.2], data="x/coco.yaml")
     )
     assert different_data(same[:2]) == [] and different_data(same)[0].startswith("data (")
+
+
+def test_runs_of_one_name_are_told_apart_by_as_much_of_their_paths_as_it_takes(make_run, groups_of):
+    runs = [make_run(name, [0.1], teacher="t.pt") for name in ("c1/exp", "c2/exp", "c2/exp2")]
+    found = labels(groups_of(*runs, together=False))
+    assert [label.rpartition(", ")[2] for label in found] == ["c1/exp", "c2/exp", "exp2"]
+
+
+def test_of_several_plain_runs_the_one_of_the_same_seed_is_the_twin(make_run, groups_of):
+    groups = groups_of(
+        make_run("p0", [0.1]),
+        make_run("p1", [0.2], seed=1),
+        make_run("d1", [0.5], seed=1, teacher="t.pt"),
+        together=False,
+    )
+    assert str(verdict_on(groups[2], groups, "mAP50-95").gain) == "+30.0"
+
+
+def test_a_run_that_stopped_early_is_done(make_run, groups_of):
+    settings = {"epochs": 9, "patience": 2}
+    plain = make_run("p", [0.2, 0.1, 0.1], **settings)
+    for name, scores, is_over in (("d0", [0.1, 0.3, 0.2, 0.1], True), ("d1", [0.1, 0.3, 0.2], False)):
+        groups = groups_of(plain, make_run(name, scores, teacher="t.pt", **settings))
+        assert [run.is_over for group in groups for run in group.runs] == [True, is_over]
+        assert ("so far" in str(verdict_on(groups[1], groups, "mAP50-95"))) is not is_over
+    rows, header = run_table(groups_of(plain), "mAP50-95")
+    assert dict(zip(header, rows[0], strict=True))["done"] == "3/9 stopped early"
+    without = make_run("n", [0.2, 0.1, 0.1], **{**settings, "patience": 0})
+    assert not groups_of(without)[0].runs[0].is_over

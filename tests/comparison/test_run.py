@@ -6,7 +6,7 @@ import pytest
 
 from utils.comparison.run import readable_runs, run_compare
 from utils.config.options import CompareOptions
-from utils.errors import UserError
+from utils.errors import UsageError, UserError
 from utils.reporting.console import Console
 
 
@@ -35,11 +35,37 @@ def test_what_cannot_be_compared_is_left_out_with_one_line_each(make_run, capsys
     (empty / "opt.yaml").unlink()
     assert [run.folder for run in readable_runs([good, bad, empty], "mAP50-95", Console())] == [good]
     lines = capsys.readouterr().err.splitlines()
-    assert ["bad" in lines[0], "no epoch is done" in lines[1], len(lines)] == [True, True, 2]
+    assert ["no epoch is done" in lines[0], "bad" in lines[1], len(lines)] == [True, True, 2]
     with pytest.raises(UserError, match="no run to compare"):
         run_compare(CompareOptions(runs=(bad, empty), project=good / "out"))
     assert not (good / "out").exists()
-    capsys.readouterr()
-    with pytest.raises(UserError, match="no run to compare"):
-        readable_runs([good], "mAP", Console())
-    assert "did you mean 'mAP50'?" in capsys.readouterr().err
+
+
+def test_a_mistyped_metric_is_told_once_whatever_the_number_of_runs(make_run, capsys):
+    folders = [make_run("a", [0.1]), make_run("b", [0.1])]
+    for metric, meant in (("precison", "precision"), ("mAP", "mAP50"), ("val/box_los", "val/box_loss")):
+        with pytest.raises(UsageError, match=f"^--metric {metric}: no run has .*, did you mean '{meant}'"):
+            readable_runs(folders, metric, Console())
+    assert capsys.readouterr().err == ""
+
+
+def test_several_runs_of_one_seed_count_with_their_mean_and_are_named(make_run, tmp_path, capsys):
+    folders = [make_run("p0", [0.1]), make_run("p1", [0.3]), make_run("d0", [0.4], teacher="t.pt")]
+    run_compare(CompareOptions(runs=tuple(folders), project=tmp_path / "out"))
+    said = capsys.readouterr()
+    assert "+20.0 points over plain training (one seed)" in said.out
+    assert f"seed 0 has 2 runs with the same settings ({folders[0]}, {folders[1]})" in said.err
+
+
+def test_a_gain_stands_in_the_row_of_its_own_run(make_run, tmp_path):
+    names = ("c1/exp", "c2/exp")
+    plain = [make_run(f"plain/{name}", [0.1], seed=seed) for seed, name in enumerate(names)]
+    taught = [
+        make_run(name, [score], seed=seed, teacher="t.pt")
+        for seed, (name, score) in enumerate(zip(names, (0.2, 0.4), strict=True))
+    ]
+    options = CompareOptions(runs=tuple(plain + taught), project=tmp_path / "out", group=False)
+    with open(run_compare(options) / "groups.csv", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["over plain"] for row in rows] == ["", "", "+10.0", "+30.0"]
+    assert len({row["group"] for row in rows}) == 4

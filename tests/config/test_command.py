@@ -81,3 +81,11 @@ def test_scripts_are_named_where_they_lie(monkeypatch):
     assert resume_command(TrainOptions, Path("r")) == "python '../yolo dir/train.py' --resume r"
     monkeypatch.setattr("sys.argv", ["/usr/bin/pytest"])
     assert resume_command(TrainOptions, Path("r")) == "python train.py --resume r"
+
+
+def test_values_that_look_like_options_are_all_kept():
+    one = DistillOptions(teacher=("--a.pt",), weights="--b.pt")
+    again = read(command_of(one), DistillOptions, "train_distill.py")
+    assert (again.teacher, again.weights) == (("--a.pt",), "--b.pt")
+    several = command_of(DistillOptions(teacher=("a.pt", "--b.pt", "c.pt")))
+    assert read(several, DistillOptions, "train_distill.py").teacher == ("a.pt", "./--b.pt", "c.pt")

@@ -198,3 +198,28 @@ def test_a_yaml_without_path_may_be_meant_from_the_working_folder(tmp_path, monk
 
 def test_names_can_be_read_where_the_data_is_not(tmp_path):
     assert load_names(write(tmp_path, GOOD.replace("here", "gone"))) == ["cat", "dog"]
+
+
+def test_a_path_may_be_meant_from_the_working_folder_where_the_data_is_there_alone(tmp_path, monkeypatch):
+    work, data = tmp_path / "yolov5", tmp_path / "datasets" / "mine"
+    for folder in (work / "data", data / "train", data / "val"):
+        folder.mkdir(parents=True)
+    text = "path: ../datasets/mine\ntrain: train\nval: val\nnames: [cat]\n"
+    (work / "data/mine.yaml").write_text(text)
+    with pytest.raises(UserError, match="the data is not there"):
+        load_dataset_config(work / "data/mine.yaml")
+    monkeypatch.chdir(work)
+    config = load_dataset_config("data/mine.yaml")
+    assert config.root == data and str(data) in config.note and "\n" not in config.note
+    (work / "datasets/mine").mkdir(parents=True)  # beside the YAML's folder, without the splits
+    assert load_dataset_config("data/mine.yaml").root == data
+    for split in ("train", "val"):
+        (work / "datasets/mine" / split).mkdir()
+    config = load_dataset_config("data/mine.yaml")
+    assert (config.root, config.note) == (work / "datasets/mine", "")
+
+
+def test_a_mistyped_data_dir_gets_the_nearest_folder_proposed(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    with pytest.raises(UserError, match=rf"did you mean --data-dir {tmp_path / 'pictures'}\?"):
+        load_dataset_config(write(tmp_path, GOOD), tmp_path / "picturse")

@@ -39,3 +39,20 @@ def test_the_chinese_readme_has_no_command_that_the_english_one_lacks():
     chinese = commands_of("README.zh-CN.md")
     assert len(chinese) >= 8
     assert chinese <= commands_of("README.md")
+
+
+def test_the_chinese_readme_has_the_figures_and_the_code_of_the_english_one():
+    chinese, english = (
+        (ROOT / name).read_text(encoding="utf-8") for name in ("README.zh-CN.md", "README.md")
+    )
+    beginning = english.split("\n## ")[0]
+    figures = re.findall(r"\b\d\d\.\d\b", beginning)
+    assert len(figures) > 2 and all(figure in chinese.split("\n## ")[0] for figure in figures)
+    for language in ("sh", "python"):
+        blocks = [
+            [[line.partition(" #")[0].rstrip() for line in block.splitlines()] for block in found]
+            for found in (
+                re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL) for text in (chinese, english)
+            )
+        ]
+        assert blocks[0] == blocks[1] and blocks[0]

@@ -116,6 +116,24 @@ def test_a_run_goes_on_with_what_may_change_and_needs_no_teacher() -> None:
     assert set(settings_of(DistillOptions)) > CHANGEABLE_ON_RESUME
 
 
+def test_a_batch_size_that_was_to_be_found_gets_advice() -> None:
+    assert "--batch -1: there is no AutoBatch, give a number" in problem_of(TrainOptions, "--batch", "-1")
+    assert "must be" in problem_of(TrainOptions, "--batch", "-2")
+
+
+def test_patience_counts_in_an_evolution_that_scores_each_epoch() -> None:
+    words = ["--evolve", "3", "--patience", "5"]
+    assert list(parse(TrainOptions, words).remarks()) == ["--patience has no effect with --evolve"]
+    assert list(parse(TrainOptions, [*words, "--image-weights"]).remarks()) == []
+
+
+@pytest.mark.parametrize(("words", "is_said"), [("--epochs 3", True), ("--epochs 12 --stop-distill 4", True),
+                                                ("--epochs 9", False)])  # fmt: skip
+def test_a_warm_up_that_is_never_over_is_remarked(words: str, is_said: bool) -> None:
+    remarks = list(distilled("--distill-warmup", "9", *words.split()).remarks())
+    assert ["--distill-warmup 9 is never over" in remark for remark in remarks] == [True] * is_said
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

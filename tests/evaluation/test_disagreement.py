@@ -28,6 +28,12 @@ HALF = [10.0, 10.0, 20.0, 15.0]  # IoU .5 with BOX
 FAR = [40.0, 40.0, 50.0, 50.0]
 
 
+def test_a_box_of_several_classes_is_shown_with_the_best() -> None:
+    shown = as_shown(found((BOX, 0.6, 1), (FAR, 0.5, 0), (BOX, 0.9, 0), (FAR, 0.1, 2)))
+    assert torch.equal(shown, found((BOX, 0.9, 0), (FAR, 0.5, 0)))
+    assert as_shown(found()).shape == (0, 6)
+
+
 def found(*rows: tuple[list[float], float, int]) -> Tensor:
     return torch.tensor([[*box, confidence, label] for box, confidence, label in rows]).reshape(-1, 6)
 
@@ -60,7 +66,7 @@ def test_the_amount_is_that_of_the_definition_worked_out_by_hand(
 
 
 def test_doubles_and_doubtful_detections_of_an_evaluation_are_left_out() -> None:
-    kept = as_shown(found((BOX, 0.8, 0), (HALF, 0.7, 0), (HALF, 0.6, 1), (FAR, 0.04, 0)))
+    kept = as_shown(found((BOX, 0.8, 0), (HALF, 0.7, 0), ([10.0, 10.0, 20.0, 15.5], 0.6, 1), (FAR, 0.04, 0)))
     assert kept[:, 4].tolist() == pytest.approx([0.8, 0.6])
     assert len(as_shown(torch.zeros(0, 6))) == 0
 

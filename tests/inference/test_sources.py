@@ -157,9 +157,10 @@ def test_a_source_without_anything_to_read_is_refused(tmp_path: Path, source: st
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
     authorized: str | None = None
+    agent = ""
 
     def do_GET(self) -> None:
-        type(self).authorized = self.headers["Authorization"]
+        type(self).authorized, type(self).agent = self.headers["Authorization"], self.headers["User-Agent"]
         if self.path.startswith("/to/"):
             self.send_response(302)
             self.send_header("Location", self.path.removeprefix("/to/"))
@@ -192,6 +193,7 @@ def test_pictures_and_videos_at_an_address_are_files(tmp_path: Path, server: str
     cv2.imwrite(str(tmp_path / "sub" / "größe 1.png"), np.full((20, 30, 3), 100, np.uint8))
     (picture,) = open_source(f"{server}/sub/größe 1.png?size=large")
     assert picture.image.shape == (20, 30, 3) and picture.number is None and not picture.live
+    assert _Quiet.agent.startswith("yolov5-distillation/")
     write_video(tmp_path / "v.mp4", frames=40)
     frames = list(open_source(f"{server}/v.mp4", vid_stride=2))
     assert [frame.number for frame in frames] == list(range(0, 40, 2))
@@ -290,3 +292,21 @@ def test_live_sources_are_told_from_files() -> None:
     assert not is_live("video.mp4") and not is_live("0.jpg") and not is_live("²")
     assert without_password("rtsp://me:pass@cam:554/a?b=c") == "rtsp://cam:554/a?b=c"
     assert without_password("C:/me:x@y.jpg") == "C:/me:x@y.jpg"
+
+
+@pytest.mark.parametrize(
+    "address", ["https://www.youtube.com/watch?v=x", "https://youtu.be/x", "http://YouTube.com/x"]
+)
+def test_a_page_with_a_video_is_told_before_it_is_asked(address: str) -> None:
+    with pytest.raises(UserError, match="is the address of a page"):
+        open_source(address)
+
+
+def test_the_screen_is_told_to_be_no_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for source in ("screen", "screen 0 100 100 512 256"):
+        with pytest.raises(UserError, match=f"--source {source}: the screen is no source here"):
+            open_source(source)
+    (tmp_path / "screen").mkdir()
+    with pytest.raises(UserError, match="no picture or video in this folder"):
+        open_source("screen")

@@ -280,8 +280,34 @@ def test_weights_are_found_as_given_or_in_their_folder(tmp_path, monkeypatch):
         (tmp_path / name).touch()
     assert resolve_weights("mine.pt") == Path("mine.pt")
     assert resolve_weights("yolov5n.pt") == Path("weights/yolov5n.pt")
-    assert resolve_weights(tmp_path / "elsewhere" / "yolov5s.pt") == Path("weights/yolov5s.pt")
+    assert resolve_weights("weights/yolov5s.pt") == Path("weights/yolov5s.pt")
     with pytest.raises(
         UserError, match=r"yolov5m\.pt: no such weight file \(looked for .*; did you mean weights/yolov5"
     ):
         resolve_weights("yolov5m.pt")
+
+
+@pytest.mark.fault(
+    "weights in a folder that is not there, whose name a file in weights/ has",
+    "an error that names that file",
+)
+def test_a_file_of_the_same_name_elsewhere_is_proposed_and_never_taken(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").mkdir()
+    for name in ("yolov5s.pt", "best.pt"):
+        (tmp_path / "weights" / name).touch()
+    for name in ("nowhere/yolov5s.pt", tmp_path / "mine/yolov5s.pt", "runs/train/exp/weights/best.pt"):
+        with pytest.raises(
+            UserError, match=rf"^{name}: no such weight file; did you mean weights/{Path(name).name}\?"
+        ):
+            resolve_weights(name, download=True)
+
+
+def test_a_name_without_its_suffix_gets_the_name_with_it_proposed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").mkdir()
+    with pytest.raises(UserError, match=r"did you mean yolov5x6\.pt\?"):
+        resolve_weights("yolov5x6", download=True)
+    (tmp_path / "mine.pt").touch()
+    with pytest.raises(UserError, match=r"did you mean mine\.pt\?"):
+        resolve_weights("mine")

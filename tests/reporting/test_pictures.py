@@ -80,11 +80,21 @@ def test_images_that_nobody_labelled_are_marked(tmp_path: Path) -> None:
 
 
 def test_the_mark_of_a_narrow_image_keeps_its_beginning(tmp_path: Path) -> None:
-    for size, name in ((64, "narrow.png"), (128, "wide.png")):
+    for size, name in ((64, "narrow.png"), (192, "wide.png")):
         plot_batch(tmp_path / name, grey_batch(1, size), NONE, [""], ["x"], labelled=torch.tensor([False]))
     narrow, wide = read(tmp_path / "narrow.png"), read(tmp_path / "wide.png")
-    start = 2 + 128 - 90
-    assert (narrow[2:24, 2:66] == wide[2:24, start : start + 64]).all()
+    start = 2 + 192 - 90
+    assert (narrow[24:46, 2:66] == wide[2:24, start : start + 64]).all()
+
+
+def test_the_mark_of_a_narrow_image_leaves_its_name_all_the_width(tmp_path: Path) -> None:
+    names = ["cells_0042.jpg"] * 2
+    plot_batch(tmp_path / "plain.png", grey_batch(2, 96), NONE, names, ["x"])
+    known = torch.tensor([True, False])
+    plot_batch(tmp_path / "marked.png", grey_batch(2, 96), NONE, names, ["x"], labelled=known)
+    plain, marked = read(tmp_path / "plain.png"), read(tmp_path / "marked.png")
+    assert (marked[:24] == plain[:24]).all()
+    assert not near(marked, AMBER)[:, :100].any() and near(marked, AMBER)[24:46, 102:198].any()
 
 
 def test_large_batches_are_scaled_down(tmp_path: Path) -> None:
@@ -99,4 +109,4 @@ def test_long_and_foreign_file_names_and_missing_paths_are_fine(tmp_path: Path) 
     plot_batch(
         path, grey_batch(3, 32), NONE, ["x" * 200 + ".jpg", "ünïcode 猫.png"], ["a"], labelled=torch.zeros(3)
     )
-    assert read(path).shape == (2 * 58, 2 * 36, 3)
+    assert read(path).shape == (2 * (58 + 22), 2 * 36, 3)

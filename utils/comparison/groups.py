@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from utils.comparison.runs import Run
@@ -49,10 +50,17 @@ class Group:
         )
 
     def by_seed(self, figures: Mapping[Run, float]) -> dict[int, float]:
-        """The figures of its runs by their seeds; without seeds by their place."""
+        """The figures of its runs by their seeds (by place without), of several with one seed the mean."""
         return {
-            number if run.seed is None else run.seed: figures[run] for number, run in enumerate(self.runs)
+            seed: statistics.mean(figures[run] for run in runs) for seed, runs in self.runs_by_seed().items()
         }
+
+    def runs_by_seed(self) -> dict[int, list[Run]]:
+        """Its runs by their seeds; those without by their place."""
+        found: dict[int, list[Run]] = {}
+        for number, run in enumerate(self.runs):
+            found.setdefault(number if run.seed is None else run.seed, []).append(run)
+        return found
 
 
 def values_of(run: Run) -> Values | None:
@@ -95,12 +103,25 @@ def group_runs(runs: Sequence[Run], ignored: Sequence[str] = (), together: bool 
     firsts = [values[group[0]] for group in members.values()]
     differing = [name for name in differing_settings(firsts) if name not in ignoring | TOLD]
     labels = [_label(group[0], own, differing) for group, own in zip(members.values(), firsts, strict=True)]
+    tails = distinct_tails([group[0].folder for group in members.values()])
     groups = []
-    for group, own, label in zip(members.values(), firsts, labels, strict=True):
+    for group, own, label, tail in zip(members.values(), firsts, labels, tails, strict=True):
         if labels.count(label) > 1:
-            label = f"{label}, {group[0].folder.name}"
+            label = tail if own is None else f"{label}, {tail}"
         groups.append(Group(label + _counted(group), tuple(group), own, bool(own and "teacher" in own)))
     return sorted(groups, key=lambda group: group.is_distilled)
+
+
+def distinct_tails(paths: Sequence[Path]) -> list[str]:
+    """The ends of paths, each as long as it takes to tell it from the others: `exp2`, `first/exp`."""
+    parts = [path.parts for path in paths]
+
+    def tail(own: tuple[str, ...]) -> str:
+        lengths = range(1, len(own) + 1)
+        unique = (n for n in lengths if sum(other[-n:] == own[-n:] for other in parts) == 1)
+        return PurePath(*own[-next(unique, len(own)) :]).as_posix()
+
+    return [tail(own) for own in parts]
 
 
 def known_settings(names: Sequence[str]) -> frozenset[str]:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from utils.comparison.disagreement import draw_disagreement
 from utils.comparison.groups import Group, different_data, group_runs, known_settings
-from utils.comparison.runs import METRICS, Run, column_of, find_runs, is_better_low, read_run
+from utils.comparison.runs import METRICS, Run, check_metric, column_of, find_runs, is_better_low, read_run
 from utils.comparison.tables import (
     Verdict,
     group_table,
+    repeated_seeds,
     run_table,
     save_table,
     scores_of,
@@ -39,6 +40,8 @@ def run_compare(options: CompareOptions, console: Console | None = None) -> Path
             f"different {name}: the scores compare only if they are of the same pictures and classes"
         )
     verdicts = [v for v in (verdict_on(group, groups, options.metric, ignored) for group in groups) if v]
+    for text in repeated_seeds(verdicts):
+        console.warn(text)
     folder = next_run_folder(Path(options.project), options.name, options.exist_ok)
     rows, header = run_table(groups, options.metric)
     console.table(rows, header)
@@ -59,19 +62,26 @@ def readable_runs(given: Sequence[Path], metric: str, console: Console) -> list[
     """The runs that can be compared; says of each other one in a line why it cannot.
 
     Raises:
-        UserError: none is left.
+        UserError: none is left, or there is no such metric.
     """
-    runs = []
+    found, notes = [], []
     for folder in find_runs(given, console.warn):
-        notes: list[str] = []
+        own: list[str] = []
         try:
-            run = read_run(folder, notes.append)
+            found.append((read_run(folder, own.append), own))
+        except UserError as error:
+            notes.append(f"left out: {error}")
+    check_metric(metric, [run for run, _ in found])
+    runs = []
+    for run, own in found:
+        try:
             scores_of(run, metric)
             runs.append(run)
+            notes += own
         except UserError as error:
-            notes = [f"left out: {error}"]
-        for note in notes:
-            console.warn(note)
+            notes.append(f"left out: {error}")
+    for note in notes:
+        console.warn(note)
     if not runs:
         places = ", ".join(map(str, given[:3])) + (", ..." if len(given) > 3 else "")
         raise UserError(

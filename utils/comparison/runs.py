@@ -20,7 +20,8 @@ from utils.config.hyperparameters import Hyperparameters
 from utils.config.schema import load_yaml
 from utils.config.settings import to_plain
 from utils.config.suggestions import did_you_mean
-from utils.errors import UserError
+from utils.errors import UsageError, UserError
+from utils.evaluation.metrics import fitness
 from utils.reporting.results import KEY, REFERENCES_NAME, RESULTS_NAME, TIMES_NAME, read_results
 
 Floats = NDArray[np.float64]
@@ -65,6 +66,27 @@ class Run:
         return max(self.epochs, planned) if isinstance(planned, int) else self.epochs
 
     @property
+    def is_over(self) -> bool:
+        """Whether it has all its epochs, or has stopped early as its --patience says."""
+        return self.epochs >= self.planned or self._is_given_up()
+
+    def _is_given_up(self) -> bool:
+        """Whether a better score was waited for as long as --patience; the latest of equal ones counts."""
+        options = self.options or {}
+        patience = options.get("patience")
+        map50, map50_95 = (self.columns.get(METRICS[name]) for name in ("mAP50", "mAP50-95"))
+        if not isinstance(patience, int) or patience < 1 or options.get("noval"):
+            return False
+        if map50 is None or map50_95 is None:
+            return False
+        scores = np.array([fitness(*pair) for pair in zip(map50, map50_95, strict=True)])
+        taken = np.flatnonzero(np.isfinite(scores))
+        if not len(taken):
+            return False
+        best = max(int(place) for place in taken if scores[place] == scores[taken].max())
+        return self.epochs - 1 - best >= patience
+
+    @property
     def seed(self) -> int | None:
         """What it began with."""
         seed = (self.options or {}).get("seed")
@@ -90,6 +112,15 @@ def column_of(metric: str) -> str:
     return names.get(metric.casefold(), metric)
 
 
+def check_metric(metric: str, runs: Sequence[Run]) -> None:
+    """Raises UsageError where a metric is neither a known one nor a column of any run."""
+    columns = dict.fromkeys(name for run in runs for name in run.columns if name != KEY)
+    column = column_of(metric)
+    if runs and column not in columns and column not in METRICS.values():
+        hint = did_you_mean(metric, [*METRICS, *columns])
+        raise UsageError(f"no run has a column of that name{hint}", f"--metric {metric}")
+
+
 def is_better_low(metric: str) -> bool:
     """Whether the best value of a metric is the smallest."""
     return column_of(metric).endswith("_loss")
@@ -108,7 +139,10 @@ def find_runs(given: Sequence[Path], warn: Warn) -> list[Path]:
             what = "is no training run: it has no results.csv" if path.exists() else "is not there"
             warn(f"{path}: {what}")
         found += own
-    return list(dict.fromkeys(found))
+    each: dict[Path, Path] = {}
+    for path in found:
+        each.setdefault(path.resolve(), path)
+    return list(each.values())
 
 
 def _runs_at(path: Path) -> Iterator[Path]:

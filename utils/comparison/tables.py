@@ -47,6 +47,7 @@ def run_table(groups: Sequence[Group], metric: str) -> tuple[list[list[str]], li
     for run in runs:
         scores, values = scores_of(run, metric), values_of(run) or {}
         done = f"{run.epochs}/{run.planned}" if run.planned > run.epochs else str(run.epochs)
+        done += " stopped early" if run.planned > run.epochs and run.is_over else ""
         row = [str(run.folder), done, f"{scores.best:.4g}", str(scores.best_epoch), f"{scores.last:.4g}"]
         row += [_best(run, name) for name in _other_metric(metric, titled=False)]
         row += [_number(_mean_seconds(run), ".1f"), duration(run), _number(run.parameters, ",")]
@@ -94,11 +95,12 @@ def duration(run: Run) -> str:
 class Verdict:
     """How a group compares with plain training of the same settings and seeds.
 
-    closed: part of the gap to the teacher, None where its score is not known. is_final: whether all runs
-    that are compared have done their epochs.
+    twin: the plain runs. closed: part of the gap to the teacher, None where its score is not known. is_final:
+    whether all runs that are compared have done their epochs, or stopped early by themselves.
     """
 
     group: Group
+    twin: Group
     gain: Gain
     closed: float | None
     is_final: bool
@@ -115,8 +117,12 @@ class Verdict:
 def verdict_on(
     group: Group, groups: Sequence[Group], metric: str, ignored: frozenset[str] = frozenset()
 ) -> Verdict | None:
-    """Compares a distilled group's best scores with those of its plain twin; None without one."""
-    twin = next((other for other in groups if other.is_twin_of(group, ignored)), None)
+    """Compares a distilled group's best scores with those of its plain twin; None without one.
+
+    Of several twins the one with most of its seeds.
+    """
+    seeds, twins = group.runs_by_seed().keys(), [one for one in groups if one.is_twin_of(group, ignored)]
+    twin = max(twins, key=lambda one: len(one.runs_by_seed().keys() & seeds), default=None)
     if twin is None or column_of(metric) not in METRICS.values():
         return None
     own, other = (_best_by_seed(entry, metric) for entry in (group, twin))
@@ -124,8 +130,8 @@ def verdict_on(
     if gain is None:
         return None
     compared = (run for entry in (group, twin) for run in entry.runs if run.seed in own.keys() & other.keys())
-    is_final = all(run.epochs == run.planned for run in compared)
-    return Verdict(group, gain, None if goal is None else gap_closed(own, other, goal), is_final)
+    is_final = all(run.is_over for run in compared)
+    return Verdict(group, twin, gain, None if goal is None else gap_closed(own, other, goal), is_final)
 
 
 def _best_by_seed(group: Group, metric: str) -> dict[int, float]:
@@ -141,12 +147,24 @@ def teacher_score(group: Group, metric: str) -> float | None:
     return statistics.mean(best) if best else None
 
 
+def repeated_seeds(verdicts: Sequence[Verdict]) -> list[str]:
+    """A line for each seed of which several runs are compared."""
+    groups = {id(group): group for verdict in verdicts for group in (verdict.group, verdict.twin)}
+    return [
+        f"seed {seed} has {len(runs)} runs with the same settings "
+        f"({', '.join(str(run.folder) for run in runs)}): their mean is compared"
+        for group in groups.values()
+        for seed, runs in group.runs_by_seed().items()
+        if len(runs) > 1
+    ]
+
+
 def group_table(
     groups: Sequence[Group], metric: str, verdicts: Sequence[Verdict]
 ) -> tuple[list[list[str]], list[str]]:
     """A row a group and the header; of scores the mean and standard deviation, in points."""
     header = ["group", "runs", f"best {metric}", "last", "over plain", "gap closed", "s/epoch"]
-    by_group = {verdict.group.label: verdict for verdict in verdicts}
+    by_group = {id(verdict.group): verdict for verdict in verdicts}  # labels may be the same
     form = spread_text if column_of(metric) in METRICS.values() else _plain_mean
     rows = []
     for group in groups:
@@ -157,7 +175,7 @@ def group_table(
             form([s.best for s in scores]),
             form([s.last for s in scores]),
         ]
-        verdict = by_group.get(group.label)
+        verdict = by_group.get(id(group))
         closed = "" if verdict is None or verdict.closed is None else f"{verdict.closed:.0%}"
         row += ["" if verdict is None else str(verdict.gain), closed]
         seconds = [mean for mean in map(_mean_seconds, group.runs) if mean is not None]

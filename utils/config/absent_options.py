@@ -12,14 +12,20 @@ ABSENT = {
     "bucket": _NO_SERVICE,
     "dnn": "is not needed: .onnx files are run by onnxruntime",
     "entity": "does not exist: for --logger wandb set WANDB_ENTITY",
+    "evolve-population": "is not supported: --evolve goes on from the generations in its folder",
     "int8": "is not supported: export in float32, or in float16 with --half",
     "keras": "is not supported: --include takes onnx, torchscript and openvino",
     "linear-lr": "does not exist: without --cos-lr the learning rate falls along a line",
     "local-rank": "is not supported and not needed: torchrun tells each process its number",
+    "ndjson-console": _NO_SERVICE,
+    "ndjson-file": _NO_SERVICE,
     "notest": "does not exist, use --noval",
     "per-tensor": "is not supported, leave it out",
     "quad": "is not supported, leave it out",
     "optimize": "is not supported, leave it out",
+    "resume-evolve": "is not needed: the same --evolve command goes on with what is there",
+    "save-format": "is not supported: --save-txt writes YOLO's lines, --save-csv a table",
+    "save-hybrid": "is not supported: --save-txt writes what was found alone",
     "study": "is not supported, run test.py once for each --img",
     "topk-all": "does not exist, use --nms and --max-det",
     "topk-per-class": "does not exist, use --nms and --max-det",
@@ -27,4 +33,12 @@ ABSENT = {
     "upload-dataset": _NO_SERVICE,
     "workspace": "is not supported, leave it out",
     "visualize": "is not supported, leave it out",
+}
+
+# Values that options had there, by an option's name without the dashes and the word behind it.
+ABSENT_VALUES = {
+    (
+        "batch-size",
+        "-1",
+    ): "there is no AutoBatch, give a number; train.py --dry-run says what memory it takes",
 }

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from utils.config.absent_options import ABSENT
+from utils.config.absent_options import ABSENT, ABSENT_VALUES
 from utils.config.option_help import help_text, names_of, opposites_of
 from utils.config.options_base import Options
 from utils.config.printable import printable
@@ -173,7 +173,8 @@ class _Reading:
         try:
             self.values[setting.name] = setting.from_words(found)
         except ValueError as error:
-            self.problems.append(f"{name} {' '.join(found) or repr('')}: {error}")
+            absent = ABSENT_VALUES.get((setting.flag.lstrip("-"), " ".join(found)))
+            self.problems.append(f"{name} {' '.join(found) or repr('')}: {absent or error}")
 
     def _complain(self, word: str, name: str, queue: list[str]) -> None:
         """Notes an unknown option, with what follows it, or a word that belongs to no option."""

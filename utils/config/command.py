@@ -105,9 +105,11 @@ def _words(setting: Setting, value: Any) -> list[str]:
     if setting.switch:
         return [flag if value else f"--no-{flag.removeprefix('--')}"]
     words = [_word(entry) for entry in (value if isinstance(value, tuple) else (value,))]
-    if any(word.startswith("--") for word in words):  # behind a blank it would pass for an option
-        return [f"{flag}={word}" for word in words[:1]]
-    return [flag, *words]
+    # Behind a blank it would pass for an option.
+    if len(words) == 1 and words[0].startswith("--"):
+        return [f"{flag}={words[0]}"]
+    # Of several only paths can begin so, and are the same paths from here.
+    return [flag, *(f"./{word}" if word.startswith("--") else word for word in words)]
 
 
 def _word(value: Any) -> str:

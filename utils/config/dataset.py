@@ -14,7 +14,7 @@ from typing import Any, Literal
 from utils.config.download import KEY as DOWNLOAD
 from utils.config.download import Download, read_download
 from utils.config.schema import load_yaml
-from utils.config.suggestions import did_you_mean, near_files, question
+from utils.config.suggestions import did_you_mean, near_files, nearest_path, question
 from utils.errors import UserError
 
 Layout = Literal["yolo", "voc"]
@@ -35,7 +35,8 @@ class DatasetConfig:
         `yolo`), `ImageSets` lists (layout `voc`). They need not exist yet: see `entries`.
     names: class names, in the order of their ids.
     download: how the data can be had; nothing of it is ever run.
-    remarks: what is odd in the YAML and may be meant, for the console.
+    remarks: what is odd in the YAML and may be meant, for the console. note: where the data was found, when
+        that is not where the YAML says.
     digest: changes when anything of the data above changes.
     """
 
@@ -48,6 +49,7 @@ class DatasetConfig:
     download: Download
     digest: str
     remarks: tuple[str, ...] = ()
+    note: str = ""
 
     def entries(self, split: str) -> tuple[Path, ...]:
         """The folders and lists of a split, all of which exist.
@@ -71,7 +73,8 @@ def load_dataset_config(
 
     The YAML's `path` is resolved against the folder of the YAML; when it is a list, the first
     folder counts that has the splits to train with, else the first that exists, and where nothing need
-    exist (`may_be_absent`) the first. The splits are resolved against the root, lists of pictures also
+    exist (`may_be_absent`) the first. The working folder, from which YOLOv5 counts, comes last: only where
+    the splits are there alone. The splits are resolved against the root, lists of pictures also
     against the folder of the YAML. `data_dir` goes before `path`. Without both the root is the folder
     of the YAML, or the working folder where the data is there alone.
 
@@ -83,12 +86,16 @@ def load_dataset_config(
     _refuse(_problems(data), path, lines)
     names = _names_in_order(data["names"])
     download, _ = read_download(data.get(DOWNLOAD))
+    note = ""
     if data_dir or data.get("path"):
         candidates = _candidates(path, data.get("path", "."), data_dir)
-        root = _find_root(path, data, candidates)
+        others = [] if data_dir else [_absolute(Path(entry)) for entry in _as_list(data["path"])]
+        root = _find_root(path, data, candidates, others)
         if root is None and not may_be_absent:
-            raise missing_data(path, candidates, download, "the data")
+            raise missing_data(path, candidates, download, "the data", data_dir)
         root = root or candidates[0]
+        if root not in candidates:
+            note = f"{path}: the data is at 'path' from the working folder, not from the YAML's: {root}"
     else:
         entries = [entry for split in SPLITS for entry in _as_list(data.get(split) or [])]
         root = _root_of_entries(path, entries)
@@ -102,7 +109,7 @@ def load_dataset_config(
     digest = hashlib.sha256(json.dumps(described).encode()).hexdigest()
     doubles = _doubles(names)
     remarks = (f"{path}: class names appear twice: {doubles}",) if doubles else ()
-    return DatasetConfig(path, root, layout, splits, names, len(names), download, digest, remarks)
+    return DatasetConfig(path, root, layout, splits, names, len(names), download, digest, remarks, note)
 
 
 def load_names(path: str | Path) -> list[str]:
@@ -229,11 +236,13 @@ def _candidates(yaml_path: Path, value: str | list[str], data_dir: str | Path | 
     return [_absolute(place) for place in places]
 
 
-def _find_root(yaml_path: Path, data: Mapping[str, Any], candidates: list[Path]) -> Path | None:
-    """The first folder with all that the YAML names to train with, else the first that exists."""
+def _find_root(
+    yaml_path: Path, data: Mapping[str, Any], candidates: list[Path], others: list[Path]
+) -> Path | None:
+    """The first folder with all that the YAML names to train with, else the first candidate that exists."""
     entries = [entry for split in ("train", "val") for entry in _as_list(data.get(split) or [])]
     there = [place for place in candidates if os.path.isdir(place)]
-    for place in there:
+    for place in (*there, *filter(os.path.isdir, others)):
         if all(os.path.exists(_resolve(place, entry, yaml_path.parent)) for entry in entries):
             return place
     return there[0] if there else None
@@ -269,12 +278,20 @@ def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))
 
 
-def missing_data(yaml_path: Path, looked_for: list[Path], download: Download, what: str) -> UserError:
-    """The error of data that is not there, with all ways to get it."""
+def missing_data(
+    yaml_path: Path,
+    looked_for: list[Path],
+    download: Download,
+    what: str,
+    data_dir: str | Path | None = None,
+) -> UserError:
+    """The error of data that is not there, with all ways to get it, or what `data_dir` was to be."""
     tried = " or ".join(str(path) for path in looked_for)
     fix = "point at your copy with --data-dir DIR or 'path:'"
     if download.steps:
         fix = f"fetch it (python -m utils.datasets.download {yaml_path}) or {fix}"
     elif download.words:
         fix = f"get it ({download.advice()}) or {fix}"
+    if data_dir and (near := nearest_path(data_dir)):
+        fix = f"did you mean --data-dir {near}?"
     return UserError(f"{what} is not there: looked for {tried}", yaml_path, fix)

@@ -224,7 +224,8 @@ class TrainOptions(RunOptions):
         if self.nosave and self.save_period > 0:
             yield "--save-period has no effect with --nosave"
         if self.evolve is not None:
-            unused = {"exist_ok", "noval", "nosave", "patience", "save_period", "logger"}
+            unused = {"exist_ok", "noval", "nosave", "save_period", "logger"}
+            unused |= set() if self.image_weights else {"patience"}  # without scores nothing is waited for
             for name in sorted(self.given & unused):
                 yield f"--{name.replace('_', '-')} has no effect with --evolve"
 
@@ -379,10 +380,16 @@ class DistillOptions(TrainOptions):
                 yield f"--{name.replace('_', '-')} has no effect with --distill-loss {preset}"
         if "auto_ratio" in given and self.distill_ratio != "auto":
             yield "--auto-ratio has no effect without --distill-ratio auto"
-        if "distill_final" in given and self.distill_schedule != "cosine":
-            yield "--distill-final has no effect without --distill-schedule cosine"
+        yield from self._schedule_remarks()
         if preset != "boxes":
             for name in sorted(given & {"t_conf_thres", "t_nms_thres"}):
                 yield f"--{name.replace('_', '-')} has no effect with --distill-loss {preset}"
         if "temperature" in given and preset != "kl" and not self.soft_loss:
             yield f"--temperature has no effect with --distill-loss {preset}"
+
+    def _schedule_remarks(self) -> Iterator[str]:
+        if "distill_final" in self.given and self.distill_schedule != "cosine":
+            yield "--distill-final has no effect without --distill-schedule cosine"
+        taught = self.epochs - self.stop_distill
+        if self.distill_warmup > taught and self.resume is None:
+            yield f"--distill-warmup {self.distill_warmup:g} is never over: the teacher has {taught} epochs"

@@ -18,6 +18,7 @@ from utils.config.cli import exit_code_of
 from utils.config.dataset import SPLITS, DatasetConfig, load_dataset_config, missing_data
 from utils.config.download import ArchiveStep, CocoStep, Step
 from utils.config.files import refusals, write_text_atomically
+from utils.config.suggestions import nearest_path
 from utils.datasets.coco_json import read_coco
 from utils.datasets.sources import is_split_there
 from utils.errors import UserError
@@ -45,12 +46,14 @@ def get_dataset(
     """
     config = load_dataset_config(path, data_dir, may_be_absent=True)
     missing = missing_splits(config, splits)
-    if not missing or not config.download.steps:
-        return load_dataset_config(path, data_dir)
-    if data_dir is not None or not may_fetch:
-        raise _not_fetched(config, missing[0], data_dir, may_fetch)
-    fetch_dataset(config, missing, say)
-    return load_dataset_config(path, data_dir)
+    if missing and config.download.steps:
+        if data_dir is not None or not may_fetch:
+            raise _not_fetched(config, missing[0], data_dir, may_fetch)
+        fetch_dataset(config, missing, say)
+    config = load_dataset_config(path, data_dir)
+    if config.note:
+        say(config.note)
+    return config
 
 
 def missing_splits(config: DatasetConfig, splits: Sequence[str]) -> list[str]:
@@ -232,8 +235,10 @@ def _not_fetched(
     error = missing_data(config.yaml_path, list(config.splits[split]), config.download, f"split '{split}'")
     if data_dir is not None:
         command = f"python -m utils.datasets.download {config.yaml_path} --data-dir {data_dir}"
-        return UserError(error.what, error.where, f"correct --data-dir, or fetch it there: {command}")
-    reason = "" if may_fetch else "leave --no-download out, or "
+        near = nearest_path(data_dir)
+        meant = f"did you mean {near}? Else correct" if near else "correct"
+        return UserError(error.what, error.where, f"{meant} --data-dir, or fetch it there: {command}")
+    reason = "" if may_fetch else "leave --no-download and --dry-run out, or "
     return UserError(error.what, error.where, f"{reason}{error.fix}")
 
 

@@ -143,7 +143,11 @@ def build_preset(options: DistillOptions, context: LossContext, teachers: Teache
                 teachers.source,
                 "leave --no-with-gt-loss out",
             )
-        context.say(f"{teachers.source} knows none of the data's classes: only features are learnt from it")
+        kind = "cwd" if options.feature_loss == "none" else options.feature_loss
+        context.say(
+            f"{teachers.source} knows none of the data's classes: "
+            f"only features are learnt from it (--feature-loss {kind})"
+        )
         return None
     if not options.with_gt_loss:
         refuse_untaught_parts(context, teachers)

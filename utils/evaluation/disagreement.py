@@ -90,9 +90,18 @@ def compare_detections(first: Tensor, second: Tensor) -> Difference:
 
 def as_shown(detections: Tensor) -> Tensor:
     """Those of an evaluation (n, 6) that detection would leave: an evaluation keeps more for its curves."""
-    detections = detections[detections[:, 4] >= PARTNER_CONFIDENCE]
+    detections = _best_of_each_box(detections[detections[:, 4] >= PARTNER_CONFIDENCE])
     kept = batched_nms(detections[:, :4], detections[:, 4], detections[:, 5].long(), SUPPRESSION)
     return detections[kept]
+
+
+def _best_of_each_box(detections: Tensor) -> Tensor:
+    """Each box once, with its best class: an evaluation keeps all classes that pass, detection one."""
+    detections = detections[detections[:, 4].argsort(descending=True, stable=True)]
+    boxes, place = torch.unique(detections[:, :4], dim=0, return_inverse=True)
+    rows = torch.arange(len(detections), device=detections.device)
+    first = torch.full((len(boxes),), len(detections), device=detections.device)
+    return detections[first.scatter_reduce(0, place, rows, "amin").sort().values]
 
 
 def _partners(first: Tensor, second: Tensor) -> list[tuple[int, int, float]]:

@@ -16,6 +16,7 @@ from urllib.parse import quote, urlsplit
 
 from utils.config.version import VERSION
 
+AGENT = {"User-Agent": f"yolov5-distillation/{VERSION}"}  # some servers refuse that of Python's library
 SCHEMES = ("http", "https")
 _RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
 # What a server says when it is busy; everything else it would say again.
@@ -86,7 +87,7 @@ def open_address(url: str, start: int, validator: str, seconds: float) -> Iterat
 
 
 def _ask(url: str, start: int, validator: str, seconds: float) -> Answer:
-    headers = {"User-Agent": f"yolov5-distillation/{VERSION}", "Accept-Encoding": "identity"}
+    headers = {**AGENT, "Accept-Encoding": "identity"}
     if start:
         headers["Range"] = f"bytes={start}-"
         if validator:

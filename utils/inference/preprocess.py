@@ -16,11 +16,13 @@ from utils.datasets.loader import fit_letterbox
 from utils.reporting.console import Console
 
 
-def fitting_image_size(sides: Sequence[int], multiple: int, console: Console) -> tuple[int, ...]:
-    """The sides of `--imgsz` in px, rounded up to multiples of the coarsest stride; says so if need be."""
+def fitting_image_size(
+    sides: Sequence[int], multiple: int, console: Console, name: str = "--imgsz"
+) -> tuple[int, ...]:
+    """Sides in px, rounded up to multiples of the coarsest stride; says so, with the setting's name."""
     fitting = tuple(math.ceil(side / multiple) * multiple for side in sides)
     if fitting != tuple(sides):
-        console.warn(f"--imgsz is no multiple of the stride {multiple}: using {' '.join(map(str, fitting))}")
+        console.warn(f"{name} is no multiple of the stride {multiple}: using {' '.join(map(str, fitting))}")
     return fitting
 
 

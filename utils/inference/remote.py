@@ -11,7 +11,7 @@ import urllib.request
 from urllib.parse import quote, unquote, urlsplit
 
 from utils.datasets.images import UnreadableImageError
-from utils.fetch.web import SourceError, opener
+from utils.fetch.web import AGENT, SourceError, opener
 from utils.inference.frames import without_password
 
 MAX_BYTES = 100 * 2**20
@@ -50,7 +50,7 @@ def fetch(address: str) -> bytes:
 
 def _request(address: str) -> urllib.request.Request:
     # Addresses from a browser's bar have blanks and letters that HTTP wants escaped.
-    request = urllib.request.Request(quote(without_password(address), safe=string.punctuation))
+    request = urllib.request.Request(quote(without_password(address), safe=string.punctuation), headers=AGENT)
     parts = urlsplit(address)
     if parts.username is not None:
         secret = f"{unquote(parts.username)}:{unquote(parts.password or '')}"

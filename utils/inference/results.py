@@ -28,7 +28,9 @@ _COLUMNS = ("xmin", "ymin", "xmax", "ymax"), ("xcenter", "ycenter", "width", "he
 
 
 class Detections:
-    """The detections in a list of pictures; `results[0]` and iteration give those of single pictures.
+    """The detections in a list of pictures; indexed and iterated by picture.
+
+    `results[0]` has the detections in the first picture, `results[1:3]` those in two.
 
     ims: the pictures, (H, W, 3) uint8 RGB. files: a name for each. names: of the classes. xyxy, xywh: a
     tensor (n, 6) a picture, on the CPU, best first: left, top, right, bottom (or centre, size) in pixels,
@@ -56,10 +58,16 @@ class Detections:
         """How many pictures."""
         return self.n
 
-    def __getitem__(self, index: int) -> Detections:
-        """Those of one picture."""
-        one = self.ims[index], self.pred[index], self.files[index]
-        return Detections([one[0]], [one[1]], [one[2]], list(self.names.values()), self.t)
+    def __getitem__(self, index: int | slice) -> Detections:
+        """Those of one picture, or of the pictures of a slice."""
+        chosen = [*range(self.n)[index]] if isinstance(index, slice) else [range(self.n)[index]]
+        return Detections(
+            [self.ims[one] for one in chosen],
+            [self.pred[one] for one in chosen],
+            [self.files[one] for one in chosen],
+            list(self.names.values()),
+            self.t,
+        )
 
     def __iter__(self) -> Iterator[Detections]:
         """Those of each picture."""
@@ -133,7 +141,7 @@ class Detections:
         save_dir: a number is added where it is taken, unless `exist_ok`.
 
         Raises:
-            UserError: it cannot be written.
+            UserError: it cannot be written, or is no name of its own, as ".".
         """
         folder = _folder(save_dir, exist_ok)
         book = NameBook()
@@ -217,4 +225,7 @@ def _relative(found: Tensor, image: Image) -> Tensor:
 
 def _folder(save_dir: Path | str, exist_ok: bool) -> Path:
     path = Path(save_dir)
+    if path.name in ("", "..") and not exist_ok:  # a folder that is there, with pictures of the same names
+        fix = "name a folder to be made, as in save_dir='found', or say exist_ok=True"
+        raise UserError("is there already, and files in it may be replaced", save_dir, fix)
     return next_run_folder(path.parent, path.name, exist_ok)

@@ -31,6 +31,7 @@ from utils.inference.remote import fetch
 from utils.inference.streams import StreamSource
 
 LIST_SUFFIXES = (".txt", ".streams")
+_PAGES = ("youtube.com", "m.youtube.com", "youtu.be")
 _MAX_LIST_BYTES = 256 << 20
 _TOLERATED = 100  # containers without a count of frames estimate it: one in so many may be wrong
 
@@ -115,6 +116,9 @@ def _check_address(source: str) -> None:
             _ = urlsplit(source).port
         except ValueError as error:
             raise UserError(f"is no address ({error})", without_password(source), "check --source") from error
+        if (urlsplit(source).hostname or "").removeprefix("www.") in _PAGES:
+            fix = "fetch the video with a program made for that, and give the file"
+            raise UserError("is the address of a page and no video's", source, fix)
 
 
 def _listed(path: Path, vid_stride: int, warn: Callable[[str], None]) -> Source:
@@ -175,6 +179,9 @@ def _files(source: str) -> list[str]:
         if found:
             return found
         raise UserError("no picture or video matches this pattern", source, "check --source")
+    if source.split()[:1] == ["screen"]:
+        fix = "record it, and give the video; a webcam is --source 0"
+        raise UserError("the screen is no source here", f"--source {source}", fix)
     raise UserError("no such file or folder", source, question(near_files(path), "check --source"))
 
 

@@ -17,6 +17,7 @@ from utils.reporting.draw import Image, draw_boxes, draw_plate, drawable
 
 BATCH_IMAGES = 16
 BATCH_SIDE = 1920  # pixels of the longer side of a batch's picture
+BAR_HEIGHT, MARK_WIDTH = 22, 90  # of the line above an image, and of what marks it as unlabelled there
 GREY, DARK, AMBER = (114, 114, 114), (60, 60, 60), (0, 170, 255)  # blue, green, red
 
 
@@ -40,6 +41,9 @@ def plot_batch(
     rows = targets.detach().float().cpu().numpy()
     scores = None if confidences is None else confidences.detach().float().cpu().numpy()
     bars: list[Image] = []
+    # Beside the mark of a narrow one there would be no room for its name.
+    has_mark = labelled is not None and not bool(labelled[: len(tiles)].all())
+    lines = 2 if has_mark and width < 2 * MARK_WIDTH else 1
     for number, tile in enumerate(tiles):
         mine = rows[:, 0] == number
         centres, sizes = rows[mine, 2:4], rows[mine, 4:6]
@@ -47,7 +51,7 @@ def plot_batch(
         mine_scores = None if scores is None else scores[mine]
         draw_boxes(tile, boxes, rows[mine, 1].astype(np.int64), names, mine_scores)
         known = labelled is None or bool(labelled[number])
-        bars.append(_captioned(tile, Path(paths[number]).name if number < len(paths) else "", known))
+        bars.append(_captioned(tile, Path(paths[number]).name if number < len(paths) else "", known, lines))
     _save_picture(path, _grid(bars))
 
 
@@ -65,15 +69,19 @@ def _tiles(images: Tensor) -> list[Image]:
     return [cv2.resize(p, size, interpolation=cv2.INTER_AREA).astype(np.uint8) for p in pictures]
 
 
-def _captioned(tile: Image, caption: str, labelled: bool) -> Image:
-    """The tile under a bar with its caption, inside a grey border; a mark when it is unlabelled."""
-    bar = np.full((22, tile.shape[1], 3), DARK, np.uint8)
-    room = bar
+def _captioned(tile: Image, caption: str, labelled: bool, lines: int) -> Image:
+    """The tile under a bar with its caption, inside a grey border; a mark when it is unlabelled.
+
+    lines: of the bar; the mark stands in the last one.
+    """
+    bar = np.full((BAR_HEIGHT * lines, tile.shape[1], 3), DARK, np.uint8)
+    room = bar[:BAR_HEIGHT]
     if not labelled:
-        mark = np.full((22, 90, 3), AMBER, np.uint8)
+        mark = np.full((BAR_HEIGHT, MARK_WIDTH, 3), AMBER, np.uint8)
         draw_plate(mark, "unlabelled", (4, 19), AMBER, 9)
-        bar[:, -90:] = mark[:, : bar.shape[1]]  # cut off on the left it would read: labelled
-        room = bar[:, :-90]
+        # Cut off on the left it would read: labelled.
+        bar[-BAR_HEIGHT:, -MARK_WIDTH:] = mark[:, : bar.shape[1]]
+        room = room if lines > 1 else room[:, :-MARK_WIDTH]
     if caption and room.shape[1]:
         draw_plate(room, drawable(caption), (2, 19), DARK, 9)
     framed: Image = np.pad(np.vstack((bar, tile)), ((2, 2), (2, 2), (0, 0)), constant_values=GREY[0])

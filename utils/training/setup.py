@@ -113,7 +113,7 @@ def build_network(
         # A cfg's own anchors are the user's word; without one the file's anchors go with its weights.
         own_anchors = bool(options.cfg) or hyp.anchors is not None
         matched, total = transfer_weights(model, checkpoint, exclude_anchors=own_anchors)
-        console.info(f"{options.weights}: {matched} of {total} weights fit the network")
+        console.info(f"{weights}: {matched} of {total} weights fit the network")
     return model
 
 

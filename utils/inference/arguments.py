@@ -1,0 +1,166 @@
+"""What Python programs hand in, pictures and settings, checked and as the network takes it."""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from utils.boxes import NmsRules
+from utils.datasets.images import Image, UnreadableImageError, decode_image, read_image
+from utils.device import select_device
+from utils.errors import UsageError, UserError
+from utils.inference.frames import Frame, file_name, is_address, without_password
+from utils.inference.remote import fetch
+
+Device = str | int | torch.device | None
+
+_MOST_CHANNELS = 4
+_TAKEN = "give a path, an address, the bytes of a file, a PIL picture or an array (H, W, 3) of uint8 in RGB"
+_SCALE_IT = "scale it to 0..255 and give it as an array of uint8"
+
+
+def device_of(device: Device) -> torch.device:
+    """The device that somebody means by a name, a GPU's number or a torch.device; None as "".
+
+    Raises:
+        UserError: there is no such device.
+    """
+    name = device
+    if isinstance(device, torch.device):
+        name = "cpu" if device.type == "cpu" else str(device)
+    if name is not None and not isinstance(name, str):
+        name = str(_whole(name, "device", "give cpu, the number of a GPU, or a torch.device"))
+    try:
+        return select_device(name or "")
+    except UsageError as error:
+        raise UserError(error.what, "device", "give cpu or the number of a GPU") from error
+
+
+def sides_of(size: Any) -> tuple[int, int]:
+    """Height and width in px from one number, or from one or two in a list. Raises UserError for others."""
+    fix = "give the side in pixels, or (height, width)"
+    given = list(size) if isinstance(size, Iterable) and not _is_scalar(size) else [size]
+    sides = [_whole(side, "size", fix) for side in given]
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise UserError(f"{size!r} is no size", "size", fix)
+    return sides[0], sides[-1]
+
+
+def rules_of(
+    conf: Any, iou: Any, classes: Any, max_det: Any, agnostic: bool, multi_label: bool, class_count: int
+) -> NmsRules:
+    """The rules by which boxes are kept. Raises UserError for what is outside of its range.
+
+    classes: a number, several, or None for all of `class_count`.
+    """
+    most = _whole(max_det, "max_det", "give a number from 1 on")
+    if most < 1:
+        raise UserError(f"{max_det!r} keeps nothing", "max_det", "give a number from 1 on")
+    kept = None
+    if classes is not None:
+        several = isinstance(classes, Iterable) and not _is_scalar(classes)
+        fix = f"give numbers from 0 to {class_count - 1}, or None for all"
+        kept = [_whole(label, "classes", fix) for label in (classes if several else [classes])]
+        for label in kept:
+            if not 0 <= label < class_count:
+                raise UserError(f"there is no class {label}", "classes", fix)
+    return NmsRules(
+        conf_thres=_part(conf, "conf"),
+        iou_thres=_part(iou, "iou"),
+        classes=kept,
+        agnostic=bool(agnostic),
+        multi_label=bool(multi_label),
+        max_det=most,
+    )
+
+
+def frame_of(picture: Any, number: int) -> Frame:
+    """A picture in any form, as BGR with a name. Raises UserError for what is none."""
+    name = f"image{number}.jpg"
+    try:
+        if isinstance(picture, str | os.PathLike):
+            path = os.fspath(picture)
+            if is_address(path):
+                address = without_password(path)
+                return Frame(decode_image(fetch(path)), file_name(address) or name)
+            return Frame(read_image(Path(path).expanduser()), path)
+        if isinstance(picture, bytes | bytearray | memoryview):
+            return Frame(decode_image(bytes(picture)), name)
+    except UnreadableImageError as error:
+        shown = (
+            without_password(str(picture)) if isinstance(picture, str | os.PathLike) else f"picture {number}"
+        )
+        raise UserError(f"cannot be read ({error})", shown, "check the path or the address") from error
+    if hasattr(picture, "convert") and hasattr(picture, "getexif"):
+        named = getattr(picture, "filename", "") or name
+        return Frame(_from_array(_from_pil(picture, number), number), str(named))
+    return Frame(_from_array(picture, number), name)
+
+
+def _from_pil(picture: Any, number: int) -> Image:
+    """A PIL picture, upright, as (H, W, 3) or (H, W) uint8. PIL itself would clip deep values to white."""
+    from PIL import ImageOps
+
+    try:
+        upright = ImageOps.exif_transpose(picture)
+        if upright.mode[0] not in "IF":
+            return np.asarray(upright.convert("RGB"))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"cannot be read ({error})", f"picture {number}", _TAKEN) from error
+    values = np.asarray(upright)
+    # Older versions of PIL open 16-bit files as 32-bit integers (I). The upper byte, as files are read.
+    deep = upright.mode.startswith("I;16") or (upright.mode == "I" and 255 < values.max() < 2**16)
+    if deep and values.min() >= 0:
+        return (values // 256).astype(np.uint8)
+    raise UserError(f"is a PIL picture of mode {upright.mode}", f"picture {number}", _SCALE_IT)
+
+
+def _from_array(array: Any, number: int) -> Image:
+    """An RGB array as a BGR picture. Raises UserError for what is none."""
+    if not isinstance(array, np.ndarray):
+        raise UserError(f"is a {type(array).__name__}", f"picture {number}", _TAKEN)
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or not array.size:
+        raise UserError(f"is an array {array.shape} of {array.dtype}", f"picture {number}", _TAKEN)
+    if array.ndim == 2:
+        array = array[..., None]
+    elif array.shape[2] > _MOST_CHANNELS and array.shape[0] <= _MOST_CHANNELS:
+        array = array.transpose(1, 2, 0)
+    if array.shape[2] not in (1, 3, 4):
+        raise UserError(f"is an array {array.shape}", f"picture {number}", _TAKEN)
+    if array.shape[2] == 1:
+        array = array.repeat(3, 2)
+    return np.ascontiguousarray(array[..., 2::-1])
+
+
+def _is_scalar(value: Any) -> bool:
+    """Whether it is one value: text too, and a NumPy array or tensor without dimensions."""
+    return isinstance(value, str | bytes) or getattr(value, "ndim", None) == 0
+
+
+def _whole(value: Any, name: str, fix: str) -> int:
+    """A whole number of any type that is one, NumPy's and 320.0 too."""
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        return int(value)
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError("true or false is no number")
+        return operator.index(value)
+    except TypeError as error:
+        raise UserError(f"{value!r} is no whole number", name, fix) from error
+
+
+def _part(value: Any, name: str) -> float:
+    try:
+        number = math.nan if isinstance(value, str) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 <= number <= 1:
+        raise UserError(f"{value!r} is not between 0 and 1", name, "give a part, as in 0.25")
+    return number
