@@ -269,7 +269,7 @@ class DistillOptions(TrainOptions):
         group=TEACHER,
     )
     distill_box: float = option(
-        2.0, "response: box term, relative to the labels' gain", limits=at_least(0), group=TEACHER
+        1.0, "response: box term, relative to the labels' gain", limits=at_least(0), group=TEACHER
     )
     distill_obj: float = option(
         1.0, "response: objectness term, relative to the labels' gain", limits=at_least(0), group=TEACHER

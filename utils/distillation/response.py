@@ -24,12 +24,12 @@ from utils.losses.detection import LossGains, level_balance, mean_count
 class ResponseGains:
     """Weights of the three terms, relative to the ground-truth loss's gains of the same name.
 
-    At these the gradient of the classes is about as strong as that of the labels, and those of boxes and
-    objectness half as strong. Boxes have nearly all of a network's gradient: with three times as much of
-    them from the teacher, classes are learnt more slowly than without one. See docs/experiments.md.
+    At these the gradient of the classes is about as strong as that of the labels, that of boxes a quarter.
+    Boxes have nearly all of a network's gradient: with more of them from the teacher than from the labels,
+    classes are learnt more slowly than without one. See docs/experiments.md.
     """
 
-    box: float = 2.0
+    box: float = 1.0
     obj: float = 1.0
     cls: float = 8.0
 
