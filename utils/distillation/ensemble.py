@@ -48,6 +48,13 @@ class Teachers:
         """Where they come from."""
         return " and ".join(str(member.source) for member in self.members)
 
+    @property
+    def ignorance(self) -> str:
+        """What to say where there is no class that the data and all of them know."""
+        if len(self.members) == 1:
+            return f"{self.source} knows none of the data's classes"
+        return f"{self.source} have no class of the data in common"
+
     def __call__(self, images: Tensor) -> tuple[TeacherOutput, list[TeacherOutput]]:
         """What all say of images (B, 3, H, W) together, and each by itself; one forward a teacher."""
         each = [member(images) for member in self.members]

@@ -139,15 +139,13 @@ def build_preset(options: DistillOptions, context: LossContext, teachers: Teache
     if not fit.classes.student:
         if not options.with_gt_loss:
             raise UserError(
-                "it knows none of the data's classes, so that nothing would train the head",
-                teachers.source,
-                "leave --no-with-gt-loss out",
+                f"{teachers.ignorance}, so that nothing would train the head",
+                "--no-with-gt-loss",
+                "leave it out",
             )
         kind = "cwd" if options.feature_loss == "none" else options.feature_loss
-        context.say(
-            f"{teachers.source} knows none of the data's classes: "
-            f"only features are learnt from it (--feature-loss {kind})"
-        )
+        them = "it" if len(teachers.members) == 1 else "them"
+        context.say(f"{teachers.ignorance}: only features are learnt from {them} (--feature-loss {kind})")
         return None
     if not options.with_gt_loss:
         refuse_untaught_parts(context, teachers)
