@@ -182,7 +182,7 @@ def index(make_dataset):
 
 
 def assert_cached(store: PictureStore, plain: PictureStore) -> None:
-    assert "pictures cached in" in store.notes[-1]
+    assert " cached in" in store.notes[-1]
     assert_same(store, plain)
 
 

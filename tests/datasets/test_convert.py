@@ -68,7 +68,7 @@ def test_a_voc_folder_becomes_pictures_labels_and_a_yaml_and_is_not_changed(tmp_
     out.parent.mkdir()
     assert main(["voc", str(tmp_path / "kit"), "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "train: 4 pictures, 2 objects, 2 pictures without any" in said
+    assert "train: 4 pictures, 2 objects, 2 without any" in said
     assert f"python train.py --data {out / 'dataset.yaml'}" in said
     config = load_dataset_config(out / "dataset.yaml")
     assert (config.names, config.layout, sorted(config.splits)) == (

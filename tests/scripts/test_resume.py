@@ -132,7 +132,7 @@ def test_a_run_does_not_go_on_under_a_teacher_that_has_changed(small_set, teache
     own = tmp_path / "teacher.pt"
     shutil.copy(teacher, own)
     words = words_of("distilled", small_set, own)
-    first = run_script(*words, "--project", tmp_path, "--epochs", "1")
+    first = run_script(*words, "--project", tmp_path, "--epochs", "1", "--stop-distill", "0")
     assert first.returncode == 0, first.stderr
     content = torch.load(own, weights_only=True)
     name = next(name for name, value in content["model"].items() if value.is_floating_point())
