@@ -15,6 +15,7 @@ import numpy as np
 from experiments.plans import PLANS, Arm, Plan
 from utils.config.files import write_text_atomically
 from utils.reporting.curves import Curve, CurveGroup, plot_groups
+from utils.reporting.naming import counted
 from utils.reporting.seeds import gain_over, gap_closed, part_to_reach, spread_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -135,7 +136,7 @@ def plot_curves(path: Path, plan: Plan, results: Sequence[ArmResults]) -> None:
         curves = [np.array(curve, dtype=np.float64) for curve in entry.curves()]
         if min(map(len, curves)) < 2:  # scored at the end alone
             continue
-        label = f"{entry.arm.title.replace('`', '')} ({len(curves)} seeds)"
+        label = f"{entry.arm.title.replace('`', '')} ({counted(len(curves), 'seed')})"
         drawn = tuple(Curve(np.arange(1.0, len(curve) + 1), curve) for curve in curves)
         groups.append(CurveGroup(label, drawn))
     plot_groups(path, groups, title=plan.title, ylabel="mAP50-95 on the validation split")
