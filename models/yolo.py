@@ -97,9 +97,13 @@ class ModelSummary:
     def __str__(self) -> str:
         """One line."""
         return (
-            f"{self.layers} layers, {self.parameters:,} parameters, {self.gradients:,} trained, "
-            f"{self.gflops:{'.1f' if self.gflops >= 1 else '.2g'}} GFLOPs at {self.image_size} px"
+            f"{self.layers} layers, {self.parameters:,} parameters, {self.gradients:,} trained, {self.cost}"
         )
+
+    @property
+    def cost(self) -> str:
+        """What a picture costs, in words."""
+        return f"{self.gflops:{'.1f' if self.gflops >= 1 else '.2g'}} GFLOPs at {self.image_size} px"
 
 
 class Model(nn.Module):

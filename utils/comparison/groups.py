@@ -32,7 +32,7 @@ TOLD = frozenset({"distill", "distill_loss", "teacher", "soft_loss", "full_outpu
 HYP = "hyp."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Group:
     """Runs with the same settings; values: these, None where they are not known."""
 

@@ -149,11 +149,11 @@ def teacher_score(group: Group, metric: str) -> float | None:
 
 def repeated_seeds(verdicts: Sequence[Verdict]) -> list[str]:
     """A line for each seed of which several runs are compared."""
-    groups = {id(group): group for verdict in verdicts for group in (verdict.group, verdict.twin)}
+    groups = dict.fromkeys(group for verdict in verdicts for group in (verdict.group, verdict.twin))
     return [
         f"seed {seed} has {len(runs)} runs with the same settings "
         f"({', '.join(str(run.folder) for run in runs)}): their mean is compared"
-        for group in groups.values()
+        for group in groups
         for seed, runs in group.runs_by_seed().items()
         if len(runs) > 1
     ]
@@ -164,7 +164,7 @@ def group_table(
 ) -> tuple[list[list[str]], list[str]]:
     """A row a group and the header; of scores the mean and standard deviation, in points."""
     header = ["group", "runs", f"best {metric}", "last", "over plain", "gap closed", "s/epoch"]
-    by_group = {id(verdict.group): verdict for verdict in verdicts}  # labels may be the same
+    by_group = {verdict.group: verdict for verdict in verdicts}
     form = spread_text if column_of(metric) in METRICS.values() else _plain_mean
     rows = []
     for group in groups:
@@ -175,7 +175,7 @@ def group_table(
             form([s.best for s in scores]),
             form([s.last for s in scores]),
         ]
-        verdict = by_group.get(id(group))
+        verdict = by_group.get(group)
         closed = "" if verdict is None or verdict.closed is None else f"{verdict.closed:.0%}"
         row += ["" if verdict is None else str(verdict.gain), closed]
         seconds = [mean for mean in map(_mean_seconds, group.runs) if mean is not None]

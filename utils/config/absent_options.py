@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 _NO_SERVICE = "is not supported: results stay in the run's folder"
+_NO_AUTOBATCH = "there is no AutoBatch, give a number; train.py --dry-run says what memory it takes"
 
 # By name without the dashes in front; no word of these is near enough to an option to be meant for it.
 ABSENT = {
@@ -36,9 +37,4 @@ ABSENT = {
 }
 
 # Values that options had there, by an option's name without the dashes and the word behind it.
-ABSENT_VALUES = {
-    (
-        "batch-size",
-        "-1",
-    ): "there is no AutoBatch, give a number; train.py --dry-run says what memory it takes",
-}
+ABSENT_VALUES = {("batch-size", "-1"): _NO_AUTOBATCH}

@@ -16,6 +16,7 @@ from torch import Tensor
 from models.yolo import Detect, Model
 from utils.batch import StudentOutput
 from utils.errors import UserError
+from utils.reporting.naming import counted
 
 # VOC's words for what COCO calls otherwise, as `plain` spells both.
 _COCO_WORDS = {"aeroplane": "airplane", "motorbike": "motorcycle", "sofa": "couch", "tvmonitor": "tv"}
@@ -236,7 +237,7 @@ def _word(name: str) -> str:
 def listed(names: Sequence[str]) -> str:
     """The first names, and how many there are."""
     shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
-    return f"{len(names)} {'class' if len(names) == 1 else 'classes'} ({shown})"
+    return f"{counted(len(names), 'class', 'classes')} ({shown})"
 
 
 def _integers(values: Sequence[float]) -> list[int]:

@@ -156,8 +156,7 @@ def _rows(maps: Tensor) -> Tensor:
 
 # Elements that are worked out together: what stays in a core's cache with all that comes of it, and on a
 # GPU what leaves its memory to the networks.
-CHUNK = {"cpu": 1 << 16}
-GPU_CHUNK = 1 << 23
+CPU_CHUNK, GPU_CHUNK = 1 << 16, 1 << 23
 
 
 class _FocusedCrossEntropy(torch.autograd.Function):
@@ -171,7 +170,8 @@ class _FocusedCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, target_logits: Tensor, weight: Tensor) -> Tensor:
         """Sum of w |p_T - p_S| BCE(p_S, p_T) over rows (n, K) with weights (n)."""
         slope = torch.empty(logits.shape, device=logits.device)
-        rows = max(CHUNK.get(logits.device.type, GPU_CHUNK) // logits.shape[1], 1)
+        chunk = CPU_CHUNK if logits.device.type == "cpu" else GPU_CHUNK
+        rows = max(chunk // logits.shape[1], 1)
         total = torch.zeros((), device=logits.device)
         parts = (torch.split(x, rows) for x in (logits, target_logits, weight, slope))
         for z, target, w, out in zip(*parts, strict=True):

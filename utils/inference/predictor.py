@@ -197,7 +197,4 @@ def half_precision(wanted: bool, device: torch.device, console: Console) -> bool
 def in_words(model: Model, device: torch.device, image_size: int) -> str:
     """Where a network computes and how large it is, for the first line of a run."""
     size = model.summary(image_size)
-    return (
-        f"{describe_device(device)}: {size.layers} layers, {size.parameters:,} parameters, "
-        f"{size.gflops:{'.1f' if size.gflops >= 1 else '.2g'}} GFLOPs at {image_size} px"
-    )
+    return f"{describe_device(device)}: {size.layers} layers, {size.parameters:,} parameters, {size.cost}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -51,7 +51,7 @@ class Meters:
 
     def means(self) -> dict[str, float]:
         """The mean of each name so far, NaN without a finite value; waits for the device."""
-        return _means([(names, sums) for names, sums in self.sums.items()])
+        return _means(self.sums.items())
 
     def latest(self) -> dict[str, float]:
         """The same, on a GPU as it was at the look before; empty at the first. Waits for nothing."""
@@ -61,12 +61,10 @@ class Meters:
         if seen is None:
             return {}
         together, layout = seen
-        return _means(
-            list(zip(layout, torch.split(together, [len(names) for names in layout], 1), strict=True))
-        )
+        return _means(zip(layout, torch.split(together, [len(names) for names in layout], 1), strict=True))
 
 
-def _means(parts: Sequence[tuple[tuple[str, ...], Tensor]]) -> dict[str, float]:
+def _means(parts: Iterable[tuple[tuple[str, ...], Tensor]]) -> dict[str, float]:
     """From names and the (2, names) sums and counts of each set of them."""
     totals: dict[str, list[float]] = {}
     for names, sums in parts:
