@@ -41,13 +41,16 @@ def peak_mib(device: torch.device) -> float:
 def of_steps(given: argparse.Namespace) -> None:
     """Prints what one kind of step takes at its peak, beside networks and optimizer, as JSON."""
     from benchmarks.step import Bench
+    from utils.training.replayed import WARM_CALLS
 
     device = select_device(given.device)
     bench = Bench(given.student, given.teacher, given.img, given.batch, device)
     trainer = bench.trainer(**({} if given.kind == "plain" else {"distill_loss": "response"}))
+    if given.kind == "distilled":
+        bench.hastened(trainer)
     work = bench.teacher_alone(trainer) if given.kind == "teacher" else bench.step(trainer)
     before = peak_mib(device)
-    for _ in range(4):
+    for _ in range(WARM_CALLS + 3):
         work()
     print(json.dumps({"before": before, "peak": peak_mib(device)}))
 

@@ -110,7 +110,7 @@ def estimate(pieces: Pieces, machine: Machine, counts: list[int]) -> Iterator[Es
 def measured(given: argparse.Namespace, device: torch.device) -> tuple[Pieces, Pieces]:
     """The pieces of a plain and of a distilled run (`response`)."""
     bench = Bench(given.student, given.teacher, given.img, given.batch, device)
-    plain, taught = bench.trainer(), bench.trainer(distill_loss="response")
+    plain, taught = bench.trainer(), bench.hastened(bench.trainer(distill_loss="response"))
     times = medians({"plain": bench.step(plain), "taught": bench.step(taught)}, given.rounds, device)
     size = sum(4 * p.numel() for p in plain.step.model.parameters() if p.requires_grad)
     index, hyp = build_index(load_dataset_config(given.data), "train"), Hyperparameters()

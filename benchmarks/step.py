@@ -1,8 +1,8 @@
 """A training step, plain and distilled: `python -m benchmarks.step --student yolov5s --teacher yolov5m`.
 
 The floor of a distilled step is a plain step and the teacher's forward pass. The plain step is compared with
-the same step done as it mostly is: weights in torch's own order, and optimizer, clipping and average
-as loops over the parameters.
+the same step done as it mostly is: weights in torch's own order, optimizer, clipping and average
+as loops over the parameters, and the loss read in every step for the progress bar.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from utils.training.compiled import Compiler, compile_step
 from utils.training.ema import ModelEma
 from utils.training.loop import Trainer
 from utils.training.precision import cpu_computes_bf16
+from utils.training.replayed import replay_frozen
 from utils.training.step import TrainingStep
 
 PRESETS: dict[str, dict[str, object]] = {
@@ -106,6 +107,11 @@ class Bench:
         step.compute_in(trainer.amp_dtype)
         return trainer
 
+    def hastened(self, trainer: Trainer) -> Trainer:
+        """The same trainer, a GPU replaying its teachers, as in a run."""
+        replay_frozen(trainer, print)
+        return trainer
+
     def compiled(self, trainer: Trainer) -> Trainer:
         """The same trainer with its networks compiled, as --compile does it."""
         images = self.batch.to(self.device).to_float().images
@@ -134,7 +140,7 @@ class Bench:
         return run
 
     def common_way(self, trainer: Trainer) -> Callable[[], object]:
-        """A plain step in torch's own memory order, with loops over the parameters."""
+        """A plain step in torch's own memory order, with loops over the parameters, waiting for its loss."""
         step, groups = trainer.step, trainer.optimizer.param_groups
         step.to(memory_format=torch.contiguous_format)
         average: dict[str, Tensor] = {k: v.clone() for k, v in step.model.state_dict().items()}
@@ -162,15 +168,23 @@ class Bench:
             trainer.scaler.update()
             optimizer.zero_grad()
             follow(1 - math.exp(-1))
+            float(total)
 
         return run
 
 
 def variants(bench: Bench, compiled: bool, reduced: bool) -> dict[str, Callable[[], object]]:
-    """A plain step, one taught by `response` and its teacher, in bf16 and compiled, as far as asked for."""
+    """A plain step, one taught by `response` and its teacher, in bf16 and compiled, as far as asked for.
+
+    On a GPU also the teacher's forward pass replayed, as the taught steps do it.
+    """
     kinds = [("in bf16", "bf16", False)] if reduced else []
     kinds += [("compiled", "auto", True)] if compiled else []
     work: dict[str, Callable[[], object]] = {}
+    if bench.device.type == "cuda":
+        work["teacher's forward replayed"] = bench.teacher_alone(
+            bench.hastened(bench.trainer(distill_loss="response"))
+        )
     for words, precision, is_compiled in kinds:
         trainers = bench.trainer(precision), bench.trainer(precision, distill_loss="response")
         if is_compiled:
@@ -197,12 +211,12 @@ def main() -> None:
         f"{given.student} under {given.teacher}, {given.img} px, batch {given.batch}, {given.rounds} rounds"
     )
     taught = {
-        name: bench.trainer("auto", **({"distill_loss": "response"} | PRESETS[name]))
+        name: bench.hastened(bench.trainer("auto", **({"distill_loss": "response"} | PRESETS[name])))
         for name in given.presets
     }
     work = {"plain": bench.step(bench.trainer()), "common": bench.common_way(bench.trainer())}
     if taught:
-        work["teacher"] = bench.teacher_alone(next(iter(taught.values())))
+        work["teacher"] = bench.teacher_alone(bench.trainer(distill_loss="response"))
     work |= {name: bench.step(trainer) for name, trainer in taught.items()}
     reduced = device.type == "cpu" and cpu_computes_bf16() and not given.no_bf16
     others = variants(bench, given.compile, reduced)

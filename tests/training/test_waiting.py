@@ -9,6 +9,7 @@ from benchmarks.step import PROGRESS, Bench
 from utils.batch import Progress
 from utils.losses import detection
 from utils.training.loop import EpochHooks
+from utils.training.replayed import WARM_CALLS
 
 PRESETS = {
     "plain": {},
@@ -125,10 +126,11 @@ def test_what_would_wait_is_found(waiting):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_no_step_waits_for_a_cuda_device(preset):
     cuda = Bench("demo-student", "demo-teacher", 64, 2, torch.device("cuda:0"))
-    trainer = cuda.trainer(**PRESETS[preset])
+    trainer = cuda.hastened(cuda.trainer(**PRESETS[preset]))
     step = cuda.step(trainer)
     trainer.run_batch(cuda.batch.to(cuda.device).to_float(), SAMPLED)
-    step()
+    for _ in range(WARM_CALLS + 1):
+        step()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -149,11 +151,11 @@ class Batches(list):
 
 def epoch_between(bench, begin, end):
     """Runs an epoch with two looks at the device; calls `begin` after some steps, `end` before the last."""
-    trainer, steps = bench.trainer(distill_loss="response"), 24
+    trainer, steps = bench.hastened(bench.trainer(distill_loss="response")), 24
     trainer.guard.interval = 10
 
     def before(_batch, progress):
-        if progress.step == 3:
+        if progress.step == WARM_CALLS + 2:
             begin()
         elif progress.step == steps - 1:
             end()

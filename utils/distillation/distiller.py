@@ -114,6 +114,12 @@ class Distiller(nn.Module):
         for member in self.teachers.members:
             member.body = compiled(member.body)
 
+    def replay_networks(self, replayed: Callable[[Body], Body]) -> None:
+        """Lets every frozen teacher run as `replayed` makes it; its maps are good until its next call."""
+        for member in self.teachers.members:
+            if member.is_frozen:
+                member.body = replayed(member.body)
+
     def compute_in(self, dtype: torch.dtype) -> None:
         """Keeps the weights of frozen teachers in the reduced precision of the run."""
         for member in self.teachers.members:

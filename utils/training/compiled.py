@@ -17,6 +17,7 @@ from utils.config.options import TrainOptions
 from utils.losses.recipe import Body
 from utils.reporting.console import Console
 from utils.training.loop import Trainer
+from utils.training.replayed import replay_frozen
 from utils.training.setup import batch_of_a_rank
 from utils.training.step import TrainingStep
 
@@ -61,9 +62,10 @@ class Compiler:
             self._warn(f"--compile has failed ({reason}): going on without it")
 
 
-def compile_trainer(trainer: Trainer, options: TrainOptions, image_size: int, console: Console) -> None:
-    """Compiles the networks of a run where its options ask for it."""
+def hasten(trainer: Trainer, options: TrainOptions, image_size: int, console: Console) -> None:
+    """Compiles the networks of a run where its options ask for it; elsewise records those that are frozen."""
     if not options.compile:
+        replay_frozen(trainer, console.warn)
         return
     console.info("compiling the networks, which may take minutes")
     shape = (batch_of_a_rank(options), trainer.step.model.channels, image_size, image_size)

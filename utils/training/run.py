@@ -28,7 +28,7 @@ from utils.reporting.console import Console, EpochBar, duration
 from utils.reporting.loggers import check_loggers, open_loggers
 from utils.reporting.naming import counted
 from utils.training import setup, state
-from utils.training.compiled import compile_trainer
+from utils.training.compiled import hasten
 from utils.training.ema import ModelEma
 from utils.training.loop import BAR_FACTS, EpochHooks, Trainer, means_over_ranks
 from utils.training.patience import Best, why_over
@@ -150,7 +150,7 @@ class TrainingRun:
             self.class_scores = np.array(run.class_scores)
             self.saved = None  # a second copy of all weights is not needed any more
         self._check_precision(trainer)
-        compile_trainer(trainer, self.options, self.image_size, self.console)
+        hasten(trainer, self.options, self.image_size, self.console)
         return trainer
 
     def _check_precision(self, trainer: Trainer) -> None:
