@@ -32,7 +32,7 @@ from utils.training.compiled import Compiler, compile_step
 from utils.training.ema import ModelEma
 from utils.training.loop import Trainer
 from utils.training.precision import cpu_computes_bf16
-from utils.training.replayed import replay_frozen
+from utils.training.replayed import replay_step
 from utils.training.step import TrainingStep
 
 PRESETS: dict[str, dict[str, object]] = {
@@ -108,8 +108,8 @@ class Bench:
         return trainer
 
     def hastened(self, trainer: Trainer) -> Trainer:
-        """The same trainer, a GPU replaying its teachers, as in a run."""
-        replay_frozen(trainer, print)
+        """The same trainer, a GPU replaying its networks, as in a run."""
+        replay_step(trainer, (self.count, 3, self.size, self.size), print)
         return trainer
 
     def compiled(self, trainer: Trainer) -> Trainer:

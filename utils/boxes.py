@@ -118,6 +118,10 @@ class NmsRules:
     max_candidates: int = 30_000
 
 
+# Candidates that a GPU suppresses in one go: the memory and time for it grow with their square.
+TOGETHER = 1 << 14
+
+
 class Kept(NamedTuple):
     """What suppression kept of one image, most confident first.
 
@@ -173,6 +177,8 @@ def suppress_rows(image: Tensor, row: Tensor, predictions: Tensor, count: int, r
     image: (C,) which of `count` images each is of, ascending. row: (C,) its place there, for `Kept.rows`.
     """
     image, row, candidates = _candidates(image, row, predictions, rules)
+    if image.device.type == "cuda" and 0 < len(image) <= min(TOGETHER, rules.max_candidates):
+        return _suppress_together(image, row, candidates, count, rules)
     counts = torch.bincount(image, minlength=count).tolist()
     # `image` ascends, so that one split cuts candidates and rows into images without a search each.
     return [
@@ -205,6 +211,25 @@ def _candidates(
         confidence, label = best[kept], best_label[kept]
     boxes = cxcywh_to_xyxy(rows[kept, :4])
     return image[kept], row[kept], torch.cat((boxes, confidence[:, None], label[:, None].float()), dim=1)
+
+
+def _suppress_together(
+    image: Tensor, row: Tensor, candidates: Tensor, count: int, rules: NmsRules
+) -> list[Kept]:
+    """All images in one go: on a GPU each suppression of its own is waited for.
+
+    Images and classes are moved apart, in float64: far from the origin float32 has no parts of a pixel left.
+    """
+    # What is no number in one image must not move the others.
+    boxes = candidates[:, :4].double().nan_to_num(0.0, 1e6, -1e6)
+    group = image if rules.agnostic else image * (candidates[:, 5].max() + 1) + candidates[:, 5]
+    low, high = boxes.aminmax()
+    apart = boxes - low + group[:, None] * (high - low + 1)
+    kept = nms(apart, candidates[:, 4].double(), rules.iou_thres)
+    kept = kept[image[kept].argsort(stable=True)]  # best first within each image
+    counts = torch.bincount(image[kept], minlength=count).tolist()
+    parts = zip(torch.split(candidates[kept], counts), torch.split(row[kept], counts), strict=True)
+    return [Kept(detections[: rules.max_det], rows[: rules.max_det]) for detections, rows in parts]
 
 
 def _suppress_image(detections: Tensor, rows: Tensor, rules: NmsRules) -> Kept:

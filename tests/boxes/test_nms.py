@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from utils import boxes
 from utils.boxes import NmsRules, non_max_suppression, pairwise_iou, suppress
 
 CASES = json.loads((Path(__file__).parent / "nms_reference.json").read_text())
@@ -131,6 +132,22 @@ def test_one_class_is_the_same_with_and_without_multi_label() -> None:
     predictions = _predictions(seed=12, rows=200, classes=1)
     plain, multi = non_max_suppression(predictions), non_max_suppression(predictions, multi_label=True)
     assert all(torch.equal(a, b) for a, b in zip(plain, multi, strict=True))
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_images_together_keep_what_each_keeps_alone(agnostic: bool, multi_label: bool) -> None:
+    predictions = _predictions(seed=14, rows=300, classes=5, images=4)
+    predictions[1, :, 4] = 0  # an image without any
+    predictions[2, :3, :4] = float("inf")
+    rules = NmsRules(conf_thres=0.05, iou_thres=0.5, agnostic=agnostic, multi_label=multi_label, max_det=40)
+    image, row = (predictions[..., 4] > rules.conf_thres).nonzero(as_tuple=True)
+    found = boxes._candidates(image, row, predictions[image, row], rules)
+    together = boxes._suppress_together(*found, 4, rules)
+    assert len(together) == 4 and len(together[1].rows) == 0
+    for number, (alone, shared) in enumerate(zip(suppress(predictions, rules), together, strict=True)):
+        if number != 2:
+            assert torch.equal(alone.detections, shared.detections) and torch.equal(alone.rows, shared.rows)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -137,7 +137,8 @@ class PseudoBoxes:
             return F.mse_loss(own, wanted, reduction="none")
 
         everywhere = torch.ones_like(batch.labelled)
-        return self.detection.terms(targets, student.levels, everywhere, against_teacher)
+        # In main memory, as the labels: elsewise each level would wait for the number of its pairs.
+        return self.detection.terms(targets.cpu(), student.levels, everywhere, against_teacher)
 
     @torch.no_grad()
     def pseudo_targets(self, batch: Batch, teacher: TeacherOutput) -> tuple[Tensor, Tensor]:

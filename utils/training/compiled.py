@@ -17,7 +17,7 @@ from utils.config.options import TrainOptions
 from utils.losses.recipe import Body
 from utils.reporting.console import Console
 from utils.training.loop import Trainer
-from utils.training.replayed import replay_frozen
+from utils.training.replayed import as_before, replay_step
 from utils.training.setup import batch_of_a_rank
 from utils.training.step import TrainingStep
 
@@ -63,12 +63,13 @@ class Compiler:
 
 
 def hasten(trainer: Trainer, options: TrainOptions, image_size: int, console: Console) -> None:
-    """Compiles the networks of a run where its options ask for it; elsewise records those that are frozen."""
+    """Compiles the networks of a run where its options ask for it; elsewise records them on a GPU."""
+    shape = (batch_of_a_rank(options), trainer.step.model.channels, image_size, image_size)
     if not options.compile:
-        replay_frozen(trainer, console.warn)
+        if options.cuda_graphs:
+            replay_step(trainer, shape, console.warn)
         return
     console.info("compiling the networks, which may take minutes")
-    shape = (batch_of_a_rank(options), trainer.step.model.channels, image_size, image_size)
     images = torch.zeros(shape, device=trainer.device).to(memory_format=torch.channels_last)
     compile_step(trainer.step, Compiler(console.warn, options.multi_scale), images, trainer.amp_dtype)
 
@@ -93,17 +94,9 @@ def compile_step(step: TrainingStep, compiler: Compiler, images: Tensor, dtype: 
 
 
 def _try(model: Model, body: Body, images: Tensor, dtype: torch.dtype | None) -> None:
-    buffers, was_training = list(model.buffers()), model.training
-    before = [value.clone() for value in buffers]
-    model.train()
-    try:
+    with as_before(model):
         with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
             total = torch.stack([features.float().mean() for features in body(images)]).sum()
         if total.requires_grad:
             parameters = [p for p in model.parameters() if p.requires_grad]
             torch.autograd.grad(total, parameters, allow_unused=True)
-    finally:
-        model.train(was_training)
-        with torch.no_grad():
-            for value, kept in zip(buffers, before, strict=True):
-                value.copy_(kept)

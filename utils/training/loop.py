@@ -142,7 +142,8 @@ class Trainer:
     epoch that an earlier process began.
     whole: whether all of this belongs to the same batch, as it does but within a step.
     parallel: the step in DistributedDataParallel, None in a single process. fixed_shapes: whether all
-    batches but the last have one shape, for which a GPU's kernels are then tried out.
+    batches but the last have one shape, for which a GPU's kernels are then tried out. gradients_stay:
+    whether updates zero the gradients instead of forgetting them.
     """
 
     step: TrainingStep
@@ -161,6 +162,7 @@ class Trainer:
     whole: bool = True
     parallel: nn.Module | None = None
     fixed_shapes: bool = False
+    gradients_stay: bool = False
 
     def __post_init__(self) -> None:
         """Gathers what every update needs."""
@@ -226,6 +228,13 @@ class Trainer:
             self.update()
         return {**terms, **gauges}
 
+    def keep_gradients(self) -> None:
+        """Lets every parameter have one gradient tensor for good."""
+        self.gradients_stay = True
+        for parameter in self._parameters:
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+
     def update(self) -> None:
         """Clips the gradients, moves the weights and the average; leaves them where one is not finite.
 
@@ -237,6 +246,6 @@ class Trainer:
         self.scaler.step(self.optimizer)
         # Without a loss scale in float16 the scaler has nothing to look for.
         self.scaler.update(None if self.amp_dtype is torch.float16 else 1.0)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=not self.gradients_stay)
         self.ema.update(self.step.model)
         self.pending = 0

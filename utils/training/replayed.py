@@ -1,22 +1,28 @@
-"""Forward passes of frozen networks as CUDA graphs.
+"""Networks as CUDA graphs.
 
-A forward pass of a teacher is some hundred kernels, each of which the processor has to launch. On a fast GPU
-that takes longer than the kernels do. Recorded once, they are launched together, and the processor is free
-to prepare the student's.
+A forward pass of a network is some hundred kernels, a backward pass twice as many, and the processor has to
+launch each. On a fast GPU that takes longer than the kernels do. Recorded once, they are launched together.
+
+The weights stay where they are, so that optimizer, average, weight files and the state of a run know nothing
+of it; what is replayed are the same kernels on the same tensors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from models.yolo import Model
 from utils.losses.recipe import Body
-from utils.training.loop import Trainer
+from utils.training.loop import Trainer, tried_kernels
 
 WARM_CALLS = 3  # in which cuDNN finds its kernels; none of that may be part of a record
 Record = Callable[[Body, Tensor], Body]
+Warn = Callable[[str], None]
 
 
 class Replayed:
@@ -26,7 +32,7 @@ class Replayed:
     of the one before: they are good until the next call.
     """
 
-    def __init__(self, body: Body, warn: Callable[[str], None], record: Record | None = None) -> None:
+    def __init__(self, body: Body, warn: Warn, record: Record | None = None) -> None:
         """`warn` gets a sentence if recording fails, after which the body goes on as it is."""
         self._body, self._warn = body, warn
         self._record = recorded if record is None else record
@@ -45,19 +51,33 @@ class Replayed:
             return self._body(images)
         try:
             self._replay = self._record(self._body, images)
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            self._warn(f"the teacher's forward pass cannot be recorded ({reason}): it runs as it is")
+            self._warn(f"the teacher's forward pass cannot be recorded ({_reason(error)}): it runs as it is")
             self._replay = self._body
         return self._replay(images)
+
+
+class ReplayedStudent:
+    """The student's body: batches of the recorded shape are replayed, forward and backward, in training."""
+
+    def __init__(self, model: Model, replay: Body, kind: tuple[object, ...]) -> None:
+        self._model, self._replay, self._kind = model, replay, kind
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The maps for images (B, 3, H, W); of a replay they are good until the next call."""
+        is_step = self._model.training and torch.is_grad_enabled()
+        body = self._replay if is_step and _kind_of(images) == self._kind else self._model.forward_features
+        return body(images)
 
 
 def _kind_of(images: Tensor) -> tuple[object, ...]:
     """What a record holds for: shape, memory order, and the precision that is computed in."""
     precision = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
     return images.shape, images.stride(), images.dtype, precision
+
+
+def _reason(error: RuntimeError) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @torch.no_grad()
@@ -85,11 +105,79 @@ def recorded(body: Body, images: Tensor) -> Body:
     return replay
 
 
-def replay_frozen(trainer: Trainer, warn: Callable[[str], None]) -> None:
-    """Lets the frozen networks of the losses be replayed, on a GPU and where batches have one shape."""
-    if trainer.device.type != "cuda" or not trainer.fixed_shapes:
+class _Body(nn.Module):
+    """What `make_graphed_callables` takes: a module whose parameters get gradients."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return self.model.forward_features(images)
+
+
+@contextmanager
+def as_before(model: Model) -> Iterator[None]:
+    """A model in training mode whose statistics and mode are put back afterwards."""
+    buffers, was_training = list(model.buffers()), model.training
+    before = [value.clone() for value in buffers]
+    model.train()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+        with torch.no_grad():
+            for value, kept in zip(buffers, before, strict=True):
+                value.copy_(kept)
+
+
+def replay_student(trainer: Trainer, images: Tensor, warn: Warn) -> None:
+    """Lets the body of a trainer's network be replayed for batches of images like these, (B, 3, H, W).
+
+    Where the GPU has too little memory for a record beside a batch of another shape, or where something
+    cannot be recorded, the network runs as it is. Gradients are from here on added to tensors that stay:
+    those of a replay are overwritten by the next, and must not become a parameter's own.
+    """
+    model, device = trainer.step.model, trainer.device
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved(device)
+    dtype = trainer.amp_dtype
+    try:
+        with (
+            as_before(model),
+            tried_kernels(trainer.fixed_shapes),
+            torch.autocast("cuda", dtype, enabled=dtype is not None, cache_enabled=False),
+        ):
+            kind = _kind_of(images)
+            graphed = torch.cuda.make_graphed_callables(_Body(model), (images,), allow_unused_input=True)
+    except RuntimeError as error:  # no memory is one, too
+        warn(f"the network's passes cannot be recorded ({_reason(error)}): they run as they are")
+        torch.cuda.empty_cache()
         return
+    torch.cuda.empty_cache()
+    taken = torch.cuda.memory_reserved(device) - before
+    if torch.cuda.mem_get_info(device)[0] < taken:
+        return
+    trainer.step.body = ReplayedStudent(model, cast(Body, graphed), kind)
+    trainer.keep_gradients()
+
+
+def replay_frozen(trainer: Trainer, warn: Warn) -> None:
+    """Lets the frozen networks of the losses be replayed."""
     for loss in trainer.step.losses:
         replay_networks = getattr(loss, "replay_networks", None)
         if replay_networks is not None:
             replay_networks(lambda body: Replayed(body, warn))
+
+
+def replay_step(trainer: Trainer, shape: tuple[int, int, int, int], warn: Warn) -> None:
+    """Lets the networks of a trainer be replayed, on a GPU and where batches have one shape (B, 3, H, W).
+
+    Not the student's under DistributedDataParallel: it exchanges gradients during the backward pass.
+    """
+    if trainer.device.type != "cuda" or not trainer.fixed_shapes:
+        return
+    replay_frozen(trainer, warn)
+    if trainer.parallel is None:
+        images = torch.zeros(shape, device=trainer.device).to(memory_format=torch.channels_last)
+        replay_student(trainer, images, warn)

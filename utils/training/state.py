@@ -69,7 +69,8 @@ def save_state(path: Path, run: RunState, trainer: Trainer) -> None:
     """Writes the state beside and renames it, so a killed run leaves the previous one whole."""
     # Gradients without the loss scale: the run may go on in another precision.
     scale = trainer.scaler.get_scale()
-    gradients = [p.grad for group in trainer.optimizer.param_groups for p in group["params"]]
+    parameters = [p for group in trainer.optimizer.param_groups for p in group["params"]]
+    gradients = [p.grad if trainer.pending else None for p in parameters]
     content = {
         "version": VERSION,
         "run": asdict(run),
