@@ -14,7 +14,7 @@ ANCHOR = torch.tensor([[2.0, 2.0]])
 def cells_of(x, y, size=2.0, grid=(8, 8), limit=4.0):
     rows, columns = grid
     targets = torch.tensor([[0, 0, x / columns, y / rows, size / columns, size / rows]])
-    pairs = assign_targets(targets, ANCHOR, grid, limit)
+    pairs = assign_targets(targets, ANCHOR[None], [grid], limit)
     return sorted(zip(pairs.column.tolist(), pairs.row.tolist(), strict=True)), pairs
 
 
@@ -62,8 +62,34 @@ def test_numbers_of_pairs_equal_the_reference_values():
         image, cls = r.randint(0, batch, n), r.randint(0, case["nc"], n)
         boxes = np.column_stack((r.uniform(0.02, 0.98, (n, 2)), r.uniform(0.02, 0.6, (n, 2))))
         targets = torch.tensor(np.column_stack((image, cls, boxes)), dtype=torch.float32)
-        counts = [
-            len(assign_targets(targets, anchors / stride, (size // stride, size // stride), 4.0))
-            for anchors, stride in zip(anchors_px, (8, 16, 32), strict=True)
-        ]
-        assert counts == case["matched_per_level"]
+        strides = torch.tensor([8, 16, 32])
+        grids = [(size // stride, size // stride) for stride in strides.tolist()]
+        pairs = assign_targets(targets, anchors_px / strides[:, None, None], grids, 4.0)
+        assert list(pairs.counts) == case["matched_per_level"]
+
+
+def test_all_levels_at_once_are_each_alone():
+    generator = torch.Generator().manual_seed(0)
+    anchors = torch.rand(3, 2, 2, generator=generator) * 4 + 0.5
+    targets = torch.rand(20, 6, generator=generator)
+    targets[:, 0] = torch.arange(20) // 5
+    targets[:, 1] = torch.arange(20) % 3
+    grids = [(8, 12), (4, 6), (2, 3)]
+    together = assign_targets(targets, anchors, grids, 4.0)
+    assert all(count > 0 for count in together.counts) and sum(together.counts) == len(together)
+    levels = [torch.rand(4, 2, *grid, 7, generator=generator) for grid in grids]
+    flat = torch.cat([level.flatten(1, 3) for level in levels], 1)
+    torch.testing.assert_close(together.pick(levels), flat[together.image, together.place])
+    begin = 0
+    for number, (anchor, grid) in enumerate(zip(anchors, grids, strict=True)):
+        alone, end = assign_targets(targets, anchor[None], [grid], 4.0), begin + together.counts[number]
+        for name in ("image", "anchor", "row", "column", "target", "label", "boxes"):
+            assert torch.equal(getattr(together, name)[begin:end], getattr(alone, name)), name
+        assert together.level[begin:end].eq(number).all()
+        begin = end
+
+
+def test_no_targets_make_no_pairs():
+    pairs = assign_targets(torch.zeros(0, 6), ANCHOR[None].expand(2, 1, 2), [(8, 8), (4, 4)], 4.0)
+    assert len(pairs) == 0 and pairs.counts == (0, 0)
+    assert pairs.pick([torch.rand(1, 1, 8, 8, 6), torch.rand(1, 1, 4, 4, 6)]).shape == (0, 6)

@@ -97,7 +97,7 @@ def test_a_perfect_prediction_has_no_box_loss_and_little_else():
     from utils.losses.assignment import assign_targets
 
     for level, anchors in zip(levels, ANCHORS_GRID, strict=True):
-        pairs = assign_targets(targets, anchors, tuple(level.shape[2:4]), 4.0)
+        pairs = assign_targets(targets, anchors[None], [tuple(level.shape[2:4])], 4.0)
         index = (pairs.image, pairs.anchor, pairs.row, pairs.column)
         level[index + (slice(0, 2),)] = ((pairs.boxes[:, :2] + 0.5) / 2).clamp(1e-6, 1 - 1e-6).logit()
         level[index + (slice(2, 4),)] = ((pairs.boxes[:, 2:] / anchors[pairs.anchor]).sqrt() / 2).logit()

@@ -62,7 +62,7 @@ def pickled_names(monkeypatch):
 
 def expected_state(public):
     return {
-        name: value.float() if value.is_floating_point() else value
+        name: (value.float() if value.is_floating_point() else value).cpu()
         for name, value in public.state_dict().items()
         if not name.endswith("anchor_grid")
     }

@@ -114,7 +114,8 @@ def test_nothing_is_recorded_where_batches_have_many_shapes(monkeypatch):
 def test_the_student_is_replayed_in_training_and_for_its_shape_alone():
     bench = Bench("demo-student", "demo-teacher", 64, 2, torch.device("cpu"))
     model, images = bench.student.train(), torch.rand(2, 3, 64, 64)
-    body = ReplayedStudent(model, lambda given: (given,), (images.shape, images.stride(), images.dtype, None))
+    kind = (images.shape, images.stride(), images.dtype, None)
+    body = ReplayedStudent(model, lambda given: (given,), kind, model.forward_features)
     assert body(images)[0] is images
     assert len(body(images[:1])) == 3
     with torch.no_grad():

@@ -16,7 +16,7 @@ from torch import Tensor
 from utils.batch import Batch, StudentOutput
 from utils.boxes import NmsRules, suppress, xyxy_to_cxcywh
 from utils.distillation.teacher import TeacherOutput
-from utils.losses.assignment import Matches
+from utils.losses.assignment import Pairs
 from utils.losses.detection import DetectionLoss, LossGains
 from utils.losses.terms import softmax_divergence
 
@@ -130,7 +130,7 @@ class PseudoBoxes:
         """The three terms of the ground-truth loss, against the teacher's detections."""
         targets, logits = self.pseudo_targets(batch, teacher)
 
-        def against_teacher(own: Tensor, pairs: Matches) -> Tensor:
+        def against_teacher(own: Tensor, pairs: Pairs) -> Tensor:
             wanted = logits[pairs.target]
             if self.soft:
                 return softmax_divergence(own, wanted, self.temperature)[:, None]

@@ -16,7 +16,7 @@ from utils.batch import Batch, Progress, StudentOutput
 from utils.boxes import aligned_iou
 from utils.device import sent
 from utils.distributed import is_distributed, sum_over_ranks
-from utils.losses.assignment import Matches, assign_targets
+from utils.losses.assignment import Pairs, assign_targets
 from utils.losses.terms import binary_cross_entropy, smoothed_one_hot
 
 
@@ -102,13 +102,14 @@ class DetectionLoss(nn.Module):
         self.gains = gains
         self.balance = level_balance(len(anchors_grid)) if balance is None else tuple(balance)
         self.complete = complete
+        self._shares: tuple[tuple[tuple[int, ...], torch.device], Tensor] | None = None
 
     def forward(
         self, batch: Batch, output: StudentOutput, progress: Progress | None = None
     ) -> dict[str, Tensor]:
         """The three weighted scalars, float32; their sum times the images is to be minimised."""
 
-        def against_labels(logits: Tensor, pairs: Matches) -> Tensor:
+        def against_labels(logits: Tensor, pairs: Pairs) -> Tensor:
             wanted = smoothed_one_hot(pairs.label, self.class_count, self.gains.label_smoothing)
             return binary_cross_entropy(logits, wanted, self.gains.cls_pw, self.gains.fl_gamma)
 
@@ -119,7 +120,7 @@ class DetectionLoss(nn.Module):
         targets: Tensor,
         levels: Sequence[Tensor],
         labelled: Tensor,
-        class_loss: Callable[[Tensor, Matches], Tensor],
+        class_loss: Callable[[Tensor, Pairs], Tensor],
     ) -> dict[str, Tensor]:
         """Box, objectness and class term of raw levels against targets (M, 6).
 
@@ -129,25 +130,22 @@ class DetectionLoss(nn.Module):
         would have to be waited for.
         """
         device = levels[0].device
-        found = [
-            assign_targets(targets, anchors, (level.shape[2], level.shape[3]), self.gains.anchor_t)
-            for anchors, level in zip(self._anchors_on(targets.device), levels, strict=True)
-        ]
-        numbers = torch.tensor([len(pairs) for pairs in found], device=labelled.device)
+        grids = [(level.shape[2], level.shape[3]) for level in levels]
+        found = assign_targets(targets, self._anchors_on(targets.device), grids, self.gains.anchor_t)
+        numbers = torch.tensor(found.counts, device=labelled.device)
         # All in one tensor: one copy to the device, one meeting of the ranks.
         numbers = sent(torch.cat((numbers, labelled.sum()[None])), device)
-        *counts, images = self._count(numbers, len(labelled)).unbind()
-        matches, labelled = [pairs.to(device) for pairs in found], sent(labelled, device)
-        box, obj, cls = torch.zeros(3, device=device).unbind()
-        for index, (level, pairs) in enumerate(zip(levels, matches, strict=True)):
-            picked = pairs.pick(level).float()
-            iou = self.overlaps(picked, pairs, index)
-            box = box + (1 - iou).sum() / counts[index]
-            errors = self.objectness(level[..., 4], pairs, iou, labelled)
-            obj = obj + errors / images * self.balance[index]
-            if self.class_count > 1:
-                loss = class_loss(picked[:, 5:], pairs)
-                cls = cls + loss.sum() / (counts[index] * self.class_count)
+        together = self._count(numbers, len(labelled))
+        counts, images = together[:-1], together[-1]
+        pairs, labelled = found.to(device), sent(labelled, device)
+        picked = pairs.pick(levels).float()
+        iou = self.overlaps(picked, pairs)
+        share = 1 / counts[pairs.level]  # each level's mean counts the same
+        box = ((1 - iou) * share).sum()
+        obj = self.objectness([level[..., 4] for level in levels], pairs, iou, labelled) / images
+        cls = torch.zeros((), device=device)
+        if self.class_count > 1:
+            cls = (class_loss(picked[:, 5:], pairs).sum(1) * share).sum() / self.class_count
         return {"box": box * self.gains.box, "obj": obj * self.gains.obj, "cls": cls * self.gains.cls}
 
     def _anchors_on(self, device: torch.device) -> Tensor:
@@ -156,25 +154,38 @@ class DetectionLoss(nn.Module):
     def _count(self, count: Tensor, images: int) -> Tensor:
         return mean_count(count, images, over_ranks=self.training)
 
-    def overlaps(self, picked: Tensor, pairs: Matches, index: int) -> Tensor:
+    def overlaps(self, picked: Tensor, pairs: Pairs) -> Tensor:
         """CIoU (P,) of the boxes in raw rows (P, 5 + K) with their targets."""
-        predicted = boxes_cxcywh_grid(picked[:, :4], self.anchors_grid[index][pairs.anchor])
+        predicted = boxes_cxcywh_grid(picked[:, :4], self.anchors_grid[pairs.level, pairs.anchor])
         return aligned_iou(predicted, pairs.boxes, "ciou")
 
-    def objectness(self, logits: Tensor, pairs: Matches, iou: Tensor, labelled: Tensor) -> Tensor:
-        """Sum over labelled images of their mean BCE of objectness logits (B, A, H, W) over the cells.
+    def objectness(self, logits: Sequence[Tensor], pairs: Pairs, iou: Tensor, labelled: Tensor) -> Tensor:
+        """Sum over labelled images and levels, in their balance, of the mean BCE of a level's cells.
 
-        The target of a cell is the overlap of its box with its target, the best one where several
-        targets claim it, so that the result does not depend on their order.
+        logits: (B, A, H_l, W_l) of each level. The target of a cell is the overlap of its box with its
+        target, the best one where several targets claim it, so that the result does not depend on their
+        order.
         """
-        wanted = torch.zeros(logits.shape, device=logits.device)
+        flat = torch.cat([level.flatten(1) for level in logits], 1)
+        wanted = torch.zeros(flat.shape, device=flat.device)
         wanted.view(-1).scatter_reduce_(
-            0, pairs.flat_index(logits.shape), iou.detach().clamp(0, 1), "amax", include_self=True
+            0, pairs.image * flat.shape[1] + pairs.place, iou.detach().clamp(0, 1), "amax", include_self=True
         )
-        error = binary_cross_entropy(logits, wanted, self.gains.obj_pw, self.gains.fl_gamma)
+        error = binary_cross_entropy(flat, wanted, self.gains.obj_pw, self.gains.fl_gamma)
         if not self.complete:
             error = error * (wanted > 0)
-        per_image = error.flatten(1).mean(1)
         # An unlabelled image's empty ground truth is ignorance, not background.
-        known = labelled.to(per_image.dtype)
-        return (per_image * known).sum()
+        known = labelled.to(error.dtype)[:, None]
+        return (
+            error * known * self._cell_shares(tuple(level[0].numel() for level in logits), flat.device)
+        ).sum()
+
+    def _cell_shares(self, cells: tuple[int, ...], device: torch.device) -> Tensor:
+        """What each cell of an image counts in the objectness term, (cells of all levels,)."""
+        if self._shares is None or self._shares[0] != (cells, device):
+            parts = [
+                torch.full((count,), weight / count, device=device)
+                for count, weight in zip(cells, self.balance, strict=True)
+            ]
+            self._shares = (cells, device), torch.cat(parts)
+        return self._shares[1]

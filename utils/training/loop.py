@@ -142,8 +142,8 @@ class Trainer:
     epoch that an earlier process began.
     whole: whether all of this belongs to the same batch, as it does but within a step.
     parallel: the step in DistributedDataParallel, None in a single process. fixed_shapes: whether all
-    batches but the last have one shape, for which a GPU's kernels are then tried out. gradients_stay:
-    whether updates zero the gradients instead of forgetting them.
+    batches but the last have one shape. tries_kernels: whether a GPU's kernels are tried out for it.
+    gradients_stay: whether updates zero the gradients instead of forgetting them.
     """
 
     step: TrainingStep
@@ -162,6 +162,7 @@ class Trainer:
     whole: bool = True
     parallel: nn.Module | None = None
     fixed_shapes: bool = False
+    tries_kernels: bool = False
     gradients_stay: bool = False
 
     def __post_init__(self) -> None:
@@ -179,7 +180,7 @@ class Trainer:
         """Trains on the batches of the loader that are not done yet; gives the means of the epoch."""
         self.step.train()
         loader.set_epoch(epoch, self.done)
-        with tried_kernels(self.fixed_shapes and self.device.type == "cuda"):
+        with tried_kernels(self.tries_kernels):
             self._run_batches(loader, Progress(0, epoch, len(loader), epochs), show(loader, self.done), hooks)
         return self.meters.means()
 

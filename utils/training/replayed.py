@@ -9,18 +9,21 @@ of it; what is replayed are the same kernels on the same tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.yolo import Model
 from utils.losses.recipe import Body
 from utils.training.loop import Trainer, tried_kernels
 
 WARM_CALLS = 3  # in which cuDNN finds its kernels; none of that may be part of a record
+# Other threads go on meanwhile, such as the one that puts the loader's batches into pinned memory.
+CAPTURE_MODE = "thread_local"
 Record = Callable[[Body, Tensor], Body]
 Warn = Callable[[str], None]
 
@@ -60,13 +63,14 @@ class Replayed:
 class ReplayedStudent:
     """The student's body: batches of the recorded shape are replayed, forward and backward, in training."""
 
-    def __init__(self, model: Model, replay: Body, kind: tuple[object, ...]) -> None:
-        self._model, self._replay, self._kind = model, replay, kind
+    def __init__(self, model: Model, replay: Body, kind: tuple[object, ...], body: Body) -> None:
+        """`kind` of images is replayed, others run through `body`."""
+        self._model, self._replay, self._kind, self._body = model, replay, kind, body
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
         """The maps for images (B, 3, H, W); of a replay they are good until the next call."""
         is_step = self._model.training and torch.is_grad_enabled()
-        body = self._replay if is_step and _kind_of(images) == self._kind else self._model.forward_features
+        body = self._replay if is_step and _kind_of(images) == self._kind else self._body
         return body(images)
 
 
@@ -93,8 +97,7 @@ def recorded(body: Body, images: Tensor) -> Body:
     with torch.cuda.stream(stream):
         body(given)  # what libraries set up for a stream is no part of the record
     torch.cuda.current_stream(images.device).wait_stream(stream)
-    # Other threads go on meanwhile, such as the one that puts the loader's batches into pinned memory.
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode=CAPTURE_MODE):
         maps = body(given)
 
     def replay(images: Tensor) -> tuple[Tensor, ...]:
@@ -105,15 +108,72 @@ def recorded(body: Body, images: Tensor) -> Body:
     return replay
 
 
-class _Body(nn.Module):
-    """What `make_graphed_callables` takes: a module whose parameters get gradients."""
+class _Passes(torch.autograd.Function):
+    """The recorded passes as a single operation; the parameters' gradients grow within the second one."""
 
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        self.model = model
+    @staticmethod
+    def forward(ctx: Any, record: _TrainingRecord, _root: Tensor, images: Tensor) -> tuple[Tensor, ...]:
+        """Replays the forward pass. `_root` takes a gradient, so that the maps do."""
+        ctx.record = record
+        record.given.copy_(images)
+        record.forward.replay()
+        return tuple(maps.detach() for maps in record.maps)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        return self.model.forward_features(images)
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[None, None, None]:
+        """Replays the backward pass from the gradients of the maps."""
+        record = ctx.record
+        for slope, gradient in zip(record.slopes, gradients, strict=True):
+            slope.zero_() if gradient is None else slope.copy_(gradient)
+        record.backward.replay()
+        return None, None, None
+
+
+@dataclass(frozen=True)
+class _TrainingRecord:
+    """A forward pass from `given` to `maps`, a backward pass from `slopes`, the gradients of the maps."""
+
+    given: Tensor
+    maps: tuple[Tensor, ...]
+    slopes: tuple[Tensor, ...]
+    forward: torch.cuda.CUDAGraph
+    backward: torch.cuda.CUDAGraph
+
+
+def recorded_training(body: Body, images: Tensor, parameters: Sequence[Tensor]) -> Body:
+    """The body for images like these, its passes in both directions as CUDA graphs.
+
+    parameters: those that are trained, each with a gradient tensor that stays; a replay adds to it. Raises
+    RuntimeError where something cannot be recorded.
+    """
+
+    def gradients(maps: tuple[Tensor, ...], slopes: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+        return torch.autograd.grad(maps, parameters, slopes, allow_unused=True)
+
+    given = images.clone(memory_format=torch.preserve_format)
+    stream = torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(images.device))
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_CALLS):
+            maps = body(given)
+            gradients(maps, [torch.zeros_like(level) for level in maps])
+    torch.cuda.current_stream(images.device).wait_stream(stream)
+    forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(forward, stream=stream, capture_error_mode=CAPTURE_MODE):
+        maps = body(given)
+    slopes = tuple(torch.zeros_like(level) for level in maps)
+    with torch.cuda.graph(backward, forward.pool(), stream=stream, capture_error_mode=CAPTURE_MODE):
+        found = gradients(maps, slopes)
+        grown = [
+            (p.grad, new)
+            for p, new in zip(parameters, found, strict=True)
+            if p.grad is not None and new is not None
+        ]
+        torch._foreach_add_([kept for kept, _ in grown], [new for _, new in grown])
+    # Detached: nodes of autograd that stayed alive would tie later backward passes to this stream.
+    record = _TrainingRecord(given, tuple(level.detach() for level in maps), slopes, forward, backward)
+    root = torch.zeros((), device=images.device, requires_grad=True)
+    return lambda images: cast("tuple[Tensor, ...]", _Passes.apply(record, root, images))
 
 
 @contextmanager
@@ -138,28 +198,24 @@ def replay_student(trainer: Trainer, images: Tensor, warn: Warn) -> None:
     cannot be recorded, the network runs as it is. Gradients are from here on added to tensors that stay:
     those of a replay are overwritten by the next, and must not become a parameter's own.
     """
-    model, device = trainer.step.model, trainer.device
+    model, device, dtype = trainer.step.model, trainer.device, trainer.amp_dtype
+    trained = [p for p in model.parameters() if p.requires_grad]
+    trainer.keep_gradients()
     torch.cuda.empty_cache()
     before = torch.cuda.memory_reserved(device)
-    dtype = trainer.amp_dtype
+    precision = torch.autocast("cuda", dtype, enabled=dtype is not None, cache_enabled=False)
     try:
-        with (
-            as_before(model),
-            tried_kernels(trainer.fixed_shapes),
-            torch.autocast("cuda", dtype, enabled=dtype is not None, cache_enabled=False),
-        ):
+        with as_before(model), tried_kernels(trainer.tries_kernels), precision:
             kind = _kind_of(images)
-            graphed = torch.cuda.make_graphed_callables(_Body(model), (images,), allow_unused_input=True)
+            body = recorded_training(trainer.step.body, images, trained)
     except RuntimeError as error:  # no memory is one, too
         warn(f"the network's passes cannot be recorded ({_reason(error)}): they run as they are")
         torch.cuda.empty_cache()
         return
     torch.cuda.empty_cache()
     taken = torch.cuda.memory_reserved(device) - before
-    if torch.cuda.mem_get_info(device)[0] < taken:
-        return
-    trainer.step.body = ReplayedStudent(model, cast(Body, graphed), kind)
-    trainer.keep_gradients()
+    if torch.cuda.mem_get_info(device)[0] >= taken:
+        trainer.step.body = ReplayedStudent(model, body, kind, trainer.step.body)
 
 
 def replay_frozen(trainer: Trainer, warn: Warn) -> None:

@@ -150,7 +150,7 @@ class TrainingRun:
             self.class_scores = np.array(run.class_scores)
             self.saved = None  # a second copy of all weights is not needed any more
         self._check_precision(trainer)
-        hasten(trainer, self.options, self.image_size, self.console)
+        hasten(trainer, self.options, self.image_size, len(self.train_loader), self.console)
         return trainer
 
     def _check_precision(self, trainer: Trainer) -> None:
