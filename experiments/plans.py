@@ -78,6 +78,12 @@ TEACHERS = {
         ("--img", "224", "--epochs", "8"),
         "experiments/data/voc320.yaml",
     ),
+    "voc-s-320": TeacherRun(
+        "yolov5s, public COCO weights, 8 epochs on VOC320 at 320 px",
+        "yolov5s.pt",
+        ("--img", "320", "--epochs", "8", "--patience", "0", "--noval"),
+        "experiments/data/voc320.yaml",
+    ),
 }
 
 PLAIN = Arm("plain", "plain training")
@@ -177,6 +183,26 @@ PLANS = {
         (PLAIN, Arm("response", "`response`", ("--distill-loss", "response"), "voc-s")),
         split="val",
         choice="last",
+        common=SMALL_SET,
+    ),
+    "voc320-full": Plan(
+        "VOC320, yolov5n from the public COCO weights, 15 epochs at 320 px, on a GPU",
+        "experiments/data/voc320.yaml",
+        320,
+        15,
+        PUBLIC,
+        (PLAIN, Arm("response", "`response`", ("--distill-loss", "response"), "voc-s-320")),
+        split="val",
+        choice="last",
+        common=SMALL_SET,
+    ),
+    "bccd-scratch-gpu": Plan(
+        "BCCD, yolov5n from scratch, 60 epochs, on a GPU",
+        "data/bccd.yaml",
+        320,
+        60,
+        SCRATCH,
+        presets("bccd-s", BOXES),
         common=SMALL_SET,
     ),
     "few-labels": Plan(

@@ -2,7 +2,7 @@
 
 Every run is a call of this project's own scripts. What is done is kept in experiments/results and not
 done again; a run that was cut short goes on. The tables of docs/experiments.md are written anew after
-each run.
+each run. With `--jobs` several runs share the device; what they print goes into their folders.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,27 +37,58 @@ RUNS = Path("runs/experiments")
 BATCH = ("--batch-size", "16", "--cache", "ram", "--noplots")
 
 
+Task = tuple[str, Arm, int, Path]  # plan, arm, seed, and the record that it leaves
+
+
 class Runner:
     """Where the runs go and what they run on."""
 
-    def __init__(self, device: str, weights: Path) -> None:
-        """`weights` is the folder with the public files."""
-        self.device, self.weights = device, weights
+    def __init__(self, device: str, weights: Path, jobs: int = 1) -> None:
+        """`weights` is the folder with the public files; `jobs` of the runs go on at once."""
+        self.device, self.weights, self.jobs = device, weights, jobs
         self.machine = describe_device(select_device(device))
         # What a GPU does by itself. Half the time of every run.
         self.precision = ("--amp-dtype", "bf16") if device == "cpu" and cpu_computes_bf16() else ()
+        self._reporting = threading.Lock()
 
-    def plan(self, name: str, arms: list[str], seeds: list[int]) -> None:
-        """Runs what is missing of a plan, one seed after another, and writes the report."""
+    def run(self, plans: Sequence[str], arms: Sequence[str], seeds: Sequence[int]) -> None:
+        """Runs what is missing of the plans, one seed after another, and writes the report after each run.
+
+        Of several jobs what fails leaves the others to go on, and is raised at the end.
+        """
+        missing = [task for name in plans for task in self._missing(name, arms, seeds)]
+        for name, arm, _, _ in missing:
+            if arm.teacher is not None:
+                self.teacher_score(arm.teacher, name, PLANS[name])
+
+        def work(task: Task) -> None:
+            self.arm(*task)
+            with self._reporting:
+                write_report()
+
+        if self.jobs == 1:
+            for task in missing:
+                work(task)
+            return
+        with ThreadPoolExecutor(self.jobs) as pool:
+            errors = [running.exception() for running in [pool.submit(work, task) for task in missing]]
+        failed = [
+            f"{task[0]}/{task[1].name}-s{task[2]}" for task, e in zip(missing, errors, strict=True) if e
+        ]
+        for error in errors:
+            if error is not None and not isinstance(error, UserError):
+                raise error
+        if failed:
+            fix = "see run.log in its folder in runs/experiments"
+            raise UserError("did not come to its end", ", ".join(failed), fix)
+
+    def _missing(self, name: str, arms: Sequence[str], seeds: Sequence[int]) -> Iterator[Task]:
         plan = PLANS[name]
         for seed in seeds or range(plan.seeds):
             for arm in plan.arms:
-                if arms and arm.name not in arms:
-                    continue
                 record = RESULTS / name / f"{arm.name}-s{seed}.json"
-                if not record.is_file():
-                    self.arm(name, plan, arm, seed, record)
-                    write_report()
+                if (not arms or arm.name in arms) and not record.is_file():
+                    yield name, arm, seed, record
 
     def teacher(self, name: str) -> Path:
         """The weights of a teacher, trained where they are missing, and scored once."""
@@ -81,12 +114,12 @@ class Runner:
             content = {"title": TEACHERS[name].title, "command": command, **self._sum_of(name), **metrics}
             self._write(record, content)
 
-    def arm(self, name: str, plan: Plan, arm: Arm, seed: int, record: Path) -> None:
+    def arm(self, name: str, arm: Arm, seed: int, record: Path) -> None:
         """One run: trained, scored, written down."""
+        plan = PLANS[name]
         data = arm.data or plan.data
         script, options = ["train.py"], arm.options
         if arm.teacher is not None:
-            self.teacher_score(arm.teacher, name, plan)
             script = ["-m", "experiments.ablation", arm.ablation] if arm.ablation else ["train_distill.py"]
             options = ("--teacher", str(self.teacher(arm.teacher)), *arm.options)
         start = tuple(str(self._start(word)) if word.endswith(".pt") else word for word in plan.start)
@@ -153,9 +186,9 @@ class Runner:
         folder.mkdir(parents=True, exist_ok=True)
         write_text_atomically(begun, command + "\n")
         if (folder / "weights" / "state.pt").is_file():
-            self._call(*script, "--resume", str(folder), "--device", self.device)
+            self._call(folder, *script, "--resume", str(folder), "--device", self.device)
         else:
-            self._call(*script, *words, *place, "--device", self.device)
+            self._call(folder, *script, *words, *place, "--device", self.device)
         (folder / "done").touch()
         return command
 
@@ -164,14 +197,23 @@ class Runner:
         size = ("--img", str(plan.image_size), "--task", plan.split)
         words = ("test.py", "--weights", str(weights), "--data", data, *size)
         place = ("--project", str(scores.parent), "--name", scores.name, "--exist-ok", "--noplots")
-        self._call(*words, *place, "--device", self.device)
+        scores.mkdir(parents=True, exist_ok=True)
+        self._call(scores, *words, *place, "--device", self.device)
         metrics = json.loads((scores / "metrics.json").read_text(encoding="utf-8"))
         command = shlex.join(("python", *words))
         return {key: round(metrics[key], 5) for key in ("map50", "map50_95")}, command
 
-    def _call(self, *words: str) -> None:
+    def _call(self, folder: Path, *words: str) -> None:
+        """Runs a script; with several jobs what it prints goes to run.log in its folder."""
         print(f"$ python {shlex.join(words)}", flush=True)
-        done = subprocess.run([sys.executable, *words], check=False)
+        if self.jobs == 1:
+            done = subprocess.run([sys.executable, *words], check=False)
+        else:
+            cores = max((os.cpu_count() or 1) // self.jobs, 1)
+            shared = {**os.environ, "OMP_NUM_THREADS": str(cores)}
+            with (folder / "run.log").open("a", encoding="utf-8") as log:
+                command = [sys.executable, *words, "--workers", str(cores)]
+                done = subprocess.run(command, check=False, stdout=log, stderr=log, env=shared)
         if done.returncode:
             raise UserError(f"exit code {done.returncode}", shlex.join(words), "see its message above")
 
@@ -197,13 +239,15 @@ def main() -> int:
     parser.add_argument(
         "--weights-dir", type=Path, default=Path("weights"), help="folder of the public files"
     )
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     given = parser.parse_args()
+    if given.jobs < 1:
+        parser.error("--jobs: at least 1")
     os.chdir(ROOT)
 
     def work() -> None:
-        runner = Runner(given.device, given.weights_dir)
-        for name in given.plans:
-            runner.plan(name, given.arms, given.seeds)
+        runner = Runner(given.device, given.weights_dir, given.jobs)
+        runner.run(given.plans, given.arms, given.seeds)
         write_report()
 
     return exit_code_of(work)

@@ -64,7 +64,7 @@ def test_rows_under_different_teachers_are_told(records):
 def test_a_folder_of_another_command_is_neither_taken_nor_trained_on(tmp_path, monkeypatch):
     calls, folder = [], tmp_path / "plain-s0"
     runner = Runner("cpu", tmp_path)
-    monkeypatch.setattr(runner, "_call", lambda *words: calls.append(words))
+    monkeypatch.setattr(runner, "_call", lambda _, *words: calls.append(words))
     runner._train(["train.py"], ["--epochs", "2"], folder)
     runner._train(["train.py"], ["--epochs", "2"], folder)
     assert len(calls) == 1 and calls[0][:3] == ("train.py", "--epochs", "2")
