@@ -32,6 +32,7 @@ from utils.config.dataset import load_dataset_config
 from utils.config.hyperparameters import Hyperparameters
 from utils.datasets.index import build_index
 from utils.datasets.loader import AugmentSettings, train_loader
+from utils.training.replayed import replay_frozen
 
 # Small sums in a step: the labels' normalisers, and the buffers; `response` adds what the teacher sees.
 MEETINGS, MEETINGS_TAUGHT = 2, 3
@@ -110,7 +111,10 @@ def estimate(pieces: Pieces, machine: Machine, counts: list[int]) -> Iterator[Es
 def measured(given: argparse.Namespace, device: torch.device) -> tuple[Pieces, Pieces]:
     """The pieces of a plain and of a distilled run (`response`)."""
     bench = Bench(given.student, given.teacher, given.img, given.batch, device)
-    plain, taught = bench.trainer(), bench.hastened(bench.trainer(distill_loss="response"))
+    # The student runs as it does under DistributedDataParallel, which a record of it does not go with.
+    plain, taught = bench.trainer(), bench.trainer(distill_loss="response")
+    if device.type == "cuda":
+        replay_frozen(taught, print)
     times = medians({"plain": bench.step(plain), "taught": bench.step(taught)}, given.rounds, device)
     size = sum(4 * p.numel() for p in plain.step.model.parameters() if p.requires_grad)
     index, hyp = build_index(load_dataset_config(given.data), "train"), Hyperparameters()

@@ -168,7 +168,7 @@ class Bench:
             trainer.scaler.update()
             optimizer.zero_grad()
             follow(1 - math.exp(-1))
-            float(total)
+            float(total.detach())
 
         return run
 
@@ -176,15 +176,17 @@ class Bench:
 def variants(bench: Bench, compiled: bool, reduced: bool) -> dict[str, Callable[[], object]]:
     """A plain step, one taught by `response` and its teacher, in bf16 and compiled, as far as asked for.
 
-    On a GPU also the teacher's forward pass replayed, as the taught steps do it.
+    On a GPU also the teacher's forward pass replayed, as the taught steps do it, and steps without a record.
     """
     kinds = [("in bf16", "bf16", False)] if reduced else []
     kinds += [("compiled", "auto", True)] if compiled else []
     work: dict[str, Callable[[], object]] = {}
     if bench.device.type == "cuda":
-        work["teacher's forward replayed"] = bench.teacher_alone(
+        work["teacher's forward, recorded"] = bench.teacher_alone(
             bench.hastened(bench.trainer(distill_loss="response"))
         )
+        work["plain step, nothing recorded"] = bench.step(bench.trainer())
+        work["`response`, nothing recorded"] = bench.step(bench.trainer(distill_loss="response"))
     for words, precision, is_compiled in kinds:
         trainers = bench.trainer(precision), bench.trainer(precision, distill_loss="response")
         if is_compiled:
@@ -214,7 +216,7 @@ def main() -> None:
         name: bench.hastened(bench.trainer("auto", **({"distill_loss": "response"} | PRESETS[name])))
         for name in given.presets
     }
-    work = {"plain": bench.step(bench.trainer()), "common": bench.common_way(bench.trainer())}
+    work = {"plain": bench.step(bench.hastened(bench.trainer())), "common": bench.common_way(bench.trainer())}
     if taught:
         work["teacher"] = bench.teacher_alone(bench.trainer(distill_loss="response"))
     work |= {name: bench.step(trainer) for name, trainer in taught.items()}

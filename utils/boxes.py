@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.ops import batched_nms, box_iou, nms
+from torchvision.ops import batched_nms, nms
 
 Boxes = TypeVar("Boxes", Tensor, NDArray[Any])
 IouKind = Literal["iou", "giou", "diou", "ciou"]
@@ -42,10 +42,14 @@ def _join(first: Boxes, second: Boxes) -> Boxes:
 def pairwise_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
     """The overlap of every box of one set with every box of another.
 
-    a_xyxy (N, 4) and b_xyxy (M, 4) give (N, M) values in 0..1; boxes without area overlap nothing.
+    a_xyxy (..., N, 4) and b_xyxy (..., M, 4) give (..., N, M) values in 0..1; boxes without area overlap
+    nothing. For two sets the values of torchvision's `box_iou`, which takes no more.
     """
-    iou: Tensor = box_iou(a_xyxy.float(), b_xyxy.float())
-    return iou.nan_to_num_(0.0)
+    a, b = a_xyxy.float()[..., :, None, :], b_xyxy.float()[..., None, :, :]
+    sides = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0)
+    shared = sides[..., 0] * sides[..., 1]
+    area_a, area_b = ((box[..., 2] - box[..., 0]) * (box[..., 3] - box[..., 1]) for box in (a, b))
+    return (shared / (area_a + area_b - shared)).nan_to_num_(0.0)
 
 
 def aligned_iou(a_cxcywh: Tensor, b_cxcywh: Tensor, kind: IouKind = "ciou", eps: float = 1e-7) -> Tensor:

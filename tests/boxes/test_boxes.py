@@ -34,6 +34,8 @@ def test_pairwise_overlap_of_known_boxes() -> None:
     b = torch.tensor([[0.0, 0, 10, 10], [5, 0, 15, 10], [20, 20, 30, 30], [5, 5, 5, 5]])
     expected = torch.tensor([[1, 1 / 3, 0, 0], [0, 0, 0, 0]])
     torch.testing.assert_close(pairwise_iou(a, b), expected)
+    stacked = pairwise_iou(torch.stack((a, a + 1)), torch.stack((b, b)))
+    torch.testing.assert_close(stacked, torch.stack((expected, pairwise_iou(a + 1, b))))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -119,7 +119,7 @@ def test_our_scores_agree_with_cocos_evaluator(tmp_path: Path) -> None:
         centre, size = truth[:, 1:3], truth[:, 3:]
         corners = np.concatenate((centre - size / 2, centre + size / 2), 1) * np.array([200, 100, 200, 100])
         labels.append(torch.tensor(np.concatenate((truth[:, :1], corners), 1), dtype=torch.float32))
-        hits.append(match_detections(found, labels[-1], thresholds).numpy())
+        hits.append(match_detections([found], [labels[-1]], thresholds)[0].numpy())
     found = torch.cat(detections).numpy()
     metrics = average_precision_per_class(
         np.concatenate(hits), found[:, 4], found[:, 5], torch.cat(labels)[:, 0].numpy()

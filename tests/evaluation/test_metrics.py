@@ -15,11 +15,16 @@ from utils.evaluation.metrics import (
     ConfusionMatrix,
     average_precision_per_class,
     fitness,
-    match_detections,
+    match_detections as match_images,
 )
 
 REFERENCE = json.loads((Path(__file__).parent / "ap_reference.json").read_text())
 THRESHOLDS = torch.tensor(IOU_THRESHOLDS, dtype=torch.float32)
+
+
+def match_detections(detections: torch.Tensor, labels: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
+    (hits,) = match_images([detections], [labels], limits)
+    return hits
 
 
 @pytest.mark.parametrize("case", REFERENCE, ids=lambda case: f"seed{case['seed']}")
@@ -164,6 +169,23 @@ def test_matching_agrees_with_the_definition_on_crowded_images() -> None:
 def test_matching_without_detections_or_labels_is_empty() -> None:
     assert match_detections(torch.zeros(0, 6), torch.zeros(3, 5), THRESHOLDS).shape == (0, 10)
     assert not match_detections(torch.ones(3, 6), torch.zeros(0, 5), THRESHOLDS).any()
+    assert match_images([], [], THRESHOLDS) == []
+
+
+def test_images_of_a_batch_are_matched_each_for_itself() -> None:
+    generator = torch.Generator().manual_seed(0)
+    detections, labels = [], []
+    for count, true in ((40, 9), (0, 4), (7, 0), (0, 0), (300, 2)):
+        corners = torch.rand(count + true, 2, generator=generator) * 60
+        boxes = torch.cat((corners, corners + 20 + torch.rand(count + true, 2, generator=generator) * 20), 1)
+        classes = torch.randint(0, 2, (count + true, 1), generator=generator)
+        confidence = torch.randint(0, 20, (count, 1), generator=generator) / 20  # with ties
+        detections.append(torch.cat((boxes[:count], confidence, classes[:count]), 1))
+        labels.append(torch.cat((classes[count:], boxes[count:]), 1))
+    together = match_images(detections, labels, THRESHOLDS)
+    assert any(hits.any() for hits in together)
+    for hits, found, true in zip(together, detections, labels, strict=True):
+        assert torch.equal(hits, match_detections(found, true, THRESHOLDS))
 
 
 def test_confusion_counts_hits_mistakes_misses_and_false_alarms() -> None:

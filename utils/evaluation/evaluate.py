@@ -234,12 +234,10 @@ def _score_batch(
         found = predictor.suppress(decoded)
     watch.lap("nms")
     watch.images += len(batch.images)
-    scores.begin_batch()
     detections = in_original_pixels(found, batch, settings.single_cls)
     labels = labels_in_original_pixels(batch)
-    for image, labelled in enumerate(batch.labelled.tolist()):
-        if labelled:
-            scores.add(detections[image], labels[image])
+    scored = batch.labelled.nonzero()[:, 0].tolist()
+    scores.add([detections[image] for image in scored], [labels[image] for image in scored])
     return batch, detections
 
 
@@ -278,18 +276,17 @@ class _Scores:
         self._thresholds = torch.tensor(IOU_THRESHOLDS, dtype=torch.float32)
         self._batches: list[list[_Found]] = []
 
-    def begin_batch(self) -> None:
-        """The images that follow are of a new batch."""
-        self._batches.append([])
-
-    def add(self, detections: Tensor, labels: Tensor) -> None:
-        """Counts one image: (n, 6) and (m, 5) on the CPU, in one frame."""
-        self.images += 1
-        true = labels[:, 0].numpy().astype(np.int64)
-        hits = match_detections(detections, labels, self._thresholds).numpy()
-        self._batches[-1].append((hits, detections[:, 4:6].numpy(), true))
-        self.images_with_class[np.unique(true)] += 1
-        self.confusion.update(detections, labels)
+    def add(self, detections: Sequence[Tensor], labels: Sequence[Tensor]) -> None:
+        """Counts a batch: (n, 6) and (m, 5) of each image, on the CPU, in one frame."""
+        self.images += len(detections)
+        hits = match_detections(detections, labels, self._thresholds)
+        batch: list[_Found] = []
+        for hit, found, labelled in zip(hits, detections, labels, strict=True):
+            true = labelled[:, 0].numpy().astype(np.int64)
+            batch.append((hit.numpy(), found[:, 4:6].numpy(), true))
+            self.images_with_class[np.unique(true)] += 1
+            self.confusion.update(found, labelled)
+        self._batches.append(batch)
 
     def join_ranks(self) -> None:
         """Takes in what the other ranks have, in the order in which one process would have met it."""

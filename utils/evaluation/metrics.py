@@ -6,12 +6,14 @@ here is a pure function of its arrays; `evaluate.py` collects them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from utils.boxes import pairwise_iou
 
@@ -26,32 +28,41 @@ F1_WINDOW = 0.1  # of the confidence axis: a single lucky spike of F1 does not s
 TINY = 1e-16
 
 
-def match_detections(detections: Tensor, labels: Tensor, iou_thresholds: Tensor) -> Tensor:
-    """Which detections find an object, at each IoU threshold.
+def match_detections(
+    detections: Sequence[Tensor], labels: Sequence[Tensor], iou_thresholds: Tensor
+) -> list[Tensor]:
+    """Which detections of each image find an object, at each IoU threshold.
 
-    detections: (n, 6) x1, y1, x2, y2, confidence, class; labels: (m, 5) class, x1, y1, x2, y2 in the
-    same frame; iou_thresholds: (T,). Gives (n, T) bool, on the device of the detections.
+    detections: (n, 6) of each image: x1, y1, x2, y2, confidence, class; labels: (m, 5) of each: class, x1,
+    y1, x2, y2 in the same frame; iou_thresholds: (T,). Gives (n, T) bool of each image.
 
     A detection may claim the label of its class that it overlaps best, when the overlap reaches the
     threshold; a label goes to the most confident detection that claims it, and the others are false
     alarms. (Giving the label to the best overlap instead would reward the detector's own second
     choice: COCO's rule and the original's both go by confidence.)
     """
-    count, thresholds = len(detections), len(iou_thresholds)
-    if count == 0 or len(labels) == 0:
-        return torch.zeros(count, thresholds, dtype=torch.bool, device=detections.device)
-    same_class = labels[:, :1] == detections[:, 5]
-    overlap, claimed = (pairwise_iou(labels[:, 1:5], detections[:, :4]) * same_class).max(dim=0)
-    claims = (overlap[:, None] >= iou_thresholds) & same_class.any(dim=0)[:, None]
-    by_confidence = detections[:, 4].argsort(descending=True, stable=True)
-    place = torch.empty_like(by_confidence)
-    place[by_confidence] = torch.arange(count, device=place.device)
+    counts, steps = [len(found) for found in detections], len(iou_thresholds)
+    most = max(counts, default=0)
+    if most == 0 or not any(map(len, labels)):
+        return [torch.zeros(count, steps, dtype=torch.bool, device=iou_thresholds.device) for count in counts]
+    # All images at once; what fills up the shorter ones is of two classes that do not meet.
+    found, true = (
+        pad_sequence(list(rows), batch_first=True, padding_value=value)
+        for rows, value in ((detections, -1.0), (labels, -2.0))
+    )
+    same_class = true[:, :, None, 0] == found[:, None, :, 5]  # (B, m, n)
+    overlap, claimed = (pairwise_iou(true[..., 1:5], found[..., :4]) * same_class).max(dim=1)
+    claims = (overlap[..., None] >= iou_thresholds) & same_class.any(dim=1)[..., None]  # (B, n, T)
+    by_confidence = found[..., 4].argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(most, device=found.device).expand_as(by_confidence)
+    place = torch.empty_like(by_confidence).scatter_(1, by_confidence, places)
     # The winner of label l at threshold t is the claimant with the smallest place in confidence.
-    label_of = claimed[:, None].expand(-1, thresholds)
-    bids = torch.where(claims, place[:, None], count)
-    winners = torch.full((len(labels), thresholds), count, device=place.device)
-    winners.scatter_reduce_(0, label_of, bids, reduce="amin")
-    return claims & (winners.gather(0, label_of) == bids)
+    label_of = claimed[..., None].expand(-1, -1, steps)
+    bids = torch.where(claims, place[..., None], most)
+    winners = torch.full((len(found), true.shape[1], steps), most, device=found.device)
+    winners.scatter_reduce_(1, label_of, bids, reduce="amin")
+    hits = claims & (winners.gather(1, label_of) == bids)
+    return [rows[:count] for rows, count in zip(hits, counts, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -200,6 +200,8 @@ def replay_student(trainer: Trainer, images: Tensor, warn: Warn) -> None:
     """
     model, device, dtype = trainer.step.model, trainer.device, trainer.amp_dtype
     trained = [p for p in model.parameters() if p.requires_grad]
+    if not any(p.requires_grad for layer in model.model[:-1] for p in layer.parameters()):
+        return  # --freeze leaves the head alone
     trainer.keep_gradients()
     torch.cuda.empty_cache()
     before = torch.cuda.memory_reserved(device)
