@@ -15,6 +15,8 @@ from utils.evaluation.metrics import (
     ConfusionMatrix,
     average_precision_per_class,
     fitness,
+)
+from utils.evaluation.metrics import (
     match_detections as match_images,
 )
 
