@@ -194,7 +194,7 @@ PLANS = {
         (PLAIN, Arm("response", "`response`", ("--distill-loss", "response"), "voc-s-320")),
         split="val",
         choice="last",
-        common=SMALL_SET,
+        common=(*SMALL_SET, "--noval"),
     ),
     "bccd-scratch-gpu": Plan(
         "BCCD, yolov5n from scratch, 60 epochs, on a GPU",
