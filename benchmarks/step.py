@@ -32,7 +32,7 @@ from utils.training.compiled import Compiler, compile_step
 from utils.training.ema import ModelEma
 from utils.training.loop import Trainer
 from utils.training.precision import cpu_computes_bf16
-from utils.training.replayed import replay_step
+from utils.training.replayed import replay_step, replays_student
 from utils.training.step import TrainingStep
 
 PRESETS: dict[str, dict[str, object]] = {
@@ -115,7 +115,8 @@ class Bench:
     def compiled(self, trainer: Trainer) -> Trainer:
         """The same trainer with its networks compiled, as --compile does it."""
         images = self.batch.to(self.device).to_float().images
-        compile_step(trainer.step, Compiler(print), images, trainer.amp_dtype)
+        cached = not replays_student(trainer)
+        compile_step(trainer.step, Compiler(print), images, trainer.amp_dtype, cached)
         return trainer
 
     def step(self, trainer: Trainer) -> Callable[[], object]:
@@ -190,7 +191,10 @@ def variants(bench: Bench, compiled: bool, reduced: bool) -> dict[str, Callable[
     for words, precision, is_compiled in kinds:
         trainers = bench.trainer(precision), bench.trainer(precision, distill_loss="response")
         if is_compiled:
-            trainers = bench.compiled(trainers[0]), bench.compiled(trainers[1])
+            trainers = (
+                bench.hastened(bench.compiled(trainers[0])),
+                bench.hastened(bench.compiled(trainers[1])),
+            )
         work[f"plain step {words}"] = bench.step(trainers[0])
         work[f"teacher's forward {words}"] = bench.teacher_alone(trainers[1])
         work[f"`response` {words}"] = bench.step(trainers[1])

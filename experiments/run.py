@@ -28,6 +28,7 @@ from experiments.plans import PLANS, TEACHERS, Arm, Plan
 from experiments.report import RESULTS, ROOT, write_report
 from utils.config.cli import exit_code_of
 from utils.config.files import write_text_atomically
+from utils.datasets.workers import usable_cpus
 from utils.device import describe_device, select_device
 from utils.errors import UserError
 from utils.reporting.results import read_results
@@ -59,6 +60,7 @@ class Runner:
         missing = [task for name in plans for task in self._missing(name, arms, seeds)]
         for name, arm, _, _ in missing:
             if arm.teacher is not None:
+                self.teacher(arm.teacher)  # here, for no two runs may train it at once
                 self.teacher_score(arm.teacher, name, PLANS[name])
 
         def work(task: Task) -> None:
@@ -71,7 +73,12 @@ class Runner:
                 work(task)
             return
         with ThreadPoolExecutor(self.jobs) as pool:
-            errors = [running.exception() for running in [pool.submit(work, task) for task in missing]]
+            running = [pool.submit(work, task) for task in missing]
+            try:
+                errors = [one.exception() for one in running]
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)  # what has not begun, when interrupted
+                raise
         failed = [
             f"{task[0]}/{task[1].name}-s{task[2]}" for task, e in zip(missing, errors, strict=True) if e
         ]
@@ -152,6 +159,7 @@ class Runner:
             "machine": self.machine,
             "torch": torch.__version__,
             "seconds": round(seconds),
+            **({"jobs": self.jobs} if self.jobs > 1 else {}),
             **(self._sum_of(arm.teacher) if arm.teacher is not None else {}),
             **metrics,
             "val_map50": _scored(curves["metrics/mAP_0.5"].tolist()),
@@ -209,13 +217,14 @@ class Runner:
         if self.jobs == 1:
             done = subprocess.run([sys.executable, *words], check=False)
         else:
-            cores = max((os.cpu_count() or 1) // self.jobs, 1)
+            cores = max(usable_cpus() // self.jobs, 1)
             shared = {**os.environ, "OMP_NUM_THREADS": str(cores)}
             with (folder / "run.log").open("a", encoding="utf-8") as log:
                 command = [sys.executable, *words, "--workers", str(cores)]
                 done = subprocess.run(command, check=False, stdout=log, stderr=log, env=shared)
         if done.returncode:
-            raise UserError(f"exit code {done.returncode}", shlex.join(words), "see its message above")
+            where = "see its message above" if self.jobs == 1 else f"see {folder / 'run.log'}"
+            raise UserError(f"exit code {done.returncode}", shlex.join(words), where)
 
     def _write(self, path: Path, content: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

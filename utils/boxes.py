@@ -228,7 +228,7 @@ def _suppress_together(
     boxes = candidates[:, :4].double().nan_to_num(0.0, 1e6, -1e6)
     group = image if rules.agnostic else image * (candidates[:, 5].max() + 1) + candidates[:, 5]
     low, high = boxes.aminmax()
-    apart = boxes - low + group[:, None] * (high - low + 1)
+    apart = boxes - low + group.double()[:, None] * (high - low + 1)
     kept = nms(apart, candidates[:, 4].double(), rules.iou_thres)
     kept = kept[image[kept].argsort(stable=True)]  # best first within each image
     counts = torch.bincount(image[kept], minlength=count).tolist()

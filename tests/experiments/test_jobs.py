@@ -16,6 +16,7 @@ def results(monkeypatch, tmp_path):
     monkeypatch.setattr(run, "RESULTS", tmp_path)
     monkeypatch.setattr(run, "write_report", lambda: None)
     monkeypatch.setattr(Runner, "teacher_score", lambda *_: None)
+    monkeypatch.setattr(Runner, "teacher", lambda *_: None)
     return tmp_path
 
 
@@ -64,7 +65,7 @@ def test_scripts_of_several_jobs_write_to_their_folders(monkeypatch, tmp_path):
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(run.subprocess, "run", script)
-    monkeypatch.setattr(run.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(run, "usable_cpus", lambda: 8)
     runner = Runner("cpu", Path("weights"), jobs=4)
     runner._call(tmp_path, "train.py", "--epochs", "1")
     assert commands[0][0][1:] == ["train.py", "--epochs", "1", "--workers", "2"] and commands[0][1] == "2"

@@ -181,6 +181,45 @@ def test_a_replayed_student_has_the_gradients_and_statistics_of_the_network(monk
 
 
 @needs_cuda
+def test_a_failing_record_leaves_the_stream_and_the_steps_as_they_were():
+    bench = Bench("demo-student", "demo-teacher", 64, 2, torch.device("cuda:0"))
+    trainer, warnings = bench.trainer(), []
+    forward, before = trainer.step.model.forward_features, torch.cuda.current_stream()
+
+    def waiting(images):
+        maps = forward(images)
+        float(maps[0].sum())  # no record can wait
+        return maps
+
+    trainer.step.body = waiting
+    replay_step(trainer, (2, 3, 64, 64), warnings.append)
+    assert len(warnings) == 1 and "cannot be recorded" in warnings[0]
+    assert trainer.step.body is waiting and torch.cuda.current_stream() == before
+    terms = trainer.run_batch(bench.batch.to(bench.device).to_float(), PROGRESS)
+    assert all(value.isfinite() for value in terms.values())
+
+
+@needs_cuda
+def test_a_network_whose_first_maps_are_frozen_is_recorded():
+    bench = Bench("demo-student", "demo-teacher", 64, 2, torch.device("cuda:0"))
+    gradients = []
+    for replayed in (False, True):
+        trainer = bench.trainer()
+        trainer.amp_dtype, trainer.schedule = None, replace(trainer.schedule, nominal_batch=1000)
+        for layer in trainer.step.model.model[:18]:
+            layer.requires_grad_(False)
+        if replayed:
+            replay_step(trainer, (2, 3, 64, 64), pytest.fail)
+            assert isinstance(trainer.step.body, ReplayedStudent)
+        trainer.run_batch(bench.batch.to(bench.device).to_float(), PROGRESS)
+        named = trainer.step.model.named_parameters()
+        gradients.append({name: p.grad.clone() for name, p in named if p.grad is not None})
+    assert len(gradients[0]) == len(gradients[1])
+    for name, value in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], value, rtol=1e-2, atol=1e-2 * float(value.abs().max()))
+
+
+@needs_cuda
 def test_losses_of_replayed_networks_are_those_of_the_networks(monkeypatch):
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)

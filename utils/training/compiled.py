@@ -17,7 +17,7 @@ from utils.config.options import TrainOptions
 from utils.losses.recipe import Body
 from utils.reporting.console import Console
 from utils.training.loop import Trainer
-from utils.training.replayed import as_before, replay_step
+from utils.training.replayed import as_before, replay_step, replays_student
 from utils.training.setup import batch_of_a_rank
 from utils.training.step import TrainingStep
 
@@ -83,15 +83,21 @@ def hasten(trainer: Trainer, options: TrainOptions, image_size: int, batches: in
     if options.compile:
         console.info("compiling the networks, which may take minutes")
         images = torch.zeros(shape, device=trainer.device).to(memory_format=torch.channels_last)
-        compile_step(trainer.step, Compiler(console.warn, options.multi_scale), images, trainer.amp_dtype)
-    if options.cuda_graphs:
+        compiler = Compiler(console.warn, options.multi_scale)
+        # A record is made without the cache of autocast, and torch would compile anew for that.
+        cached = not (options.cuda_graphs and replays_student(trainer))
+        compile_step(trainer.step, compiler, images, trainer.amp_dtype, cached)
+    # Where an epoch is one batch it may be a smaller one.
+    if options.cuda_graphs and batches > 1:
         replay_step(trainer, shape, console.warn)
 
 
-def compile_step(step: TrainingStep, compiler: Compiler, images: Tensor, dtype: torch.dtype | None) -> None:
+def compile_step(
+    step: TrainingStep, compiler: Compiler, images: Tensor, dtype: torch.dtype | None, cached: bool = True
+) -> None:
     """Compiles the network of a step, and those that its losses ask, for images (B, 3, H, W).
 
-    dtype: the reduced precision of the forward pass. Tries the network once, with its backward pass, which
+    dtype: the reduced precision of the forward pass, its weights `cached` or not. Tries the network once, with its backward pass, which
     could not be caught in the middle of an update; weights, gradients and statistics stay as they are.
     """
     step.body = compiler(step.model.forward_features)
@@ -100,16 +106,16 @@ def compile_step(step: TrainingStep, compiler: Compiler, images: Tensor, dtype: 
         if compile_networks is not None:
             compile_networks(compiler)
     try:
-        _try(step.model, step.body, images, dtype)
+        _try(step.model, step.body, images, dtype, cached)
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, NotImplementedError) as error:
         compiler.give_up(error)
 
 
-def _try(model: Model, body: Body, images: Tensor, dtype: torch.dtype | None) -> None:
+def _try(model: Model, body: Body, images: Tensor, dtype: torch.dtype | None, cached: bool) -> None:
     with as_before(model):
-        with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
+        with torch.autocast(images.device.type, dtype, enabled=dtype is not None, cache_enabled=cached):
             total = torch.stack([features.float().mean() for features in body(images)]).sum()
         if total.requires_grad:
             parameters = [p for p in model.parameters() if p.requires_grad]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 
 import torch
 from torch.utils.data import DataLoader
@@ -50,7 +51,10 @@ def rehearse(
 
 
 def _seconds_of_a_step(trainer: Trainer, loader: TrainLoader, epochs: int) -> float:
-    """The time from batch to batch, waiting for it included, without the first where there are more."""
+    """The median time from batch to batch, waiting for it included; without the first where there are more.
+
+    Not the mean: a GPU records a teacher's pass in one of them.
+    """
     trainer.step.train()
     loader.set_epoch(0)
     times = [time.perf_counter()]
@@ -58,8 +62,8 @@ def _seconds_of_a_step(trainer: Trainer, loader: TrainLoader, epochs: int) -> fl
         trainer.train_on(batch, Progress(number, 0, len(loader), epochs))
         _wait_for(trainer.device)
         times.append(time.perf_counter())
-    first, last, count = times[1], times[-1], len(times) - 2
-    return (last - first) / count if count else first - times[0]
+    taken = [after - before for before, after in pairwise(times)]
+    return statistics.median(taken[1:] or taken)
 
 
 def _seconds_of_scoring(scoring: DataLoader[Batch], score: Score) -> float:

@@ -24,6 +24,8 @@ from utils.training.loop import Trainer, tried_kernels
 WARM_CALLS = 3  # in which cuDNN finds its kernels; none of that may be part of a record
 # Other threads go on meanwhile, such as the one that puts the loader's batches into pinned memory.
 CAPTURE_MODE = "thread_local"
+# Of the memory of a record, what must be free beside it: a batch of another shape, the losses, the teacher.
+ROOM = 1.5
 Record = Callable[[Body, Tensor], Body]
 Warn = Callable[[str], None]
 
@@ -84,6 +86,29 @@ def _reason(error: RuntimeError) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+@contextmanager
+def _captured(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream, pool: Any = None) -> Iterator[None]:
+    """Records what is launched into a graph; afterwards the stream is that of before, failed or not."""
+    before = torch.cuda.current_stream(stream.device)
+    try:
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode=CAPTURE_MODE):
+            yield
+    finally:
+        torch.cuda.set_stream(before)
+
+
+@contextmanager
+def _beside(stream: torch.cuda.Stream) -> Iterator[None]:
+    """Work on another stream, for which that of before waits in the end."""
+    before = torch.cuda.current_stream(stream.device)
+    stream.wait_stream(before)
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        before.wait_stream(stream)
+
+
 @torch.no_grad()
 def recorded(body: Body, images: Tensor) -> Body:
     """The body for images like these, as a CUDA graph.
@@ -93,11 +118,9 @@ def recorded(body: Body, images: Tensor) -> Body:
     given = images.clone(memory_format=torch.preserve_format)
     stream = torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]
     graph = torch.cuda.CUDAGraph()
-    stream.wait_stream(torch.cuda.current_stream(images.device))
-    with torch.cuda.stream(stream):
+    with _beside(stream):
         body(given)  # what libraries set up for a stream is no part of the record
-    torch.cuda.current_stream(images.device).wait_stream(stream)
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode=CAPTURE_MODE):
+    with _captured(graph, stream):
         maps = body(given)
 
     def replay(images: Tensor) -> tuple[Tensor, ...]:
@@ -106,6 +129,20 @@ def recorded(body: Body, images: Tensor) -> Body:
         return maps
 
     return replay
+
+
+@dataclass(frozen=True)
+class _TrainingRecord:
+    """A forward pass from `given` to `maps`, a backward pass from `slopes`, the gradients of the maps.
+
+    A map that nothing trained leads to has no slope.
+    """
+
+    given: Tensor
+    maps: tuple[Tensor, ...]
+    slopes: tuple[Tensor | None, ...]
+    forward: torch.cuda.CUDAGraph
+    backward: torch.cuda.CUDAGraph
 
 
 class _Passes(torch.autograd.Function):
@@ -117,27 +154,20 @@ class _Passes(torch.autograd.Function):
         ctx.record = record
         record.given.copy_(images)
         record.forward.replay()
-        return tuple(maps.detach() for maps in record.maps)
+        maps = tuple(level.detach() for level in record.maps)
+        without = (level for level, slope in zip(maps, record.slopes, strict=True) if slope is None)
+        ctx.mark_non_differentiable(*without)
+        return maps
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[None, None, None]:
         """Replays the backward pass from the gradients of the maps."""
         record = ctx.record
         for slope, gradient in zip(record.slopes, gradients, strict=True):
-            slope.zero_() if gradient is None else slope.copy_(gradient)
+            if slope is not None:
+                slope.zero_() if gradient is None else slope.copy_(gradient)
         record.backward.replay()
         return None, None, None
-
-
-@dataclass(frozen=True)
-class _TrainingRecord:
-    """A forward pass from `given` to `maps`, a backward pass from `slopes`, the gradients of the maps."""
-
-    given: Tensor
-    maps: tuple[Tensor, ...]
-    slopes: tuple[Tensor, ...]
-    forward: torch.cuda.CUDAGraph
-    backward: torch.cuda.CUDAGraph
 
 
 def recorded_training(body: Body, images: Tensor, parameters: Sequence[Tensor]) -> Body:
@@ -147,28 +177,27 @@ def recorded_training(body: Body, images: Tensor, parameters: Sequence[Tensor]) 
     RuntimeError where something cannot be recorded.
     """
 
-    def gradients(maps: tuple[Tensor, ...], slopes: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-        return torch.autograd.grad(maps, parameters, slopes, allow_unused=True)
+    def gradients(maps: tuple[Tensor, ...], slopes: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+        pairs = [(level, slope) for level, slope in zip(maps, slopes, strict=True) if slope is not None]
+        outputs, seeds = [level for level, _ in pairs], [slope for _, slope in pairs]
+        return torch.autograd.grad(outputs, parameters, seeds, allow_unused=True)
+
+    def zeros(maps: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+        return tuple(torch.zeros_like(level) if level.requires_grad else None for level in maps)
 
     given = images.clone(memory_format=torch.preserve_format)
     stream = torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream(images.device))
-    with torch.cuda.stream(stream):
+    with _beside(stream):
         for _ in range(WARM_CALLS):
             maps = body(given)
-            gradients(maps, [torch.zeros_like(level) for level in maps])
-    torch.cuda.current_stream(images.device).wait_stream(stream)
+            gradients(maps, zeros(maps))
     forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-    with torch.cuda.graph(forward, stream=stream, capture_error_mode=CAPTURE_MODE):
+    with _captured(forward, stream):
         maps = body(given)
-    slopes = tuple(torch.zeros_like(level) for level in maps)
-    with torch.cuda.graph(backward, forward.pool(), stream=stream, capture_error_mode=CAPTURE_MODE):
-        found = gradients(maps, slopes)
-        grown = [
-            (p.grad, new)
-            for p, new in zip(parameters, found, strict=True)
-            if p.grad is not None and new is not None
-        ]
+    slopes = zeros(maps)
+    with _captured(backward, stream, forward.pool()):
+        found = zip(parameters, gradients(maps, slopes), strict=True)
+        grown = [(p.grad, new) for p, new in found if p.grad is not None and new is not None]
         torch._foreach_add_([kept for kept, _ in grown], [new for _, new in grown])
     # Detached: nodes of autograd that stayed alive would tie later backward passes to this stream.
     record = _TrainingRecord(given, tuple(level.detach() for level in maps), slopes, forward, backward)
@@ -191,33 +220,49 @@ def as_before(model: Model) -> Iterator[None]:
                 value.copy_(kept)
 
 
+def replays_student(trainer: Trainer) -> bool:
+    """Whether a GPU can replay the student: where batches have one shape, and something leads to the maps.
+
+    Not under DistributedDataParallel: it exchanges gradients during the backward pass.
+    """
+    layers = trainer.step.model.model[:-1]  # --freeze may leave the head alone
+    trains = any(parameter.requires_grad for layer in layers for parameter in layer.parameters())
+    return trainer.device.type == "cuda" and trainer.fixed_shapes and trainer.parallel is None and trains
+
+
 def replay_student(trainer: Trainer, images: Tensor, warn: Warn) -> None:
     """Lets the body of a trainer's network be replayed for batches of images like these, (B, 3, H, W).
 
     Where the GPU has too little memory for a record beside a batch of another shape, or where something
-    cannot be recorded, the network runs as it is. Gradients are from here on added to tensors that stay:
-    those of a replay are overwritten by the next, and must not become a parameter's own.
+    cannot be recorded, the network runs as it is. Gradients are from here on added to tensors that stay.
     """
-    model, device, dtype = trainer.step.model, trainer.device, trainer.amp_dtype
-    trained = [p for p in model.parameters() if p.requires_grad]
-    if not any(p.requires_grad for layer in model.model[:-1] for p in layer.parameters()):
-        return  # --freeze leaves the head alone
     trainer.keep_gradients()
     torch.cuda.empty_cache()
-    before = torch.cuda.memory_reserved(device)
+    before = torch.cuda.memory_reserved(trainer.device)
+    body, problem = _student_body(trainer, images)
+    torch.cuda.empty_cache()
+    taken = torch.cuda.memory_reserved(trainer.device) - before
+    if body is not None and torch.cuda.mem_get_info(trainer.device)[0] < ROOM * taken:
+        body, problem = None, "the GPU has too little memory"
+        torch.cuda.empty_cache()
+    if body is None:
+        warn(f"the network's passes cannot be recorded ({problem}): they run as they are")
+    else:
+        trainer.step.body = body
+
+
+def _student_body(trainer: Trainer, images: Tensor) -> tuple[Body | None, str]:
+    """The recorded body, or why there is none."""
+    model, dtype = trainer.step.model, trainer.amp_dtype
+    trained = [p for p in model.parameters() if p.requires_grad]
     precision = torch.autocast("cuda", dtype, enabled=dtype is not None, cache_enabled=False)
     try:
         with as_before(model), tried_kernels(trainer.tries_kernels), precision:
             kind = _kind_of(images)
-            body = recorded_training(trainer.step.body, images, trained)
+            replay = recorded_training(trainer.step.body, images, trained)
     except RuntimeError as error:  # no memory is one, too
-        warn(f"the network's passes cannot be recorded ({_reason(error)}): they run as they are")
-        torch.cuda.empty_cache()
-        return
-    torch.cuda.empty_cache()
-    taken = torch.cuda.memory_reserved(device) - before
-    if torch.cuda.mem_get_info(device)[0] >= taken:
-        trainer.step.body = ReplayedStudent(model, body, kind, trainer.step.body)
+        return None, _reason(error)
+    return ReplayedStudent(model, replay, kind, trainer.step.body), ""
 
 
 def replay_frozen(trainer: Trainer, warn: Warn) -> None:
@@ -229,13 +274,9 @@ def replay_frozen(trainer: Trainer, warn: Warn) -> None:
 
 
 def replay_step(trainer: Trainer, shape: tuple[int, int, int, int], warn: Warn) -> None:
-    """Lets the networks of a trainer be replayed, on a GPU and where batches have one shape (B, 3, H, W).
-
-    Not the student's under DistributedDataParallel: it exchanges gradients during the backward pass.
-    """
-    if trainer.device.type != "cuda" or not trainer.fixed_shapes:
-        return
-    replay_frozen(trainer, warn)
-    if trainer.parallel is None:
+    """Lets the networks of a trainer be replayed, on a GPU and where batches have one shape."""
+    if trainer.device.type == "cuda" and trainer.fixed_shapes:
+        replay_frozen(trainer, warn)
+    if replays_student(trainer):
         images = torch.zeros(shape, device=trainer.device).to(memory_format=torch.channels_last)
         replay_student(trainer, images, warn)
