@@ -97,8 +97,9 @@ def compile_step(
 ) -> None:
     """Compiles the network of a step, and those that its losses ask, for images (B, 3, H, W).
 
-    dtype: the reduced precision of the forward pass, its weights `cached` or not. Tries the network once, with its backward pass, which
-    could not be caught in the middle of an update; weights, gradients and statistics stay as they are.
+    dtype: the reduced precision of the forward pass, its weights `cached` or not. Tries the network once,
+    with its backward pass, which could not be caught in the middle of an update; weights, gradients and
+    statistics stay as they are.
     """
     step.body = compiler(step.model.forward_features)
     for loss in step.losses:
