@@ -88,11 +88,20 @@ def _reason(error: RuntimeError) -> str:
 
 @contextmanager
 def _captured(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream, pool: Any = None) -> Iterator[None]:
-    """Records what is launched into a graph; afterwards the stream is that of before, failed or not."""
+    """Records what is launched into a graph.
+
+    A failure leaves behind what torch would not: the stream of before, and a random generator that can be
+    used (torch leaves it as if a record were going on).
+    """
     before = torch.cuda.current_stream(stream.device)
+    generator = torch.cuda.default_generators[before.device.index]
+    untouched = generator.clone_state()
     try:
         with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode=CAPTURE_MODE):
             yield
+    except BaseException:
+        generator.graphsafe_set_state(untouched)
+        raise
     finally:
         torch.cuda.set_stream(before)
 
