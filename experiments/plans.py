@@ -6,7 +6,7 @@ own options alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -196,15 +196,6 @@ PLANS = {
         choice="last",
         common=(*SMALL_SET, "--noval"),
     ),
-    "bccd-scratch-gpu": Plan(
-        "BCCD, yolov5n from scratch, 60 epochs, on a GPU",
-        "data/bccd.yaml",
-        320,
-        60,
-        SCRATCH,
-        presets("bccd-s", BOXES),
-        common=SMALL_SET,
-    ),
     "few-labels": Plan(
         "BCCD, a fifth of the labels, the other pictures unlabelled; yolov5n from the public COCO weights",
         "experiments/data/bccd_fifth.yaml",
@@ -248,3 +239,6 @@ PLANS = {
     ),
 }
 TEACHERS["demo"] = TeacherRun("the demo's teacher", "weights/demo_teacher.pt", data="data/demo.yaml")
+PLANS["bccd-scratch-gpu"] = replace(
+    PLANS["bccd-scratch"], title="BCCD, yolov5n from scratch, 60 epochs, on a GPU"
+)

@@ -36,3 +36,8 @@ class StoppedError(Exception):
     def __init__(self, signal_number: int, how_to_go_on: str = "") -> None:
         self.exit_code = 128 + signal_number
         super().__init__(how_to_go_on)
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line that a library's error tells, or its kind where it tells nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from utils.config.files import read_regular, refusals
 from utils.config.printable import printable
-from utils.errors import UserError
+from utils.errors import UserError, reason_of
 from utils.inference.exported import Exported
 from utils.inference.facts import MAX_BATCH, Shape, facts_from_texts
 
@@ -173,4 +173,4 @@ def _shape(sides: list[Any]) -> Shape:
 
 def _told(error: Exception) -> str:
     """The first line of what onnxruntime says."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    return reason_of(error)[:300]

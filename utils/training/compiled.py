@@ -14,6 +14,7 @@ from torch import Tensor
 
 from models.yolo import Model
 from utils.config.options import TrainOptions
+from utils.errors import reason_of
 from utils.losses.recipe import Body
 from utils.reporting.console import Console
 from utils.training.loop import Trainer
@@ -67,9 +68,7 @@ class Compiler:
         """Says why, once, and lets everything run as it is."""
         if not self.failed:
             self.failed = True
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            reason = lines[0] if lines else type(error).__name__
-            self._warn(f"--compile has failed ({reason}): going on without it")
+            self._warn(f"--compile has failed ({reason_of(error)}): going on without it")
 
 
 def hasten(trainer: Trainer, options: TrainOptions, image_size: int, batches: int, console: Console) -> None:
@@ -80,15 +79,15 @@ def hasten(trainer: Trainer, options: TrainOptions, image_size: int, batches: in
     steps = batches * options.epochs
     trainer.tries_kernels = trainer.device.type == "cuda" and trainer.fixed_shapes and steps >= LONG_RUN
     shape = (batch_of_a_rank(options), trainer.step.model.channels, image_size, image_size)
+    records = options.cuda_graphs and batches > 1  # where an epoch is one batch it may be a smaller one
     if options.compile:
         console.info("compiling the networks, which may take minutes")
         images = torch.zeros(shape, device=trainer.device).to(memory_format=torch.channels_last)
         compiler = Compiler(console.warn, options.multi_scale)
         # A record is made without the cache of autocast, and torch would compile anew for that.
-        cached = not (options.cuda_graphs and replays_student(trainer))
+        cached = not (records and replays_student(trainer))
         compile_step(trainer.step, compiler, images, trainer.amp_dtype, cached)
-    # Where an epoch is one batch it may be a smaller one.
-    if options.cuda_graphs and batches > 1:
+    if records:
         replay_step(trainer, shape, console.warn)
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from models.yolo import Model
+from utils.errors import reason_of
 from utils.losses.recipe import Body
 from utils.training.loop import Trainer, tried_kernels
 
@@ -57,7 +58,9 @@ class Replayed:
         try:
             self._replay = self._record(self._body, images)
         except RuntimeError as error:
-            self._warn(f"the teacher's forward pass cannot be recorded ({_reason(error)}): it runs as it is")
+            self._warn(
+                f"the teacher's forward pass cannot be recorded ({reason_of(error)}): it runs as it is"
+            )
             self._replay = self._body
         return self._replay(images)
 
@@ -80,10 +83,6 @@ def _kind_of(images: Tensor) -> tuple[object, ...]:
     """What a record holds for: shape, memory order, and the precision that is computed in."""
     precision = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
     return images.shape, images.stride(), images.dtype, precision
-
-
-def _reason(error: RuntimeError) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager
@@ -270,7 +269,7 @@ def _student_body(trainer: Trainer, images: Tensor) -> tuple[Body | None, str]:
             kind = _kind_of(images)
             replay = recorded_training(trainer.step.body, images, trained)
     except RuntimeError as error:  # no memory is one, too
-        return None, _reason(error)
+        return None, reason_of(error)
     return ReplayedStudent(model, replay, kind, trainer.step.body), ""
 
 
