@@ -293,6 +293,9 @@ def test_weights_are_found_as_given_or_in_their_folder(tmp_path, monkeypatch):
 )
 def test_a_file_of_the_same_name_elsewhere_is_proposed_and_never_taken(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "models.places.FOLDER", tmp_path / "project/models"
+    )  # whoever's own weights lie there
     (tmp_path / "weights").mkdir()
     for name in ("yolov5s.pt", "best.pt"):
         (tmp_path / "weights" / name).touch()

@@ -23,6 +23,9 @@ def mirror(serving, tmp_path, monkeypatch):
     monkeypatch.setenv("YOLO_MIRROR", serving.url)
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "models.places.FOLDER", tmp_path / "project/models"
+    )  # whoever's own weights lie there
     (tmp_path / "weights").mkdir()
     return serving
 
