@@ -78,6 +78,12 @@ TEACHERS = {
         ("--img", "224", "--epochs", "8"),
         "experiments/data/voc320.yaml",
     ),
+    "voc-s-long": TeacherRun(
+        "yolov5s, public COCO weights, 15 epochs on VOC320 with the students' recipe",
+        "yolov5s.pt",
+        ("--img", "224", "--epochs", "15", "--patience", "0", "--noval", *SMALL_SET),
+        "experiments/data/voc320.yaml",
+    ),
     "voc-s-320": TeacherRun(
         "yolov5s, public COCO weights, 8 epochs on VOC320 at 320 px",
         "yolov5s.pt",
@@ -153,6 +159,18 @@ def gains() -> tuple[Arm, ...]:
     return tuple(arms)
 
 
+def long_runs(teacher: str) -> tuple[Arm, ...]:
+    """Plain training, the default, and less teacher towards the end or in the classes."""
+    response = ("--distill-loss", "response")
+    return (
+        PLAIN,
+        Arm("response", "`response`", response, teacher),
+        Arm("cosine", "`--distill-schedule cosine`", (*response, "--distill-schedule", "cosine"), teacher),
+        Arm("6-3-3", "boxes first (6, 3, 3)", BOXES, teacher),
+        Arm("1-1-1", "(1, 1, 1)", (*response, "--distill-cls", "1"), teacher),
+    )
+
+
 SCRATCH = ("--weights", "", "--cfg", "models/yolov5n.yaml")
 PUBLIC = ("--weights", "yolov5n.pt")
 PLANS = {
@@ -184,6 +202,17 @@ PLANS = {
         split="val",
         choice="last",
         common=SMALL_SET,
+    ),
+    "voc320-long": Plan(
+        "VOC320, yolov5n from the public COCO weights, 12 epochs at 224 px, a teacher of the same recipe",
+        "experiments/data/voc320.yaml",
+        224,
+        12,
+        PUBLIC,
+        long_runs("voc-s-long"),
+        split="val",
+        choice="last",
+        common=(*SMALL_SET, "--noval"),
     ),
     "voc320-full": Plan(
         "VOC320, yolov5n from the public COCO weights, 15 epochs at 320 px, on a GPU",

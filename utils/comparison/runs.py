@@ -21,6 +21,7 @@ from utils.config.schema import load_yaml
 from utils.config.settings import to_plain
 from utils.config.suggestions import did_you_mean
 from utils.errors import UsageError, UserError
+from utils.evaluation.best import Best
 from utils.evaluation.metrics import fitness
 from utils.reporting.results import KEY, REFERENCES_NAME, RESULTS_NAME, TIMES_NAME, read_results
 
@@ -71,20 +72,16 @@ class Run:
         return self.epochs >= self.planned or self._is_given_up()
 
     def _is_given_up(self) -> bool:
-        """Whether a better score was waited for as long as --patience; the latest of equal ones counts."""
+        """Whether a better score was waited for as long as its --patience."""
         options = self.options or {}
         patience = options.get("patience")
         map50, map50_95 = (self.columns.get(METRICS[name]) for name in ("mAP50", "mAP50-95"))
-        if not isinstance(patience, int) or patience < 1 or options.get("noval"):
+        if not isinstance(patience, int) or map50 is None or map50_95 is None:
             return False
-        if map50 is None or map50_95 is None:
-            return False
-        scores = np.array([fitness(*pair) for pair in zip(map50, map50_95, strict=True)])
-        taken = np.flatnonzero(np.isfinite(scores))
-        if not len(taken):
-            return False
-        best = max(int(place) for place in taken if scores[place] == scores[taken].max())
-        return self.epochs - 1 - best >= patience
+        best, scored = Best(), np.isfinite(map50 + map50_95)
+        for epoch in np.flatnonzero(scored).tolist():
+            best = best.after(epoch, fitness(map50[epoch], map50_95[epoch]))
+        return bool(scored.any()) and best.is_given_up(patience, bool(options.get("noval")), self.epochs)
 
     @property
     def seed(self) -> int | None:

@@ -1,23 +1,9 @@
-"""The best score of a run, and when to wait for a better one no longer."""
+"""Why a run that stopped early has nothing left to train."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from utils.config.options import TrainOptions
-
-
-@dataclass
-class Best:
-    """The best score so far and the epoch (0-based) it fell in."""
-
-    fitness: float = -1.0
-    epoch: int = 0
-
-    def is_given_up(self, options: TrainOptions, done: int) -> bool:
-        """Whether after so many epochs a better one is waited for no longer; never without scores."""
-        waited = done - 1 - self.epoch
-        return options.patience > 0 and not options.noval and waited >= options.patience
+from utils.evaluation.best import Best
 
 
 def why_over(options: TrainOptions, done: int, best: Best) -> str:
@@ -27,7 +13,8 @@ def why_over(options: TrainOptions, done: int, best: Best) -> str:
     """
     if done >= options.epochs:
         return f"all {options.epochs} epochs are done; --epochs {2 * options.epochs} adds as many"
-    if done == 0 or options.given & {"epochs", "patience"} or not best.is_given_up(options, done):
+    is_wanted = options.given & {"epochs", "patience"}
+    if done == 0 or is_wanted or not best.is_given_up(options.patience, options.noval, done):
         return ""
     return (
         f"it stopped early after epoch {done}: no better score since epoch {best.epoch + 1}; "

@@ -21,6 +21,7 @@ from utils.config.options import TrainOptions, options_to_dict, yaml_text
 from utils.datasets.loader import TrainLoader
 from utils.device import DeadWorkerError, describe_device, select_device
 from utils.distributed import from_main, main_first, rank, seed_everything, share_state, wait_for_all
+from utils.evaluation.best import Best
 from utils.evaluation.evaluate import EvaluationResult, EvaluationSettings, evaluate, evaluation_mode
 from utils.inference.preprocess import fitting_image_size
 from utils.losses.recipe import EpochReport, Loss, LossContext, LossRecipe
@@ -31,7 +32,7 @@ from utils.training import setup, state
 from utils.training.compiled import hasten
 from utils.training.ema import ModelEma
 from utils.training.loop import BAR_FACTS, EpochHooks, Trainer, means_over_ranks
-from utils.training.patience import Best, why_over
+from utils.training.patience import why_over
 from utils.training.pictures import RunPictures
 from utils.training.precision import disagreeing
 from utils.training.records import RunRecords
@@ -251,12 +252,10 @@ class TrainingRun:
         result = self._validate(epoch) if scored else None
         scoring = time.monotonic() - begun if scored else None
         self.trainer.begin_epoch()
-        # Not less, so that epochs in which nothing is found yet use up no patience.
-        if result is not None and result.fitness >= self.best.fitness:
-            self.best = Best(result.fitness, epoch)
         if result is not None:
+            self.best = self.best.after(epoch, result.fitness)
             self.class_scores = result.ap_by_class()
-        stop = self.best.is_given_up(options, epoch + 1)
+        stop = self.best.is_given_up(options.patience, options.noval, epoch + 1)
         if rank() == 0:
             self.records.add(epoch, row_of(epoch, means, result, self.trainer.optimizer), seconds, scoring)
         self._review(EpochReport(means, result.map50_95 if result else None))
