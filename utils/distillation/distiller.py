@@ -14,11 +14,11 @@ from utils.distillation.balance import GradientBalance
 from utils.distillation.diagnosis import Diagnosis
 from utils.distillation.ensemble import Teachers
 from utils.distillation.features import FeatureLoss
-from utils.distillation.presets import Preset
+from utils.distillation.presets import Preset, ahead_of
 from utils.distillation.schedule import DistillSchedule
 from utils.distillation.teacher import InStudentsTerms
 from utils.errors import UserError
-from utils.losses.recipe import Body, EpochReport
+from utils.losses.recipe import Body, EpochReport, Terms
 
 
 @dataclass
@@ -71,31 +71,49 @@ class Distiller(nn.Module):
 
     def forward(self, batch: Batch, output: StudentOutput, progress: Progress) -> dict[str, Tensor]:
         """The terms times ratio and schedule, float32 scalars; zeros once teaching is over."""
+        return self.ahead(batch, progress)(output)
+
+    def ahead(self, batch: Batch, progress: Progress) -> Terms:
+        """What is to be done before the student's pass; gives the rest of `forward`."""
         if self.schedule.is_over(progress):
-            # Tied to the projections: data-parallel training wants a gradient for every parameter.
-            nothing = torch.zeros((), device=batch.images.device)
-            nothing = nothing + sum((parameter.sum() * 0 for parameter in self.parameters()), start=nothing)
-            return dict.fromkeys(self.names, nothing)
-        terms = self.compare(batch, output)
-        factor = self.schedule.factor(progress)
-        if self.training:
-            self._seen.add(terms, factor, self.schedule.is_warm(progress))
-        weight = self.balance() * factor if self.balance is not None else self.ratio * factor
-        return {f"distill_{name}": value * weight for name, value in terms.items()}
+            return lambda _: self._nothing(batch)
+        compare, factor = self.heard(batch), self.schedule.factor(progress)
+
+        def weighted(output: StudentOutput) -> dict[str, Tensor]:
+            terms = compare(output)
+            if self.training:
+                self._seen.add(terms, factor, self.schedule.is_warm(progress))
+            weight = self.balance() * factor if self.balance is not None else self.ratio * factor
+            return {f"distill_{name}": value * weight for name, value in terms.items()}
+
+        return weighted
+
+    def _nothing(self, batch: Batch) -> dict[str, Tensor]:
+        """Zeros, tied to the projections: data-parallel training wants a gradient for every parameter."""
+        nothing = torch.zeros((), device=batch.images.device)
+        nothing = nothing + sum((parameter.sum() * 0 for parameter in self.parameters()), start=nothing)
+        return dict.fromkeys(self.names, nothing)
 
     def compare(self, batch: Batch, output: StudentOutput) -> dict[str, Tensor]:
         """The terms as they are, without weight."""
+        return self.heard(batch)(output)
+
+    def heard(self, batch: Batch) -> Terms:
+        """Asks the teachers; gives what makes of a student's output the terms as they are."""
         taught, each = self.teachers(batch.images)
-        terms: dict[str, Tensor] = {}
-        if self.preset is not None:
-            terms.update(self.preset(batch, self.teachers.fit.of_student(output), taught))
-        if self.features:
-            distances = []
-            for loss, member, view in zip(self.features, self.teachers.members, each, strict=True):
-                own = [output.features[pair.student] for pair in member.fit.levels]
-                distances.append(loss(own, view.features, view.own_levels))
-            terms["feature"] = torch.stack(distances).mean() * self.feature_ratio
-        return terms
+        against = None if self.preset is None else ahead_of(self.preset, batch, taught)
+
+        def compare(output: StudentOutput) -> dict[str, Tensor]:
+            terms = {} if against is None else against(self.teachers.fit.of_student(output))
+            if self.features:
+                distances = []
+                for loss, member, view in zip(self.features, self.teachers.members, each, strict=True):
+                    own = [output.features[pair.student] for pair in member.fit.levels]
+                    distances.append(loss(own, view.features, view.own_levels))
+                terms["feature"] = torch.stack(distances).mean() * self.feature_ratio
+            return terms
+
+        return compare
 
     def networks(self) -> dict[str, nn.Module]:
         """The teachers that are not the student itself, as they answer to the student's pictures."""

@@ -7,7 +7,7 @@ Notation: o objectness logit, z class logits, b raw box; S student, T teacher; w
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from utils.boxes import NmsRules, suppress, xyxy_to_cxcywh
 from utils.distillation.teacher import TeacherOutput
 from utils.losses.assignment import Pairs
 from utils.losses.detection import DetectionLoss, LossGains
+from utils.losses.recipe import Terms
 from utils.losses.terms import softmax_divergence
 
 
@@ -27,8 +28,20 @@ class Preset(Protocol):
     names: tuple[str, ...]
 
     def __call__(self, batch: Batch, student: StudentOutput, teacher: TeacherOutput) -> dict[str, Tensor]:
-        """The terms for one batch."""
+        """The terms for one batch.
+
+        A preset may have `ahead(batch, teacher)`, which gives the rest: from the student's output to the
+        terms. It is called before the student's pass.
+        """
         ...
+
+
+def ahead_of(preset: Preset, batch: Batch, teacher: TeacherOutput) -> Terms:
+    """What a preset does before the student's pass; gives the rest."""
+    ahead = getattr(preset, "ahead", None)
+    if ahead is None:
+        return lambda student: preset(batch, student, teacher)
+    return cast(Terms, ahead(batch, teacher))
 
 
 class DenseOutputs:
@@ -128,7 +141,13 @@ class PseudoBoxes:
 
     def __call__(self, batch: Batch, student: StudentOutput, teacher: TeacherOutput) -> dict[str, Tensor]:
         """The three terms of the ground-truth loss, against the teacher's detections."""
+        return self.ahead(batch, teacher)(student)
+
+    def ahead(self, batch: Batch, teacher: TeacherOutput) -> Terms:
+        """Finds the detections, for whose number a GPU has to be waited for; gives the rest."""
         targets, logits = self.pseudo_targets(batch, teacher)
+        # In main memory, as the labels: elsewise each level would wait for the number of its pairs.
+        here, everywhere = targets.cpu(), torch.ones_like(batch.labelled)
 
         def against_teacher(own: Tensor, pairs: Pairs) -> Tensor:
             wanted = logits[pairs.target]
@@ -136,9 +155,7 @@ class PseudoBoxes:
                 return softmax_divergence(own, wanted, self.temperature)[:, None]
             return F.mse_loss(own, wanted, reduction="none")
 
-        everywhere = torch.ones_like(batch.labelled)
-        # In main memory, as the labels: elsewise each level would wait for the number of its pairs.
-        return self.detection.terms(targets.cpu(), student.levels, everywhere, against_teacher)
+        return lambda student: self.detection.terms(here, student.levels, everywhere, against_teacher)
 
     @torch.no_grad()
     def pseudo_targets(self, batch: Batch, teacher: TeacherOutput) -> tuple[Tensor, Tensor]:

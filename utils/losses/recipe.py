@@ -14,6 +14,7 @@ from utils.batch import Batch, Progress, StudentOutput
 from utils.losses.detection import DetectionLoss
 
 Body = Callable[[Tensor], tuple[Tensor, ...]]  # from images (B, 3, H, W) to the maps that a head sees
+Terms = Callable[[StudentOutput], dict[str, Tensor]]  # the rest of a loss, when the network has answered
 
 
 class Loss(Protocol):
@@ -26,7 +27,9 @@ class Loss(Protocol):
     those that it asks beside the trained one, by what to call them, `references()`, mAP50 and mAP50-95 on
     the validation split of those of them that know all of the data's classes, `compute_in(dtype)`, which
     tells it the reduced precision of the run's forward pass, and `compile_networks(compiled)`, which lets
-    their bodies run as `compiled` makes them.
+    their bodies run as `compiled` makes them. `ahead(batch, progress)` is called in place of the loss, before
+    the network's pass, and gives the rest of the loss: what it does then needs no activations kept, and
+    a GPU that has to be waited for has the network's pass to do afterwards.
     """
 
     names: tuple[str, ...]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models.yolo import Model
 from utils.batch import Batch, Progress, StudentOutput
-from utils.losses.recipe import Body, Loss
+from utils.losses.recipe import Body, Loss, Terms
 
 SAMPLES_PER_EPOCH = 4
 GAUGE_SCALE = 4096.0  # lifts the gradients of a mean over a batch into the range of float16
@@ -37,9 +37,10 @@ class TrainingStep(nn.Module):
 
     def forward(self, batch: Batch, progress: Progress) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Weighted scalars by name, and gauges at the few steps of an epoch that sample them."""
+        rest = [_ahead(cast(Loss, loss), batch, progress) for loss in self.losses]
         features = self.body(batch.images)
         output = StudentOutput(features, self.model.forward_head(features))
-        by_loss = [cast(Loss, loss)(batch, output, progress) for loss in self.losses]
+        by_loss = [terms(output) for terms in rest]
         gauges = self._gradient_ratios(by_loss, output) if self._is_sampled(progress) else {}
         for loss, ratio in zip(list(self.losses)[1:], gauges.values(), strict=False):
             observe = getattr(loss, "observe", None)
@@ -83,3 +84,11 @@ class TrainingStep(nn.Module):
         first, some = norms[0].clamp(min=1e-12), norms[0] > 0
         ratios = [torch.where(some, norm / first, math.nan) for norm in norms[1:]]
         return dict(zip(self.gauges, ratios, strict=True))
+
+
+def _ahead(loss: Loss, batch: Batch, progress: Progress) -> Terms:
+    """What a loss does before the network's pass, if it wants to; gives the rest."""
+    ahead = getattr(loss, "ahead", None)
+    if ahead is None:
+        return lambda output: loss(batch, output, progress)
+    return cast(Terms, ahead(batch, progress))
