@@ -87,11 +87,11 @@ class Progress:
     steps_per_epoch: int
     epochs: int
 
-    def warmed(self, warmup_epochs: float) -> float:
-        """How much of a warm-up of so many epochs (at least 100 steps) is done, 0..1; 1 without one."""
+    def warmed(self, warmup_epochs: float, least: int = 100) -> float:
+        """How much of a warm-up of so many epochs (at `least` so many steps) is done, 0..1; 1 without one."""
         if warmup_epochs <= 0:
             return 1.0
-        return min(self.step / max(round(warmup_epochs * self.steps_per_epoch), 100), 1.0)
+        return min(self.step / max(round(warmup_epochs * self.steps_per_epoch), least), 1.0)
 
     @property
     def fraction(self) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from utils.config.dataset import load_dataset_config
-from utils.datasets.check import check_data, check_split
+from utils.datasets.check import COLUMNS, check_data, check_split
 from utils.errors import UserError
 
 GOOD = "0 0.5 0.5 0.5 0.5\n"
@@ -36,7 +36,7 @@ def test_a_good_set_is_called_good(make_dataset):
     config = with_val(make_dataset({"a.jpg": GOOD, "b.jpg": "1 .5 .5 .1 .1\n"}))
     lines, rows, error = checked(config)
     assert error is None and lines == [f"{config.yaml_path}: nothing is wrong"]
-    assert rows == [("train", 2, 0, 2, 0, 0, 0), ("val", 2, 0, 2, 0, 0, 0)]
+    assert rows == [("train", 2, 0, 0, 2, 0, 0, 0), ("val", 2, 0, 0, 2, 0, 0, 0)]
 
 
 def test_every_problem_is_listed_with_its_file_and_line_not_only_the_first(make_dataset):
@@ -56,7 +56,7 @@ def test_every_problem_is_listed_with_its_file_and_line_not_only_the_first(make_
     assert "clip.txt: 2 boxes reached out" in found
     assert "none.jpg: has no label file" in found
     assert "no box is of class 'dog'" in found
-    assert rows[0] == ("train", 18, 12, 2, 45, 2, 1)
+    assert rows[0] == ("train", 18, 0, 12, 2, 45, 2, 1)
     assert str(error).startswith(f"{config.yaml_path}: ") and "split 'val' cannot be used" in str(error)
     assert f"{12 + 12} pictures unusable, 45 label lines wrong" in str(error)  # unlabeled: the same folder
     assert {path: hashlib.sha256(path.read_bytes()).digest() for path in config.root.rglob("*.*")} == before
@@ -66,6 +66,7 @@ def test_unlabelled_pictures_need_no_labels(make_dataset):
     config = make_dataset({"a.jpg": None})
     report = check_split(config, "unlabeled", progress=False)
     assert report.is_good and not list(report.lines())
+    assert dict(zip(COLUMNS, report.row(), strict=True))["unlabelled"] == 1
     [failure] = check_split(config, "train", progress=False).failures
     assert "not one label file" in failure
 
@@ -98,7 +99,7 @@ def test_files_that_are_passed_over_are_remarked(make_dataset):
         f"train: remark: {labels}: 11 label files without a picture: "
         "anim.txt, gone.txt, sub/0.txt, sub/1.txt, sub/2.txt, ...",
     ]
-    assert rows[0] == ("train", 2, 0, 2, 0, 0, 0)
+    assert rows[0] == ("train", 2, 0, 0, 2, 0, 0, 0)
 
 
 def test_labels_beside_their_pictures_are_no_files_that_are_passed_over(make_dataset, tmp_path):

@@ -114,6 +114,19 @@ def test_epochs_without_mosaics_have_no_partners_and_the_same_order():
         assert own_numbers(closing) == own_numbers(order)
 
 
+def test_when_teaching_is_over_labelled_pictures_take_the_places_of_the_others():
+    unlabelled = np.arange(20) % 3 == 2
+    for share in (None, 0.5):
+        order = TrainingOrder(20, 4, SHAPE, 0, ~unlabelled, share)
+        order.taught_until = 2
+        length = len(order)
+        for epoch in range(4):
+            order.epoch = epoch
+            rows = np.concatenate([batch.rows for batch in order])
+            assert len(list(order)) == length == len(order)
+            assert unlabelled[rows].any() == (epoch < 2)
+
+
 UNLABELLED = np.arange(20) % 3 == 2  # 6 of 20
 
 

@@ -14,10 +14,16 @@ def test_a_healthy_run_gets_no_word():
 
 def test_a_teacher_no_better_than_the_student_is_named_once():
     watch = Diagnosis(0.3, 1.0)
-    (text,) = watch.at_start(0.3)
+    (text,) = watch.at_start([(0.3, 0.3)])
     assert "not better" in text and "0.300" in text
     assert not list(watch.after_epoch(1.0, 1.0, 0.4))
-    assert not list(Diagnosis(None, 1.0).at_start(0.9))
+    assert not list(Diagnosis(None, 1.0).at_start([]))
+
+
+def test_of_several_teachers_one_that_is_better_is_enough():
+    assert not list(Diagnosis(0.3, 1.0).at_start([(0.2, 0.4), (0.5, 0.4)]))
+    (text,) = Diagnosis(0.3, 1.0).at_start([(0.2, 0.4), (0.35, 0.4)])
+    assert "mAP50-95 0.350" in text and "(0.400)" in text
 
 
 def test_a_student_that_passes_its_teacher_is_told():
@@ -49,3 +55,22 @@ def test_a_loss_that_rises_for_a_whole_warm_up_is_named_and_one_that_turns_is_no
     rising = [(float(value), 1.0, None, value > 5) for value in range(1, 7)]
     assert not said(*rising[:5]) and said(*rising)
     assert not said(*rising[:5], (3.0, 1.0, None, True))
+
+
+def test_a_step_that_is_no_finite_number_hides_no_rise():
+    values = (1.0, 2.0, float("nan"), 3.0, 4.0, 5.0)
+    (text,) = said(*((value, 1.0, None) for value in values))
+    assert "risen" in text
+
+
+def test_a_teacher_whose_boxes_are_wanted_and_who_has_none_is_named_once():
+    (text,) = said(*[(0.3, 0.5, None, True, False)] * 2)
+    assert "--t-conf-thres" in text and "detect.py" in text
+
+
+def test_a_held_ratio_is_judged_by_what_was_asked_for_and_not_in_the_first_epoch():
+    watch = Diagnosis(0.5, 1.0, held_at=0.5)
+    assert not list(watch.after_epoch(1.0, 16.0, None))
+    assert not list(watch.after_epoch(1.0, 0.2, None)) and not list(watch.after_epoch(0.9, 1.4, None))
+    (text,) = watch.after_epoch(1.0, 6.0, None)
+    assert "6 times" in text and "--auto-ratio asks for 0.5" in text

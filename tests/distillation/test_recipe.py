@@ -7,8 +7,9 @@ import pytest
 from models.yolo import Model
 from utils.config.options import DistillOptions
 from utils.distillation.ensemble import Teachers
-from utils.distillation.recipe import build_preset
+from utils.distillation.recipe import build_preset, compare_scores
 from utils.distillation.teacher import Teacher
+from utils.losses.detection import DetectionLoss, LossGains
 
 
 def network(names):
@@ -34,3 +35,91 @@ def test_teachers_without_a_class_for_the_student_are_told_with_the_feature_loss
         is None
     )
     assert said[0].startswith("dot.pt and cell.pt have no class of the data in common: only features are")
+
+
+PRESETS_CLASS_GAIN = {
+    "response": lambda preset: preset.cls / 8,
+    "l2": lambda preset: preset.gains.cls,
+    "objectness": lambda preset: preset.gains.cls,
+    "boxes": lambda preset: preset.detection.gains.cls,
+}
+
+
+@pytest.mark.parametrize("kind", PRESETS_CLASS_GAIN)
+def test_a_class_weighs_the_same_whichever_others_the_teacher_knows(kind):
+    """The terms are means over the classes that both know; so their gain goes with the number of these."""
+    names = ["a", "b", "c", "d"]
+    student = network(names)
+    detection = DetectionLoss(student.head.anchors, 4, LossGains(cls=0.4))
+    context = SimpleNamespace(model=student, names=names, detection=detection, device="cpu")
+    gains = []
+    for known in (names, ["a", "x", "y", "z"]):
+        teachers = Teachers([Teacher(network(known))], student, names)
+        preset = build_preset(DistillOptions(teacher=("t.pt",), distill_loss=kind), context, teachers)
+        gains.append(PRESETS_CLASS_GAIN[kind](preset))
+    assert gains == pytest.approx([0.4, 0.1])
+
+
+class Judged:
+    """Scores that a network has for each class."""
+
+    def __init__(self, *by_class):
+        self.by_class = by_class
+
+    def over(self, classes=None):
+        chosen = self.by_class if classes is None else [self.by_class[number] for number in classes]
+        return 2 * sum(chosen) / len(chosen), sum(chosen) / len(chosen)
+
+
+def scored(teachers, judged, options=None):
+    """What is said and warned of where networks are judged one after the other, the student last."""
+    said, warned, queue = [], [], list(judged)
+    context = SimpleNamespace(
+        names=NAMES, model=None, is_new=True, say=said.append, warn=warned.append,
+        evaluate=lambda _: queue.pop(0),
+    )  # fmt: skip
+    options = options or DistillOptions(teacher=("t.pt",))
+    return compare_scores(options, context, teachers), said, warned
+
+
+NAMES = ["cell", "dot", "ring"]
+
+
+def test_a_teacher_is_compared_by_the_classes_that_it_knows():
+    teachers = Teachers([Teacher(network(["cell", "dot", "cat"]), "t.pt")], network(NAMES), NAMES)
+    diagnosis, said, warned = scored(teachers, [Judged(0.2, 0.3, 0.0), Judged(0.3, 0.3, 0.0)])
+    assert "mAP50 0.500, mAP50-95 0.250 on the validation split over 2 classes that it knows" in said[1]
+    assert "(mAP50-95 0.250) is not better than the student (0.300)" in warned[0]
+    assert diagnosis.teacher_map is None and not diagnosis.scores
+    assert not scored(teachers, [Judged(0.2, 0.3, 0.0), Judged(0.1, 0.1, 0.9)])[2]
+
+
+def test_what_one_teacher_lacks_does_not_count_against_another():
+    whole, part = (Teacher(network(names), f"{len(names)}.pt") for names in (NAMES, ["cell", "dot"]))
+    teachers = Teachers([whole, part], network(NAMES), NAMES)
+    assert whole.known.student == (0, 1, 2) and whole.fit.classes.student == (0, 1)
+    student = Judged(0.5, 0.5, 0.5)
+    diagnosis, said, warned = scored(teachers, [Judged(0.2, 0.2, 0.8), Judged(0.3, 0.3, 0), student])
+    assert diagnosis.scores == {"teacher 3.pt": pytest.approx((0.8, 0.4))} and len(warned) == 1
+    assert "together: 2 of 3 classes are known to all of them; no class term for 1 class" in said[3]
+
+
+def test_a_ratio_that_follows_is_judged_by_what_it_is_to_hold():
+    teachers = Teachers([Teacher(network(NAMES), "t.pt")], network(NAMES), NAMES)
+    options = DistillOptions(teacher=("t.pt",), distill_ratio="auto", auto_ratio=0.25)
+    assert scored(teachers, [Judged(1, 1, 1), Judged(0, 0, 0)], options)[0].held_at == 0.25
+    assert scored(teachers, [Judged(1, 1, 1), Judged(0, 0, 0)])[0].held_at is None
+
+
+def test_a_state_tells_a_teacher_that_is_the_students_average_from_none():
+    one, own = Teacher(network(NAMES), "t.pt"), Teacher(network(NAMES), "ema", frozen=False)
+    student = network(NAMES)
+    assert Teachers([one], student, NAMES).checksums() != Teachers([one, own], student, NAMES).checksums()
+
+
+def test_a_single_class_of_another_name_is_taken_and_told():
+    teacher = Teacher(network(["person"]), "t.pt")
+    teacher.fit_to(network(["car"]), ["car"])
+    assert teacher.mapping == "its class 'person' is taken for 'car'"
+    teacher.fit_to(network(["Person"]), ["Person"])
+    assert teacher.mapping == ""

@@ -27,6 +27,20 @@ def test_a_cosine_falls_to_its_final_part_at_the_last_epoch_that_is_taught():
     assert schedule.factor(at(80)) == 0 and schedule.is_over(at(80)) and not schedule.is_over(at(79, 49))
 
 
+def test_a_short_warm_up_is_as_long_as_was_asked_for():
+    schedule = DistillSchedule(warmup_epochs=1)
+    assert schedule.factor(at(0, 7, steps=13)) == pytest.approx(7 / 13)
+    assert schedule.factor(at(1, steps=13)) == 1 and schedule.is_warm(at(1, steps=13))
+
+
+def test_a_cosine_begins_to_fall_when_the_warm_up_is_over():
+    schedule = DistillSchedule("cosine", final=0.1, warmup_epochs=20, stop_epochs=10)
+    assert schedule.factor(at(10)) == pytest.approx(0.5)
+    assert schedule.factor(at(20)) == 1
+    assert schedule.factor(at(55)) == pytest.approx(0.55)  # half of the 70 epochs that are left
+    assert schedule.factor(at(89, 49)) == pytest.approx(0.1, abs=1e-3)
+
+
 class Unasked:
     """A teacher that must not be asked, and a preset that asks it."""
 

@@ -1,5 +1,8 @@
 """What a run is made of, as far as its options decide it."""
 
+import shutil
+
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -8,7 +11,7 @@ from models.yolo import Model
 from utils.config.options import DistillOptions, TrainOptions
 from utils.datasets.index import DatasetIndex
 from utils.datasets.sampling import RectGroups, TrainingOrder
-from utils.errors import UsageError
+from utils.errors import UsageError, UserError
 from utils.reporting.console import Console
 from utils.training import setup
 from utils.training.setup import check_batches, pictures_per_epoch, synchronised_norms
@@ -57,3 +60,26 @@ def test_norms_are_synchronised_between_gpus_and_keep_their_names(monkeypatch, c
     kinds = {type(layer) for layer in model.modules()}
     assert torch.nn.SyncBatchNorm in kinds and torch.nn.BatchNorm2d not in kinds
     assert list(model.state_dict()) == keys
+
+
+def test_pictures_that_are_to_be_scored_are_learnt_from_in_no_way(tmp_path):
+    """`unlabeled: images` is every picture of the set, those of `val` and `test` among them."""
+    rng, splits = np.random.default_rng(0), {"train": 3, "val": 2, "test": 1, "more": 2}
+    for split, count in splits.items():
+        for folder in ("images", "labels"):
+            (tmp_path / folder / split).mkdir(parents=True)
+        for number in range(count):
+            picture = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            cv2.imwrite(str(tmp_path / f"images/{split}/{number}.png"), picture)
+            (tmp_path / f"labels/{split}/{number}.txt").write_text("0 .5 .5 .5 .5")
+    of_splits = "".join(f"{split}: images/{split}\n" for split in ("train", "val", "test"))
+    data = tmp_path / "set.yaml"
+    data.write_text(f"path: {tmp_path}\n{of_splits}unlabeled: images\nnames: [a]\n")
+    read = setup.read_data(distilled(data=data), print)
+    assert len(read.train) == 5 and read.train.unlabelled_count == 2
+    told = " ".join(read.train.problems)
+    for count, split in ((2, "val"), (1, "test")):
+        assert f"{count} unlabelled pictures are in '{split}' too and are left out" in told
+    shutil.rmtree(tmp_path / "images/more")
+    with pytest.raises(UserError, match="every picture of 'unlabeled' is in another split too"):
+        setup.read_data(distilled(data=data, unlabeled_share=0.5), print)

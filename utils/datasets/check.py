@@ -20,7 +20,7 @@ from utils.reporting.naming import counted
 SPLITS = ("train", "val", "unlabeled", "test")
 _NEEDED = ("train", "val")
 _SHOWN = 5
-COLUMNS = ("split", "pictures", "unusable", "boxes", "wrong", "corrected", "unlabelled")
+COLUMNS = ("split", "pictures", "unlabelled", "unusable", "boxes", "wrong", "corrected", "no label file")
 
 
 @dataclass
@@ -29,19 +29,24 @@ class SplitReport:
 
     boxes: labels that a training would see. failures: why the split as a whole cannot be used.
     unusable: pictures that cannot be read. wrong: lines of label files, which stop a training.
-    corrected: what is put right in memory. remarks: what may be meant. unlabelled: pictures without a
-    label file.
+    corrected: what is put right in memory. remarks: what may be meant. bare: pictures without a
+    label file, which count as background.
     """
 
     split: str
     pictures: int = 0
     boxes: int = 0
-    unlabelled: int = 0
+    bare: int = 0
     failures: list[str] = field(default_factory=list)
     unusable: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     corrected: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether its pictures have labels to be looked for."""
+        return self.split != "unlabeled"
 
     @property
     def is_good(self) -> bool:
@@ -62,8 +67,9 @@ class SplitReport:
 
     def row(self) -> tuple[object, ...]:
         """The cells of `COLUMNS`."""
-        counts = (len(self.unusable), self.boxes, len(self.wrong), len(self.corrected), self.unlabelled)
-        return self.split, self.pictures, *counts
+        unlabelled = 0 if self.has_truth else self.pictures
+        counts = (len(self.unusable), self.boxes, len(self.wrong), len(self.corrected), self.bare)
+        return self.split, self.pictures, unlabelled, *counts
 
 
 def check_data(
@@ -117,7 +123,7 @@ def check_split(config: DatasetConfig, split: str, progress: bool = True) -> Spl
         (report.remarks if split == "test" else report.failures).append(str(error))
         return report
     report.pictures = len(sources)
-    has_truth = split != "unlabeled"
+    has_truth = report.has_truth
     sizes = in_parallel(checked_size, sources, f"checking {split}" if progress else None)
     counts = np.zeros(config.nc, np.int64)
     for source, size in zip(sources, sizes, strict=True):
@@ -129,7 +135,7 @@ def check_split(config: DatasetConfig, split: str, progress: bool = True) -> Spl
     report.remarks += _passed_over(config, split, sources)
     if len(report.unusable) == len(sources):
         report.failures.append("no picture can be read")
-    if has_truth and report.unlabelled == len(sources):
+    if has_truth and report.bare == len(sources):
         report.failures.append(str(no_label_files(sources, config)))
     elif has_truth and not counts.all():
         missing = ", ".join(f"'{config.names[number]}'" for number in np.flatnonzero(counts == 0))
@@ -158,7 +164,7 @@ def _check_labels(
         report.wrong.append(str(error))
         return nothing
     if content is None:
-        report.unlabelled += 1
+        report.bare += 1
         report.remarks.append(f"{source.image}: has no label file, counts as background")
         return nothing
     annotation, wrong = parse_annotation(content, config.layout, config.names)

@@ -5,7 +5,7 @@ Shapes: N pictures, T labels in all, n labels of one picture, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -144,6 +144,28 @@ def build_index(
         checked.paths, checked.labels, checked.sizes_wh, labelled, problems, list(config.names)
     )
     return _as_single_class(index) if single_cls else index
+
+
+def without_pictures(index: DatasetIndex, others: Mapping[str, Collection[str]]) -> DatasetIndex:
+    """The index without the pictures that other splits have, by their names; the problems tell how many."""
+    problems, kept = [*index.problems], np.ones(len(index), np.bool_)
+    for split, pictures in others.items():
+        shared = np.array([path in pictures for path in index.paths], np.bool_)
+        if shared.any():
+            twice = [index.paths[number] for number in np.flatnonzero(shared).tolist()]
+            problems.append(_sentence(f"unlabelled pictures are in '{split}' too and are left out", twice))
+        kept &= ~shared
+    if kept.all():
+        return index
+    numbers = np.flatnonzero(kept).tolist()
+    return replace(
+        index,
+        paths=[index.paths[number] for number in numbers],
+        labels=[index.labels[number] for number in numbers],
+        sizes_wh=index.sizes_wh[kept],
+        labelled=index.labelled[kept],
+        problems=problems,
+    )
 
 
 def join_unlabelled(train: DatasetIndex, unlabelled: DatasetIndex) -> DatasetIndex:

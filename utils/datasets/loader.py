@@ -279,6 +279,7 @@ def train_loader(  # noqa: PLR0913 - one value for each choice that a person has
     rect: bool = False,
     cache: CacheKind | None = None,
     mosaic_until: int | None = None,
+    taught_until: int | None = None,
     image_weights: NDArray[np.float64] | None = None,
     unlabelled_share: float | None = None,
 ) -> TrainLoader:
@@ -295,6 +296,7 @@ def train_loader(  # noqa: PLR0913 - one value for each choice that a person has
         rect: batches of pictures of similar aspect, little padding, no mosaic.
         cache: keep scaled pictures in memory or in the user's cache folder.
         mosaic_until: the first epoch without mosaics; None has them in all.
+        taught_until: the first epoch without unlabelled pictures, see `TrainingOrder`.
         image_weights: class weights (K,) to draw pictures by, see `TrainLoader.set_image_weights`.
         unlabelled_share: part of each batch that is unlabelled, see `TrainingOrder`.
     """
@@ -305,7 +307,7 @@ def train_loader(  # noqa: PLR0913 - one value for each choice that a person has
         store.keep_on_disk()
     shape_hw = (image_size, image_size)
     order = TrainingOrder(len(index), batch_size, shape_hw, seed, index.labelled, unlabelled_share)
-    order.mosaic_until = mosaic_until
+    order.mosaic_until, order.taught_until = mosaic_until, taught_until
     if rect:
         order.group = lambda numbers: rect_groups(
             index.sizes_wh[numbers], batch_size, image_size, stride, pad=0.0

@@ -122,6 +122,8 @@ class TrainingOrder:
     skip: so many batches at the epoch's start are left out: an earlier process has seen them.
     weights: (N,) how often a labelled picture is drawn, with repetition; None: each exactly once.
     mosaic_until: the first epoch whose samples get no partners for a mosaic; None: all get them.
+    taught_until: the first epoch in which unlabelled pictures have nothing to say and labelled ones take
+        their places; None: they never do.
     group: puts picture numbers into batches of similar aspect; None: any picture with any other.
     """
 
@@ -148,6 +150,7 @@ class TrainingOrder:
         self.epoch = self.skip = 0
         self.weights: NDArray[np.float64] | None = None
         self.mosaic_until: int | None = None
+        self.taught_until: int | None = None
         self.group: Callable[[NDArray[np.int64]], RectGroups] | None = None
         known = np.ones(pictures, np.bool_) if labelled is None else labelled
         self._labelled, self._unlabelled = np.flatnonzero(known), np.flatnonzero(~known)
@@ -219,13 +222,15 @@ class TrainingOrder:
         They continue where the epoch before ended: turn after turn through the pool, each turn in
         an order of its own, which hangs on nothing but its number and the seed.
         """
-        count, pool = self.unlabelled_per_epoch, len(self._unlabelled)
+        is_over = self.taught_until is not None and self.epoch >= self.taught_until
+        pictures = self._labelled if is_over else self._unlabelled
+        count, pool = self.unlabelled_per_epoch, len(pictures)
         first = self.epoch * count
         turns = range(first // pool, math.ceil((first + count) / pool))
         orders = [np.random.default_rng((self._seed, turn, _TURN_STREAM)).permutation(pool) for turn in turns]
         own = np.concatenate(orders)[first % pool :][:count]
         others = rng.integers(pool, size=(count, PICTURES_PER_SAMPLE - 1))
-        return self._rows(self._unlabelled, own, others)
+        return self._rows(pictures, own, others)
 
     def _rows(
         self, pool: NDArray[np.int64], own: NDArray[np.int64], others: NDArray[np.int64]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 RATIO_LOW, RATIO_HIGH = 0.05, 5.0
+HELD_WITHIN = 3.0  # times what auto is to hold, in the mean of an epoch
 RISING_EPOCHS = 3  # the learning rate's own warm-up lasts as long
 
 
@@ -16,37 +17,51 @@ class Diagnosis:
     """Watches a run, one epoch after another; says each thing once.
 
     teacher_map: mAP50-95 of the best teacher on the validation split, None where it cannot be
-    compared with the student's. ratio: what the gradient ratio is proportional to. said, losses: what a
+    compared with the student's. ratio: what the gradient ratio is proportional to. held_at: what a weight
+    that follows the gradients holds that ratio at, None for a fixed weight. said, losses: what a
     run that goes on must remember. scores: mAP50 and mAP50-95 of each teacher that can be compared.
     """
 
     teacher_map: float | None
     ratio: float
+    held_at: float | None = None
     said: set[str] = field(default_factory=set)
     losses: list[float] = field(default_factory=list)
     scores: dict[str, tuple[float, float]] = field(default_factory=dict)
 
-    def at_start(self, student_map: float) -> Iterator[str]:
-        """Compares the two before the first step."""
-        if self.teacher_map is not None and self.teacher_map <= student_map:
+    def at_start(self, scores: Sequence[tuple[float, float]]) -> Iterator[str]:
+        """Compares both before the first step.
+
+        scores: mAP50-95 of each teacher and of the student over the classes that this teacher knows.
+        """
+        if scores and all(teacher <= student for teacher, student in scores):
+            teacher, student = max(scores, key=lambda pair: pair[0] - pair[1])
             yield from self._once(
                 "teacher",
-                f"the teacher (mAP50-95 {self.teacher_map:.3f}) is not better than the student "
-                f"({student_map:.3f}): it has nothing to teach; train it on this data first, or take another",
+                f"the teacher (mAP50-95 {teacher:.3f}) is not better than the student ({student:.3f}): "
+                "it has nothing to teach; train it on this data first, or take another",
             )
 
     def after_epoch(
-        self, loss: float, gradient_ratio: float | None, student_map: float | None, warm: bool = True
+        self,
+        loss: float,
+        gradient_ratio: float | None,
+        student_map: float | None,
+        warm: bool = True,
+        sees: bool = True,
     ) -> Iterator[str]:
-        """loss: mean of the epoch without any weight.
+        """loss: mean of the epoch without any weight, NaN where no step had a finite one.
 
         gradient_ratio: mean of the epoch, without the schedule's factor; None where nothing compares.
-        warm: whether the weight of the loss was not rising any more in this epoch.
+        warm: whether the weight of the loss was not rising any more in this epoch. sees: False where the
+        teacher's boxes are the targets and it had none.
         """
-        self.losses.append(loss)
-        yield from self._on_loss(warm)
-        if gradient_ratio is not None and warm:
-            yield from self._on_ratio(gradient_ratio)
+        if math.isfinite(loss):
+            self.losses.append(loss)
+            yield from self._on_loss(warm, sees)
+        if gradient_ratio is not None and warm and math.isfinite(gradient_ratio):
+            judge = self._on_ratio if self.held_at is None else self._on_held
+            yield from judge(gradient_ratio)
         if student_map is not None and self.teacher_map is not None and student_map > self.teacher_map:
             yield from self._once(
                 "teacher",
@@ -54,7 +69,13 @@ class Diagnosis:
                 f"({self.teacher_map:.3f}) now: a better teacher would take it further",
             )
 
-    def _on_loss(self, warm: bool) -> Iterator[str]:
+    def _on_loss(self, warm: bool, sees: bool) -> Iterator[str]:
+        if not sees:
+            yield from self._once(
+                "zero",
+                "no box of the teacher reaches --t-conf-thres in these pictures, so that it teaches "
+                "background alone; look at its boxes with detect.py, or lower the threshold",
+            )
         if self.losses[-1] < 1e-9:
             yield from self._once(
                 "zero",
@@ -71,7 +92,7 @@ class Diagnosis:
             )
 
     def _on_ratio(self, measured: float) -> Iterator[str]:
-        if RATIO_LOW <= measured <= RATIO_HIGH or measured == 0 or not math.isfinite(measured):
+        if RATIO_LOW <= measured <= RATIO_HIGH or measured == 0:
             return
         weak, better = measured < RATIO_LOW, float(f"{self.ratio / measured:.1g}")
         effect = "it hardly counts" if weak else "the labels hardly count"
@@ -79,6 +100,17 @@ class Diagnosis:
             "weak" if weak else "strong",
             f"the teacher's gradient is {measured:.2g} times that of the labels: {effect}; try "
             f"--distill-ratio {better:g}, or auto",
+        )
+
+    def _on_held(self, measured: float) -> Iterator[str]:
+        assert self.held_at is not None
+        # The first measurements are what the weight comes from.
+        if len(self.losses) < 2 or 1 / HELD_WITHIN <= measured / self.held_at <= HELD_WITHIN:
+            return
+        yield from self._once(
+            "held",
+            f"the teacher's gradient is {measured:.2g} times that of the labels, where --auto-ratio asks "
+            f"for {self.held_at:g}: it changes too fast for auto; try a fixed --distill-ratio",
         )
 
     def _once(self, key: str, text: str) -> Iterator[str]:

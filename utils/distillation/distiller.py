@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ from utils.distillation.balance import GradientBalance
 from utils.distillation.diagnosis import Diagnosis
 from utils.distillation.ensemble import Teachers
 from utils.distillation.features import FeatureLoss
-from utils.distillation.presets import Preset, ahead_of
+from utils.distillation.presets import Preset, PseudoBoxes, ahead_of
 from utils.distillation.schedule import DistillSchedule
 from utils.distillation.teacher import InStudentsTerms
 from utils.errors import UserError
@@ -23,16 +24,25 @@ from utils.losses.recipe import Body, EpochReport, Terms
 
 @dataclass
 class _EpochSoFar:
-    """The unweighted loss summed on the device over the steps of an epoch, and the schedule's factors."""
+    """What is summed over the steps of an epoch.
 
-    total: Tensor = field(default_factory=lambda: torch.zeros(()))
+    sums: scalars on the device: the unweighted losses that are finite numbers, how many these are, and
+    the box terms. factors: the schedule's.
+    """
+
+    # On no device yet: such scalars go with those of any.
+    sums: tuple[Tensor, ...] = field(default_factory=lambda: tuple(torch.zeros(3).unbind()))
     steps: int = 0
     factors: float = 0.0
     warm: bool = True
 
     def add(self, terms: Mapping[str, Tensor], factor: float, warm: bool) -> None:
         """Takes in the terms of a step."""
-        self.total = torch.stack([value.detach() for value in terms.values()]).sum() + self.total
+        total = torch.stack([value.detach() for value in terms.values()]).sum()
+        finite = total.isfinite()
+        box = terms["box"].detach() if "box" in terms else torch.zeros_like(total)
+        added = (torch.where(finite, total, 0.0), finite.float(), box)
+        self.sums = tuple(new + old for new, old in zip(added, self.sums, strict=True))
         self.steps, self.factors, self.warm = self.steps + 1, self.factors + factor, self.warm and warm
 
 
@@ -155,16 +165,18 @@ class Distiller(nn.Module):
             return iter(())
         ratio, factor = report.means.get(f"{self.label}_grad_ratio"), seen.factors / seen.steps
         if ratio is not None:
-            ratio = ratio / factor if factor > 0 and self.balance is None else None
-        mean = float(seen.total) / seen.steps
-        return self.diagnosis.after_epoch(mean, ratio, report.map50_95, seen.warm)
+            ratio = ratio / factor if factor > 0 else None
+        total, finite, boxes = map(float, seen.sums)
+        sees = boxes != 0 or not isinstance(self.preset, PseudoBoxes)
+        mean = total / finite if finite else math.nan
+        return self.diagnosis.after_epoch(mean, ratio, report.map50_95, seen.warm, sees)
 
     def get_extra_state(self) -> dict[str, Any]:
         """What a run that goes on needs: its teachers' checksums, and what the diagnosis has seen."""
         seen, diagnosis = self._seen, self.diagnosis
         return {
             "teachers": self.teachers.checksums(),
-            "seen": [float(seen.total), seen.steps, seen.factors, seen.warm],
+            "seen": [[float(value) for value in seen.sums], seen.steps, seen.factors, seen.warm],
             "said": sorted(diagnosis.said) if diagnosis else [],
             "losses": list(diagnosis.losses) if diagnosis else [],
         }
@@ -177,8 +189,8 @@ class Distiller(nn.Module):
                 self.teachers.source,
                 "put the file back, or start a new run",
             )
-        total, steps, factors, warm = saved["seen"]
-        self._seen = _EpochSoFar(torch.tensor(total), steps, factors, warm)
+        sums, steps, factors, warm = saved["seen"]
+        self._seen = _EpochSoFar(tuple(torch.tensor(sums).unbind()), steps, factors, warm)
         if self.diagnosis is not None:
             self.diagnosis.said, self.diagnosis.losses = set(saved["said"]), list(saved["losses"])
 

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.yolo import Model
+from utils.config.options import OWN_AVERAGE
+from utils.distillation.matching import listed
 from utils.distillation.teacher import Teacher, TeacherOutput
 from utils.errors import UserError
 
@@ -18,7 +20,8 @@ _EPS = 1e-6
 class Teachers:
     """One teacher or more, at the levels and for the classes that all of them share with the student.
 
-    fit: how the student's side is read. class_count: of the data.
+    fit: how the student's side is read. class_count: of the data. note: which classes are taught, in a
+    sentence, where not all of them know the same.
     """
 
     def __init__(self, members: Sequence[Teacher], student: Model, names: Sequence[str]) -> None:
@@ -30,8 +33,14 @@ class Teachers:
         for member in self.members:
             member.fit_to(student, names)
         known = [set(member.fit.classes.student) for member in self.members]
-        common = set.intersection(*known)
+        common, self.note = set.intersection(*known), ""
         if any(own != common for own in known):
+            lost = [name for number, name in enumerate(names) if number not in common]
+            if common:
+                self.note = (
+                    f"the teachers together: {len(common)} of {len(names)} classes are known to all of them; "
+                    f"no class term for {listed(lost)}"
+                )
             for member in self.members:
                 member.fit_to(student, names, only=common)
         levels = [{pair.student for pair in member.fit.levels} for member in self.members]
@@ -65,8 +74,8 @@ class Teachers:
         ), each
 
     def checksums(self) -> list[str]:
-        """Of each that is frozen."""
-        return [member.identity for member in self.members if member.is_frozen]
+        """Of each, a word for one that is not frozen."""
+        return [member.identity if member.is_frozen else OWN_AVERAGE for member in self.members]
 
     def assert_unchanged(self) -> None:
         """Raises AssertionError if a weight of one that is frozen has changed."""

@@ -162,7 +162,7 @@ def fit_networks(teacher: Detect, classes: ClassMap, student: Model, scale: floa
             f"its levels have strides {_integers(teacher.stride.tolist())}{sizes}, the student's "
             f"{_integers(other)}: none has the same cells",
             source,
-            "choose another teacher, or a --teacher-img-size that is 1, 2 or 1/2 of --imgsz",
+            "choose another teacher, or a --teacher-img-size that is 1/4, 1/2, 1, 2 or 4 times --imgsz",
         )
     device = student.head.anchors.device
     rows = [

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -25,6 +27,7 @@ from utils.distillation.teacher import InStudentsTerms, Teacher
 from utils.errors import UserError
 from utils.losses.detection import DetectionLoss, level_balance
 from utils.losses.recipe import Loss, LossContext, LossRecipe, ground_truth_only
+from utils.reporting.naming import counted
 
 
 def distillation_recipe(options: DistillOptions) -> LossRecipe:
@@ -47,7 +50,10 @@ def distillation_recipe(options: DistillOptions) -> LossRecipe:
 
 def build_distiller(options: DistillOptions, paths: Sequence[Path | None], context: LossContext) -> Distiller:
     """Loads the teachers (None: the student's own average), finds what fits, says how good they are."""
-    scale = (options.teacher_img_size or context.image_size) / context.image_size
+    multiple = context.model.size_multiple
+    # Rounded up as the student's are, so that the same number means the same size.
+    side = math.ceil(options.teacher_img_size / multiple) * multiple or context.image_size
+    scale = side / context.image_size
     members = [
         Teacher(context.average, "the student's own average", scale, frozen=False)
         if path is None
@@ -72,27 +78,40 @@ def build_distiller(options: DistillOptions, paths: Sequence[Path | None], conte
 
 
 def compare_scores(options: DistillOptions, context: LossContext, teachers: Teachers) -> Diagnosis:
-    """Prints the scores of teachers and student on the validation split; warns where they promise nothing."""
-    known = {}
+    """Prints the scores of teachers and student on the validation split; warns where they promise nothing.
+
+    A teacher and the student beside it are judged by the classes that the teacher knows.
+    """
+    judged = {}
     for member in teachers.members:
-        classes = member.fit.classes
         if member.mapping:
             context.say(f"teacher {member.source}: {member.mapping}")
-        if member.is_frozen and classes.student:
-            judged = cast(Model, InStudentsTerms(member, len(context.names)))
-            map50, map50_95 = context.evaluate(judged)
+        if member.is_frozen and member.known.student:
+            known = member.known
+            network = cast(Model, InStudentsTerms(member, len(context.names)))
+            map50, map50_95 = judged[member] = context.evaluate(network).over(known.student)
+            part = f" over {counted(len(known.student), 'class', 'classes')} that it knows"
             context.say(
                 f"teacher {member.source}: mAP50 {map50:.3f}, mAP50-95 {map50_95:.3f} on the validation split"
+                f"{part if known.unknown else ''}"
             )
-            if not classes.unknown:
-                known[member.title] = (map50, map50_95)
-    best = max((map50_95 for _, map50_95 in known.values()), default=None)
-    ratio = 1.0 if isinstance(options.distill_ratio, str) else options.distill_ratio
-    diagnosis = Diagnosis(best, ratio, scores=known)
+    if teachers.note:
+        context.say(teachers.note)
+    of_all = {member.title: scores for member, scores in judged.items() if not member.known.unknown}
+    best = max((map50_95 for _, map50_95 in of_all.values()), default=None)
+    is_auto = options.distill_ratio == "auto"
+    diagnosis = Diagnosis(
+        best,
+        1.0 if isinstance(options.distill_ratio, str) else options.distill_ratio,
+        held_at=options.auto_ratio if is_auto else None,
+        scores=of_all,
+    )
     if context.is_new:
-        map50, map50_95 = context.evaluate(context.model)
+        student = context.evaluate(context.model)
+        map50, map50_95 = student.over()
         context.say(f"student at the start: mAP50 {map50:.3f}, mAP50-95 {map50_95:.3f}")
-        for text in diagnosis.at_start(map50_95):
+        pairs = [(scores[1], student.over(member.known.student)[1]) for member, scores in judged.items()]
+        for text in diagnosis.at_start(pairs):
             context.warn(text)
     return diagnosis
 
@@ -149,7 +168,10 @@ def build_preset(options: DistillOptions, context: LossContext, teachers: Teache
         return None
     if not options.with_gt_loss:
         refuse_untaught_parts(context, teachers)
-    gains, rows = context.detection.gains, [pair.student for pair in fit.levels]
+    rows = [pair.student for pair in fit.levels]
+    # They are means over the classes that both sides know: one class weighs the same among few as among all.
+    gains = context.detection.gains
+    gains = replace(gains, cls=gains.cls * len(fit.classes.student) / len(context.names))
     anchors = context.detection.anchors_grid[rows]
     balance = [level_balance(len(context.detection.anchors_grid))[row] for row in rows]
     complete = not fit.classes.unknown

@@ -13,8 +13,8 @@ from utils.batch import Progress
 class DistillSchedule:
     """A factor on the distillation loss, a pure function of progress.
 
-    It rises along a line for `warmup_epochs` (at least 100 steps, none for 0), then stays
-    (`constant`) or falls along a cosine to `final` at the end of the run, and is 0 in the last
+    It rises along a line for `warmup_epochs` (none for 0), then stays (`constant`) or falls
+    along a cosine to `final` at the end of the run, and is 0 in the last
     `stop_epochs`, in which the teacher is not asked any more.
     """
 
@@ -29,15 +29,20 @@ class DistillSchedule:
 
     def is_warm(self, progress: Progress) -> bool:
         """Whether the warm-up is done."""
-        return progress.warmed(self.warmup_epochs) >= 1
+        return self._warmed(progress) >= 1
 
     def factor(self, progress: Progress) -> float:
         """The factor at a step, 0..1."""
         if self.is_over(progress):
             return 0.0
-        warmed = progress.warmed(self.warmup_epochs)
-        if self.kind == "constant":
+        warmed = self._warmed(progress)
+        if self.kind == "constant" or warmed < 1:
             return warmed
+        begun = self.warmup_epochs * progress.steps_per_epoch
         taught = progress.steps_per_epoch * max(progress.epochs - self.stop_epochs, 1)
-        fall = (1 - math.cos(math.pi * min(progress.step / taught, 1.0))) / 2
-        return warmed * (1 - fall * (1 - self.final))
+        done = min((progress.step - begun) / max(taught - begun, 1), 1.0)
+        return 1 - (1 - math.cos(math.pi * done)) / 2 * (1 - self.final)
+
+    def _warmed(self, progress: Progress) -> float:
+        # The learning rate's own warm-up lasts 100 steps at the least; this one is as long as was asked for.
+        return progress.warmed(self.warmup_epochs, least=1)

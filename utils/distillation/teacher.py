@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from models.checkpoint import build_model, read_checkpoint
 from models.yolo import Model
-from utils.distillation.matching import ClassMap, Fit, fit_networks, listed
+from utils.distillation.matching import ClassMap, Fit, fit_networks, listed, plain
 from utils.errors import UserError
 from utils.losses.recipe import Body
 
@@ -45,6 +45,7 @@ class Teacher:
 
     names: list[str] | None  # None where the file does not tell them
     fit: Fit  # from `fit_to`
+    known: ClassMap  # from `fit_to`: all that it knows, whatever others know beside it
     body: Body  # its own, compiled or not
     dtype: torch.dtype | None = None  # of its convolutions, None for float32
 
@@ -103,7 +104,9 @@ class Teacher:
         named, where no level fits, or where the number of unnamed classes differs.
         """
         own = self.names
+        taken = ""
         if self.model.nc == len(names) and (own is None or self.model.nc == 1):
+            taken = _taken(own, names)
             own = list(names)
         if own is None:
             raise UserError(
@@ -114,10 +117,12 @@ class Teacher:
         classes = ClassMap.by_name(own, names, only)
         if only is None:
             pairs = f"; matched: {classes.pairs(own, names)}" if classes.student else ""
-            self.mapping = "" if classes.is_identity else f"{classes}{pairs}"
+            self.mapping = taken if classes.is_identity else f"{classes}{pairs}"
         if not classes.is_identity and not classes.unknown and not classes.ignored:
             self._reorder(classes.teacher)
             classes = ClassMap.by_name(names, names)
+        if only is None:
+            self.known = classes
         self.fit = fit_networks(self.model.head, classes, student, self.scale, self.source)
 
     @property
@@ -191,12 +196,19 @@ class InStudentsTerms(nn.Module):
     def decode_levels(self, levels: Sequence[Tensor]) -> Tensor:
         """Predictions (B, N, 5 + K), 0 for the classes of the data that it does not know."""
         decoded = self.model.decode_levels(levels)
-        classes = self.teacher.fit.classes
+        classes = self.teacher.known
         out = decoded.new_zeros(*decoded.shape[:2], 5 + self.class_count)
         out[..., :4] = decoded[..., :4] / self.teacher.scale
         out[..., 4] = decoded[..., 4]
         out[..., [5 + mine for mine in classes.student]] = decoded[..., [5 + own for own in classes.teacher]]
         return out
+
+
+def _taken(own: Sequence[str] | None, names: Sequence[str]) -> str:
+    """What to say where a teacher's classes are taken for the data's whatever they are called."""
+    if own is None:
+        return f"the file names no classes, its {len(names)} are taken to be the data's in their order"
+    return "" if plain(own[0]) == plain(names[0]) else f"its class '{own[0]}' is taken for '{names[0]}'"
 
 
 def fitted(images: Tensor, teacher: Teacher) -> Tensor:

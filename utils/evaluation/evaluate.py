@@ -98,6 +98,15 @@ class EvaluationResult:
             f"mAP50-95 {self.map50_95:.4f}"
         )
 
+    def over(self, classes: Sequence[int] | None = None) -> tuple[float, float]:
+        """mAP50 and mAP50-95 over these classes, None for all; 0 where the labels have none of them."""
+        if classes is None:
+            return self.map50, self.map50_95
+        chosen = np.isin(self.per_class.classes, np.array(classes, np.int64))
+        if not chosen.any():
+            return 0.0, 0.0
+        return float(self.per_class.ap50[chosen].mean()), float(self.per_class.ap50_95[chosen].mean())
+
     def ap_by_class(self) -> NDArray[np.float64]:
         """(K,) mAP50-95 of every class; the mean for those that the labels lack."""
         ap = np.full(len(self.names), self.map50_95)

@@ -40,13 +40,21 @@ class Loss(Protocol):
         ...
 
 
+class Scores(Protocol):
+    """How good a network is on the validation split."""
+
+    def over(self, classes: Sequence[int] | None = None) -> tuple[float, float]:
+        """mAP50 and mAP50-95 over these classes, all of them if None, as far as the labels have them."""
+        ...
+
+
 @dataclass(frozen=True)
 class LossContext:
     """What a recipe may use to build its losses, ready when the model and the data are.
 
     average: the moving average of the model's weights, a network in evaluation mode. is_new: False for
-    a run that goes on, whose weights are not in the model yet. evaluate: from a model to (mAP50,
-    mAP50-95) on the validation split. say, warn: print a line.
+    a run that goes on, whose weights are not in the model yet. evaluate: from a model to its
+    scores on the validation split. say, warn: print a line.
     """
 
     model: Model
@@ -56,7 +64,7 @@ class LossContext:
     image_size: int
     device: torch.device
     detection: DetectionLoss
-    evaluate: Callable[[Model], tuple[float, float]]
+    evaluate: Callable[[Model], Scores]
     say: Callable[[str], None]
     warn: Callable[[str], None]
 

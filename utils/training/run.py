@@ -125,15 +125,11 @@ class TrainingRun:
             image_size=self.image_size,
             device=self.device,
             detection=self.detection,
-            evaluate=self._scores,
+            evaluate=self._evaluate,
             say=self.console.info,
             warn=self.console.warn,
         )
         return recipe(context)
-
-    def _scores(self, model: Model) -> tuple[float, float]:
-        result = self._evaluate(model)
-        return result.map50, result.map50_95
 
     def _evaluate(self, model: Model, **extra: Any) -> EvaluationResult:
         names, settings = self.data.names, self.scoring

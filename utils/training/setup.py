@@ -19,9 +19,10 @@ from utils.config.dataset import DatasetConfig, load_dataset_config
 from utils.config.hyperparameters import Hyperparameters
 from utils.config.options import TrainOptions
 from utils.datasets.download import get_dataset
-from utils.datasets.index import DatasetIndex, build_index, join_unlabelled
+from utils.datasets.index import DatasetIndex, build_index, join_unlabelled, without_pictures
 from utils.datasets.loader import AugmentSettings, TrainLoader, eval_loader, train_loader
 from utils.datasets.sampling import kinds_of_batches, unlabelled_of_epoch
+from utils.datasets.sources import list_sources
 from utils.distributed import is_distributed, world_size
 from utils.errors import UsageError, UserError
 from utils.losses.detection import DetectionLoss, LossGains
@@ -67,13 +68,15 @@ def dataset(options: TrainOptions, say: Callable[[str], None]) -> DatasetConfig:
 def read_data(options: TrainOptions, say: Callable[[str], None]) -> Data:
     """Indexes the pictures to train with and the validation split."""
     config = dataset(options, say)
-    train = _training_index(options, config)
     val = build_index(config, "val", single_cls=options.single_cls)
+    train = _training_index(options, config, val)
     return Data(config, train, val, tuple(train.names))
 
 
-def _training_index(options: TrainOptions, config: DatasetConfig) -> DatasetIndex:
+def _training_index(options: TrainOptions, config: DatasetConfig, val: DatasetIndex) -> DatasetIndex:
     """The training split, joined by the unlabelled pictures where the YAML has some and they are wanted.
+
+    What is to be scored is not learnt from: pictures of the splits `val` and `test` are left out of these.
 
     Raises:
         UserError: an unlabelled share is asked for and there is none.
@@ -86,11 +89,23 @@ def _training_index(options: TrainOptions, config: DatasetConfig) -> DatasetInde
     train = build_index(config, "train", single_cls=options.single_cls)
     if share == 0 or not has_unlabelled:
         return train
-    joined = join_unlabelled(train, build_index(config, "unlabeled", single_cls=options.single_cls))
+    kept_back = {"val": set(val.paths), "test": _pictures_of_test(config)}
+    others = without_pictures(build_index(config, "unlabeled", single_cls=options.single_cls), kept_back)
+    joined = join_unlabelled(train, others)
     if share and not joined.unlabelled_count:
         fix = "give others, or leave --unlabeled-share out"
-        raise UserError("every picture of 'unlabeled' is in 'train' too", config.yaml_path, fix)
+        raise UserError("every picture of 'unlabeled' is in another split too", config.yaml_path, fix)
     return joined
+
+
+def _pictures_of_test(config: DatasetConfig) -> set[str]:
+    """The pictures of the test split, none where there is none here: no training needs one."""
+    if "test" not in config.splits:
+        return set()
+    try:
+        return {source.image for source in list_sources(config, "test")}
+    except UserError:
+        return set()
 
 
 def build_network(
@@ -221,6 +236,7 @@ def loaders(
         rect=options.rect,
         cache=options.cache,
         mosaic_until=options.epochs - options.close_mosaic,
+        taught_until=options.taught_epochs(),
         unlabelled_share=options.share_of_unlabelled(),
     )
     validation = eval_loader(

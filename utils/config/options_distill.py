@@ -1,0 +1,199 @@
+"""The options of train_distill.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from utils.config.options_base import DATA, TEACHER
+from utils.config.options_train import TrainOptions
+from utils.config.settings import above, at_least, between, option
+
+OWN_AVERAGE = "ema"  # as a teacher
+Preset = Literal["response", "boxes", "objectness", "l2", "kl"]
+PRESETS: tuple[str, ...] = get_args(Preset)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillOptions(TrainOptions):
+    """The options of train_distill.py: those of train.py and the teacher's."""
+
+    teacher: tuple[str, ...] = option(
+        (),
+        f"weights of the network that teaches; of several the mean; {OWN_AVERAGE}: the student's own average",
+        aliases=("t-weights",),
+        group=TEACHER,
+    )
+    teacher_cfg: str = option("", "network YAML of a teacher whose file does not describe it", group=TEACHER)
+    teacher_img_size: int = option(
+        0,
+        "side of the teacher's pictures; 0 is that of the student's",
+        limits=at_least(0),
+        unit="pixels",
+        group=TEACHER,
+    )
+    distill: bool = option(
+        True, "learn from the teacher; --no-distill trains plainly, to compare", group=TEACHER
+    )
+    distill_loss: Preset | None = option(
+        None,
+        "how outputs are compared: probabilities and boxes where the teacher sees objects (response), "
+        "the teacher's boxes as targets, or every cell with gated objectness, squared error or KL; left "
+        "out it is response, or what --soft-loss or --full-output-loss ask for",
+        aliases=("dist-loss",),
+        group=TEACHER,
+    )
+    distill_ratio: float | Literal["auto"] = option(
+        1.0, "weight of the distillation loss; auto follows the gradients", limits=at_least(0), group=TEACHER
+    )
+    auto_ratio: float = option(
+        1.0,
+        "--distill-ratio auto: strength to hold of the teacher's gradient, relative to that of the labels",
+        limits=above(0),
+        group=TEACHER,
+    )
+    distill_box: float = option(
+        1.0, "response: box term, relative to the labels' gain", limits=at_least(0), group=TEACHER
+    )
+    distill_obj: float = option(
+        1.0, "response: objectness term, relative to the labels' gain", limits=at_least(0), group=TEACHER
+    )
+    distill_cls: float = option(
+        8.0, "response: class term, relative to the labels' gain", limits=at_least(0), group=TEACHER
+    )
+    feature_loss: Literal["none", "cwd", "pkd", "score-l2"] = option(
+        "none",
+        "also compare what the Detect layers see: channel-wise divergence, correlation, squared "
+        "error weighted by the teacher's scores",
+        group=TEACHER,
+    )
+    feature_ratio: float = option(1.0, "weight of that comparison", limits=at_least(0), group=TEACHER)
+    distill_warmup: float = option(
+        0.0,
+        "let the weight of all that the teacher says rise from 0 for so long",
+        limits=at_least(0),
+        unit="epochs",
+        group=TEACHER,
+    )
+    distill_schedule: Literal["constant", "cosine"] = option(
+        "constant", "of that weight after the warm-up: as it is, or falling along a cosine", group=TEACHER
+    )
+    distill_final: float = option(
+        0.1, "cosine: part of the weight that is left at the end", limits=between(0, 1), group=TEACHER
+    )
+    stop_distill: int = option(
+        0,
+        "leave the teacher out of so many epochs at the end",
+        limits=at_least(0),
+        unit="epochs",
+        group=TEACHER,
+    )
+    with_gt_loss: bool = option(True, "learn from the labels too", group=TEACHER)
+    soft_loss: bool = option(
+        False, "boxes: compare the classes by KL instead of squared error", group=TEACHER
+    )
+    full_output_loss: bool = option(False, "the same as --distill-loss objectness", group=TEACHER)
+    temperature: float = option(
+        20.0, "kl, and boxes with --soft-loss: softens the class scores", limits=above(0), group=TEACHER
+    )
+    t_conf_thres: float = option(
+        0.25, "boxes: least confidence of a teacher's box", limits=between(0, 1), group=TEACHER
+    )
+    t_nms_thres: float = option(
+        0.45, "boxes: largest overlap of two teacher's boxes", limits=between(0, 1), unit="IoU", group=TEACHER
+    )
+    unlabeled_share: float | None = option(
+        None,
+        "part of each batch that comes from the YAML's unlabeled:, for the teacher alone; 0 leaves these "
+        "pictures out; left out, each comes once an epoch",
+        aliases=("unlabelled-share",),
+        limits=between(0, 0.95),
+        group=DATA,
+    )
+
+    def __post_init__(self) -> None:
+        """Settles the preset, so that `opt.yaml` tells it and a resumed run keeps it."""
+        super().__post_init__()
+        object.__setattr__(self, "distill_loss", self.preset())
+
+    def share_of_unlabelled(self) -> float | None:
+        """The part of a batch that is unlabelled, 0..1; None: as in the data, each picture once an epoch."""
+        return self.unlabeled_share if self.distill else 0.0
+
+    def taught_epochs(self) -> int:
+        """How many epochs of the run have something to say about pictures without labels."""
+        return self.epochs - self.stop_distill
+
+    def preset(self) -> Preset:
+        """How student and teacher are compared."""
+        if self.distill_loss is not None:
+            return self.distill_loss
+        if self.full_output_loss:
+            return "objectness"
+        return "boxes" if self.soft_loss else "response"
+
+    def contradictions(self) -> Iterator[str]:
+        """What cannot be meant, each as `--option: what is wrong`."""
+        yield from super().contradictions()
+        trains = self.resume is None and not self.check_data
+        if trains and self.distill and not (self.teacher and all(self.teacher)):
+            yield "--teacher: missing, name the weights of the network that teaches"
+        if self.distill_ratio == "auto" and not self.with_gt_loss:
+            yield "--distill-ratio auto: compares with the labels' loss, leave --no-with-gt-loss out"
+        if self.share_of_unlabelled() and self.batch_size == 1 and not self.rect:
+            yield "--unlabeled-share: a batch of one picture has no room for both kinds, raise --batch-size"
+        if self.stop_distill >= self.epochs:
+            yield f"--stop-distill {self.stop_distill}: leaves nothing to teach in --epochs {self.epochs}"
+        if self.stop_distill and not self.with_gt_loss:
+            yield "--stop-distill: nothing is left to learn from then, leave --no-with-gt-loss out"
+        if not self.with_gt_loss and set(self.teacher) == {OWN_AVERAGE}:
+            yield "--teacher ema: has nothing but the labels to learn from, leave --no-with-gt-loss out"
+        yield from self._untaught()
+        if self.full_output_loss and self.preset() != "objectness":
+            yield f"--full-output-loss: means --distill-loss objectness, not {self.preset()}; leave one out"
+        if self.soft_loss and self.preset() != "boxes":
+            yield f"--soft-loss: belongs to --distill-loss boxes, not {self.preset()}; leave one out"
+
+    def _untaught(self) -> Iterator[str]:
+        """What nothing would train without the labels, each as `--option: why`."""
+        if self.with_gt_loss:
+            return
+        if not self.distill:
+            yield "--no-with-gt-loss: nothing is left to learn from with --no-distill"
+        elif self.distill_ratio == 0:
+            yield "--distill-ratio 0: nothing is left to learn from, leave --no-with-gt-loss out"
+        elif self.preset() == "response":
+            for name in ("box", "obj", "cls"):
+                if getattr(self, f"distill_{name}") == 0:
+                    yield f"--distill-{name} 0: nothing would train that output, leave --no-with-gt-loss out"
+
+    def remarks(self) -> Iterator[str]:
+        """What was given and has no effect, each as `--option: why`."""
+        yield from super().remarks()
+        given, preset = self.given, self.preset()
+        if "unlabeled_share" in given and not self.distill:
+            yield "--unlabeled-share has no effect with --no-distill"
+        share = (self.unlabeled_share or 0) * self.batch_size
+        if 0 < share < 0.5 and not self.rect:
+            yield f"--unlabeled-share is one picture in each batch of {self.batch_size}, not less"
+        if "feature_ratio" in given and self.feature_loss == "none":
+            yield "--feature-ratio has no effect without --feature-loss, unless no class is shared"
+        if preset != "response":
+            for name in sorted(given & {"distill_box", "distill_obj", "distill_cls"}):
+                yield f"--{name.replace('_', '-')} has no effect with --distill-loss {preset}"
+        if "auto_ratio" in given and self.distill_ratio != "auto":
+            yield "--auto-ratio has no effect without --distill-ratio auto"
+        yield from self._schedule_remarks()
+        if preset != "boxes":
+            for name in sorted(given & {"t_conf_thres", "t_nms_thres"}):
+                yield f"--{name.replace('_', '-')} has no effect with --distill-loss {preset}"
+        if "temperature" in given and preset != "kl" and not self.soft_loss:
+            yield f"--temperature has no effect with --distill-loss {preset}"
+
+    def _schedule_remarks(self) -> Iterator[str]:
+        if "distill_final" in self.given and self.distill_schedule != "cosine":
+            yield "--distill-final has no effect without --distill-schedule cosine"
+        taught = self.taught_epochs()
+        if self.distill_warmup > taught and self.resume is None:
+            yield f"--distill-warmup {self.distill_warmup:g} is never over: the teacher has {taught} epochs"
