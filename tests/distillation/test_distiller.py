@@ -82,6 +82,14 @@ def test_the_gradient_ratio_is_told_without_the_schedules_factor():
     assert reported(balanced, 1, 0.3)[1] == pytest.approx(0.3)
 
 
+def test_a_weight_that_follows_can_be_read():
+    assert distiller_of(Numbers()).gauges == () and distiller_of(Numbers()).readings() == {}
+    balanced = distiller_of(Numbers(), ratio=GradientBalance(0.5))
+    balanced.observe(torch.tensor(2.0), Progress(0, 0, 4, 4))
+    assert balanced.gauges == ("distill_ratio",)
+    assert {name: float(value) for name, value in balanced.readings().items()} == {"distill_ratio": 0.25}
+
+
 def test_a_step_that_is_no_finite_number_is_left_out_of_the_mean():
     assert reported(distiller_of(Numbers(1.0, float("nan"), 2.0)), 3, 1.0)[0] == 1.5
 

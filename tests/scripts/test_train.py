@@ -154,6 +154,7 @@ def test_several_teachers_and_the_own_average_teach_together_at_a_held_gradient_
     assert 0.1 < float(rows_of(tmp_path / "exp")[-1]["train/distill_grad_ratio"]) < 3
     weight = torch.load(tmp_path / "exp/weights/state.pt", weights_only=True)["losses"]["1.balance.weight"]
     assert weight > 0 and weight != 1
+    assert float(rows_of(tmp_path / "exp")[-1]["train/distill_ratio"]) != 1
     resumed = run_script("train_distill.py", "--resume", tmp_path / "exp", "--epochs", "4")
     assert resumed.returncode == 0 and "student at the start" not in resumed.stdout, resumed.stderr
     assert 0.1 < float(rows_of(tmp_path / "exp")[-1]["train/distill_grad_ratio"]) < 3

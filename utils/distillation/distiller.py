@@ -77,7 +77,13 @@ class Distiller(nn.Module):
         self.diagnosis = diagnosis
         names = (*(preset.names if preset else ()), *(("feature",) if features else ()))
         self.names: tuple[str, ...] = tuple(f"distill_{name}" for name in names)
+        # What --distill-ratio would be.
+        self.gauges = () if self.balance is None else (f"{self.label}_ratio",)
         self._seen = _EpochSoFar()
+
+    def readings(self) -> dict[str, Tensor]:
+        """The weight that follows the gradients, under the name in `gauges`."""
+        return {} if self.balance is None else dict.fromkeys(self.gauges, self.balance())
 
     def forward(self, batch: Batch, output: StudentOutput, progress: Progress) -> dict[str, Tensor]:
         """The terms times ratio and schedule, float32 scalars; zeros once teaching is over."""

@@ -22,7 +22,8 @@ class Loss(Protocol):
 
     names: its terms, known before the first step. label: what its gradient is reported as.
 
-    It may have `observe(gradient_ratio, progress)`, called where its gradient was measured,
+    It may have `observe(gradient_ratio, progress)`, called where its gradient was measured, `gauges`, names
+    that end in `_ratio`, with `readings()`, their scalars at such a step,
     `review(report)`, which gives warnings after an epoch, `finish()` for the end of the run, `networks()`,
     those that it asks beside the trained one, by what to call them, `references()`, mAP50 and mAP50-95 on
     the validation split of those of them that know all of the data's classes, `compute_in(dtype)`, which

@@ -21,7 +21,8 @@ class TrainingStep(nn.Module):
     """The network and the losses of a run.
 
     names: the terms in order; gauges: the names of what is measured beside them, one gradient ratio
-    for each loss after the first. body: from images to the inputs of the Detect layer, compiled or not.
+    for each loss after the first, and what losses measure themselves.
+    body: from images to the inputs of the Detect layer, compiled or not.
     """
 
     body: Body
@@ -33,7 +34,9 @@ class TrainingStep(nn.Module):
         self.body = model.forward_features
         self.losses = nn.ModuleList([cast(nn.Module, loss) for loss in losses])
         self.names = tuple(name for loss in losses for name in loss.names)
-        self.gauges = tuple(f"{loss.label}_grad_ratio" for loss in losses[1:])
+        self.ratios = tuple(f"{loss.label}_grad_ratio" for loss in losses[1:])
+        own = (name for loss in losses for name in getattr(loss, "gauges", ()))
+        self.gauges = (*self.ratios, *own)
 
     def forward(self, batch: Batch, progress: Progress) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Weighted scalars by name, and gauges at the few steps of an epoch that sample them."""
@@ -46,6 +49,10 @@ class TrainingStep(nn.Module):
             observe = getattr(loss, "observe", None)
             if observe is not None:
                 observe(ratio, progress)
+        if gauges:
+            for loss in self.losses:
+                readings = getattr(loss, "readings", dict)
+                gauges |= readings()
         return {name: value for terms in by_loss for name, value in terms.items()}, gauges
 
     def compute_in(self, dtype: torch.dtype | None) -> None:
@@ -57,7 +64,7 @@ class TrainingStep(nn.Module):
 
     def _is_sampled(self, progress: Progress) -> bool:
         every = math.ceil(progress.steps_per_epoch / SAMPLES_PER_EPOCH)
-        return bool(self.gauges) and progress.step % progress.steps_per_epoch % every == 0
+        return bool(self.ratios) and progress.step % progress.steps_per_epoch % every == 0
 
     def _gradient_ratios(
         self, by_loss: Sequence[dict[str, Tensor]], output: StudentOutput
@@ -83,7 +90,7 @@ class TrainingStep(nn.Module):
         # Without a label in the batch there is nothing to compare with; such a step counts in no mean.
         first, some = norms[0].clamp(min=1e-12), norms[0] > 0
         ratios = [torch.where(some, norm / first, math.nan) for norm in norms[1:]]
-        return dict(zip(self.gauges, ratios, strict=True))
+        return dict(zip(self.ratios, ratios, strict=True))
 
 
 def _ahead(loss: Loss, batch: Batch, progress: Progress) -> Terms:
