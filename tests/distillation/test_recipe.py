@@ -6,6 +6,7 @@ import pytest
 
 from models.yolo import Model
 from utils.config.options import DistillOptions
+from utils.distillation import recipe
 from utils.distillation.ensemble import Teachers
 from utils.distillation.recipe import build_preset, compare_scores
 from utils.distillation.teacher import Teacher
@@ -123,3 +124,23 @@ def test_a_single_class_of_another_name_is_taken_and_told():
     assert teacher.mapping == "its class 'person' is taken for 'car'"
     teacher.fit_to(network(["Person"]), ["Person"])
     assert teacher.mapping == ""
+
+
+@pytest.mark.parametrize(
+    ("asked", "image_size", "scale"), [(0, 64, 1), (128, 64, 2), (40, 64, 1), (32, 64, 0.5)]
+)
+def test_a_teachers_pictures_are_as_large_as_asked_for(asked, image_size, scale, monkeypatch):
+    """Sizes are rounded up to the student's multiple of 32, as --imgsz is."""
+    members = []
+
+    def kept(found, *_arguments):
+        members.extend(found)
+        raise StopIteration
+
+    monkeypatch.setattr(recipe, "Teachers", kept)
+    context = SimpleNamespace(
+        model=network(NAMES), average=network(NAMES), image_size=image_size, names=NAMES
+    )
+    with pytest.raises(StopIteration):
+        recipe.build_distiller(DistillOptions(teacher=("ema",), teacher_img_size=asked), [None], context)
+    assert [member.scale for member in members] == [scale]
