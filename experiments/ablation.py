@@ -118,6 +118,9 @@ def recipe_with(cause: str, options: DistillOptions) -> LossRecipe:
 
 def main() -> int:
     """Trains; gives the exit code."""
+    if sys.argv[1:2] in (["-h"], ["--help"]):
+        print(f"{__doc__}\ncauses: {', '.join(CAUSES)}; then the options of train_distill.py")
+        return 0
     cause = sys.argv.pop(1) if len(sys.argv) > 1 else ""
     if cause not in CAUSES:
         print(f"error: the first word must be one of {', '.join(CAUSES)}", file=sys.stderr)

@@ -24,6 +24,8 @@ MAX_ENTRIES = 100_000  # modules and weights of a network, however often the fil
 MAX_NAME = 1000  # characters of a weight's name
 MAX_PLAIN_DEPTH = 12
 MAX_PLAIN_VALUES = 16384
+EXPORTED = (".onnx", ".torchscript")
+FROM_PT = "it cannot be trained or taught from: give the .pt that it was made from"
 _TEXT_UNIT = 64  # so many characters count as one more value
 _MAX_TOLD = 300  # characters of an error that a library words
 # What reading a damaged file can run into.
@@ -50,9 +52,11 @@ def load_content(path: Path) -> Any:
         with zipfile.ZipFile(path) as archive:
             return _Records(archive, path.stat().st_size).load()
     except zipfile.BadZipFile as error:
-        raise UserError(_no_zip(path, error), path, "fetch or copy the file again") from error
+        raise UserError(*_no_zip(path, error)) from error
     except RefusedError as error:
-        raise UserError(f"refused: {error}", path, "use weights from a source you trust") from error
+        is_exported = path.suffix.lower() in EXPORTED
+        fix = FROM_PT if is_exported else "use weights from a source you trust"
+        raise UserError(f"refused: {error}", path, fix) from error
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror or error})", path, "check the path") from error
     except DAMAGE as error:
@@ -171,17 +175,21 @@ class _Plain:
         return None
 
 
-def _no_zip(path: Path, error: zipfile.BadZipFile) -> str:
-    """Why a file that is no intact zip cannot be read."""
+def _no_zip(path: Path, error: zipfile.BadZipFile) -> tuple[str, Path, str]:
+    """Why a file that is no intact zip cannot be read, the file, and what to do."""
     with open(path, "rb") as stream:
         start = stream.read(16)
+    again = "fetch or copy the file again"
     if not start:
-        return "the file is empty"
+        return "the file is empty", path, again
     if start.startswith(b"PK"):
-        return f"the file is damaged or cut off ({error})"
+        return f"the file is damaged or cut off ({error})", path, again
     if start[:1] == b"\x80":
-        return "it is in torch's format before 1.6 (a bare pickle): load and save it with a newer torch first"
-    return "it is no weight file"
+        what = "it is in torch's format before 1.6 (a bare pickle), which may hold code"
+        return what, path, "load and save it with a newer torch if you trust its source"
+    if path.suffix.lower() in EXPORTED:
+        return "it is an exported network", path, FROM_PT
+    return "it is no weight file", path, again
 
 
 class _Records:

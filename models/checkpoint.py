@@ -95,7 +95,7 @@ def _laid_out(
 ) -> tuple[Model, dict[str, Tensor]]:
     """The network of a checkpoint without memory, and the values that belong into it."""
     if not cfg and not checkpoint.cfg:
-        fix = "give the config of its network too (--cfg, for a teacher --teacher-cfg)"
+        fix = "train.py takes its config beside it (--cfg), train_distill.py also a teacher's (--teacher-cfg)"
         raise UserError("it does not say what network it is", checkpoint.path, fix)
     described = cfg or {**checkpoint.cfg, "yaml_file": f"network config in {checkpoint.path}"}
     with torch.device("meta"):  # the weights come from the file: no memory and no time for random ones

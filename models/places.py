@@ -31,6 +31,8 @@ def resolve_weights(name: Path | str, download: bool = False) -> Path:
             found = fetch_public_file(public, read_checkpoint)
     if found is not None:
         return found
+    if given.is_dir():
+        raise UserError("is a folder and no weight file", name, "give a .pt file")
     hint = question(_proposals(given, folders), "put it there or give its path")
     if public is not None:
         hint += " (it is a public file, which is fetched without --no-download and --dry-run)"
@@ -47,5 +49,5 @@ def _proposals(given: Path, folders: Sequence[Path]) -> list[str]:
     there = {path.name for path in known}
     public = [] if given.name in NAMES else [given.with_name(name) for name in NAMES if name not in there]
     fetched = [path for path in public if place_of(path, folders[-1]) is not None]
-    files = [*known, *trained, *fetched]
+    files = [*filter(Path.is_file, known), *trained, *fetched]
     return near_files(wanted, [path for path in files if path.name == wanted.name] or files)

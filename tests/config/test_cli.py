@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from utils.config import cli
 from utils.config.absent_options import ABSENT
 from utils.config.cli import one_line, parse, run
 from utils.config.option_help import names_of, option_table
@@ -158,6 +160,25 @@ def fail(error: BaseException):
         raise error
 
     return main
+
+
+def test_ctrl_c_while_the_libraries_load_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception there would leave them half loaded; the handler of before is back afterwards."""
+    before, seen = signal.getsignal(signal.SIGINT), []
+    monkeypatch.setattr(
+        cli.importlib, "import_module", lambda _: seen.append(signal.getsignal(signal.SIGINT))
+    )
+    assert run(TrainOptions, lambda _: None, "", ["--weights", "a.pt"]) == 0
+    assert signal.getsignal(signal.SIGINT) is before and before not in seen
+    code = (
+        "import importlib, os, signal\n"
+        "from utils.config import cli\n"
+        "from utils.config.options import TrainOptions\n"
+        "importlib.import_module = lambda _: (os.kill(os.getpid(), signal.SIGINT), print('went on'))\n"
+        "raise SystemExit(cli.run(TrainOptions, print, '', []))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert (done.returncode, done.stderr, done.stdout) == (130, "interrupted\n", "")
 
 
 def test_errors_of_the_user_are_one_line_and_an_exit_code(capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,7 +41,7 @@ def test_the_shipped_files_have_the_published_values() -> None:
     assert (scratch.hsv_h, scratch.hsv_s, scratch.hsv_v, scratch.mosaic) == (0.015, 0.7, 0.4, 1.0)
 
 
-@pytest.mark.parametrize("name", ["hyp.scratch.yaml", "hyp.finetune.yaml"])
+@pytest.mark.parametrize("name", ["hyp.scratch.yaml", "hyp.scratch-high.yaml", "hyp.finetune.yaml"])
 def test_a_shipped_file_names_every_hyperparameter(name: str) -> None:
     keys = yaml.safe_load((DATA / name).read_text())
     assert set(keys) == set(Hyperparameters().to_dict())
@@ -71,9 +71,12 @@ def test_public_names_stand_for_what_ships_and_a_remark_says_so(
     (remark,) = remarks_on("hyp.VOC")
     assert "taking data/hyp.finetune.yaml" in remark
     assert list(remarks_on("data/hyp.finetune.yaml")) == list(remarks_on("hyp.scratch")) == []
+    strong = load_hyperparameters("hyp.scratch-high")
+    assert (strong.lrf, strong.cls, strong.obj, strong.scale, strong.mixup) == (0.1, 0.3, 0.7, 0.9, 0.1)
+    assert strong == load_hyperparameters("data/hyps/hyp.scratch-med.yaml")
     with pytest.raises(UserError, match="is not there"):
-        load_hyperparameters("hyp.scratch-med")
-    assert list(remarks_on("hyp.scratch-med")) == []
+        load_hyperparameters("hyp.no-augmentation")
+    assert list(remarks_on("hyp.no-augmentation")) == []
     (tmp_path / "hyp.VOC.yaml").write_text("lr0: 0.5\n")
     assert load_hyperparameters("hyp.VOC").lr0 == 0.5 and list(remarks_on("hyp.VOC")) == []
 

@@ -228,6 +228,17 @@ def test_a_torchscript_export_is_refused(tmp_path):
         read_checkpoint(tmp_path / "a.pt")
 
 
+def test_an_exported_file_is_answered_with_where_to_go_from(tmp_path):
+    (tmp_path / "a.onnx").write_bytes(b"\x08\x08\x12\x07pytorch")
+    with pytest.raises(UserError, match="it is an exported network.*give the .pt that it was made from"):
+        read_checkpoint(tmp_path / "a.onnx")
+    with zipfile.ZipFile(tmp_path / "a.torchscript", "w") as out:
+        for name in ("data.pkl", "constants.pkl"):
+            out.writestr(f"archive/{name}", b"N.")
+    with pytest.raises(UserError, match="TorchScript export.*give the .pt that it was made from"):
+        read_checkpoint(tmp_path / "a.torchscript")
+
+
 def test_tensors_that_repeat_one_storage_are_refused(tmp_path):
     block = torch.zeros(1000)
     torch.save({f"model.{i}.conv.weight": block for i in range(50)}, tmp_path / "a.pt")

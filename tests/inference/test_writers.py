@@ -57,6 +57,16 @@ def test_a_number_never_leads_to_the_name_of_a_file_to_come() -> None:
     assert [book.name(key, stem) for key, stem in ((1, "a"), (2, "a"), (3, "a_2"))] == ["a", "a_3", "a_2"]
 
 
+def test_a_picture_beside_a_video_of_its_name_gets_another() -> None:
+    """The video's frames are `clip_1`, `clip_2`, ...: such names would never be free."""
+    book = NameBook()
+    book.expect("clip", series=True)
+    book.expect("clip")
+    assert book.name("clip.mp4", "clip", series=True) == "clip"
+    assert book.name("clip.png", "clip") == "clip-2" and book.name("a/clip.png", "clip") == "clip-3"
+    assert book.name("a/clip.mp4", "clip", series=True) == "clip_2"
+
+
 @pytest.mark.parametrize("order", [("v.mp4", "v_1.jpg"), ("v_1.jpg", "v.mp4")])
 @pytest.mark.parametrize("expected", [True, False])
 def test_frames_of_a_video_and_pictures_never_share_a_label_file(

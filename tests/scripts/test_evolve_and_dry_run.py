@@ -92,6 +92,21 @@ def test_a_dry_run_finds_what_a_run_would_stumble_over(small_set, weights, tmp_p
         parse(TrainOptions, ["--resume", str(tmp_path), "--dry-run"])
 
 
+def test_a_dry_run_scores_as_the_options_say(small_set, weights, tmp_path, capsys):
+    """With --single-cls the labels are of one class; the network's own two would have no place."""
+    words = ["--weights", str(weights), "--data", str(small_set), "--img", "64", "--device", "cpu"]
+    more = ["--workers", "0", "--project", str(tmp_path), "--single-cls", "--dry-run"]
+    run_test(parse(ScoringOptions, [*words, *more]))
+    assert "dry run: all is ready" in capsys.readouterr().out
+
+
+def test_a_stream_that_cannot_be_opened_leaves_no_folder(weights, tmp_path):
+    words = ["--weights", str(weights), "--source", "rtsp://127.0.0.1:1/x", "--img", "64", "--device", "cpu"]
+    with pytest.raises(UserError, match="cannot be opened"):
+        run_detect(parse(DetectOptions, [*words, "--project", str(tmp_path)]))
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_evolution_by_the_script_and_what_it_says_to_do_next(small_set, weights, run_script, tmp_path):
     words = ["--data", small_set, "--weights", weights, *SMALL, "--epochs", "1", "--project", tmp_path]

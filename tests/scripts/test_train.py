@@ -203,7 +203,11 @@ def test_a_run_goes_on_without_the_files_it_started_from(small_set, run_script, 
     assert done.returncode == 0, done.stderr
     assert len(rows_of(tmp_path / "second")) == 2
     again = run_script("train.py", "--resume", tmp_path / "second")
-    assert again.returncode == 0 and "all 2 epochs are done" in again.stdout
+    assert again.returncode == 0 and "all 2 epochs are done; --epochs 4 adds as many" in again.stdout
+    before = (tmp_path / "second/opt.yaml").read_bytes()
+    fewer = run_script("train.py", "--resume", tmp_path / "second", "--epochs", "1")
+    assert fewer.returncode == 2 and (tmp_path / "second/opt.yaml").read_bytes() == before
+    assert fewer.stderr == "error: --epochs 1: 2 epochs are done already; --epochs 4 adds as many\n"
     changed = yaml.safe_load(small_set.read_text())
     (tmp_path / "other.yaml").write_text(yaml.safe_dump({**changed, "names": ["disc", "square"]}))
     state = torch.load(tmp_path / "second/weights/state.pt", weights_only=True)

@@ -32,7 +32,7 @@ def draw_disagreement(options: CompareOptions, console: Console) -> Path:
         resolve_weights(name, options.fetches) for name in (options.weights, options.teacher)
     )
     checkpoint = read_checkpoint(weights)
-    check_classes(checkpoint.names, config.names, weights, config.yaml_path, False, console)
+    check_classes(checkpoint.names, config.names, weights, config.yaml_path, None, console)
     index = build_index(config, options.task)
     student = prepare_model(build_model(checkpoint), device)
     teacher = Teacher.from_file(teacher_path, device)

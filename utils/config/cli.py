@@ -6,9 +6,12 @@ help and messages differently from Python to Python. Here all problems are told 
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -57,9 +60,30 @@ def run(
             options = parse(options_class, [word for word in words if word != DEBUG])
             for remark in options.remarks():
                 print(f"warning: {one_line(remark)}", file=sys.stderr)
+            _load_libraries()
             main(options)
 
     return exit_code_of(work, debug=DEBUG in words)
+
+
+def _load_libraries() -> None:
+    """Loads what every script needs and takes seconds to load; Ctrl-C meanwhile ends the process at once.
+
+    An exception in the midst of it would leave these libraries half loaded, with errors of their own.
+    """
+
+    def leave(*_: object) -> None:
+        os.write(2, b"interrupted\n")
+        os._exit(INTERRUPTED)
+
+    if threading.current_thread() is not threading.main_thread():
+        return
+    before = signal.signal(signal.SIGINT, leave)
+    try:
+        for name in ("torch", "torchvision", "cv2"):
+            importlib.import_module(name)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def exit_code_of(work: Callable[[], object], *, debug: bool = False, interrupted: str = "interrupted") -> int:

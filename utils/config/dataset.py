@@ -129,8 +129,10 @@ def _find_yaml(path: Path) -> Path:
 
     Large and small letters of a shipped file's name may differ; its suffix may be left out.
     """
-    if os.path.exists(path):
-        return path
+    named = path.with_name(f"{path.name}.yaml") if path.name and not path.suffix else path
+    for own in (path, named):
+        if os.path.exists(own):
+            return own
     shipped = {file.name.casefold(): file for file in sorted(_SHIPPED.glob("*.yaml")) if not _is_hyp(file)}
     tried = [ROOT / path]
     if os.path.exists(tried[0]):

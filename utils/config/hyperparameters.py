@@ -27,6 +27,7 @@ _CHANCE = between(0, 1)
 # Public files that do not ship: what is taken instead, and how near that is.
 _STAND_INS = {
     "hyp.scratch-low.yaml": ("hyp.scratch.yaml", "which has its values"),
+    "hyp.scratch-med.yaml": ("hyp.scratch-high.yaml", "which has its values"),
     "hyp.VOC.yaml": ("hyp.finetune.yaml", "evolved on the same data, with other values"),
 }
 

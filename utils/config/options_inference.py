@@ -76,7 +76,7 @@ class TestOptions(InferenceOptions):
     iou_thres: float = overlap(0.6)
     max_det: int = option(300, "most detections of a picture", limits=at_least(1), group=DETECTIONS)
     workers: int = loader_workers()
-    verbose: bool = option(False, "show the scores of every class", group=RESULTS)
+    verbose: bool = option(False, "show the scores of 50 classes and more too", group=RESULTS)
     save_json: bool = option(
         False, "write all detections in COCO's format; scored by pycocotools if installed", group=RESULTS
     )

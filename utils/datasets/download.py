@@ -238,7 +238,7 @@ def _not_fetched(
         near = nearest_path(data_dir)
         meant = f"did you mean {near}? Else correct" if near else "correct"
         return UserError(error.what, error.where, f"{meant} --data-dir, or fetch it there: {command}")
-    reason = "" if may_fetch else "leave --no-download and --dry-run out, or "
+    reason = "" if may_fetch else "leave out what forbids to fetch it (--no-download or --dry-run), or "
     return UserError(error.what, error.where, f"{reason}{error.fix}")
 
 

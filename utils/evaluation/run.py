@@ -56,6 +56,7 @@ from utils.reporting.naming import counted
 SPEED_CONF_THRES, SPEED_IOU_THRES = 0.25, 0.45  # what detection runs with
 METRICS_NAME = "metrics.json"
 _LISTED = 6
+_MANY_CLASSES = 50  # from so many on a table of all is for --verbose alone
 
 
 @advice_on_memory()
@@ -79,10 +80,11 @@ def _run_test(options: TestOptions, console: Console) -> EvaluationResult | None
     for problem in index.problems:
         console.warn(problem)
     if options.dry_run:
-        _say_what_would_be_done(options, model, size, index, console)
+        _say_what_would_be_done(options, model, size, index, half, console)
         return None
     result, report = _scored(options, model, size, index, half, console)
-    console.table(*result.table(verbose=options.verbose and result.labels > 0))
+    by_class = options.verbose or 1 < len(index.names) < _MANY_CLASSES
+    console.table(*result.table(verbose=by_class and result.labels > 0))
     _say_speed(result, options, size, console)
     report.finish(result, config, console)
     if options.task != "speed":
@@ -95,13 +97,15 @@ def _say_what_would_be_done(
     model: Model | Exported,
     size: int | tuple[int, int],
     index: DatasetIndex,
+    half: bool,
     console: Console,
 ) -> None:
     """Makes the first batch and scores it; says what all of them are, and where results would be."""
     loader = _loader(options, index, size, model.size_multiple)
     first = next(iter(loader), None)  # there may be fewer batches than ranks
     begun = time.monotonic()
-    evaluate(model, [] if first is None else [first], names=index.names)
+    batches = [] if first is None else [first]
+    evaluate(model, batches, names=index.names, settings=_settings(options, half))
     time_left = duration((time.monotonic() - begun) * len(loader))
     folder = run_folder_to_come(Path(options.project), options.name, options.exist_ok)
     place = "nothing would be written" if options.task == "speed" else f"results would be in {folder}"
@@ -156,17 +160,21 @@ def check_classes(
     wanted: Sequence[str],
     weights: Path,
     data: Path,
-    single_cls: bool,
+    single_cls: bool | None,
     console: Console,
 ) -> None:
-    """Raises UserError, naming both, where the weights know another number of classes than the data."""
+    """Raises UserError, naming both, where the weights know another number of classes than the data.
+
+    single_cls: whether all classes are one, None where there is no such option.
+    """
     if single_cls:
         return
     if len(own) != len(wanted):
         raise UserError(
             f"knows {_listed(own)}, the data {data} has {_listed(wanted)}",
             weights,
-            "test with weights trained on these classes, or all as one class with --single-cls",
+            "take weights trained on these classes"
+            + (", or all as one class with --single-cls" if single_cls is not None else ""),
         )
     differing = [(a, b) for a, b in zip(own, wanted, strict=True) if a.casefold() != b.casefold()]
     if differing:
@@ -188,8 +196,16 @@ def _scored(
     console: Console,
 ) -> tuple[EvaluationResult, _Report]:
     loader = _loader(options, index, size, model.size_multiple)
+    settings, report = _settings(options, half), _Report(options, index)
+    result = evaluate(
+        model, loader, names=index.names, settings=settings, observers=report.observers, progress=console
+    )
+    return result, report
+
+
+def _settings(options: TestOptions, half: bool) -> EvaluationSettings:
     for_speed = options.task == "speed"
-    settings = EvaluationSettings(
+    return EvaluationSettings(
         conf_thres=SPEED_CONF_THRES if for_speed else options.conf_thres,
         iou_thres=SPEED_IOU_THRES if for_speed else options.iou_thres,
         max_det=options.max_det,
@@ -197,11 +213,6 @@ def _scored(
         augment=options.augment,
         single_cls=options.single_cls,
     )
-    report = _Report(options, index)
-    result = evaluate(
-        model, loader, names=index.names, settings=settings, observers=report.observers, progress=console
-    )
-    return result, report
 
 
 def _loader(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +74,8 @@ def run_detect(options: DetectOptions, console: Console | None = None) -> Path |
         folder = outputs = None
         if choice.anything:
             folder = next_run_folder(Path(options.project), options.name, options.exist_ok)
+            if not options.exist_ok:
+                stack.enter_context(_gone_if_unused(folder))
             outputs = stack.enter_context(Outputs(folder, detector.names, choice, source.files))
         stack.callback(viewer.close)
         count = _detect_all(source, detector, _Results(detector, style, outputs, viewer), console)
@@ -136,6 +138,17 @@ def _detector(options: DetectOptions, device: torch.device, console: Console) ->
     console.info(f"{weights} on {network_in_words(network, device, size_hw)}")
     predictor = Predictor(network, _rules(options), half=half, augment=options.augment)
     return Detector(predictor, names, size_hw)
+
+
+@contextmanager
+def _gone_if_unused(folder: Path) -> Iterator[None]:
+    """Takes a run's folder away if an error comes before anything is in it."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            folder.rmdir()
+        raise
 
 
 def _rules(options: DetectOptions) -> NmsRules:
@@ -230,6 +243,6 @@ def _summarise(source: Source, detector: Detector, count: int, console: Console)
         console.warn(f"{len(source.skipped)} skipped: {'; '.join(source.skipped)}")
     speed = detector.predictor.watch.milliseconds_per_image()
     console.info(
-        f"{counted(count, 'picture')} or frames: {speed['preprocess']:.1f} ms pre-process, "
-        f"{speed['inference']:.1f} ms inference, {speed['nms']:.1f} ms NMS each"
+        f"{counted(count, 'picture or frame', 'pictures or frames')}: "
+        f"{speed['preprocess']:.1f} ms pre-process, {speed['inference']:.1f} ms inference, {speed['nms']:.1f} ms NMS each"
     )

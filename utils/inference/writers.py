@@ -59,10 +59,12 @@ class NameBook:
         """
         if key not in self._by_key:
             name, number = f"{stem}{suffix}", 1
+            # Beside a series of that name no `_N` is free.
+            joint = "-" if name.casefold() in self._series and not series else "_"
             # Some systems take A.txt and a.txt for one file.
             while not self._is_free(name.casefold(), number == 1, series):
                 number += 1
-                name = f"{stem}_{number}{suffix}"
+                name = f"{stem}{joint}{number}{suffix}"
             self._taken.add(name.casefold())
             self._note(name.casefold(), series)
             self._by_key[key] = name

@@ -12,7 +12,8 @@ def why_over(options: TrainOptions, done: int, best: Best) -> str:
     It may have stopped early. Who then gives --epochs or --patience anew wants it to go on.
     """
     if done >= options.epochs:
-        return f"all {options.epochs} epochs are done; --epochs {2 * options.epochs} adds as many"
+        all_done = f"all {done} epochs are done" if done > 1 else "its only epoch is done"
+        return f"{all_done}; --epochs {2 * done} adds as many"
     is_wanted = options.given & {"epochs", "patience"}
     if done == 0 or is_wanted or not best.is_given_up(options.patience, options.noval, done):
         return ""

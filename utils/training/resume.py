@@ -19,6 +19,7 @@ from utils.config.options import (
 )
 from utils.distributed import from_main, rank, restarts
 from utils.errors import UsageError, UserError
+from utils.reporting.naming import counted
 from utils.training import state
 
 LAUNCH_NAME = ".launch"
@@ -42,6 +43,9 @@ def resumed(options: TrainOptions) -> tuple[dict[str, Any] | None, Path | None, 
     saved = options_from_dict(type(options), run.options)
     # torchrun repeats the command of a run that it starts again: that gives nothing anew.
     anew = options.given & CHANGEABLE_ON_RESUME if options.resume is not None else frozenset()
+    if "epochs" in anew and options.epochs < run.epoch:
+        done = f"{counted(run.epoch, 'epoch')} are done already"
+        raise UsageError(done, f"--epochs {options.epochs}", f"--epochs {2 * run.epoch} adds as many")
     changed = {name: getattr(options, name) for name in anew}
     return content, path.parent.parent, replace(saved, given=anew, **changed)
 

@@ -138,7 +138,8 @@ def freeze_layers(model: Model, freeze: Sequence[int]) -> None:
     count = len(model.model)
     wrong = [index for index in frozen if not 0 <= index < count]
     if wrong:
-        raise UsageError(f"the network has layers 0 to {count - 1}, not {wrong[0]}", "--freeze")
+        ways = f"asks for the first {freeze[0]} of", f"there is no layer {wrong[0]} among"
+        raise UsageError(f"{ways[len(freeze) > 1]} {count} layers, 0 to {count - 1}", "--freeze")
     for index in frozen:
         model.model[index].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
