@@ -112,7 +112,7 @@ def test_values_may_be_many_optional_or_repeated() -> None:
         ("--upload_dataset", "--upload_dataset: is not supported"),
         ("--local_rank=0", "--local_rank: is not supported"),
         ("--adam", "--adam: does not exist, use --optimizer Adam"),
-        ("--notest", "--notest: does not exist, use --noval"),
+        ("--notest", "--notest: does not exist, train.py has --noval"),
         ("--no-rect", "--no-rect: no such option"),
         ("--img 640 480", "'480': not expected here, --img takes no further value"),
         ("--rect 1", "'1': not expected here, --rect takes no further value"),

@@ -23,7 +23,6 @@ from utils.datasets.packed import PackedRows, PackedTexts
 from utils.datasets.sources import Source, list_sources
 from utils.errors import UserError
 from utils.reporting.console import Console
-from utils.reporting.naming import counted
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -220,7 +219,7 @@ def _annotations(
     if mistakes:
         shown = "; ".join(mistakes[:_SHOWN]) + (" ..." if len(mistakes) > _SHOWN else "")
         raise UserError(
-            f"{counted(len(mistakes), 'wrong label line')}: {shown}",
+            f"{len(mistakes)} wrong label lines: {shown}",
             config.yaml_path,
             "correct them, or the names in the dataset YAML; train.py --check-data lists all",
         )

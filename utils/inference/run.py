@@ -244,5 +244,6 @@ def _summarise(source: Source, detector: Detector, count: int, console: Console)
     speed = detector.predictor.watch.milliseconds_per_image()
     console.info(
         f"{counted(count, 'picture or frame', 'pictures or frames')}: "
-        f"{speed['preprocess']:.1f} ms pre-process, {speed['inference']:.1f} ms inference, {speed['nms']:.1f} ms NMS each"
+        f"{speed['preprocess']:.1f} ms pre-process, {speed['inference']:.1f} ms inference, "
+        f"{speed['nms']:.1f} ms NMS each"
     )
