@@ -99,11 +99,13 @@ def draw_groups(path: Path, groups: Sequence[Group], metric: str, verdicts: Sequ
             CurveGroup(group.label, curves, tuple(scores_of(run, metric).best for run in group.runs))
         )
     levels: dict[str, float] = {}
+    sizes = {(group.values or {}).get("imgsz") for group in groups}
     for group in groups:
         score = teacher_score(group, metric)
         if score is not None and not any(abs(score - other) < 1e-6 for other in levels.values()):
             names = (group.values or {}).get("teacher") or ["teacher"]
-            levels[f"the teacher {' or '.join(names)} itself: {score:.3f}"] = score
+            place = f" at {(group.values or {}).get('imgsz')} px" if len(sizes) > 1 else ""
+            levels[f"the teacher {' or '.join(names)} itself{place}: {score:.3f}"] = score
     known = {column: name for name, column in METRICS.items()}
     name = known.get(column_of(metric), column_of(metric))
     data = sorted({str(g.values["data"]) for g in groups if g.values is not None and "data" in g.values})
