@@ -167,7 +167,7 @@ def gentle(teacher: str) -> tuple[Arm, ...]:
         PLAIN,
         Arm("response", "`response`", response, teacher),
         Arm("cosine", "`--distill-schedule cosine`", (*response, "--distill-schedule", "cosine"), teacher),
-        Arm("6-3-3", "boxes first (6, 3, 3)", BOXES, teacher),
+        Arm("boxes-first", "`response`, boxes first (6, 3, 3)", BOXES, teacher),
         Arm("response-cwd", "`response`, features by cwd", (*response, "--feature-loss", "cwd"), teacher),
     )
 
