@@ -340,7 +340,8 @@ def test_nothing_is_fetched_where_that_is_forbidden_or_the_data_is_said_to_lie_e
     message = refused(path, may_fetch=False)
     assert (
         "split 'train' is not there" in message
-        and "leave --no-download and --dry-run out, or fetch it (python -m " in message
+        and "leave out what forbids to fetch it (--no-download or --dry-run), or fetch it (python -m "
+        in message
     )
     (tmp_path / "mine").mkdir()
     assert f"did you mean {tmp_path / 'mine'}? Else correct" in refused(path, data_dir=tmp_path / "mien")

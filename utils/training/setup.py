@@ -68,26 +68,32 @@ def dataset(options: TrainOptions, say: Callable[[str], None]) -> DatasetConfig:
 def read_data(options: TrainOptions, say: Callable[[str], None]) -> Data:
     """Indexes the pictures to train with and the validation split."""
     config = dataset(options, say)
+    _check_share(options, config)
+    train = build_index(config, "train", single_cls=options.single_cls)
     val = build_index(config, "val", single_cls=options.single_cls)
-    train = _training_index(options, config, val)
+    train = _with_unlabelled(options, config, train, val)
     return Data(config, train, val, tuple(train.names))
 
 
-def _training_index(options: TrainOptions, config: DatasetConfig, val: DatasetIndex) -> DatasetIndex:
+def _check_share(options: TrainOptions, config: DatasetConfig) -> None:
+    """Raises UserError where an unlabelled share is asked for and the dataset has none."""
+    if options.share_of_unlabelled() and "unlabeled" not in config.splits:
+        fix = "add 'unlabeled:', or leave --unlabeled-share out"
+        raise UserError("names no unlabelled pictures", config.yaml_path, fix)
+
+
+def _with_unlabelled(
+    options: TrainOptions, config: DatasetConfig, train: DatasetIndex, val: DatasetIndex
+) -> DatasetIndex:
     """The training split, joined by the unlabelled pictures where the YAML has some and they are wanted.
 
     What is to be scored is not learnt from: pictures of the splits `val` and `test` are left out of these.
 
     Raises:
-        UserError: an unlabelled share is asked for and there is none.
+        UserError: an unlabelled share is asked for and there is no picture for it.
     """
     share = options.share_of_unlabelled()
-    has_unlabelled = "unlabeled" in config.splits
-    if share and not has_unlabelled:
-        fix = "add 'unlabeled:', or leave --unlabeled-share out"
-        raise UserError("names no unlabelled pictures", config.yaml_path, fix)
-    train = build_index(config, "train", single_cls=options.single_cls)
-    if share == 0 or not has_unlabelled:
+    if share == 0 or "unlabeled" not in config.splits:
         return train
     kept_back = {"val": set(val.paths), "test": _pictures_of_test(config)}
     others = without_pictures(build_index(config, "unlabeled", single_cls=options.single_cls), kept_back)
