@@ -107,6 +107,9 @@ def test_an_epoch_goes_on_from_a_state():
         distiller(BATCH, OUTPUT, Progress(step, 0, 4, 4))
     later.set_extra_state(distiller.get_extra_state())
     assert reported(later, 1, 1.0, first=2)[0] == 3.0
+    older = distiller_of(Numbers(6.0))
+    older.set_extra_state({**distiller.get_extra_state(), "seen": [3.0, 2, 2.0, True]})
+    assert reported(older, 1, 1.0, first=2)[0] == 3.0
 
 
 def test_the_teacher_is_asked_before_the_students_pass():

@@ -196,6 +196,8 @@ class Distiller(nn.Module):
                 "put the file back, or start a new run",
             )
         sums, steps, factors, warm = saved["seen"]
+        if not isinstance(sums, list):  # an older state has the losses' sum alone
+            sums = [sums, float(steps), 1.0]
         self._seen = _EpochSoFar(tuple(torch.tensor(sums).unbind()), steps, factors, warm)
         if self.diagnosis is not None:
             self.diagnosis.said, self.diagnosis.losses = set(saved["said"]), list(saved["losses"])
