@@ -160,8 +160,8 @@ def gains() -> tuple[Arm, ...]:
     return tuple(arms)
 
 
-def gentle(teacher: str) -> tuple[Arm, ...]:
-    """Plain training, the default, and less teacher towards the end or in the classes."""
+def long_runs(teacher: str) -> tuple[Arm, ...]:
+    """Plain training, the default, and what else may last longer than its lead."""
     response = ("--distill-loss", "response")
     return (
         PLAIN,
@@ -210,7 +210,7 @@ PLANS = {
         224,
         12,
         PUBLIC,
-        gentle("voc-s-fine"),
+        long_runs("voc-s-fine"),
         split="val",
         choice="last",
         common=(*SMALL_SET, "--noval"),

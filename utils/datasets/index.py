@@ -148,24 +148,11 @@ def build_index(
 
 def without_pictures(index: DatasetIndex, others: Mapping[str, Collection[str]]) -> DatasetIndex:
     """The index without the pictures that other splits have, by their names; the problems tell how many."""
-    problems, kept = [*index.problems], np.ones(len(index), np.bool_)
+    kept = np.ones(len(index), np.bool_)
     for split, pictures in others.items():
-        shared = np.array([path in pictures for path in index.paths], np.bool_)
-        if shared.any():
-            twice = [index.paths[number] for number in np.flatnonzero(shared).tolist()]
-            problems.append(_sentence(f"unlabelled pictures are in '{split}' too and are left out", twice))
-        kept &= ~shared
-    if kept.all():
-        return index
-    numbers = np.flatnonzero(kept).tolist()
-    return replace(
-        index,
-        paths=[index.paths[number] for number in numbers],
-        labels=[index.labels[number] for number in numbers],
-        sizes_wh=index.sizes_wh[kept],
-        labelled=index.labelled[kept],
-        problems=problems,
-    )
+        index, free = _without(index, pictures, f"unlabelled pictures are in '{split}' too and are left out")
+        kept &= free
+    return index if kept.all() else _part(index, kept)
 
 
 def join_unlabelled(train: DatasetIndex, unlabelled: DatasetIndex) -> DatasetIndex:
@@ -174,18 +161,37 @@ def join_unlabelled(train: DatasetIndex, unlabelled: DatasetIndex) -> DatasetInd
     A picture that both list has its labels and counts once; the problems tell how many these are.
     """
     assert train.names == unlabelled.names and not unlabelled.labelled.any()
-    known = set(train.paths)
-    new = [number for number, path in enumerate(unlabelled.paths) if path not in known]
-    problems = [*train.problems, *unlabelled.problems]
-    if twice := [path for path in unlabelled.paths if path in known]:
-        problems.append(_sentence("unlabelled pictures are in 'train' too and count as labelled only", twice))
+    what = "unlabelled pictures are in 'train' too and count as labelled only"
+    new = _part(*_without(unlabelled, set(train.paths), what))
     return replace(
         train,
-        paths=[*train.paths, *(unlabelled.paths[number] for number in new)],
-        labels=[*train.labels, *(unlabelled.labels[number] for number in new)],
-        sizes_wh=np.concatenate([train.sizes_wh, unlabelled.sizes_wh[new]]),
-        labelled=np.concatenate([train.labelled, unlabelled.labelled[new]]),
-        problems=problems,
+        paths=[*train.paths, *new.paths],
+        labels=[*train.labels, *new.labels],
+        sizes_wh=np.concatenate([train.sizes_wh, new.sizes_wh]),
+        labelled=np.concatenate([train.labelled, new.labelled]),
+        problems=[*train.problems, *new.problems],
+    )
+
+
+def _without(
+    index: DatasetIndex, pictures: Collection[str], what: str
+) -> tuple[DatasetIndex, NDArray[np.bool_]]:
+    """The index with a problem that names those of its pictures that are among others; (N,) which are not."""
+    free = np.array([path not in pictures for path in index.paths], np.bool_)
+    twice = [index.paths[number] for number in np.flatnonzero(~free).tolist()]
+    problems = [*index.problems, _sentence(what, twice)] if twice else index.problems
+    return replace(index, problems=problems), free
+
+
+def _part(index: DatasetIndex, kept: NDArray[np.bool_]) -> DatasetIndex:
+    """The pictures of an index for which (N,) `kept` is true."""
+    numbers = np.flatnonzero(kept).tolist()
+    return replace(
+        index,
+        paths=[index.paths[number] for number in numbers],
+        labels=[index.labels[number] for number in numbers],
+        sizes_wh=index.sizes_wh[kept],
+        labelled=index.labelled[kept],
     )
 
 
