@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from models.archive import EXPORTED
 from models.checkpoint import build_model, read_checkpoint
 from models.places import resolve_weights
 from models.yolo import Model
@@ -20,7 +21,8 @@ from utils.inference.preprocess import fitting_image_size
 from utils.inference.torchscript_backend import TorchScriptNetwork
 from utils.reporting.console import Console
 
-ONNX, TORCHSCRIPT, OPENVINO_FOLDER = ".onnx", ".torchscript", "_openvino_model"
+ONNX, TORCHSCRIPT = EXPORTED
+OPENVINO_FOLDER = "_openvino_model"
 _ELSEWHERE = {
     ".engine": "TensorRT",
     ".mlmodel": "CoreML",
