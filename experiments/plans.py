@@ -95,32 +95,41 @@ TEACHERS = {
 
 PLAIN = Arm("plain", "plain training")
 # For boxes of few classes: what the default was when the runs on BCCD were made.
-BOXES = ("--distill-loss", "response", "--distill-box", "6", "--distill-obj", "3", "--distill-cls", "3")
+RESPONSE = ("--distill-loss", "response")
+BOXES = (*RESPONSE, "--distill-box", "6", "--distill-obj", "3", "--distill-cls", "3")
+FEATURES_ALONE = (*RESPONSE, "--distill-box", "0", "--distill-obj", "0", "--distill-cls", "0")
 
 
-def presets(teacher: str, response: tuple[str, ...] = ("--distill-loss", "response")) -> tuple[Arm, ...]:
-    """Plain training, each preset, the default, and the default with each feature loss."""
-    boxes = response is BOXES
-    title = "`response`, boxes first (6, 3, 3)" if boxes else "`response`"
+def presets(teacher: str, boxes_first: bool = False) -> tuple[Arm, ...]:
+    """Plain training, each preset, the default, and the default with each feature loss.
+
+    boxes_first: also `response` with the weights for few classes (`BOXES`), with and without features.
+    """
 
     def distilled(name: str, title: str, *options: str) -> Arm:
         return Arm(name, title, options, teacher)
 
-    return (
+    def featured(name: str, title: str, *options: str) -> tuple[Arm, ...]:
+        """The arm without features and with each of their losses."""
+        losses = (("cwd", "cwd"), ("pkd", "pkd"), ("score", "score-l2"))
+        beside = [
+            distilled(f"{name}-{short}", f"{title}, features by {loss}", *options, "--feature-loss", loss)
+            for short, loss in losses
+        ]
+        return (distilled(name, title, *options), *beside)
+
+    arms = (
         PLAIN,
         distilled("boxes", "`boxes`", "--distill-loss", "boxes"),
         distilled("boxes-soft", "`boxes --soft-loss`", "--distill-loss", "boxes", "--soft-loss"),
         distilled("objectness", "`objectness`", "--distill-loss", "objectness"),
         distilled("l2", "`l2`", "--distill-loss", "l2"),
         distilled("kl", "`kl`", "--distill-loss", "kl"),
-        *([distilled("default", "`response` (the default)", "--distill-loss", "response")] if boxes else []),
-        distilled("response", title, *response),
-        distilled("response-cwd", f"{title}, features by cwd", *response, "--feature-loss", "cwd"),
-        distilled("response-pkd", f"{title}, features by pkd", *response, "--feature-loss", "pkd"),
-        distilled(
-            "response-score", f"{title}, features by score-l2", *response, "--feature-loss", "score-l2"
-        ),
     )
+    if not boxes_first:
+        return (*arms, *featured("response", "`response` (the default)", *RESPONSE))
+    default = featured("default", "`response` (the default)", *RESPONSE)
+    return (*arms, *default, *featured("response", "`response`, boxes first (6, 3, 3)", *BOXES))
 
 
 def few_labels() -> tuple[Arm, ...]:
@@ -155,20 +164,20 @@ def gains() -> tuple[Arm, ...]:
     arms = [PLAIN]
     for box, obj, cls in ((6, 3, 3), (6, 3, 24), (1, 1, 8), (2, 1, 8)):
         words = f"--distill-box {box} --distill-obj {obj} --distill-cls {cls}"
-        options = ("--distill-loss", "response", *words.split())
+        options = (*RESPONSE, *words.split())
         arms.append(Arm(f"{box}-{obj}-{cls}", f"`{words}`", options, "voc-s"))
     return tuple(arms)
 
 
 def long_runs(teacher: str) -> tuple[Arm, ...]:
     """Plain training, the default, and what else may last longer than its lead."""
-    response = ("--distill-loss", "response")
     return (
         PLAIN,
-        Arm("response", "`response`", response, teacher),
-        Arm("cosine", "`--distill-schedule cosine`", (*response, "--distill-schedule", "cosine"), teacher),
+        Arm("response", "`response`", RESPONSE, teacher),
+        Arm("cosine", "`--distill-schedule cosine`", (*RESPONSE, "--distill-schedule", "cosine"), teacher),
         Arm("boxes-first", "`response`, boxes first (6, 3, 3)", BOXES, teacher),
-        Arm("response-cwd", "`response`, features by cwd", (*response, "--feature-loss", "cwd"), teacher),
+        Arm("response-cwd", "`response`, features by cwd", (*RESPONSE, "--feature-loss", "cwd"), teacher),
+        Arm("cwd", "features by cwd alone", (*FEATURES_ALONE, "--feature-loss", "cwd"), teacher),
     )
 
 
@@ -181,7 +190,7 @@ PLANS = {
         320,
         60,
         SCRATCH,
-        presets("bccd-s", BOXES),
+        presets("bccd-s", boxes_first=True),
         common=SMALL_SET,
     ),
     "bccd-public": Plan(
@@ -190,7 +199,7 @@ PLANS = {
         320,
         30,
         PUBLIC,
-        presets("bccd-s", BOXES),
+        presets("bccd-s", boxes_first=True),
         common=SMALL_SET,
     ),
     "voc320": Plan(
@@ -199,7 +208,7 @@ PLANS = {
         224,
         6,
         PUBLIC,
-        (PLAIN, Arm("response", "`response`", ("--distill-loss", "response"), "voc-s")),
+        (PLAIN, Arm("response", "`response`", RESPONSE, "voc-s")),
         split="val",
         choice="last",
         common=SMALL_SET,
@@ -221,7 +230,7 @@ PLANS = {
         320,
         15,
         PUBLIC,
-        (PLAIN, Arm("response", "`response`", ("--distill-loss", "response"), "voc-s-320")),
+        (PLAIN, Arm("response", "`response`", RESPONSE, "voc-s-320")),
         split="val",
         choice="last",
         common=(*SMALL_SET, "--noval"),
