@@ -101,6 +101,7 @@ class Bench:
                 average=ema.model,
                 is_new=False,
                 names=self.names,
+                merged=(),
                 image_size=self.size,
                 device=self.device,
                 detection=detection,

@@ -67,7 +67,12 @@ class Detect(nn.Module):
         for convolution, stride in zip(self.m, self.stride.tolist(), strict=True):
             bias = cast(Tensor, convolution.bias).view(self.na, self.no)
             bias[:, 4] += math.log(8 / (640 / stride) ** 2)
-            bias[:, 5:] += math.log(0.6 / (self.nc - 0.99999))
+            bias[:, 5:] += class_bias(self.nc)
+
+
+def class_bias(nc: int) -> float:
+    """What the class logits begin at: all of nc classes are rare, a single one is certain."""
+    return math.log(0.6 / (nc - 0.99999))
 
 
 def _check_size(config: Config) -> None:

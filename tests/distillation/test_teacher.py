@@ -214,6 +214,47 @@ def test_a_single_class_may_be_called_anything_and_spelling_does_not_count():
     assert Teacher(network(names=["cat", "dog"])).names == ["cat", "dog"]
 
 
+def test_classes_that_are_one_for_the_student_are_taught_as_one(images):
+    """With --single-cls: an object of any of the data's classes, surely of the one class."""
+    names, teacher, student = ["a", "b", "c"], Teacher(network(names=["x", "c", "a"])), network(names=["item"])
+    teacher.fit_to(student, ["item"], merged=names)
+    assert teacher.known.student == (0,) and teacher.known.teacher == (2, 1)
+    assert teacher.mapping == (
+        "2 of 3 classes known to the teacher; unknown 1 class (b); 1 class (x) of the teacher's ignored; "
+        "matched: 2 classes (a, c) as one, 'item'"
+    )
+    said = teacher(images)
+    for merged, raw in zip(said.levels, said.own_levels, strict=True):
+        assert merged.shape == (*raw.shape[:-1], 6)
+        torch.testing.assert_close(merged[..., :4], raw[..., :4])
+        scores = raw[..., 5:].sigmoid()
+        share = scores[..., 1:].amax(-1) / scores.amax(-1)
+        torch.testing.assert_close(merged[..., 4].sigmoid(), raw[..., 4].sigmoid() * share)
+        # What the network of one class says itself, before it has learnt anything.
+        assert (merged[..., 5].sigmoid() > 0.9999).all()
+    judged = InStudentsTerms(teacher, 1)
+    levels = judged.forward_head(judged.forward_features(images))
+    decoded, own = judged.decode_levels(levels), teacher.model.decode_levels(levels)
+    torch.testing.assert_close(decoded[..., :5], own[..., :5])
+    torch.testing.assert_close(decoded[..., 5], own[..., [6, 7]].amax(-1))
+
+
+def test_classes_that_are_one_keep_the_teacher_s_objectness_where_all_are_known(images):
+    teacher, student = Teacher(network(names=["b", "a"])), network(names=["item"])
+    teacher.fit_to(student, ["item"], merged=["a", "b"])
+    said = teacher(images)
+    for merged, raw in zip(said.levels, said.own_levels, strict=True):
+        assert torch.equal(merged[..., :5], raw[..., :5])
+    stranger = Teacher(network(names=["x", "y"]))
+    stranger.fit_to(student, ["item"], merged=["a", "b"])
+    assert not stranger.fit.classes.student
+    both = Teachers([teacher, stranger], student, ["item"], ["a", "b"])
+    assert not both.fit.classes.student and not teacher.fit.classes.student
+    single = Teacher(network(names=["thing"]))
+    single.fit_to(student, ["item"], merged=["a", "b"])
+    assert single.fit.classes.is_identity and single.mapping == "its class 'thing' is taken for 'item'"
+
+
 def test_unnamed_classes_of_another_number_are_refused(tmp_path):
     torch.save(network().state_dict(), tmp_path / "bare.pt")
     teacher = Teacher.from_file(tmp_path / "bare.pt", torch.device("cpu"), "models/yolov5n.yaml")

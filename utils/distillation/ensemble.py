@@ -24,14 +24,16 @@ class Teachers:
     sentence, where not all of them know the same.
     """
 
-    def __init__(self, members: Sequence[Teacher], student: Model, names: Sequence[str]) -> None:
-        """`names` are the data's classes.
+    def __init__(
+        self, members: Sequence[Teacher], student: Model, names: Sequence[str], merged: Sequence[str] = ()
+    ) -> None:
+        """`names` are the data's classes, `merged` those that are one for the student.
 
         Raises UserError where one of them does not fit the student, or where they share no level.
         """
         self.members, self.class_count = list(members), len(names)
         for member in self.members:
-            member.fit_to(student, names)
+            member.fit_to(student, names, merged=merged)
         known = [set(member.fit.classes.student) for member in self.members]
         common, self.note = set.intersection(*known), ""
         if any(own != common for own in known):
@@ -42,7 +44,7 @@ class Teachers:
                     f"no class term for {listed(lost)}"
                 )
             for member in self.members:
-                member.fit_to(student, names, only=common)
+                member.fit_to(student, names, common, merged)
         levels = [{pair.student for pair in member.fit.levels} for member in self.members]
         shared = set.intersection(*levels)
         if not shared:

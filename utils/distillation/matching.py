@@ -13,13 +13,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.yolo import Detect, Model
+from models.yolo import Detect, Model, class_bias
 from utils.batch import StudentOutput
 from utils.errors import UserError
 from utils.reporting.naming import counted
 
 # VOC's words for what COCO calls otherwise, as `plain` spells both.
 _COCO_WORDS = {"aeroplane": "airplane", "motorbike": "motorcycle", "sofa": "couch", "tvmonitor": "tv"}
+# The logit of its class that a network of a single class begins with and keeps.
+_CERTAIN = class_bias(1)
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,15 @@ class ClassMap:
     Where VOC and COCO have different words for a thing (aeroplane, airplane), these are one name.
 
     student, teacher: (C,) their numbers on each side. unknown: of the data, that the teacher lacks.
-    ignored: of the teacher, that the data lacks.
+    ignored: of the teacher, that the data lacks. one: what the data's classes are called where all of them
+    are one; `student` then is that one, `teacher` all that belong to it.
     """
 
     student: tuple[int, ...]
     teacher: tuple[int, ...]
     unknown: tuple[str, ...]
     ignored: tuple[str, ...]
+    one: str = ""
 
     @classmethod
     def by_name(
@@ -78,8 +82,20 @@ class ClassMap:
             tuple(name for number, name in enumerate(own) if number not in known),
         )
 
+    @classmethod
+    def all_as_one(
+        cls, own: Sequence[str], merged: Sequence[str], name: str, only: Collection[int] | None = None
+    ) -> ClassMap:
+        """From the teacher's classes `own` to the single class `name`, which the data's `merged` are."""
+        parts = cls.by_name(own, merged)
+        if not parts.teacher or only == set():
+            return cls((), (), (name,), tuple(own))
+        return cls((0,), parts.teacher, parts.unknown, parts.ignored, name)
+
     def pairs(self, own: Sequence[str], wanted: Sequence[str]) -> str:
         """Which of the data's classes is which of the teacher's, in words."""
+        if self.one:
+            return f"{listed([own[theirs] for theirs in self.teacher])} as one, '{self.one}'"
         names = [(wanted[mine], own[theirs]) for mine, theirs in zip(self.student, self.teacher, strict=True)]
         return listed([a if a == b else f"{a} = {b}" for a, b in names])
 
@@ -90,11 +106,10 @@ class ClassMap:
 
     def __str__(self) -> str:
         """One line."""
-        parts = [
-            f"{len(self.student)} of {len(self.student) + len(self.unknown)} classes known to the teacher"
-        ]
+        known = len(self.teacher)
+        parts = [f"{known} of {known + len(self.unknown)} classes known to the teacher"]
         if self.unknown:
-            parts.append(f"no class term for {listed(self.unknown)}")
+            parts.append(f"{'unknown' if self.one else 'no class term for'} {listed(self.unknown)}")
         if self.ignored:
             parts.append(f"{listed(self.ignored)} of the teacher's ignored")
         return "; ".join(parts)
@@ -120,7 +135,7 @@ class Fit:
     def of_student(self, output: StudentOutput) -> StudentOutput:
         """The student's levels that have a partner, with the classes that both know."""
         levels = tuple(output.levels[pair.student] for pair in self.levels)
-        if self.classes.unknown:
+        if self.classes.unknown and not self.classes.one:
             levels = tuple(level.index_select(-1, self.other_rows) for level in levels)
         return StudentOutput(tuple(output.features[pair.student] for pair in self.levels), levels)
 
@@ -136,11 +151,12 @@ class Fit:
             level = anchors_rescaled(level[:, pair.anchor_of], pair.own_anchors, pair.other_anchors)
         if self.classes.is_identity:
             return level
-        chosen = level.index_select(-1, self.own_rows)
-        if not self.classes.ignored:
-            return chosen
-        objectness = objectness_of(level, self.own_rows[5:] - 5)[..., None]
-        return torch.cat((chosen[..., :4], objectness.to(level.dtype), chosen[..., 5:]), -1)
+        objectness, classes = level[..., 4:5], level.index_select(-1, self.own_rows[5:])
+        if self.classes.ignored:
+            objectness = objectness_of(level, self.own_rows[5:] - 5)[..., None].to(level.dtype)
+        if self.classes.one:
+            classes = torch.full_like(objectness, _CERTAIN)
+        return torch.cat((level[..., :4], objectness, classes), -1)
 
 
 def fit_networks(teacher: Detect, classes: ClassMap, student: Model, scale: float, source: Path | str) -> Fit:

@@ -60,7 +60,7 @@ def build_distiller(options: DistillOptions, paths: Sequence[Path | None], conte
         else Teacher.from_file(path, context.device, options.teacher_cfg, scale)
         for path in paths
     ]
-    teachers = Teachers(members, context.model, context.names)
+    teachers = Teachers(members, context.model, context.names, context.merged)
     preset = build_preset(options, context, teachers)
     schedule = DistillSchedule(
         options.distill_schedule, options.distill_final, options.distill_warmup, options.stop_distill
@@ -93,7 +93,7 @@ def compare_scores(options: DistillOptions, context: LossContext, teachers: Teac
             part = f" over {counted(len(known.student), 'class', 'classes')} that it knows"
             context.say(
                 f"teacher {member.source}: mAP50 {map50:.3f}, mAP50-95 {map50_95:.3f} on the validation split"
-                f"{part if known.unknown else ''}"
+                f"{part if known.unknown and not known.one else ''}"
             )
     if teachers.note:
         context.say(teachers.note)

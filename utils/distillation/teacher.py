@@ -96,34 +96,50 @@ class Teacher:
             return nullcontext()
         return torch.autocast(next(self.model.parameters()).device.type, self.dtype)
 
-    def fit_to(self, student: Model, names: Sequence[str], only: Collection[int] | None = None) -> None:
+    def fit_to(
+        self,
+        student: Model,
+        names: Sequence[str],
+        only: Collection[int] | None = None,
+        merged: Sequence[str] = (),
+    ) -> None:
         """Finds which of its outputs belong to which of the student's.
 
         Classes that the file does not name, or a single one on both sides, are taken to be the
-        data's. `only` numbers of the data's classes are looked for. Raises UserError, with both sides
-        named, where no level fits, or where the number of unnamed classes differs.
+        data's. `only` numbers of the data's classes are looked for. merged: the classes of the data that
+        are one for the student. Raises UserError, with both sides named, where no level fits, or where
+        the number of unnamed classes differs.
         """
+        if self.model.nc == 1:  # knows no classes either
+            merged = ()
+        own, taken = self._names_for(merged or names)
+        if merged:
+            classes = ClassMap.all_as_one(own, merged, names[0], only)
+        else:
+            classes = ClassMap.by_name(own, names, only)
+        if only is None:
+            pairs = f"; matched: {classes.pairs(own, names)}" if classes.student else ""
+            told = [taken] if taken and (merged or classes.is_identity) else []
+            self.mapping = "; ".join(told + ([] if classes.is_identity else [f"{classes}{pairs}"]))
+        if not (classes.is_identity or classes.unknown or classes.ignored or classes.one):
+            self._reorder(classes.teacher)
+            classes = ClassMap.by_name(names, names)
+        if only is None:
+            self.known = classes
+        self.fit = fit_networks(self.model.head, classes, student, self.scale, self.source)
+
+    def _names_for(self, names: Sequence[str]) -> tuple[list[str], str]:
+        """Its class names, or the data's where these are taken for its own, and what to say of that."""
         own = self.names
-        taken = ""
         if self.model.nc == len(names) and (own is None or self.model.nc == 1):
-            taken = _taken(own, names)
-            own = list(names)
+            return list(names), _taken(own, names)
         if own is None:
             raise UserError(
                 f"the teacher has {self.model.nc} classes without names, the data has {listed(list(names))}",
                 self.source,
                 "give --teacher a model trained on the data's classes",
             )
-        classes = ClassMap.by_name(own, names, only)
-        if only is None:
-            pairs = f"; matched: {classes.pairs(own, names)}" if classes.student else ""
-            self.mapping = taken if classes.is_identity else f"{classes}{pairs}"
-        if not classes.is_identity and not classes.unknown and not classes.ignored:
-            self._reorder(classes.teacher)
-            classes = ClassMap.by_name(names, names)
-        if only is None:
-            self.known = classes
-        self.fit = fit_networks(self.model.head, classes, student, self.scale, self.source)
+        return own, ""
 
     @property
     def title(self) -> str:
@@ -200,7 +216,10 @@ class InStudentsTerms(nn.Module):
         out = decoded.new_zeros(*decoded.shape[:2], 5 + self.class_count)
         out[..., :4] = decoded[..., :4] / self.teacher.scale
         out[..., 4] = decoded[..., 4]
-        out[..., [5 + mine for mine in classes.student]] = decoded[..., [5 + own for own in classes.teacher]]
+        scores = decoded[..., [5 + own for own in classes.teacher]]
+        out[..., [5 + mine for mine in classes.student]] = (
+            scores.amax(-1, keepdim=True) if classes.one else scores
+        )
         return out
 
 

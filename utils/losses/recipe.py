@@ -54,14 +54,16 @@ class LossContext:
     """What a recipe may use to build its losses, ready when the model and the data are.
 
     average: the moving average of the model's weights, a network in evaluation mode. is_new: False for
-    a run that goes on, whose weights are not in the model yet. evaluate: from a model to its
-    scores on the validation split. say, warn: print a line.
+    a run that goes on, whose weights are not in the model yet. merged: the classes of the data where they
+    are one (`--single-cls`), of which `names` then is the name. evaluate: from a model to its scores on
+    the validation split. say, warn: print a line.
     """
 
     model: Model
     average: Model
     is_new: bool
     names: tuple[str, ...]
+    merged: tuple[str, ...]
     image_size: int
     device: torch.device
     detection: DetectionLoss

@@ -122,6 +122,7 @@ class TrainingRun:
             average=self.ema.model,
             is_new=self.saved is None,
             names=self.data.names,
+            merged=self.data.merged,
             image_size=self.image_size,
             device=self.device,
             detection=self.detection,

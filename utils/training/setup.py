@@ -40,13 +40,15 @@ from utils.training.step import TrainingStep
 class Data:
     """The data of a run: its splits' indexes and the classes that the network is to know.
 
-    train: labelled pictures, and unlabelled ones where the run has a use for them.
+    train: labelled pictures, and unlabelled ones where the run has a use for them. merged: the classes
+    that `--single-cls` makes one of, none without it.
     """
 
     config: DatasetConfig
     train: DatasetIndex
     val: DatasetIndex
     names: tuple[str, ...]
+    merged: tuple[str, ...]
 
 
 def check_dataset(options: TrainOptions) -> None:
@@ -72,7 +74,8 @@ def read_data(options: TrainOptions, say: Callable[[str], None]) -> Data:
     train = build_index(config, "train", single_cls=options.single_cls)
     val = build_index(config, "val", single_cls=options.single_cls)
     train = _with_unlabelled(options, config, train, val)
-    return Data(config, train, val, tuple(train.names))
+    merged = config.names if options.single_cls and config.nc > 1 else ()
+    return Data(config, train, val, tuple(train.names), tuple(merged))
 
 
 def _check_share(options: TrainOptions, config: DatasetConfig) -> None:
