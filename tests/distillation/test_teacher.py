@@ -216,7 +216,11 @@ def test_a_single_class_may_be_called_anything_and_spelling_does_not_count():
 
 def test_classes_that_are_one_for_the_student_are_taught_as_one(images):
     """With --single-cls: an object of any of the data's classes, surely of the one class."""
-    names, teacher, student = ["a", "b", "c"], Teacher(network(names=["x", "c", "a"])), network(names=["item"])
+    names, teacher, student = (
+        ["a", "b", "c"],
+        Teacher(network(names=["x", "c", "a"])),
+        network(names=["item"]),
+    )
     teacher.fit_to(student, ["item"], merged=names)
     assert teacher.known.student == (0,) and teacher.known.teacher == (2, 1)
     assert teacher.mapping == (

@@ -82,7 +82,9 @@ def from_voc(config: DatasetConfig) -> Converted:
             items.append(Item(Path(source.image), Path(source.image).name, lines))
         if wrong:
             shown = "; ".join(wrong[:_SHOWN]) + (" ..." if len(wrong) > _SHOWN else "")
-            raise UserError(f"{len(wrong)} wrong annotations: {shown}", config.yaml_path, "mend them")
+            raise UserError(
+                f"{counted(len(wrong), 'wrong annotation')}: {shown}", config.yaml_path, "mend them"
+            )
         found.splits[split] = items
     return found
 
@@ -285,7 +287,7 @@ def _read(arguments: argparse.Namespace) -> Converted:
     splits = arguments.splits or [_split_of(path) for path in source]
     if len(set(splits)) != len(source):
         raise UsageError(
-            f"{len(source)} files and the splits {' '.join(splits)}", "--splits", "name one a file"
+            f"{counted(len(source), 'file')} and the splits {' '.join(splits)}", "--splits", "name one a file"
         )
     return from_coco(source, splits, arguments.images, arguments.segments)
 

@@ -23,6 +23,7 @@ from utils.datasets.packed import PackedRows, PackedTexts
 from utils.datasets.sources import Source, list_sources
 from utils.errors import UserError
 from utils.reporting.console import Console
+from utils.reporting.naming import counted
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -225,7 +226,7 @@ def _annotations(
     if mistakes:
         shown = "; ".join(mistakes[:_SHOWN]) + (" ..." if len(mistakes) > _SHOWN else "")
         raise UserError(
-            f"{len(mistakes)} wrong label lines: {shown}",
+            f"{counted(len(mistakes), 'wrong label line')}: {shown}",
             config.yaml_path,
             "correct them, or the names in the dataset YAML; train.py --check-data lists all",
         )
@@ -235,7 +236,7 @@ def _annotations(
 def no_label_files(sources: Sequence[Source], config: DatasetConfig) -> UserError:
     """The error of a split in which nothing is labelled."""
     return UserError(
-        f"{len(sources)} pictures and not one label file; looked for {sources[0].label} and so on",
+        f"{counted(len(sources), 'picture')} and not one label file; looked for {sources[0].label} and so on",
         config.yaml_path,
         "an empty label file marks a picture without objects",
     )

@@ -17,8 +17,25 @@ from torch import Tensor
 from models.yolo import FILL
 from utils.errors import UserError
 from utils.inference.facts import ExportFacts
+from utils.reporting.naming import counted
 
 _PROBE_STRIDES = 2  # side of the first picture where sides are free: small, and more than one cell
+
+
+def check_names(
+    names: Sequence[str], source: object, class_count: int, weights: object, named: bool = True
+) -> None:
+    """Raises UserError where the names of `source` are not as many as the classes that the weights know.
+
+    named: whether there are others inside the weights.
+    """
+    if len(names) != class_count:
+        known = counted(class_count, "class", "classes")
+        raise UserError(
+            f"has {counted(len(names), 'class name')}, {weights} knows {known}",
+            source,
+            "leave --data out to use the names inside the weights" if named else "",
+        )
 
 
 class Exported(ABC):
@@ -69,12 +86,8 @@ class Exported(ABC):
 
     def take_names(self, names: Sequence[str] = (), source: object = "--data") -> None:
         """Gives the classes these names, or sees that they have some. Raises UserError where that fails."""
-        if names and self.nc and len(names) != self.nc:
-            raise UserError(
-                f"has {len(names)} class names, {self.path} knows {self.nc} classes",
-                source,
-                "leave --data out to use the names inside the file" if self.names else "",
-            )
+        if names and self.nc:
+            check_names(names, source, self.nc, self.path, named=bool(self.names))
         if names:
             self.names, self.nc = list(names), len(names)
         if not self.names:

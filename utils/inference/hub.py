@@ -23,6 +23,7 @@ from utils.inference.predictor import Predictor, prepare_model
 from utils.inference.preprocess import fitting_image_size
 from utils.inference.results import Detections
 from utils.reporting.console import Console
+from utils.reporting.naming import counted
 
 
 def load(weights: str | Path = "yolov5s.pt", device: Device = "", verbose: bool = True) -> HubModel:
@@ -82,7 +83,7 @@ class HubModel:
         self.model = network
         self.names = dict(enumerate(network.names))
         self.stride = network.size_multiple
-        self._console.info(f"{source}: {len(self.names)} classes, stride {self.stride}")
+        self._console.info(f"{source}: {counted(len(self.names), 'class', 'classes')}, stride {self.stride}")
 
     @property
     def device(self) -> torch.device:

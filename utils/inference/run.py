@@ -28,7 +28,7 @@ from utils.inference.backends import (
     settle,
 )
 from utils.inference.detector import Detector, Prepared
-from utils.inference.exported import Exported
+from utils.inference.exported import Exported, check_names
 from utils.inference.frames import Frame, Source
 from utils.inference.outputs import OutputChoice, Outputs
 from utils.inference.pipeline import Behind, in_groups, read_ahead
@@ -124,12 +124,7 @@ def _detector(options: DetectOptions, device: torch.device, console: Console) ->
         _remark_on_nms(network, options, console)
     else:
         names = given_names or list(network.names)
-        if len(names) != network.nc:
-            raise UserError(
-                f"has {len(names)} class names, {weights} knows {network.nc} classes",
-                options.data,
-                "leave --data out to use the names inside the weights",
-            )
+        check_names(names, options.data, network.nc, weights)
         sides = fitting_image_size(options.imgsz, network.size_multiple, console)
         size_hw = sides[0], sides[-1]
     wrong = [number for number in options.classes or () if not 0 <= number < len(names)]

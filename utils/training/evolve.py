@@ -31,6 +31,7 @@ from utils.errors import UsageError, UserError
 from utils.evaluation.metrics import fitness
 from utils.reporting.console import Console, duration
 from utils.reporting.evolution import plot_evolution
+from utils.reporting.naming import counted
 from utils.reporting.results import read_results
 from utils.training.generations import (
     BEST_NAME,
@@ -100,7 +101,7 @@ class Evolution:
         """Trains what is left, says what came of it; gives the folder."""
         begun, over_before = time.monotonic(), len(self.generations.outcomes())
         going_on = f", {over_before} of them are over" if over_before else ""
-        self.console.info(f"evolving over {self.count} generations in {self.folder}{going_on}")
+        self.console.info(f"evolving over {counted(self.count, 'generation')} in {self.folder}{going_on}")
         while (task := self.generations.begin(self.count)) is not None:
             self._announce(task)
             try:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from utils.batch import Batch, Progress
 from utils.datasets.loader import TrainLoader
 from utils.reporting.console import duration
+from utils.reporting.naming import counted
 from utils.training.loop import Trainer
 
 STEPS = 4  # the first, which also sets up what later ones find ready, and some to be timed
@@ -42,10 +43,10 @@ def rehearse(
     scoring_batch = _seconds_of_scoring(scoring, score)
     whole_scoring = scoring_batch * plan.scoring_batches
     run = plan.epochs * len(loader) * step + (plan.scored + 1) * whole_scoring  # the best is scored again
-    steps = f"an epoch of {len(loader)} steps {duration(step * len(loader))}"
+    steps = f"an epoch of {counted(len(loader), 'step')} {duration(step * len(loader))}"
     return (
         f"a step takes about {duration(step)}, {steps} and {duration(whole_scoring)} to score it, "
-        f"{plan.epochs} epochs {duration(run)}\n"
+        f"{counted(plan.epochs, 'epoch')} {duration(run)}\n"
         f"memory: {_memory(trainer.device)}"
     )
 
