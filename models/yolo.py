@@ -59,6 +59,13 @@ class Detect(nn.Module):
         return tuple(levels)
 
     @torch.no_grad()
+    def input_gradient(self, level: int, slope: Tensor) -> Tensor:
+        """The gradient (B, C, H, W) of a level's map from that of its raw output, (B, A, H, W, 5 + K)."""
+        rows = slope.permute(0, 2, 3, 1, 4).flatten(3)
+        weight = cast(Tensor, self.m[level].weight).flatten(1)
+        return (rows @ weight.to(rows.dtype)).permute(0, 3, 1, 2)
+
+    @torch.no_grad()
     def _start_biases(self) -> None:
         """Starts at about 8 objects in an image of 640 px, and rare classes.
 

@@ -111,6 +111,26 @@ def test_a_failure_is_told_once_and_the_losses_are_those_of_a_plain_run(monkeypa
     assert len(calls) == failing_call
 
 
+def test_a_run_that_begins_with_a_smaller_batch_has_kernels_for_the_whole_ones(monkeypatch):
+    """As one that goes on before the last batch of an epoch does."""
+    shapes = []
+
+    def noted(body, **_):
+        def run(images):
+            shapes.append(tuple(images.shape))
+            return body(images)
+
+        return run
+
+    monkeypatch.setattr(compiled.torch, "compile", noted)
+    trainer = distilling_trainer()
+    compile_step(trainer.step, Compiler(pytest.fail), batch_of().images, None)
+    whole = (2, 3, 32, 32)
+    assert shapes == [whole, whole]  # the teacher and the student
+    losses_of(trainer, [batch_of(1), batch_of(2), batch_of(1)])
+    assert shapes == [whole] * 4
+
+
 def test_a_mistake_that_is_no_failure_to_compile_comes_through(monkeypatch):
     monkeypatch.setattr(compiled.torch, "compile", lambda body, **_: body)
     trainer, warnings = distilling_trainer(), []

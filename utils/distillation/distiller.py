@@ -17,7 +17,7 @@ from utils.distillation.ensemble import Teachers
 from utils.distillation.features import FeatureLoss
 from utils.distillation.presets import Preset, PseudoBoxes, ahead_of
 from utils.distillation.schedule import DistillSchedule
-from utils.distillation.teacher import InStudentsTerms
+from utils.distillation.teacher import InStudentsTerms, fitted
 from utils.errors import UserError
 from utils.losses.recipe import Body, EpochReport, Terms
 
@@ -143,10 +143,12 @@ class Distiller(nn.Module):
         """mAP50 and mAP50-95 of the teachers that know all of the data's classes, as at the start."""
         return {} if self.diagnosis is None else self.diagnosis.scores
 
-    def compile_networks(self, compiled: Callable[[Body], Body]) -> None:
-        """Lets every teacher run as `compiled` makes it."""
+    @torch.no_grad()
+    def compile_networks(self, compiled: Callable[[Body], Body], images: Tensor) -> None:
+        """Lets every teacher run as `compiled` makes it, beginning with images (B, 3, H, W) like these."""
         for member in self.teachers.members:
             member.body = compiled(member.body)
+            member.body(fitted(images, member))
 
     def replay_networks(self, replayed: Callable[[Body], Body]) -> None:
         """Lets every frozen teacher run as `replayed` makes it; its maps are good until its next call."""

@@ -96,15 +96,16 @@ def compile_step(
 ) -> None:
     """Compiles the network of a step, and those that its losses ask, for images (B, 3, H, W).
 
-    dtype: the reduced precision of the forward pass, its weights `cached` or not. Tries the network once,
-    with its backward pass, which could not be caught in the middle of an update; weights, gradients and
-    statistics stay as they are.
+    dtype: the reduced precision of the forward pass, its weights `cached` or not. Calls all of them once, for
+    a run may begin with a batch of another shape; the network of the step with its backward pass, which could
+    not be caught in the middle of an update. Weights, gradients and statistics stay as they are.
     """
     step.body = compiler(step.model.forward_features)
     for loss in step.losses:
         compile_networks = getattr(loss, "compile_networks", None)
         if compile_networks is not None:
-            compile_networks(compiler)
+            with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
+                compile_networks(compiler, images)
     try:
         _try(step.model, step.body, images, dtype, cached)
     except torch.OutOfMemoryError:

@@ -41,7 +41,12 @@ class StepGuard:
         self.skipped = 0  # as far as it was told
         self._counts = torch.zeros(2)  # of this run: skipped, and skipped in a row
         self._watched = [b for module in modules for b in module.buffers() if b.is_floating_point()]
-        self._good = self._together()
+        # Views, made once: to make them anew costs more than what is done with them.
+        self._flat = [value.detach().view(-1) for value in self._watched]
+        self._good = torch.cat(self._flat) if self._flat else torch.zeros(0)
+        self._now = torch.empty_like(self._good)
+        parts = torch.split(self._good, [value.numel() for value in self._watched])
+        self._mended = [part.view(value.shape) for part, value in zip(parts, self._watched, strict=True)]
         self._alert = False
         self._glance: Glance[None] = Glance()
 
@@ -89,15 +94,9 @@ class StepGuard:
         """
         if not self._watched:
             return
-        now = self._together()
-        self._good = torch.where(now.isfinite(), now, self._good)
-        parts = torch.split(self._good, [value.numel() for value in self._watched])
-        mended = [part.view(value.shape) for part, value in zip(parts, self._watched, strict=True)]
-        torch._foreach_copy_(self._watched, mended)
-
-    def _together(self) -> Tensor:
-        flat = [value.detach().reshape(-1) for value in self._watched]
-        return torch.cat(flat) if flat else torch.zeros(0)
+        torch.cat(self._flat, out=self._now)
+        torch.where(self._now.isfinite(), self._now, self._good, out=self._good)
+        torch._foreach_copy_(self._watched, self._mended)
 
     def state_dict(self) -> dict[str, Any]:
         """The counts, for a run that goes on; waits for the device."""

@@ -221,9 +221,10 @@ class Trainer:
     def run_batch(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Forward, backward and, when enough gradients have come together, an update."""
         with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
-            terms, gauges = (self.parallel or self.step)(batch, progress)
+            terms: dict[str, Tensor] = (self.parallel or self.step)(batch, progress)
         total = torch.stack([value.float() for value in terms.values()]).sum()
         self.scaler.scale(total * (len(batch.images) * world_size())).backward()  # type: ignore[no-untyped-call]
+        gauges = self.step.measured(progress)
         self.pending += 1
         if self.pending >= self.schedule.accumulate(progress):
             self.update()

@@ -9,6 +9,7 @@ of it; what is replayed are the same kernels on the same tensors.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ Warn = Callable[[str], None]
 
 
 class Replayed:
-    """A body of a frozen network, recorded when it has seen a few batches of one shape.
+    """A body of a frozen network, recorded for the shape of which it has first seen a few batches.
 
     Batches of other shapes are computed as they come. The maps of a replay lie in the same memory as those
     of the one before: they are good until the next call.
@@ -43,18 +44,18 @@ class Replayed:
         self._body, self._warn = body, warn
         self._record = recorded if record is None else record
         self._replay: Body | None = None
-        self._seen: tuple[object, ...] = ()
-        self._calls = 0
+        self._seen: tuple[object, ...] = ()  # what the record holds for
+        self._calls: Counter[tuple[object, ...]] = Counter()
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
         """The maps for images (B, 3, H, W), without gradient."""
         kind = _kind_of(images)
         if self._replay is not None:
             return self._replay(images) if kind == self._seen else self._body(images)
-        self._calls = self._calls + 1 if kind == self._seen else 1
-        self._seen = kind
-        if self._calls <= WARM_CALLS:
+        self._calls[kind] += 1
+        if self._calls[kind] <= WARM_CALLS:
             return self._body(images)
+        self._seen = kind
         try:
             self._replay = self._record(self._body, images)
         except RuntimeError as error:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from models.yolo import Model
 from utils.batch import Batch, Progress, StudentOutput
 from utils.losses.recipe import Body, Loss, Terms
+from utils.training.gauge import GradientTaps
 
 SAMPLES_PER_EPOCH = 4
-GAUGE_SCALE = 4096.0  # lifts the gradients of a mean over a batch into the range of float16
 
 
 class TrainingStep(nn.Module):
@@ -37,23 +37,34 @@ class TrainingStep(nn.Module):
         self.ratios = tuple(f"{loss.label}_grad_ratio" for loss in losses[1:])
         own = (name for loss in losses for name in getattr(loss, "gauges", ()))
         self.gauges = (*self.ratios, *own)
+        self._taps: GradientTaps | None = None
 
-    def forward(self, batch: Batch, progress: Progress) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Weighted scalars by name, and gauges at the few steps of an epoch that sample them."""
+    def forward(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """Weighted scalars by name."""
         rest = [_ahead(cast(Loss, loss), batch, progress) for loss in self.losses]
         features = self.body(batch.images)
         output = StudentOutput(features, self.model.forward_head(features))
-        by_loss = [terms(output) for terms in rest]
-        gauges = self._gradient_ratios(by_loss, output) if self._is_sampled(progress) else {}
-        for loss, ratio in zip(list(self.losses)[1:], gauges.values(), strict=False):
+        self._taps = GradientTaps(self.model, output) if self._is_sampled(progress) else None
+        by_loss = [terms(self._taps.view() if self._taps else output) for terms in rest]
+        return {name: value for terms in by_loss for name, value in terms.items()}
+
+    def measured(self, progress: Progress) -> dict[str, Tensor]:
+        """The gauges of the last pass, once its gradients are there; empty at a step that samples none."""
+        if self._taps is None:
+            return {}
+        norms, self._taps = self._taps.norms(), None
+        # Without a label in the batch there is nothing to compare with; such a step counts in no mean.
+        first, some = norms[0].clamp(min=1e-12), norms[0] > 0
+        ratios = [torch.where(some, norm / first, math.nan) for norm in norms[1:]]
+        gauges = dict(zip(self.ratios, ratios, strict=True))
+        for loss, ratio in zip(list(self.losses)[1:], ratios, strict=True):
             observe = getattr(loss, "observe", None)
             if observe is not None:
                 observe(ratio, progress)
-        if gauges:
-            for loss in self.losses:
-                readings = getattr(loss, "readings", dict)
-                gauges |= readings()
-        return {name: value for terms in by_loss for name, value in terms.items()}, gauges
+        for loss in self.losses:
+            readings = getattr(loss, "readings", dict)
+            gauges |= readings()
+        return gauges
 
     def compute_in(self, dtype: torch.dtype | None) -> None:
         """Tells the losses the reduced precision of the forward pass, None for float32."""
@@ -65,32 +76,6 @@ class TrainingStep(nn.Module):
     def _is_sampled(self, progress: Progress) -> bool:
         every = math.ceil(progress.steps_per_epoch / SAMPLES_PER_EPOCH)
         return bool(self.ratios) and progress.step % progress.steps_per_epoch % every == 0
-
-    def _gradient_ratios(
-        self, by_loss: Sequence[dict[str, Tensor]], output: StudentOutput
-    ) -> dict[str, Tensor]:
-        """Norms of the losses' gradients at the network's features, relative to the first loss's.
-
-        At the features, not at the weights: that costs the losses' own backward pass and the 1x1
-        convolutions of the head, a few percent of a step, and a step is sampled only now and then.
-        """
-        outputs = [*output.features] if output.features[0].requires_grad else [*output.levels]
-        roots = [root for root in outputs if root.requires_grad]
-        norms = []
-        for terms in by_loss:
-            total = torch.stack(list(terms.values())).sum() * GAUGE_SCALE
-            if not roots or not total.requires_grad:
-                norms.append(total.new_zeros(()))
-                continue
-            gradients: Sequence[Tensor | None] = torch.autograd.grad(
-                total, roots, retain_graph=True, allow_unused=True
-            )
-            squares = [g.float().square().sum() for g in gradients if g is not None]
-            norms.append(torch.stack(squares).sum().sqrt() if squares else total.new_zeros(()))
-        # Without a label in the batch there is nothing to compare with; such a step counts in no mean.
-        first, some = norms[0].clamp(min=1e-12), norms[0] > 0
-        ratios = [torch.where(some, norm / first, math.nan) for norm in norms[1:]]
-        return dict(zip(self.ratios, ratios, strict=True))
 
 
 def _ahead(loss: Loss, batch: Batch, progress: Progress) -> Terms:

@@ -1,0 +1,61 @@
+"""How strong each loss's gradient is, seen on its way through the ordinary backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from models.yolo import Model
+from utils.batch import StudentOutput
+
+
+class GradientTaps:
+    """Gives each loss its own view of a network's output and adds up what comes back through it.
+
+    Measured is the gradient at the inputs of the Detect layer; where nothing trained leads there
+    (`--freeze`), at its outputs. The head turns the one into the other, a product of matrices a level, and
+    no loss is differentiated twice.
+    """
+
+    def __init__(self, model: Model, output: StudentOutput) -> None:
+        """`output` is one forward pass of the model."""
+        self._head, self._output = model.head, output
+        self._at_inputs = output.features[0].requires_grad
+        self._slopes: list[dict[int, Tensor]] = []  # of each loss, by level
+
+    def view(self) -> StudentOutput:
+        """The output for the next loss."""
+        slopes: dict[int, Tensor] = {}
+        self._slopes.append(slopes)
+        head, at_inputs = self._head, self._at_inputs
+
+        def add(level: int, slope: Tensor) -> None:
+            slopes[level] = slopes[level] + slope if level in slopes else slope
+
+        def of_level(level: int) -> Callable[[Tensor], None]:
+            return lambda slope: add(level, head.input_gradient(level, slope) if at_inputs else slope)
+
+        def of_feature(level: int) -> Callable[[Tensor], None]:
+            return lambda slope: add(level, slope)
+
+        return StudentOutput(_seen(self._output.features, of_feature), _seen(self._output.levels, of_level))
+
+    def norms(self) -> list[Tensor]:
+        """The norm of each loss's gradient, a float32 scalar, once the backward pass is over."""
+        zero = torch.zeros((), device=self._output.levels[0].device)
+        norms = []
+        for slopes in self._slopes:
+            squares = [slope.float().square().sum() for slope in slopes.values()]
+            norms.append(torch.stack(squares).sum().sqrt() if squares else zero)
+        return norms
+
+
+def _seen(maps: Sequence[Tensor], hook_of: Callable[[int], Callable[[Tensor], None]]) -> tuple[Tensor, ...]:
+    """Views of the maps whose gradients go through a hook."""
+    views = tuple(level.view_as(level) for level in maps)
+    for level, view in enumerate(views):
+        if view.requires_grad:
+            view.register_hook(hook_of(level))  # type: ignore[no-untyped-call]
+    return views
