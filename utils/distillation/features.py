@@ -7,6 +7,7 @@ classes, anchors or family.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -15,9 +16,12 @@ from torch import Tensor, nn
 
 from utils.distributed import from_ranks, is_distributed
 from utils.losses.detection import mean_count
+from utils.losses.terms import differentiated_at_once
 
 FeatureKind = Literal["cwd", "pkd", "score-l2"]
 _EPS = 1e-5  # of a batch norm
+# Elements that are compared at once, on a CPU and on a GPU: what comes of them takes ten times their memory.
+CHUNKS = (1 << 18, 1 << 23)
 # At these the gradient of a feature loss is about half as strong as that of the labels' loss on a student
 # that has begun to learn; as they are, some are a hundred times as strong and would be all that counts.
 GAINS = {"cwd": 0.02, "pkd": 0.1, "score-l2": 0.3}
@@ -53,22 +57,38 @@ class FeatureLoss(nn.Module):
             projected, target = project(mine), theirs
             if target.shape[2:] != projected.shape[2:]:
                 target = F.interpolate(target, projected.shape[2:], mode="bilinear", align_corners=False)
-            # Softmax and variance in reduced precision lose what they are to measure.
-            total = total + self.distance(projected.float(), target.float(), raw)
+            total = total + self.distance(projected, target, raw)
         return total * GAINS[self.kind]
 
     def distance(self, own: Tensor, target: Tensor, raw: Tensor) -> Tensor:
-        """The loss of one level."""
-        if self.kind != "score-l2":
-            own, target = standardised(own, target)
+        """The loss of one level, from some channels after the others: each is compared for itself."""
+        cells = own.shape[0] * own.shape[2] * own.shape[3]
+        # Of a batch on several ranks all at once, for they meet over each part.
+        some = own.shape[1] if is_distributed() else max(CHUNKS[own.device.type != "cpu"] // cells, 1)
+        weight = self.weight(raw) if self.kind == "score-l2" else None
+        parts = [
+            differentiated_at_once(partial(self.compare, target=theirs, weight=weight), mine)
+            for mine, theirs in zip(torch.split(own, some, 1), torch.split(target, some, 1), strict=True)
+        ]
+        return torch.stack(parts).sum() / own.shape[1]
+
+    def compare(self, own: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+        """The sum over channels of the distance of maps (B, C, H, W)."""
+        # Softmax and variance in reduced precision lose what they are to measure.
+        own, target = own.float(), target.float()
+        if weight is not None:
+            return ((own - target).square() * weight).sum()
+        # Channel by channel in memory, as both of what follows go through them.
+        own, target = standardised(own.contiguous(), target.contiguous())
         if self.kind == "cwd":
             return channelwise_divergence(own, target)
-        if self.kind == "pkd":
-            return F.mse_loss(own, target) / 2
+        return (own - target).square().mean((0, 2, 3)).sum() / 2
+
+    def weight(self, raw: Tensor) -> Tensor:
+        """What each cell counts in `score-l2`, (B, 1, H, W), from the teacher's raw outputs; 1 in all."""
         scores = raw.float().sigmoid()
-        weight = (scores[..., 4] * scores[..., 5:].amax(-1)).amax(1)[:, None]
-        error = (own - target).square() * weight
-        return error.sum() / (mean_count(weight.sum(), len(own)) * own.shape[1])
+        best = (scores[..., 4] * scores[..., 5:].amax(-1)).amax(1)[:, None]
+        return best / mean_count(best.sum(), len(best))
 
 
 def standardised(*maps: Tensor) -> list[Tensor]:
@@ -96,11 +116,11 @@ def standardised(*maps: Tensor) -> list[Tensor]:
 
 
 def channelwise_divergence(own: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL between the spatial distributions of each channel, mean over channels and images."""
+    """KL between the spatial distributions of each channel, mean over images, sum over channels."""
     student = F.log_softmax(own.flatten(2) / temperature, -1)
     teacher = F.log_softmax(target.flatten(2) / temperature, -1)
     divergence = F.kl_div(student, teacher, reduction="sum", log_target=True)
-    return divergence * temperature**2 / (own.shape[0] * own.shape[1])
+    return divergence * temperature**2 / own.shape[0]
 
 
 def _projection(own: int, wanted: int, hidden: bool) -> nn.Module:

@@ -5,6 +5,9 @@ All take logits, compute in float32 and reduce nothing unless their first line s
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -48,3 +51,30 @@ def softmax_divergence(student: Tensor, teacher: Tensor, temperature: float) -> 
     log_teacher = F.log_softmax(teacher.float() / temperature, -1)
     divergence = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(-1)
     return divergence * temperature**2
+
+
+def differentiated_at_once(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`function(x)`, a scalar, whose gradient is taken right away: that alone is kept for the backward pass.
+
+    What lies between x and the value, some tensors of its size, is gone before the next term begins. x must
+    be all that is trained in it.
+    """
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return function(x)
+    value: Tensor = _AtOnce.apply(function, x)
+    return value
+
+
+class _AtOnce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            start = x.detach().requires_grad_()
+            value = function(start)
+        ctx.save_for_backward(*torch.autograd.grad(value, start))
+        return value.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        (slope,) = ctx.saved_tensors
+        return None, gradients[0] * slope
