@@ -2,7 +2,7 @@
 
 What a distilled step takes beside a plain one, and what the index of a dataset of up to a million
 pictures takes, here and in the processes that make batches. The pictures need not exist for that: their index
-is made up.
+is made up. What it takes to come by an index is measured with thousands of tiny ones.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 
@@ -22,6 +25,7 @@ from benchmarks.measure import device_of, medians, ms, parser, table
 from utils.device import select_device
 
 KINDS = ("plain", "teacher", "distilled")
+LABELS = 7  # of each of the pictures that are made, which is the mean of COCO
 
 
 def own_mib() -> float:
@@ -125,6 +129,49 @@ def _private_mib() -> float:
         return sum(int(line.split()[1]) for line in stream if line.startswith("Private_Dirty")) / 1024
 
 
+def make_files(folder: Path, pictures: int) -> Path:
+    """A dataset of tiny pictures with labels; gives its YAML."""
+    _, encoded = cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))
+    rows = "".join(f"0 0.5 0.5 0.{number}1 0.{number}2\n" for number in range(1, LABELS + 1))
+    for kind in ("images", "labels"):
+        (folder / kind / "train").mkdir(parents=True)
+    for number in range(pictures):
+        (folder / f"images/train/{number:012d}.png").write_bytes(encoded.tobytes())
+        (folder / f"labels/train/{number:012d}.txt").write_text(rows, encoding="ascii")
+    settings = folder / "data.yaml"
+    settings.write_text(
+        f"path: {folder}\ntrain: images/train\nval: images/train\nnames: [a]\n", encoding="utf-8"
+    )
+    return settings
+
+
+def of_start(settings: Path) -> None:
+    """Prints what indexing a dataset takes, in time and at its peak, as JSON."""
+    from utils.config.dataset import load_dataset_config
+    from utils.datasets.index import build_index
+
+    config = load_dataset_config(settings)
+    before, begun = peak_mib(torch.device("cpu")), time.perf_counter()
+    build_index(config, "train", cache_dir=settings.parent / "cache", progress=False)
+    seconds = time.perf_counter() - begun
+    print(json.dumps({"seconds": seconds, "mib": peak_mib(torch.device("cpu")) - before}))
+
+
+def compare_starts(pictures: int) -> list[list[str]]:
+    """The first start with a dataset and the next one, each in a process of its own."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        settings = make_files(Path(folder), pictures)
+        for title in ("first start", "next start"):
+            words = [sys.executable, "-m", "benchmarks.memory", "--start", str(settings)]
+            done = subprocess.run(words, check=True, capture_output=True, text=True)
+            found = json.loads(done.stdout.splitlines()[-1])
+            each = found["mib"] * 2**20 / pictures
+            time_each = f"{found['seconds'] / pictures * 1e6:,.0f} us"
+            rows.append([f"{pictures:,}, {title}", f"{found['mib']:,.0f} MiB", f"{each:,.0f}", time_each])
+    return rows
+
+
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--student", default="yolov5s")
@@ -132,16 +179,25 @@ def main() -> None:
     options.add_argument("--img", type=int, default=320)
     options.add_argument("--batch", type=int, default=8)
     options.add_argument("--pictures", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
+    options.add_argument(
+        "--files", type=int, nargs="*", default=[10_000, 40_000], help="tiny pictures to index"
+    )
+    options.add_argument("--start", type=Path, help="measure indexing this dataset alone, for JSON")
     options.add_argument("--kind", choices=KINDS, help="measure this kind of step alone, for JSON")
     given = options.parse_args()
     if given.kind:
         of_steps(given)
+        return
+    if given.start:
+        of_start(given.start)
         return
     device_of(given.device)
     compare_steps(given)
     rows = [of_index(count, workers=2) for count in given.pictures]
     header = ["pictures", "index", "bytes each", "start of an epoch", "a worker's own", "made up in"]
     table(header, rows)
+    starts = [row for count in given.files for row in compare_starts(count)]
+    table(["pictures of 8 px", "peak beside the rest", "bytes each", "time each"], starts)
 
 
 if __name__ == "__main__":

@@ -17,13 +17,13 @@ import utils.datasets.index_cache as index_cache
 import utils.datasets.store as store_module
 from utils.datasets.index import build_index
 from utils.datasets.index_cache import CheckedPictures, read_cache, write_cache
-from utils.datasets.packed import PackedRows
+from utils.datasets.packed import PackedRows, PackedTexts
 from utils.datasets.store import LostPictureError, PictureStore
 from utils.errors import UserError
 
 SECONDS = 2
 KNOWN = CheckedPictures(
-    ["a.png", "b.png"],
+    PackedTexts(["a.png", "b.png"]),
     np.array([[3, 4], [5, 6]]),
     PackedRows.of([np.zeros((1, 5), np.float32), np.full((2, 5), 0.5, np.float32)]),
     ["1 pictures skipped: c.png"],
@@ -64,12 +64,14 @@ def test_any_damage_to_a_remembered_index_is_none_or_harmless(remembered, tmp_pa
 def saved(**changes: object) -> bytes:
     """A remembered index with other arrays, other entries of its texts, or other texts."""
     texts, other = (
-        {"digest": "ab", "paths": KNOWN.paths, "problems": KNOWN.problems},
+        {"digest": "ab", "problems": KNOWN.problems},
         changes.pop("texts", {}),
     )
     text = other if isinstance(other, str) else json.dumps(texts | other)
     parts = {
         "texts": np.frombuffer(text.encode(), np.uint8),
+        "paths": np.frombuffer(b"a.pngb.png", np.uint8),
+        "path_ends": np.array([5, 10]),
         "labels": np.concatenate(KNOWN.labels),
         "counts": np.array([1, 2]),
         "sizes_wh": KNOWN.sizes_wh,
@@ -97,10 +99,16 @@ def test_what_these_tests_save_is_read(tmp_path, remembered):
         bare_array(),
         saved(counts=None),
         saved(texts={"digest": "cd"}),
-        saved(texts={"paths": "ab"}),
-        saved(texts={"paths": [1, 2]}),
         saved(texts={"problems": None}),
-        saved(texts={"paths": ["a.png"]}),
+        saved(texts={"problems": [1]}),
+        saved(paths=None),
+        saved(paths=np.zeros(10, np.int8)),
+        saved(paths=np.zeros(9, np.uint8)),
+        saved(paths=np.zeros((10, 1), np.uint8)),
+        saved(path_ends=np.array([5.0, 10.0])),
+        saved(path_ends=np.array([12, 10])),
+        saved(path_ends=np.array([-1, 10])),
+        saved(path_ends=np.array([10])),
         saved(labels=np.zeros((3, 4), np.float32)),
         saved(labels=np.zeros((3, 5))),
         saved(labels=np.full((3, 5), np.nan, np.float32)),

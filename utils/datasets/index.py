@@ -5,9 +5,11 @@ Shapes: N pictures, T labels in all, n labels of one picture, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,9 +19,9 @@ from numpy.typing import NDArray
 from utils.config.dataset import DatasetConfig
 from utils.datasets.annotations import NOTHING, Annotation, label_bytes, normalised, parse_annotation
 from utils.datasets.images import UnreadableImageError, check_image
-from utils.datasets.index_cache import CheckedPictures, content_digest, read_cache, write_cache
+from utils.datasets.index_cache import CheckedPictures, ContentDigest, read_cache, write_cache
 from utils.datasets.labels import Labels
-from utils.datasets.packed import PackedRows, PackedTexts
+from utils.datasets.packed import GrowingRows, PackedRows, PackedTexts
 from utils.datasets.sources import Source, list_sources
 from utils.errors import UserError
 from utils.reporting.console import Console
@@ -28,6 +30,7 @@ from utils.reporting.naming import counted
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 _THREADS = 8
+_BLOCK = 4096
 _SHOWN = 10
 _SINGLE_CLASS_NAME = "object"
 
@@ -127,14 +130,16 @@ def build_index(
     """
     sources = list_sources(config, split)
     has_truth = split != "unlabeled"
-    contents = in_parallel(label_bytes, sources) if has_truth else None
-    digest = content_digest(config.layout, config.names, sources, contents)
-    checked = read_cache(digest, cache_dir)
+    digest = ContentDigest(config.layout, config.names, has_truth)
+    for source, content in zip(sources, _label_files(sources, has_truth), strict=True):
+        digest.add(source, content)
+    checked = read_cache(str(digest), cache_dir)
     if checked is None:
-        annotations = _annotations(sources, contents, config)
-        checked = _check(sources, annotations, f"checking {split}" if progress else None)
-        write_cache(digest, checked, cache_dir)
-    if not checked.paths:
+        if has_truth:
+            _refuse_wrong_labels(sources, config)
+        checked = _check(sources, config, has_truth, f"checking {split}" if progress else None)
+        write_cache(str(digest), checked, cache_dir)
+    if not len(checked.paths):
         raise UserError(f"split '{split}' has no readable picture; {checked.problems[0]}", config.yaml_path)
     # Once: training asks for two splits of one file.
     problems = [*(config.remarks if split == "train" else ()), *checked.problems]
@@ -204,33 +209,40 @@ def _as_single_class(index: DatasetIndex) -> DatasetIndex:
     return replace(index, labels=labels, names=names)
 
 
-def _annotations(
-    sources: Sequence[Source], contents: Sequence[bytes | None] | None, config: DatasetConfig
-) -> list[Annotation]:
-    """The labels of all pictures, none of them where `contents` is None.
+def _label_files(sources: Sequence[Source], has_truth: bool) -> Iterator[bytes | None]:
+    """The content of each picture's label file, None without one; never all of them at once."""
+    return each_in_parallel(label_bytes, sources) if has_truth else repeat(None, len(sources))
 
-    Raises:
-        UserError: no label file at all, or wrong lines.
-    """
-    if contents is None:
-        return [NOTHING] * len(sources)
-    if all(content is None for content in contents):
-        raise no_label_files(sources, config)
-    annotations, mistakes = [], []
-    for source, content in zip(sources, contents, strict=True):
-        found = replace(NOTHING, is_missing=content is None)
+
+def _refuse_wrong_labels(sources: Sequence[Source], config: DatasetConfig) -> None:
+    """Raises UserError where there is no label file at all, or wrong lines; no picture is read for that."""
+    mistakes: list[str] = []
+    has_labels = False
+    for source, content in zip(sources, _label_files(sources, True), strict=True):
         if content is not None:
-            found, wrong = parse_annotation(content, config.layout, config.names)
-            mistakes += [f"{source.label}:{line}: {what}" for line, what in wrong]
-        annotations.append(found)
+            has_labels = True
+            mistakes += _annotation(source, content, config)[1]
+    if not has_labels:
+        raise no_label_files(sources, config)
     if mistakes:
-        shown = "; ".join(mistakes[:_SHOWN]) + (" ..." if len(mistakes) > _SHOWN else "")
-        raise UserError(
-            f"{counted(len(mistakes), 'wrong label line')}: {shown}",
-            config.yaml_path,
-            "correct them, or the names in the dataset YAML; train.py --check-data lists all",
-        )
-    return annotations
+        raise _wrong_lines(mistakes, config)
+
+
+def _annotation(source: Source, content: bytes | None, config: DatasetConfig) -> tuple[Annotation, list[str]]:
+    """What the label file of a picture says, and where it is wrong."""
+    if content is None:
+        return replace(NOTHING, is_missing=True), []
+    found, wrong = parse_annotation(content, config.layout, config.names)
+    return found, [f"{source.label}:{line}: {what}" for line, what in wrong]
+
+
+def _wrong_lines(mistakes: Sequence[str], config: DatasetConfig) -> UserError:
+    shown = "; ".join(mistakes[:_SHOWN]) + (" ..." if len(mistakes) > _SHOWN else "")
+    return UserError(
+        f"{counted(len(mistakes), 'wrong label line')}: {shown}",
+        config.yaml_path,
+        "correct them, or the names in the dataset YAML; train.py --check-data lists all",
+    )
 
 
 def no_label_files(sources: Sequence[Source], config: DatasetConfig) -> UserError:
@@ -243,27 +255,34 @@ def no_label_files(sources: Sequence[Source], config: DatasetConfig) -> UserErro
 
 
 def _check(
-    sources: Sequence[Source], annotations: Sequence[Annotation], title: str | None
+    sources: Sequence[Source], config: DatasetConfig, has_truth: bool, title: str | None
 ) -> CheckedPictures:
-    """Reads every picture once; what cannot be read is left out, what is corrected is noted."""
+    """Reads every picture once; what cannot be read is left out, what is corrected is noted.
+
+    Raises UserError where labels have become wrong since they were looked at.
+    """
     notes: dict[str, list[str]] = {}
     unlabelled = f"of {len(sources)} pictures have no label file and count as background"
-    paths, sizes, labels = [], [], []
-    checked = in_parallel(checked_size, sources, title)
-    for source, annotation, size in zip(sources, annotations, checked, strict=True):
+    paths, sizes, labels = [], array("q"), GrowingRows()
+    looked = each_in_parallel(checked_size, sources, title)
+    for source, size, content in zip(sources, looked, _label_files(sources, has_truth), strict=True):
         if isinstance(size, str):
             notes.setdefault("pictures skipped", []).append(f"{source.image}: {size}")
             continue
+        annotation, wrong = _annotation(source, content, config) if has_truth else (NOTHING, [])
+        if wrong:
+            raise _wrong_lines(wrong, config)
         rows, corrections = normalised(annotation, size)
         for text in corrections:
             notes.setdefault("corrections of labels, in memory only", []).append(f"{source.label}: {text}")
         if annotation.is_missing:
             notes.setdefault(unlabelled, []).append(source.image)
         paths.append(source.image)
-        sizes.append(size)
-        labels.append(rows)
+        sizes.extend(size)
+        labels.add(rows)
     problems = [_sentence(kind, entries) for kind, entries in notes.items()]
-    return CheckedPictures(paths, np.array(sizes, np.int64).reshape(-1, 2), PackedRows.of(labels), problems)
+    sizes_wh = np.frombuffer(sizes, np.int64).reshape(-1, 2)
+    return CheckedPictures(PackedTexts(paths), sizes_wh, labels.packed(), problems)
 
 
 def checked_size(source: Source) -> tuple[int, int] | str:
@@ -279,8 +298,20 @@ def _sentence(kind: str, entries: list[str]) -> str:
 
 
 def in_parallel(work: Callable[[_In], _Out], items: Sequence[_In], title: str | None = None) -> list[_Out]:
-    """The results in order; reading and decoding release the interpreter lock, so threads do."""
+    """The results of `each_in_parallel`, all at once."""
+    return list(each_in_parallel(work, items, title))
+
+
+def each_in_parallel(
+    work: Callable[[_In], _Out], items: Sequence[_In], title: str | None = None
+) -> Iterator[_Out]:
+    """The results in order; reading and decoding release the interpreter lock, so threads do.
+
+    Some thousand items are under way at once: what waits in line for a thread takes a kilobyte. title: of the
+    bar, None without one.
+    """
     with ThreadPoolExecutor(_THREADS) as pool:
-        results = pool.map(work, items)
+        blocks = (items[start : start + _BLOCK] for start in range(0, len(items), _BLOCK))
+        results = (result for block in blocks for result in pool.map(work, block))
         console = Console(quiet=title is None)
-        return list(console.progress(results, len(items), title or "", unit=" pictures"))
+        yield from console.progress(results, len(items), title or "", unit=" pictures")

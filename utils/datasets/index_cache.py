@@ -16,44 +16,49 @@ from numpy.typing import NDArray
 
 from utils.config.files import read_regular, replace_atomically, user_cache_dir
 from utils.datasets.images import MAX_BYTES
-from utils.datasets.packed import PackedRows
+from utils.datasets.packed import PackedRows, PackedTexts
 from utils.datasets.sources import Source
 from utils.errors import UserError
 
-_VERSION = "3"
+_VERSION = "4"
 
 
 @dataclass(frozen=True)
 class CheckedPictures:
     """What costs time to find out: N readable files, their sizes (N, 2) in pixels, labels, remarks."""
 
-    paths: list[str]
+    paths: PackedTexts
     sizes_wh: NDArray[np.int64]
     labels: PackedRows
     problems: list[str]
 
 
-def content_digest(
-    layout: str, names: Sequence[str], sources: Sequence[Source], labels: Sequence[bytes | None] | None
-) -> str:
+class ContentDigest:
     """A key that differs whenever an index made of these would differ.
 
     Label files count with their bytes. Pictures count with size and both times: the time of the
     last change of the entry cannot be set back by a copying tool, as the time of writing can.
-    `labels` is None where they do not count at all.
     """
-    header = [_VERSION, layout, list(names), labels is not None]
-    digest = hashlib.sha256(json.dumps(header).encode())
-    for source, content in zip(sources, labels or [None] * len(sources), strict=True):
+
+    def __init__(self, layout: str, names: Sequence[str], has_labels: bool) -> None:
+        """`has_labels` is False where label files do not count at all."""
+        header = [_VERSION, layout, list(names), has_labels]
+        self._digest = hashlib.sha256(json.dumps(header).encode())
+
+    def add(self, source: Source, content: bytes | None) -> None:
+        """Takes in the next picture and the content of its label file, None without one."""
         try:
             status = os.stat(source.image)
             stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
         except OSError:
             stamp = []
         described = json.dumps([source.image, stamp, source.label, None if content is None else len(content)])
-        digest.update(described.encode())
-        digest.update(content or b"")
-    return digest.hexdigest()
+        self._digest.update(described.encode())
+        self._digest.update(content or b"")
+
+    def __str__(self) -> str:
+        """The key of all so far."""
+        return self._digest.hexdigest()
 
 
 def read_cache(digest: str, cache_dir: Path | None) -> CheckedPictures | None:
@@ -70,32 +75,36 @@ def _parsed(content: bytes, digest: str) -> CheckedPictures:
     """What the bytes of a cache hold. Raises an error of some kind for what this code has not written."""
     with np.load(io.BytesIO(content), allow_pickle=False) as file:
         texts, labels, counts, sizes = (file[name] for name in ("texts", "labels", "counts", "sizes_wh"))
+        names, ends = file["paths"], file["path_ends"]
     text = json.loads(texts.tobytes())
-    paths, problems = text["paths"], text["problems"]
+    problems = text["problems"]
     sound = (
         text["digest"] == digest
-        and isinstance(paths, list)
         and isinstance(problems, list)
-        and all(isinstance(entry, str) for entry in (*paths, *problems))
+        and all(isinstance(entry, str) for entry in problems)
         and (labels.dtype, counts.dtype, sizes.dtype) == (np.float32, np.int64, np.int64)
-        and (labels.shape, counts.shape, sizes.shape) == ((counts.sum(), 5), (len(paths),), (len(paths), 2))
+        and (names.dtype, ends.dtype, names.ndim, ends.ndim) == (np.uint8, np.int64, 1, 1)
+        and (labels.shape, counts.shape, sizes.shape) == ((counts.sum(), 5), (len(ends),), (len(ends), 2))
         and (counts >= 0).all()
         and (sizes > 0).all()
         and np.isfinite(labels).all()
     )
     if not sound:
         raise ValueError("the cache is of another kind")
-    return CheckedPictures(paths, sizes, PackedRows(labels, counts), problems)
+    return CheckedPictures(PackedTexts.of_parts(names, ends), sizes, PackedRows(labels, counts), problems)
 
 
 def write_cache(digest: str, checked: CheckedPictures, cache_dir: Path | None) -> None:
     """Remembers it; a folder that cannot be written to costs time at the next start, no more."""
-    texts = json.dumps({"digest": digest, "paths": checked.paths, "problems": checked.problems}).encode()
+    texts = json.dumps({"digest": digest, "problems": checked.problems}).encode()
+    names, ends = checked.paths.parts()
 
     def write(file: BinaryIO) -> None:
         np.savez(
             file,
             texts=np.frombuffer(texts, np.uint8),
+            paths=names,
+            path_ends=ends,
             labels=checked.labels.values,
             counts=checked.labels.counts,
             sizes_wh=checked.sizes_wh,

@@ -7,6 +7,7 @@ packed form the memory is that of the content, and processes share it.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
 from typing import Any, overload
 
@@ -36,9 +37,26 @@ class PackedTexts(_Packed):
     """Strings in one array of bytes; file names that are no text keep their bytes."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
-        self._ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
-        self._bytes = b"".join(encoded)
+        content, lengths = bytearray(), array("q")
+        for text in texts:  # which may be made on the way
+            encoded = text.encode("utf-8", "surrogateescape")
+            content += encoded
+            lengths.append(len(encoded))
+        self._ends = np.cumsum(np.frombuffer(lengths, np.int64), dtype=np.int64)
+        self._bytes = bytes(content)
+
+    @classmethod
+    def of_parts(cls, content: NDArray[np.uint8], ends: NDArray[np.int64]) -> PackedTexts:
+        """From what `parts` gives. Raises ValueError where the ends are none."""
+        if len(content) != (ends[-1] if len(ends) else 0) or (np.diff(ends, prepend=0) < 0).any():
+            raise ValueError("the parts do not belong together")
+        packed = cls(())
+        packed._bytes, packed._ends = content.tobytes(), ends
+        return packed
+
+    def parts(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """The bytes of all, and where each ends."""
+        return np.frombuffer(self._bytes, np.uint8), self._ends
 
     @overload
     def __getitem__(self, index: int) -> str: ...
@@ -66,11 +84,12 @@ class PackedRows(_Packed):
         assert int(counts.sum()) == len(values)
 
     @classmethod
-    def of(cls, arrays: Sequence[Rows]) -> PackedRows:
+    def of(cls, arrays: Iterable[Rows]) -> PackedRows:
         """Packs arrays (n, 5)."""
-        counts = np.array([len(rows) for rows in arrays], np.int64)
-        empty = np.zeros((0, 5), np.float32)
-        return cls(np.concatenate([empty, *arrays]).astype(np.float32, copy=False), counts)
+        growing = GrowingRows()
+        for rows in arrays:
+            growing.add(rows)
+        return growing.packed()
 
     @overload
     def __getitem__(self, index: int) -> Rows: ...
@@ -82,3 +101,20 @@ class PackedRows(_Packed):
             return [self[number] for number in range(*index.indices(len(self)))]
         start, end = self._bounds(index)
         return self.values[start:end]
+
+
+class GrowingRows:
+    """Arrays (n, 5) on their way to be `PackedRows`, one after another."""
+
+    def __init__(self) -> None:
+        self._values, self._counts = array("f"), array("q")
+
+    def add(self, rows: Rows) -> None:
+        """Takes the next one in."""
+        self._values.frombytes(rows.astype(np.float32, copy=False).tobytes())
+        self._counts.append(len(rows))
+
+    def packed(self) -> PackedRows:
+        """All of them; nothing can be added from here on."""
+        values = np.frombuffer(self._values, np.float32).reshape(-1, 5)
+        return PackedRows(values, np.frombuffer(self._counts, np.int64))

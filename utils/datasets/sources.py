@@ -22,7 +22,7 @@ _LOOKED_AT = 50  # lines of a list
 _CLASS_FLAG = re.compile(r"\s+(-1|0|1)$")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Source:
     """A picture and the file with its labels; either file may turn out to be missing."""
 
