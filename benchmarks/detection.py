@@ -56,7 +56,7 @@ class Bare:
     def __call__(self) -> None:
         """All pictures once."""
         for pixels in self.batches:
-            self.predictor.levels(self.model, pixels.to(self.predictor.device).float().div_(255))
+            self.predictor.forward(pixels.to(self.predictor.device).float().div_(255))
 
 
 def main() -> None:

@@ -39,7 +39,7 @@ def share_of_network(weights: str, data: Path, split: str, size: int, rounds: in
     @torch.no_grad()
     def bare() -> None:
         for batch in batches:
-            predictor.levels(model, batch.to(device).to_float().images)
+            predictor.forward(batch.to(device).to_float().images)
 
     work = {"network": bare, "evaluation": lambda: evaluate(model, loader, names=index.names)}
     times = medians(work, rounds, device, warm=1)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from models.common import Concat, Conv
 from models.config import Config, read_config
-from models.decode import decode
+from models.decode import decode, decode_above
 from models.layers import Port, build_layers, check_parameters, replace_activation
 from utils.errors import UserError
 
@@ -192,6 +192,10 @@ class Model(nn.Module):
     def decode_levels(self, levels: Sequence[Tensor]) -> Tensor:
         """(B, N, 5 + K) float32: centre x, y, width, height in px, then scores 0..1."""
         return decode(levels, self.anchors_px, self.stride)
+
+    def decode_above(self, levels: Sequence[Tensor], least: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Image (C,), row (C,) and prediction (C, 5 + K) of those with more objectness than `least`, 0..1."""
+        return decode_above(levels, self.anchors_px, self.stride, least)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...] | tuple[Tensor, tuple[Tensor, ...]]:
         """Training: the raw levels. Evaluation: (decoded, raw levels)."""

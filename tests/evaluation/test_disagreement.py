@@ -109,6 +109,11 @@ class Fixed(nn.Module):
     def decode_levels(self, levels: Sequence[Tensor]) -> Tensor:
         return levels[0].reshape(len(levels[0]), 4, 7)
 
+    def decode_above(self, levels: Sequence[Tensor], least: float) -> tuple[Tensor, Tensor, Tensor]:
+        decoded = self.decode_levels(levels)
+        image, row = (decoded[..., 4] > least).nonzero(as_tuple=True)
+        return image, row, decoded[image, row]
+
 
 def prediction(confidence: float) -> Tensor:
     return torch.tensor([[32.0, 32.0, 20.0, 20.0, confidence, 1.0, 0.0]])

@@ -40,6 +40,11 @@ class Oracle(nn.Module):
     def decode_levels(self, levels: Sequence[Tensor]) -> Tensor:
         return levels[0]
 
+    def decode_above(self, levels: Sequence[Tensor], least: float) -> tuple[Tensor, Tensor, Tensor]:
+        decoded = self.decode_levels(levels)
+        image, row = (decoded[..., 4] > least).nonzero(as_tuple=True)
+        return image, row, decoded[image, row]
+
     def forward_augmented(self, images: Tensor) -> Tensor:
         return self.decode_levels(self.forward_head(self.forward_features(images))).flip(1)
 

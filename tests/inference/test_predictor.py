@@ -39,9 +39,10 @@ def test_prediction_is_the_forward_pass_and_suppression(model: Model) -> None:
 
 def test_a_prepared_model_predicts_the_same(model: Model) -> None:
     images = torch.rand(2, 3, 96, 64)
-    before, _ = Predictor(model, RULES).forward(images)
+    before = model.decode_levels(Predictor(model, RULES).forward(images).levels)
     prepared = prepare_model(model.train(), torch.device("cpu"))
-    after, output = Predictor(prepared, RULES).forward(images)
+    passed = Predictor(prepared, RULES).forward(images)
+    after, output = prepared.decode_levels(passed.levels), passed.output
     assert not any(module.training for module in prepared.modules())
     assert not any(parameter.requires_grad for parameter in prepared.parameters())
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in prepared.modules())
@@ -83,7 +84,9 @@ def test_half_precision_is_for_cuda_and_says_so() -> None:
 def test_half_precision_finds_the_same_boxes(model: Model) -> None:
     images = torch.rand(2, 3, 96, 64, device="cuda")
     device = torch.device("cuda:0")
-    full, _ = Predictor(prepare_model(model, device), RULES).forward(images)
-    half, _ = Predictor(prepare_model(model, device, half=True), RULES, half=True).forward(images)
+    full, half = (
+        prepared.decode_levels(Predictor(prepared, RULES, half=reduced).forward(images).output.levels)
+        for prepared, reduced in ((prepare_model(model, device, half), half) for half in (False, True))
+    )
     assert half.dtype == torch.float32 and model.head.anchors.dtype == torch.float32
     torch.testing.assert_close(half[..., :4], full[..., :4], atol=1.0, rtol=0.02)

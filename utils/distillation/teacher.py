@@ -211,9 +211,17 @@ class InStudentsTerms(nn.Module):
 
     def decode_levels(self, levels: Sequence[Tensor]) -> Tensor:
         """Predictions (B, N, 5 + K), 0 for the classes of the data that it does not know."""
-        decoded = self.model.decode_levels(levels)
+        return self._in_terms(self.model.decode_levels(levels))
+
+    def decode_above(self, levels: Sequence[Tensor], least: float) -> tuple[Tensor, Tensor, Tensor]:
+        """As `Model.decode_above`."""
+        image, row, decoded = self.model.decode_above(levels, least)
+        return image, row, self._in_terms(decoded)
+
+    def _in_terms(self, decoded: Tensor) -> Tensor:
+        """Its own predictions (..., 5 + C) as those of the data's classes, (..., 5 + K)."""
         classes = self.teacher.known
-        out = decoded.new_zeros(*decoded.shape[:2], 5 + self.class_count)
+        out = decoded.new_zeros(*decoded.shape[:-1], 5 + self.class_count)
         out[..., :4] = decoded[..., :4] / self.teacher.scale
         out[..., 4] = decoded[..., 4]
         scores = decoded[..., [5 + own for own in classes.teacher]]

@@ -180,8 +180,8 @@ class DisagreementPictures:
             return
         self._images += len(detections)
         with evaluation_mode(self.other):
-            decoded, _ = self._predictor.forward(batch.images)
-        found = in_original_pixels(self._predictor.suppress(decoded), batch, self.settings.single_cls)
+            passed = self._predictor.forward(batch.images)
+        found = in_original_pixels(self._predictor.suppress(passed), batch, self.settings.single_cls)
         labels = labels_in_original_pixels(batch)
         for place, both in enumerate(zip(detections, found, strict=True)):
             pair = (as_shown(both[0]), as_shown(both[1]))

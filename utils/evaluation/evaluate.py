@@ -235,12 +235,12 @@ def _score_batch(
     batch = batch.to(predictor.device).to_float()
     watch.lap("preprocess")
     with torch.no_grad():
-        decoded, output = predictor.forward(batch.images)
+        passed = predictor.forward(batch.images)
         watch.lap("inference")
-        if loss is not None and output is not None:
+        if loss is not None and (output := passed.output) is not None:
             means.add(loss(batch, output), len(batch.images))
             watch.start()
-        found = predictor.suppress(decoded)
+        found = predictor.suppress(passed)
     watch.lap("nms")
     watch.images += len(batch.images)
     detections = in_original_pixels(found, batch, settings.single_cls)

@@ -6,14 +6,12 @@ Shapes: B images, N predictions an image, K classes, n detections of an image.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from models.decode import decode_above
 from models.yolo import Model
 from utils.batch import Letterbox, StudentOutput
 from utils.boxes import NmsRules, suppress, suppress_rows
@@ -76,6 +74,25 @@ class Stopwatch:
         return time.perf_counter()
 
 
+@dataclass(frozen=True)
+class Pass:
+    """What a forward pass gives: inputs of the Detect layer and its raw levels, or decoded predictions.
+
+    decoded: (B, N, 5 + K), of an augmented pass or an exported network; None where there are levels.
+    """
+
+    features: tuple[Tensor, ...] = ()
+    levels: tuple[Tensor, ...] = ()
+    decoded: Tensor | None = None
+
+    @property
+    def output(self) -> StudentOutput | None:
+        """What a loss needs, float32; None where it is decoded."""
+        if self.decoded is not None:
+            return None
+        return StudentOutput(self.features, tuple(level.float() for level in self.levels))
+
+
 class Predictor:
     """A network with the rules by which its boxes are kept.
 
@@ -106,50 +123,38 @@ class Predictor:
         stride.
         """
         self.watch.start()
-        if self.augment or isinstance(self.model, Exported):
-            decoded, _ = self.forward(images)
-            self.watch.lap("inference")
-            detections = self.suppress(decoded)
-        else:
-            _, levels = self.levels(self.model, images)
-            self.watch.lap("inference")
-            detections = self._suppress_levels(self.model, levels)
+        passed = self.forward(images)
+        self.watch.lap("inference")
+        detections = self.suppress(passed)
         self.watch.lap("nms")
         self.watch.images += len(images)
         return detections
 
-    def levels(self, model: Model, images: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Inputs of the Detect layer, and its raw levels."""
-        with torch.autocast(self.device.type, torch.float16, enabled=self.half):
-            features = model.forward_features(images)
-            return features, model.forward_head(features)
-
-    def _suppress_levels(self, model: Model, levels: Sequence[Tensor]) -> list[Tensor]:
-        """The detections in raw levels; only what passes the threshold is decoded."""
-        chosen = decode_above(levels, model.anchors_px, model.stride, self.rules.conf_thres)
-        return [kept.detections for kept in suppress_rows(*chosen, len(levels[0]), self.rules)]
-
     @torch.no_grad()
-    def forward(self, images: Tensor) -> tuple[Tensor, StudentOutput | None]:
-        """Decoded predictions (B, N, 5 + K) and what a loss needs of the pass (None with `augment`).
-
-        Boxes are decoded in float32 whatever the network computes in. Of an exported network with NMS inside
-        it is detections (B, D, 6).
-        """
+    def forward(self, images: Tensor) -> Pass:
+        """One pass of the network, of an exported one with NMS inside up to its detections (B, D, 6)."""
         if isinstance(self.model, Exported):
-            return self.model(images), None
-        if self.augment:
-            with torch.autocast(self.device.type, torch.float16, enabled=self.half):
-                return self.model.forward_augmented(images), None
-        features, levels = self.levels(self.model, images)
-        output = StudentOutput(features, tuple(level.float() for level in levels))
-        return self.model.decode_levels(output.levels), output
+            return Pass(decoded=self.model(images))
+        with torch.autocast(self.device.type, torch.float16, enabled=self.half):
+            if self.augment:
+                return Pass(decoded=self.model.forward_augmented(images))
+            features = self.model.forward_features(images)
+            return Pass(features, self.model.forward_head(features))
 
-    def suppress(self, decoded: Tensor) -> list[Tensor]:
-        """The detections among what `forward` gave, by the predictor's rules."""
-        if isinstance(self.model, Exported) and self.model.facts.nms is not None:
-            return [self._among(rows) for rows in decoded]
-        return [kept.detections for kept in suppress(decoded, self.rules)]
+    def suppress(self, passed: Pass) -> list[Tensor]:
+        """The detections in a pass, by the predictor's rules; only what passes the threshold is decoded.
+
+        Boxes are decoded in float32 whatever the network computes in.
+        """
+        if passed.decoded is None:
+            assert not isinstance(self.model, Exported)
+            chosen = self.model.decode_above(passed.levels, self.rules.conf_thres)
+            kept = suppress_rows(*chosen, len(passed.levels[0]), self.rules)
+        elif isinstance(self.model, Exported) and self.model.facts.nms is not None:
+            return [self._among(rows) for rows in passed.decoded]
+        else:
+            kept = suppress(passed.decoded, self.rules)
+        return [one.detections for one in kept]
 
     def _among(self, rows: Tensor) -> Tensor:
         """Those of suppressed detections (D, 6) that the rules allow; rows without confidence are padding."""
