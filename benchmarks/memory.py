@@ -15,16 +15,28 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping
+from itertools import accumulate
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.measure import device_of, medians, ms, parser, table
+from benchmarks.step import PROGRESS, SAMPLED, Bench
+from utils.batch import Progress
 from utils.device import select_device
 
 KINDS = ("plain", "teacher", "distilled")
+STEPS: dict[str, tuple[dict[str, object], Progress]] = {
+    "`response`": ({"distill_loss": "response"}, PROGRESS),
+    "`response`, where gradients are compared": ({"distill_loss": "response"}, SAMPLED),
+    "`response`, features by cwd": ({"distill_loss": "response", "feature_loss": "cwd"}, PROGRESS),
+    "`l2`": ({"distill_loss": "l2"}, PROGRESS),
+    "`boxes`": ({"distill_loss": "boxes"}, PROGRESS),
+}
 LABELS = 7  # of each of the pictures that are made, which is the mean of COCO
 
 
@@ -38,20 +50,19 @@ def own_mib() -> float:
 def peak_mib(device: torch.device) -> float:
     """The most that this process has held."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
+        # Reserved: what a record holds between its replays is allocated to nobody.
+        return torch.cuda.max_memory_reserved(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def of_steps(given: argparse.Namespace) -> None:
     """Prints what one kind of step takes at its peak, beside networks and optimizer, as JSON."""
-    from benchmarks.step import Bench
     from utils.training.replayed import WARM_CALLS
 
     device = select_device(given.device)
     bench = Bench(given.student, given.teacher, given.img, given.batch, device)
     trainer = bench.trainer(**({} if given.kind == "plain" else {"distill_loss": "response"}))
-    if given.kind == "distilled":
-        bench.hastened(trainer)
+    bench.hastened(trainer)
     work = bench.teacher_alone(trainer) if given.kind == "teacher" else bench.step(trainer)
     before = peak_mib(device)
     for _ in range(WARM_CALLS + 3):
@@ -157,6 +168,36 @@ def of_start(settings: Path) -> None:
     print(json.dumps({"seconds": seconds, "mib": peak_mib(torch.device("cpu")) - before}))
 
 
+def step_peaks(
+    bench: Bench, kinds: Mapping[str, tuple[dict[str, object], Progress]]
+) -> dict[str, tuple[float, float]]:
+    """Of each kind of step the most that its tensors take, and the most that they may, in MiB.
+
+    Counted from what is held between steps, on the CPU and to the byte. They may take what a plain step and
+    one forward pass of the teacher do.
+    """
+    plain = bench.step(bench.trainer())
+    plain()  # makes momentum
+    most = tensor_peak_mib(plain)
+    found = {}
+    for name, (options, progress) in kinds.items():
+        trainer = bench.trainer(**options)  # type: ignore[arg-type]
+        bench.step(trainer)()
+        allowed = most + tensor_peak_mib(bench.teacher_alone(trainer))
+        found[name] = tensor_peak_mib(bench.step(trainer, progress)), allowed
+    return found
+
+
+def tensor_peak_mib(work: Callable[[], object]) -> float:
+    """The most that tensors made within some work on the CPU take together."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        work()
+    assert profiled.profiler is not None and profiled.profiler.kineto_results is not None
+    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    changes: list[int] = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(accumulate(changes, initial=0)) / 2**20
+
+
 def compare_starts(pictures: int) -> list[list[str]]:
     """The first start with a dataset and the next one, each in a process of its own."""
     rows = []
@@ -193,6 +234,13 @@ def main() -> None:
         return
     device_of(given.device)
     compare_steps(given)
+    if given.device == "cpu":
+        bench = Bench(given.student, given.teacher, given.img, given.batch, torch.device("cpu"))
+        peaks = step_peaks(bench, STEPS)
+        table(
+            ["a step's tensors", "at their most", "plain and teacher's forward"],
+            [[name, *(f"{value:,.0f} MiB" for value in pair)] for name, pair in peaks.items()],
+        )
     rows = [of_index(count, workers=2) for count in given.pictures]
     header = ["pictures", "index", "bytes each", "start of an epoch", "a worker's own", "made up in"]
     table(header, rows)

@@ -3,7 +3,8 @@
 No run of several GPUs: pieces that one machine can measure (a step, the loader, the bytes of the gradients),
 put together with bandwidths that are assumed. The table marks which is which; give your own by options.
 
-A step of N GPUs takes max(computing + meetings + what of the exchange is not hidden, making a batch). The
+A step of N GPUs takes max(computing + meetings + what of the exchange is not hidden, making a batch). One GPU
+replays its student's passes; several, which exchange gradients within the backward pass, do not. The
 exchange is a ring all-reduce: each GPU sends and receives 2 (N - 1) / N times the bytes, over the slowest
 link, with a latency for each of its 2 (N - 1) turns. It begins when the first gradients are there, so that it
 hides behind the backward pass. Meetings are the small sums that a step waits for, the normalisers of the
@@ -32,7 +33,7 @@ from utils.config.dataset import load_dataset_config
 from utils.config.hyperparameters import Hyperparameters
 from utils.datasets.index import build_index
 from utils.datasets.loader import AugmentSettings, train_loader
-from utils.training.replayed import replay_frozen
+from utils.training.replayed import WARM_CALLS, replay_frozen
 
 # Small sums in a step: the labels' normalisers, and the buffers; `response` adds what the teacher sees.
 MEETINGS, MEETINGS_TAUGHT = 2, 3
@@ -43,12 +44,13 @@ BACKWARD_SHARE = 2 / 3  # of a plain step: the backward pass has two products fo
 class Pieces:
     """What one GPU and one core do.
 
-    step_s: seconds of a step without exchange. hides_s: those of its backward pass. gradient_bytes: of the
-    student, float32. batch: pictures of a GPU's step. samples_s: training samples a second and core.
-    meetings: small sums that it waits for.
+    step_s: seconds of a step without exchange, as one of several GPUs does it. alone_s: the same of a single
+    GPU. hides_s: those of its backward pass. gradient_bytes: of the student, float32. batch: pictures of a
+    GPU's step. samples_s: training samples a second and core. meetings: small sums that it waits for.
     """
 
     step_s: float
+    alone_s: float
     hides_s: float
     gradient_bytes: int
     batch: int
@@ -99,13 +101,14 @@ def estimate(pieces: Pieces, machine: Machine, counts: list[int]) -> Iterator[Es
         machines = -(-gpus // machine.gpus)
         exposed = max(exchange_s(pieces, machine, gpus) - pieces.hides_s, 0.0)
         met = pieces.meetings * 2 * math.ceil(math.log2(gpus)) * machine.latency_us * 1e-6
-        computing = pieces.step_s + met + exposed
+        own = pieces.alone_s if gpus == 1 else pieces.step_s
+        computing = own + met + exposed
         loading = gpus * pieces.batch / (pieces.samples_s * machine.cores * machines)
         seconds = max(computing, loading)
         limit = (
             "loader" if loading > computing else "exchange" if exposed > 0.05 * pieces.step_s else "network"
         )
-        yield Estimate(gpus, gpus * pieces.batch / seconds, pieces.step_s / seconds, limit)
+        yield Estimate(gpus, gpus * pieces.batch / seconds, pieces.alone_s / seconds, limit)
 
 
 def measured(given: argparse.Namespace, device: torch.device) -> tuple[Pieces, Pieces]:
@@ -115,7 +118,11 @@ def measured(given: argparse.Namespace, device: torch.device) -> tuple[Pieces, P
     plain, taught = bench.trainer(), bench.trainer(distill_loss="response")
     if device.type == "cuda":
         replay_frozen(taught, print)
-    times = medians({"plain": bench.step(plain), "taught": bench.step(taught)}, given.rounds, device)
+    alone = [bench.hastened(bench.trainer()), bench.hastened(bench.trainer(distill_loss="response"))]
+    work = {"plain": plain, "taught": taught, "plain alone": alone[0], "taught alone": alone[1]}
+    times = medians(
+        {name: bench.step(trainer) for name, trainer in work.items()}, given.rounds, device, WARM_CALLS + 2
+    )
     size = sum(4 * p.numel() for p in plain.step.model.parameters() if p.requires_grad)
     index, hyp = build_index(load_dataset_config(given.data), "train"), Hyperparameters()
     augment = AugmentSettings(**{name: getattr(hyp, name) for name in AugmentSettings.__dataclass_fields__})
@@ -127,8 +134,8 @@ def measured(given: argparse.Namespace, device: torch.device) -> tuple[Pieces, P
     hides = BACKWARD_SHARE * times["plain"]
     rate = SAMPLES / batch_s
     return (
-        Pieces(times["plain"], hides, size, given.batch, rate, MEETINGS),
-        Pieces(times["taught"], hides, size, given.batch, rate, MEETINGS_TAUGHT),
+        Pieces(times["plain"], times["plain alone"], hides, size, given.batch, rate, MEETINGS),
+        Pieces(times["taught"], times["taught alone"], hides, size, given.batch, rate, MEETINGS_TAUGHT),
     )
 
 
@@ -147,7 +154,10 @@ def main() -> None:
     options.add_argument("--between", type=float, default=3.0, help="the same between machines, assumed")
     options.add_argument("--latency", type=float, default=20.0, help="microseconds a turn, assumed")
     options.add_argument(
-        "--step-ms", type=float, nargs=2, help="plain and distilled step, in place of timing"
+        "--step-ms", type=float, nargs=2, help="plain and distilled step of several GPUs, in place of timing"
+    )
+    options.add_argument(
+        "--alone-ms", type=float, nargs=2, help="the same of a single GPU; default: as of several"
     )
     options.add_argument(
         "--samples", type=float, help="training samples a second and core, in place of timing"
@@ -157,8 +167,14 @@ def main() -> None:
     machine = Machine(given.gpus_in_machine, given.cores, given.inside, given.between, given.latency)
     origin = "measured here" if given.step_ms is None else "as given"
     rows = [
-        ["plain step", f"{1000 * pieces[0].step_s:.1f} ms", origin],
-        ["distilled step", f"{1000 * pieces[1].step_s:.1f} ms", origin],
+        *(
+            [
+                f"{kind} step",
+                f"{1000 * one.step_s:.1f} ms, of a single GPU {1000 * one.alone_s:.1f} ms",
+                origin,
+            ]
+            for kind, one in zip(("plain", "distilled"), pieces, strict=True)
+        ),
         ["gradients", f"{pieces[0].gradient_bytes / 1e6:.1f} MB", "counted"],
         ["training samples a second and core", f"{pieces[0].samples_s:.0f}", origin],
         [
@@ -193,11 +209,12 @@ def told(given: argparse.Namespace) -> tuple[Pieces, Pieces]:
     size = sum(4 * parameter.numel() for parameter in Model(f"models/{given.student}.yaml").parameters())
     if given.samples is None:
         raise SystemExit("--step-ms needs --samples too")
-    plain, taught = (ms / 1000 for ms in given.step_ms)
-    hides = BACKWARD_SHARE * plain
+    steps = [ms / 1000 for ms in given.step_ms]
+    alone = [ms / 1000 for ms in given.alone_ms or given.step_ms]
+    hides = BACKWARD_SHARE * steps[0]
     return (
-        Pieces(plain, hides, size, given.batch, given.samples, MEETINGS),
-        Pieces(taught, hides, size, given.batch, given.samples, MEETINGS_TAUGHT),
+        Pieces(steps[0], alone[0], hides, size, given.batch, given.samples, MEETINGS),
+        Pieces(steps[1], alone[1], hides, size, given.batch, given.samples, MEETINGS_TAUGHT),
     )
 
 

@@ -38,6 +38,8 @@ from utils.training.step import TrainingStep
 PRESETS: dict[str, dict[str, object]] = {
     "response": {},
     "response, features by cwd": {"feature_loss": "cwd"},
+    "response, features by pkd": {"feature_loss": "pkd"},
+    "response, features by score-l2": {"feature_loss": "score-l2"},
     "l2": {"distill_loss": "l2"},
     "kl": {"distill_loss": "kl"},
     "objectness": {"distill_loss": "objectness"},
@@ -46,6 +48,8 @@ PRESETS: dict[str, dict[str, object]] = {
 OBJECTS = 12  # a picture
 # In the middle of an epoch, where no gradient ratio is sampled.
 PROGRESS = Progress(2510, 25, 100, 100)
+SAMPLED = Progress(2525, 25, 100, 100)  # where one is
+STEPS_ON_GPU = 4  # between two waits for it: within an epoch it is not waited for either
 
 
 class NoScores:
@@ -59,10 +63,12 @@ class NoScores:
 class Bench:
     """Networks, batch and trainers of one size."""
 
-    def __init__(self, student: str, teacher: str, size: int, batch: int, device: torch.device) -> None:
+    def __init__(
+        self, student: str, teacher: str, size: int, batch: int, device: torch.device, classes: int = 20
+    ) -> None:
         torch.manual_seed(0)
         self.size, self.count, self.device = size, batch, device
-        self.names = tuple(f"class {number}" for number in range(20))
+        self.names = tuple(f"class {number}" for number in range(classes))
         self.student = self._network(student)
         self.folder = tempfile.TemporaryDirectory()
         self.teacher_file = Path(self.folder.name) / "teacher.pt"
@@ -128,12 +134,13 @@ class Bench:
         compile_step(trainer.step, Compiler(print), images, trainer.amp_dtype, cached)
         return trainer
 
-    def step(self, trainer: Trainer) -> Callable[[], object]:
-        """One step of a trainer, from the batch as the loader gives it to the updated average."""
+    def step(self, trainer: Trainer, progress: Progress = PROGRESS) -> Callable[[], object]:
+        """One step of a trainer as an epoch has it, from the loader's batch to the watch for bad numbers."""
 
-        def run() -> object:
-            trainer.schedule.set_rates(trainer.optimizer, PROGRESS)
-            return trainer.run_batch(self.batch.to(self.device).to_float(), PROGRESS)
+        def run() -> None:
+            batch, terms = trainer.train_on(self.batch, progress)
+            trainer.meters.update(terms)
+            trainer.guard.check(batch, progress, terms)
 
         return run
 
@@ -169,7 +176,7 @@ class Bench:
         def run() -> None:
             images = self.batch.images.to(self.device, non_blocking=True).contiguous().float() / 255
             with torch.autocast(self.device.type, trainer.amp_dtype, enabled=trainer.amp_dtype is not None):
-                terms, _ = step(replace(self.batch, images=images), PROGRESS)
+                terms: dict[str, Tensor] = step(replace(self.batch, images=images), PROGRESS)
             total: Tensor = sum(terms.values(), start=torch.zeros((), device=self.device))
             trainer.scaler.scale(total * len(images)).backward()  # type: ignore[no-untyped-call]
             trainer.scaler.unscale_(optimizer)
@@ -186,17 +193,17 @@ class Bench:
 def variants(bench: Bench, compiled: bool, reduced: bool) -> dict[str, Callable[[], object]]:
     """A plain step, one taught by `response` and its teacher, in bf16 and compiled, as far as asked for.
 
-    On a GPU also the teacher's forward pass replayed, as the taught steps do it, and steps without a record.
+    With the teacher's a step that samples the gradients' strength; on a GPU also what is not recorded.
     """
     kinds = [("in bf16", "bf16", False)] if reduced else []
     kinds += [("compiled", "auto", True)] if compiled else []
-    work: dict[str, Callable[[], object]] = {}
+    taught = bench.hastened(bench.trainer(distill_loss="response"))
+    work = {"`response`, where gradients are compared": bench.step(taught, SAMPLED)}
     if bench.device.type == "cuda":
-        work["teacher's forward, recorded"] = bench.teacher_alone(
-            bench.hastened(bench.trainer(distill_loss="response"))
-        )
+        bare = bench.trainer(distill_loss="response")
+        work["teacher's forward, nothing recorded"] = bench.teacher_alone(bare)
         work["plain step, nothing recorded"] = bench.step(bench.trainer())
-        work["`response`, nothing recorded"] = bench.step(bench.trainer(distill_loss="response"))
+        work["`response`, nothing recorded"] = bench.step(bare)
     for words, precision, is_compiled in kinds:
         trainers = bench.trainer(precision), bench.trainer(precision, distill_loss="response")
         if is_compiled:
@@ -216,14 +223,16 @@ def main() -> None:
     options.add_argument("--teacher", default="yolov5m")
     options.add_argument("--img", type=int, default=320)
     options.add_argument("--batch", type=int, default=8)
+    options.add_argument("--classes", type=int, default=20)
     options.add_argument("--presets", nargs="*", default=list(PRESETS), choices=list(PRESETS))
     options.add_argument("--compile", action="store_true", help="also time compiled steps")
     options.add_argument("--no-bf16", action="store_true", help="leave steps in bf16 on a CPU out")
     given = options.parse_args()
     device = device_of(given.device)
-    bench = Bench(given.student, given.teacher, given.img, given.batch, device)
+    bench = Bench(given.student, given.teacher, given.img, given.batch, device, given.classes)
     print(
-        f"{given.student} under {given.teacher}, {given.img} px, batch {given.batch}, {given.rounds} rounds"
+        f"{given.student} under {given.teacher}, {given.img} px, batch {given.batch}, "
+        f"{given.classes} classes, {given.rounds} rounds"
     )
     taught = {
         name: bench.hastened(bench.trainer("auto", **({"distill_loss": "response"} | PRESETS[name])))
@@ -231,12 +240,25 @@ def main() -> None:
     }
     work = {"plain": bench.step(bench.hastened(bench.trainer())), "common": bench.common_way(bench.trainer())}
     if taught:
-        work["teacher"] = bench.teacher_alone(bench.trainer(distill_loss="response"))
+        work["teacher"] = bench.teacher_alone(bench.hastened(bench.trainer(distill_loss="response")))
     work |= {name: bench.step(trainer) for name, trainer in taught.items()}
     reduced = device.type == "cpu" and cpu_computes_bf16() and not given.no_bf16
     others = variants(bench, given.compile, reduced)
-    times = medians(work | others, given.rounds, device, clock=clock_of(given))
+    repeats = STEPS_ON_GPU if device.type == "cuda" else 1
+    together = {name: repeated(piece, repeats) for name, piece in (work | others).items()}
+    times = medians(together, given.rounds, device, clock=clock_of(given))
+    times = {name: seconds / repeats for name, seconds in times.items()}
     table(["", "median", "of a plain step", "of the floor"], rows_of(times, list(taught), list(others)))
+
+
+def repeated(piece: Callable[[], object], count: int) -> Callable[[], None]:
+    """A piece of work, `count` times."""
+
+    def run() -> None:
+        for _ in range(count):
+            piece()
+
+    return run
 
 
 def rows_of(times: Mapping[str, float], taught: Sequence[str], others: Sequence[str]) -> list[list[str]]:

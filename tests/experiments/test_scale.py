@@ -7,7 +7,9 @@ import pytest
 from benchmarks.scale import Machine, Pieces, estimate, exchange_s
 
 MACHINE = Machine(gpus=8, cores=16, inside_gb_s=20, between_gb_s=2, latency_us=10)
-PIECES = Pieces(step_s=0.1, hides_s=0.06, gradient_bytes=40_000_000, batch=16, samples_s=300, meetings=2)
+PIECES = Pieces(
+    step_s=0.1, alone_s=0.1, hides_s=0.06, gradient_bytes=40_000_000, batch=16, samples_s=300, meetings=2
+)
 
 
 def test_the_exchange_is_that_of_a_ring_over_the_slowest_link():
@@ -30,3 +32,9 @@ def test_it_says_what_it_stops_at(changed, limit, pictures):
     (eight,) = estimate(Pieces(**{**vars(PIECES), **changed}), MACHINE, [8])
     assert eight.limit == limit and eight.efficiency < 1
     assert pictures is None or eight.pictures_s == pytest.approx(pictures)
+
+
+def test_what_a_single_gpu_records_counts_against_several():
+    one, two = estimate(Pieces(**{**vars(PIECES), "alone_s": 0.08, "meetings": 0}), MACHINE, [1, 2])
+    assert one.pictures_s == pytest.approx(200) and one.efficiency == 1
+    assert two.pictures_s == pytest.approx(320) and two.efficiency == pytest.approx(0.8)

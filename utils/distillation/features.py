@@ -62,10 +62,12 @@ class FeatureLoss(nn.Module):
 
     def distance(self, own: Tensor, target: Tensor, raw: Tensor) -> Tensor:
         """The loss of one level, from some channels after the others: each is compared for itself."""
-        cells = own.shape[0] * own.shape[2] * own.shape[3]
-        # Of a batch on several ranks all at once, for they meet over each part.
-        some = own.shape[1] if is_distributed() else max(CHUNKS[own.device.type != "cpu"] // cells, 1)
         weight = self.weight(raw) if self.kind == "score-l2" else None
+        if is_distributed():
+            # Statistics are those of all ranks: a gradient waits for what each rank's loss is multiplied by.
+            return self.compare(own, target, weight) / own.shape[1]
+        cells = own.shape[0] * own.shape[2] * own.shape[3]
+        some = max(CHUNKS[own.device.type != "cpu"] // cells, 1)
         parts = [
             differentiated_at_once(partial(self.compare, target=theirs, weight=weight), mine)
             for mine, theirs in zip(torch.split(own, some, 1), torch.split(target, some, 1), strict=True)

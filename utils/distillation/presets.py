@@ -164,10 +164,10 @@ class PseudoBoxes:
         decoded = self.decode(levels)
         kept = suppress(decoded, self.rules)
         height, width = batch.images.shape[2:]
-        scale = decoded.new_tensor([width, height, width, height])
         image = torch.cat([k.rows.new_full((len(k.rows),), i) for i, k in enumerate(kept)])
         detections = torch.cat([k.detections for k in kept])
-        boxes = xyxy_to_cxcywh(detections[:, :4]) / scale
-        targets = torch.cat((image[:, None].to(boxes), detections[:, 5:6], boxes), 1)
+        x, y, w, h = xyxy_to_cxcywh(detections[:, :4]).unbind(1)
+        boxes = (x / width, y / height, w / width, h / height)
+        targets = torch.stack((image.to(x), detections[:, 5], *boxes), 1)
         raw = torch.cat([level.flatten(1, 3) for level in levels], 1)
         return targets, raw[image, torch.cat([k.rows for k in kept]), 5:]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from utils.batch import Batch, StudentOutput
 from utils.boxes import aligned_iou
 from utils.distillation.teacher import TeacherOutput
 from utils.losses.detection import LossGains, level_balance, mean_count
+from utils.losses.terms import differentiated_at_once
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ class Response:
             box_t, obj_t, cls_t = cells.other.split_with_sizes(parts, -1)
             weight = obj_t[..., 0].sigmoid()
             seen = seen + weight.sum()
-            box = box + (self.box_distance(own_box, box_t, cells.anchors) * weight).sum()
+            far = partial(self.box_sum, target=box_t, anchors=cells.anchors, weight=weight)
+            box = box + differentiated_at_once(far, own_box)
             cls = cls + self.class_sum(own_cls, cls_t, weight)
             obj = obj + self.objectness_sum(own_obj, obj_t, cells.share)
         seen = mean_count(seen, len(batch.images))
@@ -113,6 +116,10 @@ class Response:
         """The objectness loss of all cells, each with its share, from logits (..., 1)."""
         counts = torch.ones_like(target) if self.complete else target.sigmoid()
         return focused_cross_entropy(own, target, counts[..., 0] * share)
+
+    def box_sum(self, own: Tensor, target: Tensor, anchors: Tensor, weight: Tensor) -> Tensor:
+        """The box loss of all cells, weighted, from raw boxes (..., 4), anchors (..., 2), weights (...)."""
+        return (self.box_distance(own, target, anchors) * weight).sum()
 
     def box_distance(self, own: Tensor, target: Tensor, anchors: Tensor) -> Tensor:
         """1 - CIoU of each cell's boxes, (...), from raw boxes (..., 4) and anchors (..., 2)."""

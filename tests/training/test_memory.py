@@ -1,0 +1,15 @@
+"""What a distilled step takes beside a plain one."""
+
+import pytest
+import torch
+
+from benchmarks.memory import STEPS, step_peaks
+from benchmarks.step import Bench
+
+
+@pytest.mark.parametrize("kind", STEPS)
+def test_a_distilled_step_takes_no_more_than_a_plain_one_and_the_teachers_forward(kind):
+    """Counted to the byte. Features, which the teacher's pass leaves behind for them, may take some more."""
+    bench = Bench("demo-student", "demo-teacher", 192, 8, torch.device("cpu"))
+    taken, allowed = step_peaks(bench, {kind: STEPS[kind]})[kind]
+    assert 0.5 * allowed < taken <= (1.15 if "features" in kind else 1) * allowed
