@@ -20,6 +20,13 @@ IMAGE = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
 DETECTIONS = torch.tensor([[10.0, 20, 30, 40, 0.9, 1], [0, 0, 80, 60, 0.25, 0]])
 
 
+def write(outputs: Outputs, frame: Frame, detections: torch.Tensor, drawn: np.ndarray | None) -> None:
+    """Writes a frame, and the rest of it."""
+    rest = outputs.write(frame, detections, lambda: frame.image if drawn is None else drawn)
+    if rest is not None:
+        rest()
+
+
 @pytest.mark.parametrize(
     "text",
     ["../../etc/passwd", "a/b\\c", "tab\tnew\nline\0", "..", "", ".", "con", "LPT1.txt", "x" * 500, "a:b*?"],
@@ -79,7 +86,7 @@ def test_frames_of_a_video_and_pictures_never_share_a_label_file(
     with Outputs(tmp_path / "out", ["a", "b"], choice, files if expected else ()) as outputs:
         for file in files:
             for number in (0, 1) if file.endswith(".mp4") else (None,):
-                outputs.write(Frame(IMAGE, file, number), DETECTIONS, None)
+                write(outputs, Frame(IMAGE, file, number), DETECTIONS, None)
     names = sorted(path.name for path in (tmp_path / "out" / "labels").iterdir())
     assert len(names) == 3
     if expected:
@@ -92,15 +99,15 @@ def test_a_video_alone_numbers_its_frames_behind_its_name(tmp_path: Path) -> Non
     files = [str(tmp_path / "v.mp4"), str(tmp_path / "v_1.mp4")]
     with Outputs(tmp_path / "out", ["a", "b"], OutputChoice(pictures=False, labels=True), files) as outputs:
         for file in files:
-            outputs.write(Frame(IMAGE, file, 0), DETECTIONS, None)
+            write(outputs, Frame(IMAGE, file, 0), DETECTIONS, None)
     assert sorted(p.name for p in (tmp_path / "out" / "labels").iterdir()) == ["v_1.txt", "v_1_1.txt"]
 
 
 def test_what_comes_from_an_address_has_the_name_of_the_file_there(tmp_path: Path) -> None:
     choice = OutputChoice(labels=True, table=True)
     with Outputs(tmp_path, ["a", "b"], choice) as outputs:
-        outputs.write(Frame(IMAGE, "http://x/y/a%20b.PNG?c=d.gif"), DETECTIONS, IMAGE)
-        outputs.write(Frame(IMAGE, "http://x/v.mp4", 0), DETECTIONS, IMAGE)
+        write(outputs, Frame(IMAGE, "http://x/y/a%20b.PNG?c=d.gif"), DETECTIONS, IMAGE)
+        write(outputs, Frame(IMAGE, "http://x/v.mp4", 0), DETECTIONS, IMAGE)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "a b.png",
         "labels",
@@ -113,7 +120,7 @@ def test_what_comes_from_an_address_has_the_name_of_the_file_there(tmp_path: Pat
 
 def test_an_address_may_be_longer_than_any_file_name(tmp_path: Path) -> None:
     with Outputs(tmp_path, ["a", "b"], OutputChoice(pictures=False, labels=True)) as outputs:
-        outputs.write(Frame(IMAGE, f"rtsp://cam/{'k' * 400}.sdp", 0, live=True), DETECTIONS, None)
+        write(outputs, Frame(IMAGE, f"rtsp://cam/{'k' * 400}.sdp", 0, live=True), DETECTIONS, None)
     assert len(list((tmp_path / "labels").iterdir())) == 1
 
 
@@ -122,7 +129,7 @@ def test_a_file_name_that_is_no_text_is_written_out(tmp_path: Path) -> None:
     Path(path).write_bytes(b"")
     choice = OutputChoice(labels=True, crops=True, table=True)
     with Outputs(tmp_path / "out", ["a", "b"], choice) as outputs:
-        outputs.write(Frame(IMAGE, path), DETECTIONS, IMAGE)
+        write(outputs, Frame(IMAGE, path), DETECTIONS, IMAGE)
     assert "p\\udcff.png,b," in (tmp_path / "out" / "predictions.csv").read_text(encoding="utf-8")
     assert len(list((tmp_path / "out" / "labels").iterdir())) == 1
 
@@ -138,7 +145,7 @@ def test_what_cannot_be_written_is_one_error(tmp_path: Path, blocked: str) -> No
         pytest.raises(UserError, match=rf"{blocked}.*cannot be written"),
         Outputs(tmp_path, ["a", "b"], choice) as outputs,
     ):
-        outputs.write(Frame(IMAGE, "x.jpg"), DETECTIONS, None)
+        write(outputs, Frame(IMAGE, "x.jpg"), DETECTIONS, None)
 
 
 def test_label_lines_are_normalised_with_the_confidence_last() -> None:
@@ -154,7 +161,7 @@ def test_a_picture_leaves_all_files_that_are_wanted(tmp_path: Path) -> None:
     (tmp_path / "in" / "pic.png").write_bytes(b"")
     frame = Frame(IMAGE, str(tmp_path / "in" / "pic.png"))
     with Outputs(tmp_path, ["cat", "a/../b"], choice) as outputs:
-        outputs.write(frame, DETECTIONS, IMAGE)
+        write(outputs, frame, DETECTIONS, IMAGE)
     assert np.array_equal(cv2.imread(str(tmp_path / "pic.png")), IMAGE)
     assert len((tmp_path / "labels" / "pic.txt").read_text().splitlines()) == 2
     with (tmp_path / "predictions.csv").open(newline="") as file:
@@ -178,7 +185,7 @@ def test_pictures_of_the_same_name_do_not_overwrite_each_other(tmp_path: Path) -
         frames.append(Frame(np.full_like(IMAGE, number), str(tmp_path / folder / "pic.png")))
     with Outputs(tmp_path / "out", ["a", "b"], OutputChoice(labels=True)) as outputs:
         for frame in frames:
-            outputs.write(frame, DETECTIONS, frame.image)
+            write(outputs, frame, DETECTIONS, frame.image)
     assert cv2.imread(str(tmp_path / "out" / "pic.png")).max() == 0
     assert cv2.imread(str(tmp_path / "out" / "pic_2.png")).min() == 1
     assert sorted(p.name for p in (tmp_path / "out" / "labels").iterdir()) == ["pic.txt", "pic_2.txt"]
@@ -186,7 +193,7 @@ def test_pictures_of_the_same_name_do_not_overwrite_each_other(tmp_path: Path) -
 
 def test_nothing_found_leaves_no_label_file(tmp_path: Path) -> None:
     with Outputs(tmp_path, ["a", "b"], OutputChoice(pictures=False, labels=True)) as outputs:
-        outputs.write(Frame(IMAGE, "x.jpg"), torch.zeros(0, 6), None)
+        write(outputs, Frame(IMAGE, "x.jpg"), torch.zeros(0, 6), None)
     assert list((tmp_path / "labels").iterdir()) == []
 
 
@@ -202,7 +209,7 @@ def test_a_video_keeps_size_and_duration(tmp_path: Path) -> None:
     choice = OutputChoice(labels=True, vid_stride=2)
     with Outputs(tmp_path, ["a", "b"], choice) as outputs:
         for number in range(0, 10, 2):
-            outputs.write(Frame(IMAGE, "rtsp://cam/../x", number, fps=20.0, live=True), DETECTIONS, IMAGE)
+            write(outputs, Frame(IMAGE, "rtsp://cam/../x", number, fps=20.0, live=True), DETECTIONS, IMAGE)
     (video,) = tmp_path.glob("*.mp4")
     frames, fps = _read_video(video)
     assert len(frames) == 5 and frames[0].shape == IMAGE.shape and fps == 10
@@ -216,7 +223,7 @@ def test_streams_in_turn_go_into_a_video_each(tmp_path: Path) -> None:
     with Outputs(tmp_path, ["a", "b"], OutputChoice()) as outputs:
         for number in range(4):
             for source in ("0", "1"):
-                outputs.write(Frame(IMAGE, source, number, live=True), DETECTIONS, IMAGE)
+                write(outputs, Frame(IMAGE, source, number, live=True), DETECTIONS, IMAGE)
     assert sorted(path.name for path in tmp_path.glob("*.mp4")) == ["0.mp4", "1.mp4"]
     assert len(_read_video(tmp_path / "0.mp4")[0]) == len(_read_video(tmp_path / "1.mp4")[0]) == 4
 

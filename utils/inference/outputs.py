@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -69,8 +69,12 @@ class Outputs:
         if self.table is not None:
             self.table.close()
 
-    def write(self, frame: Frame, detections: Tensor, drawn: Image | None) -> None:
-        """Writes one frame: detections (n, 6) in its pixels, `drawn` with the boxes on it."""
+    def write(self, frame: Frame, detections: Tensor, draw: Callable[[], Image]) -> Callable[[], None] | None:
+        """Writes one frame: detections (n, 6) in its pixels; `draw` gives it with the boxes on it.
+
+        Of a picture that is put off: to draw and save it is what comes back, and any thread may do it. All
+        else has its order.
+        """
         stem = self._stems.name(frame.source, _stem(frame.source), series=frame.number is not None)
         name = stem if frame.number is None else f"{stem}_{frame.number + 1}"
         if self.labels is not None:
@@ -79,15 +83,13 @@ class Outputs:
             self.crops.write(name, frame.image, detections)
         if self.table is not None:
             self.table.write(frame, detections)
-        if self.choice.pictures and drawn is not None:
-            self._write_picture(frame, drawn)
-
-    def _write_picture(self, frame: Frame, drawn: Image) -> None:
-        if frame.number is None:
-            suffix = picture_suffix(frame.source)
-            write_picture(self.folder / self._files.name(frame.source, _stem(frame.source), suffix), drawn)
-            return
-        self._video_for(frame).write(drawn)
+        if not self.choice.pictures:
+            return None
+        if frame.number is not None:
+            self._video_for(frame).write(draw())
+            return None
+        path = self.folder / self._files.name(frame.source, _stem(frame.source), picture_suffix(frame.source))
+        return lambda: write_picture(path, draw())
 
     def _video_for(self, frame: Frame) -> VideoWriter:
         if frame.source not in self._videos:

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 BUDGET_BYTES = 256 << 20  # of pictures that wait, whatever their size; at least one always may
 
 
@@ -34,6 +35,31 @@ def read_ahead(items: Iterable[Item], size_of: Callable[[Item], int], depth: int
             yield item
 
 
+def worked_ahead(
+    work: Callable[[Item], Result],
+    items: Iterable[Item],
+    size_of: Callable[[Result], int],
+    depth: int,
+    threads: int,
+) -> Iterator[Result]:
+    """The results of work on items in their order, up to `depth` of them ahead of their use.
+
+    Several threads work, and one more makes the items. size_of: a result's bytes, as in `read_ahead`. An
+    error is raised here, in its turn.
+    """
+    waiting: deque[Future[Result]] = deque()
+    places = 1
+    with ThreadPoolExecutor(threads) as pool:
+        for item in read_ahead(items, lambda _: 0, threads + 1):
+            waiting.append(pool.submit(work, item))
+            while len(waiting) >= places:
+                result = waiting.popleft().result()
+                places = _places(size_of(result), depth)
+                yield result
+        while waiting:
+            yield waiting.popleft().result()
+
+
 def in_groups(items: Iterable[Item], key: Callable[[Item], Any], most: int) -> Iterator[list[Item]]:
     """Runs of neighbours with an equal key, `most` items long at most."""
     group: list[Item] = []
@@ -46,23 +72,36 @@ def in_groups(items: Iterable[Item], key: Callable[[Item], Any], most: int) -> I
         yield group
 
 
+Rest = Callable[[], None]  # what any thread may do, in any order
+
+
 class Behind:
     """Does work in a thread, one piece after the other, while the caller goes on; use it in a `with` block.
 
-    An error of the work is raised by a later call, or at the end of the block.
+    What a piece gives back, if anything, is the rest of it, which several threads see to. An error of the
+    work is raised by a later call, or at the end of the block.
     """
 
-    def __init__(self, depth: int) -> None:
+    def __init__(self, depth: int, threads: int = 1) -> None:
         """`depth`: pieces that may wait; a further call waits for the first of them."""
         self.depth = depth
-        self._waiting: deque[Future[None]] = deque()
-        self._worker = ThreadPoolExecutor(1)
+        self._waiting: deque[Future[Future[None] | None]] = deque()
+        self._first, self._others = ThreadPoolExecutor(1), ThreadPoolExecutor(threads)
 
-    def __call__(self, work: Callable[[], None], size: int = 0) -> None:
+    def __call__(self, work: Callable[[], Rest | None], size: int = 0) -> None:
         """Puts work in line; `size` is how many bytes it holds."""
         while len(self._waiting) >= _places(size, self.depth):
-            self._waiting.popleft().result()
-        self._waiting.append(self._worker.submit(work))
+            self._finish_one()
+        self._waiting.append(self._first.submit(self._begin, work))
+
+    def _begin(self, work: Callable[[], Rest | None]) -> Future[None] | None:
+        rest = work()
+        return None if rest is None else self._others.submit(rest)
+
+    def _finish_one(self) -> None:
+        rest = self._waiting.popleft().result()
+        if rest is not None:
+            rest.result()
 
     def __enter__(self) -> Behind:
         return self
@@ -72,10 +111,11 @@ class Behind:
     ) -> None:
         try:
             while kind is None and self._waiting:
-                self._waiting.popleft().result()
+                self._finish_one()
         finally:
             # After an error what is in line is still done: it belongs to what went well.
-            self._worker.shutdown()
+            self._first.shutdown()
+            self._others.shutdown()
 
 
 def _places(size: int, depth: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from utils.config.dataset import load_names
 from utils.config.files import next_run_folder, run_folder_to_come
 from utils.config.options import DetectOptions
 from utils.datasets.images import Image
+from utils.datasets.workers import usable_cpus
 from utils.device import select_device
 from utils.errors import UsageError, UserError
 from utils.inference.backends import (
@@ -31,10 +32,10 @@ from utils.inference.detector import Detector, Prepared
 from utils.inference.exported import Exported, check_names
 from utils.inference.frames import Frame, Source
 from utils.inference.outputs import OutputChoice, Outputs
-from utils.inference.pipeline import Behind, in_groups, read_ahead
+from utils.inference.pipeline import Behind, in_groups, worked_ahead
 from utils.inference.predictor import Predictor, half_precision
 from utils.inference.preprocess import fitting_image_size
-from utils.inference.sources import open_source
+from utils.inference.sources import FileSource, Unreadable, open_source
 from utils.inference.streams import StreamSource
 from utils.inference.viewer import Viewer
 from utils.reporting.console import Console
@@ -171,11 +172,13 @@ def _detect_all(source: Source, detector: Detector, results: _Results, console: 
     """Detects in every frame; gives their number. Ends early when the viewer is closed."""
     # Of a live source only the newest frame matters: nothing is read ahead, nothing waits for company.
     batch = 1 if isinstance(source, StreamSource) or results.viewer.enabled else detector.batch
-    prepared: Iterator[Prepared] = map(detector.prepare, source)
-    if not isinstance(source, StreamSource):
-        prepared = read_ahead(prepared, lambda one: one.frame.image.nbytes, 2 * batch)
-    count = 0
-    with Behind(2 * batch) as behind:
+    count, threads = 0, _threads(detector)
+    prepared = (
+        _prepared(source, detector, 2 * batch + threads, threads)
+        if isinstance(source, FileSource)
+        else map(detector.prepare, source)
+    )
+    with Behind(2 * batch + threads, threads) as behind:
         for group in in_groups(prepared, lambda one: one.pixels.shape, batch):
             found = detector.detect(group)
             milliseconds = 1000 * detector.predictor.watch.last["inference"] / len(group)
@@ -190,6 +193,29 @@ def _detect_all(source: Source, detector: Detector, results: _Results, console: 
                 if not results.take(frame, detections, behind):
                     return count
     return count
+
+
+def _threads(detector: Detector) -> int:
+    """How many threads read and as many write: a GPU is quicker than one of each; a CPU has its own work."""
+    on_gpu = detector.predictor.device.type == "cuda"
+    return max(min(8, usable_cpus() if on_gpu else usable_cpus() // 4), 1)
+
+
+def _prepared(source: FileSource, detector: Detector, depth: int, threads: int) -> Iterator[Prepared]:
+    """The frames of files ready for the network, made ahead by several threads."""
+
+    def prepare(load: Callable[[], Frame | Unreadable]) -> Prepared | Unreadable:
+        found = load()
+        return found if isinstance(found, Unreadable) else detector.prepare(found)
+
+    def size_of(found: Prepared | Unreadable) -> int:
+        return found.frame.image.nbytes if isinstance(found, Prepared) else 0
+
+    for found in worked_ahead(prepare, source.pieces(), size_of, depth, threads):
+        if isinstance(found, Unreadable):
+            source.skip(found)
+        else:
+            yield found
 
 
 @dataclass
@@ -208,12 +234,14 @@ class _Results:
             behind(lambda: self._write(frame, detections, shown), frame.image.nbytes)
         return shown is None or self.viewer.show(frame.source, shown)
 
-    def _write(self, frame: Frame, detections: Tensor, drawn: Image | None) -> None:
+    def _write(self, frame: Frame, detections: Tensor, drawn: Image | None) -> Callable[[], None] | None:
         assert self.outputs is not None
-        choice = self.outputs.choice
-        if drawn is None and choice.pictures:
-            drawn = self._drawn(frame, detections, in_place=not (choice.crops or frame.live))
-        self.outputs.write(frame, detections, drawn)
+        in_place = not (self.outputs.choice.crops or frame.live)
+
+        def draw() -> Image:
+            return self._drawn(frame, detections, in_place=in_place) if drawn is None else drawn
+
+        return self.outputs.write(frame, detections, draw)
 
     def _drawn(self, frame: Frame, detections: Tensor, *, in_place: bool = False) -> Image:
         """The frame with its boxes, the most confident on top; a copy, unless nobody needs it as it was."""

@@ -6,7 +6,9 @@ import glob
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import cv2
@@ -14,7 +16,7 @@ import numpy as np
 
 from utils.config.files import read_regular
 from utils.config.suggestions import near_files, question
-from utils.datasets.images import IMAGE_SUFFIXES, Image, UnreadableImageError, decode_image, read_image
+from utils.datasets.images import IMAGE_SUFFIXES, UnreadableImageError, decode_image, read_image
 from utils.errors import UserError
 from utils.inference.frames import (
     VIDEO_SUFFIXES,
@@ -36,6 +38,14 @@ _MAX_LIST_BYTES = 256 << 20
 _TOLERATED = 100  # containers without a count of frames estimate it: one in so many may be wrong
 
 
+@dataclass(frozen=True)
+class Unreadable:
+    """A file that gives no picture, and why."""
+
+    path: str
+    reason: str
+
+
 @dataclass
 class FileSource:
     """Pictures and videos from files; what cannot be read is skipped, told to `warn` and counted."""
@@ -52,15 +62,31 @@ class FileSource:
 
     def __iter__(self) -> Iterator[Frame]:
         """The pictures, and every `vid_stride`-th frame of the videos, in the order of the files."""
+        for load in self.pieces():
+            found = load()
+            if isinstance(found, Frame):
+                yield found
+            else:
+                self.skip(found)
+
+    def pieces(self) -> Iterator[Callable[[], Frame | Unreadable]]:
+        """The same as calls, which several threads may do at once: reading pictures is put off till then."""
         for index, path in enumerate(self.paths, start=1):
             place = f"{index}/{len(self.paths)}"
+            if suffix_of(path) in IMAGE_SUFFIXES:
+                yield partial(_picture, path, place)
+                continue
             try:
-                if suffix_of(path) in IMAGE_SUFFIXES:
-                    yield Frame(_picture(path), without_password(path), place=place)
-                else:
-                    yield from self._video(path, place)
+                for frame in self._video(path, place):
+                    yield partial(_same, frame)
             except UnreadableImageError as error:
-                self._skip(path, str(error))
+                yield partial(_same, Unreadable(path, str(error)))
+
+    def skip(self, lost: Unreadable) -> None:
+        """Tells and counts what could not be read."""
+        told = f"{without_password(lost.path)}: {lost.reason}"
+        self.skipped.append(told)
+        self.warn(f"skipped {told}")
 
     def _video(self, path: str, place: str) -> Iterator[Frame]:
         if not is_utf8(path):
@@ -85,13 +111,20 @@ class FileSource:
         if number < total - total // _TOLERATED:
             self.warn(f"{source}: ended after {number} of {total} frames, the file may be cut off")
 
-    def _skip(self, path: str, reason: str) -> None:
-        self.skipped.append(f"{without_password(path)}: {reason}")
-        self.warn(f"skipped {without_password(path)}: {reason}")
+
+def _picture(path: str, place: str) -> Frame | Unreadable:
+    try:
+        image = decode_image(fetch(path)) if is_address(path) else read_image(path)
+    except UnreadableImageError as error:
+        return Unreadable(path, str(error))
+    return Frame(image, without_password(path), place=place)
 
 
-def _picture(path: str) -> Image:
-    return decode_image(fetch(path)) if is_address(path) else read_image(path)
+_Found = TypeVar("_Found")
+
+
+def _same(found: _Found) -> _Found:
+    return found
 
 
 def open_source(source: str, vid_stride: int = 1, warn: Callable[[str], None] = print) -> Source:
