@@ -139,7 +139,8 @@ def measured(given: argparse.Namespace, device: torch.device) -> tuple[Pieces, P
     )
 
 
-def main() -> None:
+def options_given() -> argparse.Namespace:
+    """What the command line says."""
     options = parser(__doc__, rounds=5)
     options.add_argument("--student", default="yolov5s")
     options.add_argument("--teacher", default="yolov5m")
@@ -162,7 +163,11 @@ def main() -> None:
     options.add_argument(
         "--samples", type=float, help="training samples a second and core, in place of timing"
     )
-    given = options.parse_args()
+    return options.parse_args()
+
+
+def main() -> None:
+    given = options_given()
     pieces = measured(given, device_of(given.device)) if given.step_ms is None else told(given)
     machine = Machine(given.gpus_in_machine, given.cores, given.inside, given.between, given.latency)
     origin = "measured here" if given.step_ms is None else "as given"
