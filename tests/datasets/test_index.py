@@ -86,6 +86,22 @@ def test_only_the_first_of_many_wrong_lines_are_listed(make_dataset):
     assert message.count("a.txt:") == 10
 
 
+def test_label_files_that_change_meanwhile_are_not_remembered_for_what_they_were(make_dataset, monkeypatch):
+    config = make_dataset({"a.jpg": GOOD, "b.jpg": GOOD})
+    (label,) = config.root.rglob("a.txt")
+    looked = index_module._refuse_wrong_labels
+
+    def then_away(sources, given):
+        looked(sources, given)
+        label.rename(label.with_suffix(".bak"))
+
+    monkeypatch.setattr(index_module, "_refuse_wrong_labels", then_away)
+    assert [len(rows) for rows in build_index(config, "train").labels] == [0, 1]
+    monkeypatch.setattr(index_module, "_refuse_wrong_labels", looked)
+    label.with_suffix(".bak").rename(label)
+    assert [len(rows) for rows in build_index(config, "train").labels] == [1, 1]
+
+
 def test_broken_pictures_are_skipped_counted_and_named_and_stay_as_they_are(make_dataset):
     config = make_dataset({"a.jpg": GOOD, "b.jpg": GOOD, "c.jpg": GOOD})
     folder = config.splits["train"][0]

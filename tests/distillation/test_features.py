@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from utils.distillation import features
 from utils.distillation.features import FeatureLoss, channelwise_divergence, standardised
 
 KINDS = ("cwd", "pkd", "score-l2")
@@ -71,3 +72,24 @@ def test_squared_error_counts_where_the_teacher_sees_something():
     own, target = torch.zeros(1, 2, 1, 2), torch.tensor([[[[9.0, 2.0]], [[9.0, 4.0]]]])
     assert float(loss.distance(own, target, raw)) == pytest.approx((4 + 16) / 2, rel=1e-5)
     assert float(loss.distance(own, target, torch.full_like(raw, -30.0))) == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["cwd", "pkd", "score-l2"])
+def test_small_gradients_are_not_lost_in_float16(kind):
+    """They are taken before the loss is scaled up, which in float16 would be too late."""
+    generator = torch.Generator().manual_seed(0)
+    target = torch.rand(8, 16, 40, 40, generator=generator).half()
+    own = (target + 0.1 * torch.rand(8, 16, 40, 40, generator=generator)).half()
+    raw = torch.randn(8, 3, 40, 40, 7, generator=generator)
+    loss = FeatureLoss(kind, [16], [16])
+    slopes = []
+    for maps in (own.clone().requires_grad_(), own.double().requires_grad_()):
+        exact = maps.dtype is torch.float64
+        with pytest.MonkeyPatch.context() as patch:
+            if exact:
+                patch.setattr(features, "differentiated_at_once", lambda function, x: function(x))
+            (loss.distance(maps, target, raw) * 65536).backward()
+        slopes.append(maps.grad.double())
+    assert slopes[0].isfinite().all()
+    assert ((slopes[0] == 0) & (slopes[1] != 0)).double().mean() < 1e-3
+    assert float((slopes[0] - slopes[1]).norm() / slopes[1].norm()) < 2e-3

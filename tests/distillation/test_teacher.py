@@ -254,6 +254,17 @@ def test_classes_that_are_one_keep_the_teacher_s_objectness_where_all_are_known(
     assert not stranger.fit.classes.student
     both = Teachers([teacher, stranger], student, ["item"], ["a", "b"])
     assert not both.fit.classes.student and not teacher.fit.classes.student
+    orders = []
+    for first, second in (("ab", "bx"), ("bx", "ab")):
+        pair = [Teacher(network(names=list(own)), own) for own in (first, second)]
+        together = Teachers(pair, student, ["item"], ["a", "b"])
+        assert together.note == (
+            "the teachers together: 1 of 2 classes are known to all of them; unknown 1 class (a)"
+        )
+        assert all(member.fit.classes.unknown == ("a",) for member in pair)
+        orders.append(together(images)[0].levels)
+    for one, other in zip(*orders, strict=True):
+        assert one.shape == other.shape
     single = Teacher(network(names=["thing"]))
     single.fit_to(student, ["item"], merged=["a", "b"])
     assert single.fit.classes.is_identity and single.mapping == "its class 'thing' is taken for 'item'"

@@ -101,9 +101,9 @@ def test_an_error_of_the_work_or_of_its_items_comes_in_its_turn():
 def test_few_large_results_wait(monkeypatch):
     monkeypatch.setattr(pipeline, "BUDGET_BYTES", 100)
     made = []
-    for number in worked_ahead(lambda item: item, counted(10, made), lambda _: 60, 8, 2):
+    for number in worked_ahead(lambda item: item, counted(10, made), lambda _: 60, 8, 4, lambda _: 60):
         time.sleep(0.01)
-        assert len(made) <= number + 6
+        assert len(made) <= number + 3
 
 
 def test_neighbours_of_one_kind_are_grouped():

@@ -26,18 +26,21 @@ def losses():
     ]
 
 
-@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("frozen", ["nothing", "a part of the neck", "all but the head"])
 def test_the_norms_are_those_of_gradients_taken_one_by_one(frozen):
     model = network()
-    if frozen:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name.startswith(f"model.{len(model.model) - 1}."))
+    head = len(model.model) - 1
+    first = {"nothing": 0, "a part of the neck": head - 3, "all but the head": head}[frozen]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(int(name.split(".")[1]) >= first)
+    trained = [feature.requires_grad for feature in model.forward_features(torch.rand(1, 3, 64, 64))]
+    assert (any(trained), all(trained)) == (first < head, first == 0)
     images = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
     features = model.forward_features(images)
     # Apart: a coarser map is made of a finer one, which is not what the head's input is about.
-    apart = tuple(feature.detach().requires_grad_(not frozen) for feature in features)
+    apart = tuple(feature.detach().requires_grad_(first == 0) for feature in features)
     single = StudentOutput(apart, model.forward_head(apart))
-    roots = single.levels if frozen else apart
+    roots = apart if first == 0 else single.levels
     expected = []
     for loss in losses():
         total = loss(single)

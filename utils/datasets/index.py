@@ -23,6 +23,7 @@ from utils.datasets.index_cache import CheckedPictures, ContentDigest, read_cach
 from utils.datasets.labels import Labels
 from utils.datasets.packed import GrowingRows, PackedRows, PackedTexts
 from utils.datasets.sources import Source, list_sources
+from utils.datasets.workers import abandonable
 from utils.errors import UserError
 from utils.reporting.console import Console
 from utils.reporting.naming import counted
@@ -137,8 +138,9 @@ def build_index(
     if checked is None:
         if has_truth:
             _refuse_wrong_labels(sources, config)
-        checked = _check(sources, config, has_truth, f"checking {split}" if progress else None)
-        write_cache(str(digest), checked, cache_dir)
+        checked, found = _check(sources, config, has_truth, f"checking {split}" if progress else None)
+        if found == str(digest):  # else label files have changed meanwhile, and the next start looks again
+            write_cache(found, checked, cache_dir)
     if not len(checked.paths):
         raise UserError(f"split '{split}' has no readable picture; {checked.problems[0]}", config.yaml_path)
     # Once: training asks for two splits of one file.
@@ -256,16 +258,19 @@ def no_label_files(sources: Sequence[Source], config: DatasetConfig) -> UserErro
 
 def _check(
     sources: Sequence[Source], config: DatasetConfig, has_truth: bool, title: str | None
-) -> CheckedPictures:
+) -> tuple[CheckedPictures, str]:
     """Reads every picture once; what cannot be read is left out, what is corrected is noted.
 
-    Raises UserError where labels have become wrong since they were looked at.
+    Also gives the digest of what was read. Raises UserError where labels have become wrong since they were
+    looked at.
     """
+    digest = ContentDigest(config.layout, config.names, has_truth)
     notes: dict[str, list[str]] = {}
     unlabelled = f"of {len(sources)} pictures have no label file and count as background"
     paths, sizes, labels = [], array("q"), GrowingRows()
     looked = each_in_parallel(checked_size, sources, title)
     for source, size, content in zip(sources, looked, _label_files(sources, has_truth), strict=True):
+        digest.add(source, content)
         if isinstance(size, str):
             notes.setdefault("pictures skipped", []).append(f"{source.image}: {size}")
             continue
@@ -282,7 +287,7 @@ def _check(
         labels.add(rows)
     problems = [_sentence(kind, entries) for kind, entries in notes.items()]
     sizes_wh = np.frombuffer(sizes, np.int64).reshape(-1, 2)
-    return CheckedPictures(PackedTexts(paths), sizes_wh, labels.packed(), problems)
+    return CheckedPictures(PackedTexts(paths), sizes_wh, labels.packed(), problems), str(digest)
 
 
 def checked_size(source: Source) -> tuple[int, int] | str:
@@ -310,7 +315,7 @@ def each_in_parallel(
     Some thousand items are under way at once: what waits in line for a thread takes a kilobyte. title: of the
     bar, None without one.
     """
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with abandonable(ThreadPoolExecutor(_THREADS)) as pool:
         blocks = (items[start : start + _BLOCK] for start in range(0, len(items), _BLOCK))
         results = (result for block in blocks for result in pool.map(work, block))
         console = Console(quiet=title is None)

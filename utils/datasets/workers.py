@@ -1,4 +1,4 @@
-"""The processes that make batches: how many, what signals do to them, and how it shows that one is gone."""
+"""Processes and threads that make things ready: how many, what signals do to them, how one's end shows."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 
@@ -14,6 +15,17 @@ def usable_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@contextmanager
+def abandonable(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]:
+    """The pool, until the block is over; where that ends early what is still in line is dropped."""
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
 def died(error: Exception) -> bool:

@@ -34,15 +34,15 @@ class Teachers:
         self.members, self.class_count = list(members), len(names)
         for member in self.members:
             member.fit_to(student, names, merged=merged)
-        known = [set(member.fit.classes.student) for member in self.members]
+        wanted = merged or names
+        known = [member.fit.classes.known(wanted) for member in self.members]
         common, self.note = set.intersection(*known), ""
         if any(own != common for own in known):
-            lost = [name for number, name in enumerate(names) if number not in common]
+            lost = [name for number, name in enumerate(wanted) if number not in common]
             if common:
-                self.note = (
-                    f"the teachers together: {len(common)} of {len(names)} classes are known to all of them; "
-                    f"no class term for {listed(lost)}"
-                )
+                shared = f"{len(common)} of {len(wanted)} classes are known to all of them"
+                what = "unknown" if merged else "no class term for"
+                self.note = f"the teachers together: {shared}; {what} {listed(lost)}"
             for member in self.members:
                 member.fit_to(student, names, common, merged)
         levels = [{pair.student for pair in member.fit.levels} for member in self.members]

@@ -86,11 +86,20 @@ class ClassMap:
     def all_as_one(
         cls, own: Sequence[str], merged: Sequence[str], name: str, only: Collection[int] | None = None
     ) -> ClassMap:
-        """From the teacher's classes `own` to the single class `name`, which the data's `merged` are."""
-        parts = cls.by_name(own, merged)
-        if not parts.teacher or only == set():
+        """From the teacher's classes `own` to the single class `name`, which the data's `merged` are.
+
+        `only` numbers of the merged ones count.
+        """
+        parts = cls.by_name(own, merged, only)
+        if not parts.teacher:
             return cls((), (), (name,), tuple(own))
         return cls((0,), parts.teacher, parts.unknown, parts.ignored, name)
+
+    def known(self, wanted: Sequence[str]) -> set[int]:
+        """Which of the data's classes, merged or not, the teacher knows."""
+        if not self.one:
+            return set(self.student)
+        return {number for number, name in enumerate(wanted) if name not in self.unknown}
 
     def pairs(self, own: Sequence[str], wanted: Sequence[str]) -> str:
         """Which of the data's classes is which of the teacher's, in words."""

@@ -11,6 +11,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, TypeVar
 
+from utils.datasets.workers import abandonable
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 BUDGET_BYTES = 256 << 20  # of pictures that wait, whatever their size; at least one always may
@@ -24,7 +26,7 @@ def read_ahead(items: Iterable[Item], size_of: Callable[[Item], int], depth: int
     """
     iterator, end = iter(items), object()
     waiting: deque[Future[Any]] = deque()
-    with ThreadPoolExecutor(1) as reader:
+    with abandonable(ThreadPoolExecutor(1)) as reader:
         waiting.append(reader.submit(next, iterator, end))
         while True:
             item = waiting.popleft().result()
@@ -41,16 +43,17 @@ def worked_ahead(
     size_of: Callable[[Result], int],
     depth: int,
     threads: int,
+    size_of_item: Callable[[Item], int] = lambda _: 0,
 ) -> Iterator[Result]:
     """The results of work on items in their order, up to `depth` of them ahead of their use.
 
-    Several threads work, and one more makes the items. size_of: a result's bytes, as in `read_ahead`. An
-    error is raised here, in its turn.
+    Several threads work, and one more makes the items. size_of, size_of_item: bytes of a result and of an
+    item, as in `read_ahead`. An error is raised here, in its turn.
     """
     waiting: deque[Future[Result]] = deque()
     places = 1
-    with ThreadPoolExecutor(threads) as pool:
-        for item in read_ahead(items, lambda _: 0, threads + 1):
+    with abandonable(ThreadPoolExecutor(threads)) as pool:
+        for item in read_ahead(items, size_of_item, threads + 1):
             waiting.append(pool.submit(work, item))
             while len(waiting) >= places:
                 result = waiting.popleft().result()

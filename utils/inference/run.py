@@ -35,7 +35,7 @@ from utils.inference.outputs import OutputChoice, Outputs
 from utils.inference.pipeline import Behind, in_groups, worked_ahead
 from utils.inference.predictor import Predictor, half_precision
 from utils.inference.preprocess import fitting_image_size
-from utils.inference.sources import FileSource, Unreadable, open_source
+from utils.inference.sources import FileSource, Piece, Unreadable, open_source
 from utils.inference.streams import StreamSource
 from utils.inference.viewer import Viewer
 from utils.reporting.console import Console
@@ -204,14 +204,15 @@ def _threads(detector: Detector) -> int:
 def _prepared(source: FileSource, detector: Detector, depth: int, threads: int) -> Iterator[Prepared]:
     """The frames of files ready for the network, made ahead by several threads."""
 
-    def prepare(load: Callable[[], Frame | Unreadable]) -> Prepared | Unreadable:
-        found = load()
+    def prepare(piece: Piece) -> Prepared | Unreadable:
+        found = piece.load()
         return found if isinstance(found, Unreadable) else detector.prepare(found)
 
     def size_of(found: Prepared | Unreadable) -> int:
         return found.frame.image.nbytes if isinstance(found, Prepared) else 0
 
-    for found in worked_ahead(prepare, source.pieces(), size_of, depth, threads):
+    pieces = source.pieces()
+    for found in worked_ahead(prepare, pieces, size_of, depth, threads, lambda piece: piece.size):
         if isinstance(found, Unreadable):
             source.skip(found)
         else:

@@ -46,6 +46,14 @@ class Unreadable:
     reason: str
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A frame to come: what gives it, and how many bytes wait in there already."""
+
+    load: Callable[[], Frame | Unreadable]
+    size: int = 0
+
+
 @dataclass
 class FileSource:
     """Pictures and videos from files; what cannot be read is skipped, told to `warn` and counted."""
@@ -62,25 +70,25 @@ class FileSource:
 
     def __iter__(self) -> Iterator[Frame]:
         """The pictures, and every `vid_stride`-th frame of the videos, in the order of the files."""
-        for load in self.pieces():
-            found = load()
+        for piece in self.pieces():
+            found = piece.load()
             if isinstance(found, Frame):
                 yield found
             else:
                 self.skip(found)
 
-    def pieces(self) -> Iterator[Callable[[], Frame | Unreadable]]:
-        """The same as calls, which several threads may do at once: reading pictures is put off till then."""
+    def pieces(self) -> Iterator[Piece]:
+        """The same, to be loaded by several threads at once: reading pictures is put off till then."""
         for index, path in enumerate(self.paths, start=1):
             place = f"{index}/{len(self.paths)}"
             if suffix_of(path) in IMAGE_SUFFIXES:
-                yield partial(_picture, path, place)
+                yield Piece(partial(_picture, path, place))
                 continue
             try:
                 for frame in self._video(path, place):
-                    yield partial(_same, frame)
+                    yield Piece(partial(_same, frame), frame.image.nbytes)
             except UnreadableImageError as error:
-                yield partial(_same, Unreadable(path, str(error)))
+                yield Piece(partial(_same, Unreadable(path, str(error))))
 
     def skip(self, lost: Unreadable) -> None:
         """Tells and counts what could not be read."""

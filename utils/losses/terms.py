@@ -69,12 +69,14 @@ class _AtOnce(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         with torch.enable_grad():
-            start = x.detach().requires_grad_()
+            # The gradient comes before a loss scale: in float16 much of it would be 0.
+            start = x.detach().float().requires_grad_()
             value = function(start)
         ctx.save_for_backward(*torch.autograd.grad(value, start))
+        ctx.dtype = x.dtype
         return value.detach()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
         (slope,) = ctx.saved_tensors
-        return None, gradients[0] * slope
+        return None, (gradients[0] * slope).to(ctx.dtype)

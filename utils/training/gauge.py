@@ -14,7 +14,7 @@ from utils.batch import StudentOutput
 class GradientTaps:
     """Gives each loss its own view of a network's output and adds up what comes back through it.
 
-    Measured is the gradient at the inputs of the Detect layer; where nothing trained leads there
+    Measured is the gradient at the inputs of the Detect layer; where nothing trained leads to one of them
     (`--freeze`), at its outputs. The head turns the one into the other, a product of matrices a level, and
     no loss is differentiated twice.
     """
@@ -22,7 +22,7 @@ class GradientTaps:
     def __init__(self, model: Model, output: StudentOutput) -> None:
         """`output` is one forward pass of the model."""
         self._head, self._output = model.head, output
-        self._at_inputs = output.features[0].requires_grad
+        self._at_inputs = all(feature.requires_grad for feature in output.features)
         self._slopes: list[dict[int, Tensor]] = []  # of each loss, by level
 
     def view(self) -> StudentOutput:
@@ -40,7 +40,8 @@ class GradientTaps:
         def of_feature(level: int) -> Callable[[Tensor], None]:
             return lambda slope: add(level, slope)
 
-        return StudentOutput(_seen(self._output.features, of_feature), _seen(self._output.levels, of_level))
+        features = _seen(self._output.features, of_feature) if at_inputs else self._output.features
+        return StudentOutput(features, _seen(self._output.levels, of_level))
 
     def norms(self) -> list[Tensor]:
         """The norm of each loss's gradient, a float32 scalar, once the backward pass is over."""

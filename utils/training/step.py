@@ -53,9 +53,10 @@ class TrainingStep(nn.Module):
         if self._taps is None:
             return {}
         norms, self._taps = self._taps.norms(), None
-        # Without a label in the batch there is nothing to compare with; such a step counts in no mean.
-        first, some = norms[0].clamp(min=1e-12), norms[0] > 0
-        ratios = [torch.where(some, norm / first, math.nan) for norm in norms[1:]]
+        # Without a label in the batch there is nothing to compare with, nor where float16 cannot hold the
+        # scaled gradients; such a step counts in no mean.
+        first, some = norms[0].clamp(min=1e-12), (norms[0] > 0) & norms[0].isfinite()
+        ratios = [torch.where(some & norm.isfinite(), norm / first, math.nan) for norm in norms[1:]]
         gauges = dict(zip(self.ratios, ratios, strict=True))
         for loss, ratio in zip(list(self.losses)[1:], ratios, strict=True):
             observe = getattr(loss, "observe", None)
