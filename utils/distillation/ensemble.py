@@ -40,9 +40,9 @@ class Teachers:
         if any(own != common for own in known):
             lost = [name for number, name in enumerate(wanted) if number not in common]
             if common:
-                shared = f"{len(common)} of {len(wanted)} classes are known to all of them"
+                in_common = f"{len(common)} of {len(wanted)} classes are known to all of them"
                 what = "unknown" if merged else "no class term for"
-                self.note = f"the teachers together: {shared}; {what} {listed(lost)}"
+                self.note = f"the teachers together: {in_common}; {what} {listed(lost)}"
             for member in self.members:
                 member.fit_to(student, names, common, merged)
         levels = [{pair.student for pair in member.fit.levels} for member in self.members]
