@@ -103,6 +103,12 @@ def remarks(results: Sequence[ArmResults], teachers: dict[str, dict[str, Any]]) 
         sums = {r.get("teacher_sha256") for e in results if e.arm.teacher == name for r in e.by_seed.values()}
         if len((sums | {record.get("teacher_sha256")}) - {None}) > 1:
             found += f"\nThe teacher `{name}` was trained again in between: not all rows have the same one.\n"
+    records = [record for entry in results for record in entry.by_seed.values()]
+    on_cpus = [record for record in records if str(record.get("machine", "")).startswith("cpu")]
+    reduced = ["--amp-dtype bf16" in record["command"] for record in on_cpus]
+    if any(reduced) and not all(reduced):
+        count = f"{reduced.count(False)} of the {len(reduced)} runs"
+        found += f"\n{count} were made on a CPU without bf16, and computed in float32.\n"
     return found
 
 

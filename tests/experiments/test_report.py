@@ -61,6 +61,16 @@ def test_rows_under_different_teachers_are_told(records):
     assert "`big` was trained again" in report.remarks(results, teachers)
 
 
+def test_runs_in_different_precisions_are_told(records):
+    results, teachers = records
+    for entry in results:
+        for record in entry.by_seed.values():
+            record |= {"machine": "cpu (1 threads)", "command": "train.py --amp-dtype bf16"}
+    assert report.remarks(results, teachers) == ""
+    results[1].by_seed[1]["command"] = "train.py"
+    assert "1 of the 5 runs were made on a CPU without bf16" in report.remarks(results, teachers)
+
+
 def test_a_folder_of_another_command_is_neither_taken_nor_trained_on(tmp_path, monkeypatch):
     calls, folder = [], tmp_path / "plain-s0"
     runner = Runner("cpu", tmp_path)
