@@ -30,7 +30,7 @@ from utils.datasets.sources import Source, list_sources
 from utils.datasets.voc import AnnotationError, object_names
 from utils.errors import UsageError, UserError
 from utils.fetch.progress import TransferBar
-from utils.reporting.naming import counted
+from utils.reporting.naming import counted, first_of
 
 YAML_NAME = "dataset.yaml"
 _LISTS = ("train", "val", "test")
@@ -81,10 +81,8 @@ def from_voc(config: DatasetConfig) -> Converted:
             lines = _voc_lines(source, size, config, found.notes, wrong) if has_truth else []
             items.append(Item(Path(source.image), Path(source.image).name, lines))
         if wrong:
-            shown = "; ".join(wrong[:_SHOWN]) + (" ..." if len(wrong) > _SHOWN else "")
-            raise UserError(
-                f"{counted(len(wrong), 'wrong annotation')}: {shown}", config.yaml_path, "mend them"
-            )
+            what = f"{counted(len(wrong), 'wrong annotation')}: {first_of(wrong, _SHOWN)}"
+            raise UserError(what, config.yaml_path, "mend them")
         found.splits[split] = items
     return found
 

@@ -26,7 +26,7 @@ from utils.datasets.sources import Source, list_sources
 from utils.datasets.workers import abandonable
 from utils.errors import UserError
 from utils.reporting.console import Console
-from utils.reporting.naming import counted
+from utils.reporting.naming import counted, first_of
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -239,9 +239,8 @@ def _annotation(source: Source, content: bytes | None, config: DatasetConfig) ->
 
 
 def _wrong_lines(mistakes: Sequence[str], config: DatasetConfig) -> UserError:
-    shown = "; ".join(mistakes[:_SHOWN]) + (" ..." if len(mistakes) > _SHOWN else "")
     return UserError(
-        f"{counted(len(mistakes), 'wrong label line')}: {shown}",
+        f"{counted(len(mistakes), 'wrong label line')}: {first_of(mistakes, _SHOWN)}",
         config.yaml_path,
         "correct them, or the names in the dataset YAML; train.py --check-data lists all",
     )
@@ -299,7 +298,7 @@ def checked_size(source: Source) -> tuple[int, int] | str:
 
 
 def _sentence(kind: str, entries: list[str]) -> str:
-    return f"{len(entries)} {kind}: {'; '.join(entries[:_SHOWN])}{' ...' if len(entries) > _SHOWN else ''}"
+    return f"{len(entries)} {kind}: {first_of(entries, _SHOWN)}"
 
 
 def in_parallel(work: Callable[[_In], _Out], items: Sequence[_In], title: str | None = None) -> list[_Out]:

@@ -6,9 +6,7 @@ import glob
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import TypeVar
 from urllib.parse import urlsplit
 
 import cv2
@@ -48,10 +46,23 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class Piece:
-    """A frame to come: what gives it, and how many bytes wait in there already."""
+    """A frame to come: of a picture that is not read yet, or one that is there, or the reason why it is not.
 
-    load: Callable[[], Frame | Unreadable]
-    size: int = 0
+    path, place: of the picture. found: None where it has to be read.
+    """
+
+    path: str
+    place: str = ""
+    found: Frame | Unreadable | None = None
+
+    @property
+    def size(self) -> int:
+        """How many bytes wait in here."""
+        return self.found.image.nbytes if isinstance(self.found, Frame) else 0
+
+    def load(self) -> Frame | Unreadable:
+        """The frame."""
+        return _picture(self.path, self.place) if self.found is None else self.found
 
 
 @dataclass
@@ -82,13 +93,13 @@ class FileSource:
         for index, path in enumerate(self.paths, start=1):
             place = f"{index}/{len(self.paths)}"
             if suffix_of(path) in IMAGE_SUFFIXES:
-                yield Piece(partial(_picture, path, place))
+                yield Piece(path, place)
                 continue
             try:
                 for frame in self._video(path, place):
-                    yield Piece(partial(_same, frame), frame.image.nbytes)
+                    yield Piece(path, found=frame)
             except UnreadableImageError as error:
-                yield Piece(partial(_same, Unreadable(path, str(error))))
+                yield Piece(path, found=Unreadable(path, str(error)))
 
     def skip(self, lost: Unreadable) -> None:
         """Tells and counts what could not be read."""
@@ -126,13 +137,6 @@ def _picture(path: str, place: str) -> Frame | Unreadable:
     except UnreadableImageError as error:
         return Unreadable(path, str(error))
     return Frame(image, without_password(path), place=place)
-
-
-_Found = TypeVar("_Found")
-
-
-def _same(found: _Found) -> _Found:
-    return found
 
 
 def open_source(source: str, vid_stride: int = 1, warn: Callable[[str], None] = print) -> Source:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import PurePath
 
 
@@ -16,6 +17,11 @@ def weights_name(path: str) -> str:
 def counted(number: int, noun: str, nouns: str = "") -> str:
     """A number of things: 1 picture, 1200 pictures; `nouns` where an s does not make the plural."""
     return f"{number} {noun if number == 1 else nouns or noun + 's'}"
+
+
+def first_of(entries: Sequence[str], most: int) -> str:
+    """The first sentences of a list, and whether there are more."""
+    return "; ".join(entries[:most]) + (" ..." if len(entries) > most else "")
 
 
 def short_title(title: str, most: int = 34) -> str:
