@@ -66,6 +66,19 @@ class Detect(nn.Module):
         return (rows @ weight.to(rows.dtype)).permute(0, 3, 1, 2)
 
     @torch.no_grad()
+    def keep_classes(self, numbers: Sequence[int]) -> None:
+        """Makes the outputs those of these classes alone, in this order. For inference alone."""
+        rows = torch.tensor([*range(5), *(5 + number for number in numbers)])
+        rows = (torch.arange(self.na)[:, None] * self.no + rows).flatten()
+        self.nc, self.no = len(numbers), 5 + len(numbers)
+        for convolution in self.m:
+            assert isinstance(convolution, nn.Conv2d)
+            for name, values in list(convolution.named_parameters()):
+                kept = nn.Parameter(values[rows.to(values.device)], requires_grad=False)
+                setattr(convolution, name, kept)
+            convolution.out_channels = len(rows)
+
+    @torch.no_grad()
     def _start_biases(self) -> None:
         """Starts at about 8 objects in an image of 640 px, and rare classes.
 
@@ -220,6 +233,14 @@ class Model(nn.Module):
                 decoded[..., 0] = width - decoded[..., 0]
             parts.append(decoded)
         return torch.cat(parts, 1)
+
+    def keep_classes(self, numbers: Sequence[int], names: Sequence[str]) -> None:
+        """Leaves these of its classes, in this order and under these names. For good, and for inference.
+
+        Objectness stays as it is: that of an object of any class it was trained on.
+        """
+        self.head.keep_classes(numbers)
+        self.nc, self.names = len(numbers), list(names)
 
     def fuse(self) -> Model:
         """Folds batch norms into convolutions, for good; the model is in evaluation mode then."""

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from models.yolo import Model
 from utils.config.dataset import DatasetConfig
 from utils.config.options import TestOptions as Options  # not a class of tests
 from utils.datasets.index import DatasetIndex
+from utils.errors import UserError
 from utils.evaluation.coco import CocoResults
-from utils.evaluation.run import _loader, _Report
+from utils.evaluation.run import _loader, _Report, fit_classes
 from utils.reporting.console import Console
 
 
@@ -49,3 +52,51 @@ def test_predictions_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.
         report._score_with_coco(coco, config, Console())
     assert json.loads(path.read_text(encoding="utf-8")) == []
     assert [found.name for found in path.parent.iterdir()] == [path.name]
+
+
+def _network(names: list[str]) -> Model:
+    torch.manual_seed(0)
+    network = Model("models/yolov5n.yaml", nc=len(names))
+    network.names = names
+    return network.eval()
+
+
+def test_a_network_of_more_classes_answers_in_the_datas(capsys) -> None:
+    network = _network(["airplane", "bicycle", "truck", "tv"])
+    images = torch.rand(1, 3, 64, 64)
+    before = network(images)[0]
+    fit_classes(network, ["TV monitor", "aeroplane"], Path("w.pt"), Path("d.yaml"), False, Console())
+    assert network.names == ["TV monitor", "aeroplane"]
+    assert network.nc == network.head.nc == 2
+    after = network(images)[0]
+    torch.testing.assert_close(after, before[..., [0, 1, 2, 3, 4, 8, 5]], rtol=1e-5, atol=1e-5)
+    told = capsys.readouterr().out
+    assert "TV monitor = tv, aeroplane = airplane" in told
+    assert "its other 2 classes left out" in told
+
+
+def test_the_same_classes_in_another_order_are_taken_by_name(capsys) -> None:
+    network = _network(["cat", "dog"])
+    bias = network.head.m[0].bias.detach().view(3, 7).clone()
+    fit_classes(network, ["dog", "cat"], Path("w.pt"), Path("d.yaml"), False, Console())
+    assert torch.equal(network.head.m[0].bias.view(3, 7), bias[:, [0, 1, 2, 3, 4, 6, 5]])
+    assert "left out" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("single_cls", [False, True, None])
+def test_classes_that_a_network_does_not_know_are_refused(single_cls) -> None:
+    network = _network(["cat", "dog", "cow"])
+    case = (network, ["cat", "bird"], Path("w.pt"), Path("d.yaml"), single_cls, Console())
+    if single_cls:
+        fit_classes(*case)
+    else:
+        with pytest.raises(UserError, match=r"knows 3 classes .*d\.yaml has 2 classes \(cat, bird\)"):
+            fit_classes(*case)
+    assert network.nc == 3
+
+
+def test_other_names_of_the_same_number_are_told(capsys) -> None:
+    network = _network(["class0", "class1"])
+    fit_classes(network, ["cat", "dog"], Path("w.pt"), Path("d.yaml"), None, Console())
+    assert "called differently in w.pt and d.yaml: 'class0' / 'cat'" in capsys.readouterr().err
+    assert network.names == ["class0", "class1"]

@@ -18,7 +18,7 @@ from utils.distillation.teacher import InStudentsTerms, Teacher
 from utils.errors import UserError
 from utils.evaluation.disagreement import DisagreementPictures
 from utils.evaluation.evaluate import evaluate
-from utils.evaluation.run import check_classes
+from utils.evaluation.run import fit_classes
 from utils.inference.predictor import prepare_model
 from utils.inference.preprocess import fitting_image_size
 from utils.reporting.console import Console
@@ -32,9 +32,10 @@ def draw_disagreement(options: CompareOptions, console: Console) -> Path:
         resolve_weights(name, options.fetches) for name in (options.weights, options.teacher)
     )
     checkpoint = read_checkpoint(weights)
-    check_classes(checkpoint.names, config.names, weights, config.yaml_path, None, console)
+    student = build_model(checkpoint)
+    fit_classes(student, config.names, weights, config.yaml_path, None, console)
     index = build_index(config, options.task)
-    student = prepare_model(build_model(checkpoint), device)
+    student = prepare_model(student, device)
     teacher = Teacher.from_file(teacher_path, device)
     teacher.fit_to(student, index.names)
     if not teacher.fit.classes.student:

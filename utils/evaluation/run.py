@@ -28,6 +28,7 @@ from utils.datasets.download import get_dataset
 from utils.datasets.index import DatasetIndex, build_index
 from utils.datasets.loader import BatchLoader, eval_loader
 from utils.device import advice_on_memory, select_device
+from utils.distillation.matching import ClassMap
 from utils.distributed import from_main, joined_ranks, main_first, rank
 from utils.errors import UserError
 from utils.evaluation.coco import (
@@ -139,7 +140,7 @@ def _network(
         assert isinstance(network, Model)
         (size,) = fitting_image_size([options.imgsz], network.size_multiple, console)
         size_hw = size, size
-    check_classes(network.names, config.names, weights, config.yaml_path, options.single_cls, console)
+    fit_classes(network, config.names, weights, config.yaml_path, options.single_cls, console)
     console.info(f"{weights} on {network_in_words(network, device, size_hw)}")
     return network, size, half
 
@@ -155,19 +156,31 @@ def _remark_on(network: Exported, options: TestOptions, console: Console) -> Non
         )
 
 
-def check_classes(
-    own: Sequence[str],
+def fit_classes(
+    network: Model | Exported,
     wanted: Sequence[str],
     weights: Path,
     data: Path,
     single_cls: bool | None,
     console: Console,
 ) -> None:
-    """Raises UserError, naming both, where the weights know another number of classes than the data.
+    """Lets a network answer in the data's classes, by their names where it knows all of them.
 
-    single_cls: whether all classes are one, None where there is no such option.
+    What it finds of other classes is left out. single_cls: whether all classes are one, None where
+    there is no such option. Raises UserError, naming both, where names do not match and the numbers of
+    classes differ.
     """
     if single_cls:
+        return
+    own = list(network.names)
+    classes = ClassMap.by_name(own, wanted)
+    if isinstance(network, Model) and not classes.unknown and not classes.is_identity:
+        network.keep_classes(classes.teacher, wanted)
+        rest = f"; its other {counted(len(classes.ignored), 'class', 'classes')} left out"
+        console.info(
+            f"{weights}: classes are matched by name, {classes.pairs(own, wanted)}"
+            + (rest if classes.ignored else "")
+        )
         return
     if len(own) != len(wanted):
         raise UserError(
