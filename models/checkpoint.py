@@ -76,7 +76,7 @@ def build_model(
     """
     model, state = _laid_out(checkpoint, nc, cfg)
     model.load_state_dict({name: value.clone() for name, value in state.items()}, assign=True)
-    model.yaml["anchors"] = _listed_anchors(model)
+    model.yaml["anchors"] = listed_anchors(model)
     if len(checkpoint.names) == model.nc:
         model.names = list(checkpoint.names)
     return model
@@ -109,24 +109,6 @@ def _laid_out(
     return model, state
 
 
-def transfer_weights(model: Model, checkpoint: Checkpoint, exclude_anchors: bool = False) -> tuple[int, int]:
-    """Copies the entries whose name and shape agree; gives how many did, and of how many.
-
-    `exclude_anchors` leaves the model its own anchors.
-    """
-    own = model.state_dict()
-    fitting = {
-        name: value
-        for name, value in checkpoint.state.items()
-        if name in own
-        and own[name].shape == value.shape
-        and not (exclude_anchors and name.endswith(".anchors"))
-    }
-    model.load_state_dict(fitting, strict=False)
-    model.yaml["anchors"] = _listed_anchors(model)
-    return len(fitting), len(own)
-
-
 def save_checkpoint(
     path: Path, *, model: Model, epoch: int, best_fitness: float | None, meta: Mapping[str, Any]
 ) -> None:
@@ -134,7 +116,7 @@ def save_checkpoint(
 
     Tensors are float16, except anchors and what float16 cannot hold. Loads with `weights_only=True`.
     """
-    cfg = {**model.yaml, "nc": model.nc, "anchors": _listed_anchors(model)}
+    cfg = {**model.yaml, "nc": model.nc, "anchors": listed_anchors(model)}
     content = {
         "format": FORMAT,
         "version": VERSION,
@@ -171,7 +153,7 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no place in a weight file")
 
 
-def _listed_anchors(model: Model) -> list[list[float]]:
+def listed_anchors(model: Model) -> list[list[float]]:
     """The model's anchors as a config writes them, in px."""
     return [[round(size, 4) for size in level] for level in model.anchors_px.flatten(1).tolist()]
 

@@ -84,10 +84,11 @@ def test_a_teacher_in_reduced_precision_says_what_it_says_under_autocast(images)
     assert kinds == {torch.bfloat16} and next(own.model.parameters()).dtype is torch.float32
     with torch.autocast("cpu", torch.bfloat16):
         found = teacher(images)
+    alone = teacher(images)  # beside a student in float32
     judged = InStudentsTerms(teacher, len(NAMES))
     levels = judged.forward_head(judged.forward_features(images))
-    for got, other, raw in zip(found.levels, levels, wanted.levels, strict=True):
-        assert torch.equal(got, raw) and torch.equal(other, raw)
+    for got, other, raw, own_way in zip(found.levels, levels, wanted.levels, alone.levels, strict=True):
+        assert torch.equal(got, raw) and torch.equal(other, raw) and torch.equal(own_way, raw)
     assert judged.decode_levels(levels).dtype is torch.float32
     teacher.assert_unchanged()
     with torch.no_grad():

@@ -10,8 +10,9 @@ import torch
 import yaml
 
 from models import checkpoint as files
-from models.checkpoint import build_model, read_checkpoint, save_checkpoint, transfer_weights
+from models.checkpoint import build_model, read_checkpoint, save_checkpoint
 from models.places import resolve_weights
+from models.transfer import transfer_weights
 from models.yolo import Model
 from utils.errors import UserError
 

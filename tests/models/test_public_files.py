@@ -14,8 +14,9 @@ from torch import nn
 import models.common
 import models.yolo
 from models.archive import load_content, module_state
-from models.checkpoint import build_model, read_checkpoint, save_checkpoint, transfer_weights
+from models.checkpoint import build_model, read_checkpoint, save_checkpoint
 from models.inert import Inert
+from models.transfer import transfer_weights
 from models.yolo import Model
 from utils.errors import UserError
 

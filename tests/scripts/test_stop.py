@@ -20,6 +20,7 @@ from utils.config.options import DistillOptions, TrainOptions
 from utils.datasets.workers import outlive_signals
 from utils.device import DeadWorkerError
 from utils.distillation.recipe import distillation_recipe
+from utils.distillation.teacher import Teacher
 from utils.errors import StoppedError
 from utils.evaluation.evaluate import EvaluationResult
 from utils.losses.recipe import plain_recipe
@@ -247,10 +248,35 @@ def test_a_run_computes_in_float32_where_reduced_precision_disagrees(
     assert warnings == [wanted] and kinds == [None] * 4
 
 
-def test_a_rank_without_validation_batches_does_not_object_to_reduced_precision():
+@pytest.mark.parametrize("agreeing", [True, False])
+def test_beside_a_run_in_float32_a_teacher_may_answer_in_bf16(
+    agreeing, small_set, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.setattr("utils.training.precision.cpu_computes_bf16", lambda: True)
+    kinds = []
+    real = Teacher.__call__
+    monkeypatch.setattr(Teacher, "__call__", lambda self, *a: kinds.append(self.dtype) or real(self, *a))
+    weights = tmp_path / "teacher.pt"
+    if agreeing:
+        torch.manual_seed(0)
+        model = Model(ROOT / "models/yolov5n.yaml", nc=3)
+        save_checkpoint(weights, model=model, epoch=0, best_fitness=0.0, meta={})
+    else:
+        overdone(weights)
+    words = words_of(small_set, tmp_path, "--epochs", 1, "--teacher", weights)
+    train(*words, kind=DistillOptions)
+    assert kinds == [torch.bfloat16 if agreeing else None] * 4
+    assert ("does not say what" in capfd.readouterr().err) != agreeing
+    train(*words, "--no-amp", kind=DistillOptions)
+    assert kinds[4:] == [None] * 4
+
+
+def test_a_rank_without_validation_batches_does_not_object_to_reduced_precision(monkeypatch):
     run = object.__new__(TrainingRun)
     run.model, run.losses, run.val_loader, run.device = None, [], [], torch.device("cpu")
     step = TrainingStep(Model(ROOT / "models/demo-student.yaml", nc=1), [])
     trainer = SimpleNamespace(amp_dtype=torch.bfloat16, step=step)
+    run.options = TrainOptions(amp_dtype="bf16")
+    monkeypatch.setattr("utils.training.precision.cpu_computes_bf16", lambda: True)
     run._check_precision(trainer)
     assert trainer.amp_dtype is torch.bfloat16

@@ -148,7 +148,8 @@ class Distiller(nn.Module):
         """Lets every teacher run as `compiled` makes it, beginning with images (B, 3, H, W) like these."""
         for member in self.teachers.members:
             member.body = compiled(member.body)
-            member.body(fitted(images, member))
+            with member.precision():
+                member.body(fitted(images, member))
 
     def replay_networks(self, replayed: Callable[[Body], Body]) -> None:
         """Lets every frozen teacher run as `replayed` makes it; its maps are good until its next call."""
@@ -157,7 +158,7 @@ class Distiller(nn.Module):
                 member.body = replayed(member.body)
 
     def compute_in(self, dtype: torch.dtype) -> None:
-        """Keeps the weights of frozen teachers in the reduced precision of the run."""
+        """Keeps the weights of frozen teachers in the reduced precision that they answer in."""
         for member in self.teachers.members:
             member.compute_in(dtype)
 

@@ -5,7 +5,6 @@ Shapes: B images, A anchors, H W grid, K classes of the data, C of them that the
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,13 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from models.names import partners
 from models.yolo import Detect, Model, class_bias
 from utils.batch import StudentOutput
 from utils.errors import UserError
 from utils.reporting.naming import counted
 
-# VOC's words for what COCO calls otherwise, as `plain` spells both.
-_COCO_WORDS = {"aeroplane": "airplane", "motorbike": "motorcycle", "sofa": "couch", "tvmonitor": "tv"}
 # The logit of its class that a network of a single class begins with and keeps.
 _CERTAIN = class_bias(1)
 
@@ -70,7 +68,7 @@ class ClassMap:
         cls, own: Sequence[str], wanted: Sequence[str], only: Collection[int] | None = None
     ) -> ClassMap:
         """From the teacher's classes `own` and those of the data; `only` numbers of the latter count."""
-        numbers = _partners(own, wanted)
+        numbers = partners(own, wanted)
         if only is not None:
             numbers = [number if mine in only else None for mine, number in enumerate(numbers)]
         pairs = [(mine, theirs) for mine, theirs in enumerate(numbers) if theirs is not None]
@@ -231,32 +229,6 @@ def objectness_of(level: Tensor, classes: Tensor) -> Tensor:
     share = scores.index_select(-1, classes).amax(-1) / scores.amax(-1).clamp(min=1e-6)
     probability = level[..., 4].float().sigmoid() * share
     return probability.clamp(1e-6, 1 - 1e-6).logit()
-
-
-def _partners(own: Sequence[str], wanted: Sequence[str]) -> list[int | None]:
-    """For each wanted name the number of its partner among the own, each of which has one at the most.
-
-    A name that is spelled the same goes before one that is only alike, and that before another word.
-    """
-    free = dict(enumerate(own))
-    found: list[int | None] = [None] * len(wanted)
-    for alike in (str, plain, _word):
-        for mine, name in enumerate(wanted):
-            if found[mine] is None:
-                partner = next((n for n, other in free.items() if alike(other) == alike(name)), None)
-                found[mine] = partner
-                free = {n: other for n, other in free.items() if n != partner}
-    return found
-
-
-def plain(name: str) -> str:
-    """A class name without what people spell differently."""
-    return re.sub(r"[\s_-]+", "", name.casefold())
-
-
-def _word(name: str) -> str:
-    """COCO's word for a class name."""
-    return _COCO_WORDS.get(plain(name), plain(name))
 
 
 def listed(names: Sequence[str]) -> str:

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.checkpoint import build_model, read_checkpoint
+from models.names import plain
 from models.yolo import Model
-from utils.distillation.matching import ClassMap, Fit, fit_networks, listed, plain
+from utils.distillation.matching import ClassMap, Fit, fit_networks, listed
 from utils.errors import UserError
 from utils.losses.recipe import Body
 
@@ -77,7 +78,7 @@ class Teacher:
         return teacher
 
     def compute_in(self, dtype: torch.dtype) -> None:
-        """Keeps a frozen teacher's convolutions in the reduced precision that the run computes in.
+        """Keeps a frozen teacher's convolutions in the reduced precision that it computes in from now on.
 
         The numbers are those of autocast, which would convert all weights anew in every step: it keeps
         converted ones only of what is trained.
@@ -91,10 +92,11 @@ class Teacher:
         self.dtype, self._fingerprint = dtype, checksum(self.model)
 
     def precision(self) -> AbstractContextManager[object]:
-        """The precision to call its network in, outside of a step; without its own what is set."""
-        if self.dtype is None:
+        """The precision to call its network in: its own, where nobody has set another already."""
+        kind = next(self.model.parameters()).device.type
+        if self.dtype is None or torch.is_autocast_enabled(kind):
             return nullcontext()
-        return torch.autocast(next(self.model.parameters()).device.type, self.dtype)
+        return torch.autocast(kind, self.dtype)
 
     def fit_to(
         self,
@@ -167,8 +169,9 @@ class Teacher:
     def __call__(self, images: Tensor) -> TeacherOutput:
         """One batched forward of images (B, 3, H, W), 0..1."""
         assert not self.model.training, "the teacher must stay in evaluation mode"
-        features = self.body(fitted(images, self))
-        levels = self.model.forward_head(features)
+        with self.precision():
+            features = self.body(fitted(images, self))
+            levels = self.model.forward_head(features)
         size = (images.shape[2], images.shape[3])
         seen = tuple(pair.cut(features[pair.teacher], size) for pair in self.fit.levels)
         # Grid before outputs: cut the two dimensions in the middle.

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.checkpoint import build_model, read_checkpoint, transfer_weights
+from models.checkpoint import build_model, read_checkpoint
+from models.transfer import transfer_weights
 from models.yolo import Model
 from utils.boxes import NmsRules
 from utils.errors import UserError

@@ -44,6 +44,17 @@ def amp_dtype(wanted: bool, kind: str, device: torch.device) -> torch.dtype | No
     return torch.float16
 
 
+def answering_dtype(wanted: bool, kind: str, device: torch.device) -> torch.dtype | None:
+    """The reduced precision of networks that are only asked: that of the run, `amp_dtype`.
+
+    Beside a run in float32 it is bf16 on a CPU that computes it: answers need no more than that.
+    """
+    dtype = amp_dtype(wanted, kind, device)
+    if dtype is None and wanted and device.type == "cpu" and cpu_computes_bf16():
+        return torch.bfloat16
+    return dtype
+
+
 def cpu_computes_bf16() -> bool:
     """Whether this machine's CPU has instructions for bf16; without, torch converts back and forth."""
     capabilities = getattr(torch.cpu, "get_capabilities", dict)  # a torch before 2.12 does not tell

@@ -34,7 +34,7 @@ from utils.training.ema import ModelEma
 from utils.training.loop import BAR_FACTS, EpochHooks, Trainer, means_over_ranks
 from utils.training.patience import why_over
 from utils.training.pictures import RunPictures
-from utils.training.precision import disagreeing
+from utils.training.precision import answering_dtype, disagreeing
 from utils.training.records import RunRecords
 from utils.training.resume import check_pictures, lasting, note_launch, resumed
 from utils.training.step import TrainingStep
@@ -152,18 +152,22 @@ class TrainingRun:
         return trainer
 
     def _check_precision(self, trainer: Trainer) -> None:
-        """Turns reduced precision off where the network or a teacher says something else than in float32."""
-        dtype = trainer.amp_dtype
-        if dtype is None:
+        """Turns reduced precision off where the network or a teacher says something else than in float32.
+
+        Teachers then answer in theirs, which a run in float32 may have for them alone.
+        """
+        dtype = answering_dtype(self.options.amp, self.options.amp_dtype, self.device)
+        learning = {} if trainer.amp_dtype is None else {"this network": self.model}
+        networks = {**learning, **self._from_losses("networks")}
+        if dtype is None or not networks:
             return
-        networks = {"this network": self.model, **self._from_losses("networks")}
         batch = next(iter(self.val_loader), None)  # there may be fewer batches than ranks
         images = None if batch is None else batch.to(self.device).to_float().images
         for name in disagreeing(networks, images, dtype):
             kind = str(dtype).removeprefix("torch.")
             self.console.warn(f"in {kind} {name} does not say what it says in float32: --amp is off")
-            trainer.amp_dtype = None
-        trainer.step.compute_in(trainer.amp_dtype)
+            trainer.amp_dtype = dtype = None
+        trainer.step.compute_in(dtype)
 
     def _from_losses(self, hook: str) -> dict[str, Any]:
         """What the losses that have this hook give, together."""

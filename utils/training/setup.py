@@ -11,8 +11,9 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from models.checkpoint import check_network, read_checkpoint, transfer_weights
+from models.checkpoint import check_network, read_checkpoint
 from models.places import resolve_weights
+from models.transfer import transfer_head, transfer_weights
 from models.yolo import Model
 from utils.batch import Batch
 from utils.config.dataset import DatasetConfig, load_dataset_config
@@ -27,6 +28,7 @@ from utils.distributed import is_distributed, world_size
 from utils.errors import UsageError, UserError
 from utils.losses.detection import DetectionLoss, LossGains
 from utils.reporting.console import Console
+from utils.reporting.naming import counted
 from utils.training.autoanchor import check_anchors
 from utils.training.ema import ModelEma
 from utils.training.guard import INTERVAL, StepGuard
@@ -138,6 +140,10 @@ def build_network(
         own_anchors = bool(options.cfg) or hyp.anchors is not None
         matched, total = transfer_weights(model, checkpoint, exclude_anchors=own_anchors)
         console.info(f"{weights}: {matched} of {total} weights fit the network")
+        known = transfer_head(model, checkpoint) if options.head_by_name else []
+        if known:
+            these = f"{len(known)} of {counted(len(names), 'class', 'classes')}"
+            console.info(f"its head knows {these} by name, and goes on with what it knows")
     return model
 
 

@@ -68,7 +68,7 @@ class TrainingStep(nn.Module):
         return gauges
 
     def compute_in(self, dtype: torch.dtype | None) -> None:
-        """Tells the losses the reduced precision of the forward pass, None for float32."""
+        """Tells the losses in which reduced precision to ask other networks, None for float32."""
         for loss in self.losses:
             compute_in = getattr(loss, "compute_in", None)
             if compute_in is not None and dtype is not None:
