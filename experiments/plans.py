@@ -224,7 +224,10 @@ PLANS = {
         224,
         12,
         (*PUBLIC, *NEW_HEAD),
-        long_runs("voc-s-fine"),
+        (
+            *long_runs("voc-s-fine"),
+            Arm("coco", "`response`, the public yolov5s as it is", RESPONSE, "coco-s"),
+        ),
         split="val",
         choice="last",
         common=(*SMALL_SET, "--noval"),

@@ -14,14 +14,18 @@ def partners(own: Sequence[str], wanted: Sequence[str]) -> list[int | None]:
 
     A name that is spelled the same goes before one that is only alike, and that before another word.
     """
-    free = dict(enumerate(own))
     found: list[int | None] = [None] * len(wanted)
+    taken: set[int] = set()
     for alike in (str, plain, _word):
+        free: dict[str, list[int]] = {}
+        for number in range(len(own) - 1, -1, -1):  # the first of equal names is the last of its list
+            if number not in taken:
+                free.setdefault(alike(own[number]), []).append(number)
         for mine, name in enumerate(wanted):
-            if found[mine] is None:
-                partner = next((n for n, other in free.items() if alike(other) == alike(name)), None)
-                found[mine] = partner
-                free = {n: other for n, other in free.items() if n != partner}
+            others = free.get(alike(name)) if found[mine] is None else None
+            if others:
+                partner = found[mine] = others.pop()
+                taken.add(partner)
     return found
 
 

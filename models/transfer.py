@@ -3,51 +3,75 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from models.checkpoint import Checkpoint, listed_anchors
 from models.names import partners
 from models.yolo import Model
 
 
-def transfer_weights(model: Model, checkpoint: Checkpoint, exclude_anchors: bool = False) -> tuple[int, int]:
+def transfer_weights(
+    model: Model, checkpoint: Checkpoint, exclude_anchors: bool = False, exclude_head: bool = False
+) -> tuple[int, int]:
     """Copies the entries whose name and shape agree; gives how many did, and of how many.
 
-    `exclude_anchors` leaves the model its own anchors.
+    `exclude_anchors` leaves the model its own anchors, `exclude_head` its own convolutions of the head.
     """
-    own = model.state_dict()
+    own, head = model.state_dict(), _head_of(model)
     fitting = {
         name: value
         for name, value in checkpoint.state.items()
         if name in own
         and own[name].shape == value.shape
         and not (exclude_anchors and name.endswith(".anchors"))
+        and not (exclude_head and name.startswith(f"{head}.m."))
     }
     model.load_state_dict(fitting, strict=False)
     model.yaml["anchors"] = listed_anchors(model)
     return len(fitting), len(own)
 
 
-@torch.no_grad()
-def transfer_head(model: Model, checkpoint: Checkpoint) -> list[int]:
-    """Copies the head's outputs for boxes, objectness and the classes that both know by name.
+def known_by_name(model: Model, checkpoint: Checkpoint) -> dict[int, int]:
+    """The model's classes that weights know under another number, or beside other classes: number to number.
 
-    Where the heads differ in their classes alone, in number or in order; `transfer_weights` leaves such a
-    head as new as it is. Gives the numbers of the model's classes that were taken over.
+    Empty where both have the same classes in the same order, and where they share none.
     """
     numbers = partners(checkpoint.names, model.names)
-    known = {mine: theirs for mine, theirs in enumerate(numbers) if theirs is not None}
-    if not known or numbers == list(range(len(checkpoint.names))):
-        return []
-    head, outputs = model.head, 5 + len(checkpoint.names)
+    if numbers == list(range(len(checkpoint.names))):
+        return {}
+    return {mine: theirs for mine, theirs in enumerate(numbers) if theirs is not None}
+
+
+def has_anchors_of(model: Model, checkpoint: Checkpoint) -> bool:
+    """Whether the model's boxes are relative to the anchors of these weights."""
+    theirs, own = checkpoint.state.get(f"{_head_of(model)}.anchors"), model.head.anchors.cpu()
+    return theirs is not None and theirs.shape == own.shape and torch.allclose(theirs.float(), own, rtol=1e-3)
+
+
+@torch.no_grad()
+def transfer_head(model: Model, checkpoint: Checkpoint) -> bool:
+    """Copies the head's outputs for boxes, objectness and the classes of `known_by_name`.
+
+    Of a single class, on either side, boxes and objectness alone: its output begins certain and is not
+    trained. Whether the heads fit, which may differ in their classes alone.
+    """
+    known, head = known_by_name(model, checkpoint), model.head
+    if 1 in (model.nc, len(checkpoint.names)):
+        known = {}
     rows = torch.tensor([0, 1, 2, 3, 4, *(5 + mine for mine in known)])
     others = torch.tensor([0, 1, 2, 3, 4, *(5 + theirs for theirs in known.values())])
-    pairs = []
-    for name, own in head.m.named_parameters(f"model.{len(model.model) - 1}.m"):
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for name, own in head.m.named_parameters(f"{_head_of(model)}.m"):
         value = checkpoint.state.get(name)
-        if value is None or value.shape != (head.na * outputs, *own.shape[1:]):
-            return []
-        pairs.append((own, value))
-    for own, value in pairs:
-        views = [each.view(head.na, -1, *each.shape[1:]) for each in (own, value.to(own))]
-        views[0][:, rows] = views[1][:, others]
-    return list(known)
+        if value is None or value.shape != (head.na * (5 + len(checkpoint.names)), *own.shape[1:]):
+            return False
+        pairs.append((own, value.to(own)))
+    for pair in pairs:
+        mine, theirs = (values.view(head.na, -1, *values.shape[1:]) for values in pair)
+        mine[:, rows] = theirs[:, others]
+    return True
+
+
+def _head_of(model: Model) -> str:
+    """The name of the head in the state dict."""
+    return f"model.{len(model.model) - 1}"

@@ -90,6 +90,11 @@ class Detect(nn.Module):
             bias[:, 5:] += class_bias(self.nc)
 
 
+def default_names(nc: int) -> list[str]:
+    """What classes are called that nobody has named."""
+    return [f"class{index}" for index in range(nc)]
+
+
 def class_bias(nc: int) -> float:
     """What the class logits begin at: all of nc classes are rare, a single one is certain."""
     return math.log(0.6 / (nc - 0.99999))
@@ -158,7 +163,7 @@ class Model(nn.Module):
         layers = build_layers(config.content, config.channels, config.where)
         self.yaml: dict[str, Any] = config.content
         self.nc, self.channels = config.nc, config.channels
-        self.names = [f"class{index}" for index in range(self.nc)]
+        self.names = default_names(self.nc)
         self.size_multiple = math.ceil(max(port.stride for port in layers.ports))
         self._sources = layers.sources
         self._kept = {i for index, sources in enumerate(layers.sources) for i in sources if i != index - 1}

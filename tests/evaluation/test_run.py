@@ -16,6 +16,8 @@ from utils.datasets.index import DatasetIndex
 from utils.errors import UserError
 from utils.evaluation.coco import CocoResults
 from utils.evaluation.run import _loader, _Report, fit_classes
+from utils.inference.exported import Exported
+from utils.inference.facts import ExportFacts, NmsInside
 from utils.reporting.console import Console
 
 
@@ -84,19 +86,52 @@ def test_the_same_classes_in_another_order_are_taken_by_name(capsys) -> None:
 
 
 @pytest.mark.parametrize("single_cls", [False, True, None])
-def test_classes_that_a_network_does_not_know_are_refused(single_cls) -> None:
+@pytest.mark.parametrize("wanted", [["cat", "bird"], ["dog", "cat", "bird"]])
+def test_classes_that_a_network_does_not_know_are_refused(wanted, single_cls) -> None:
     network = _network(["cat", "dog", "cow"])
-    case = (network, ["cat", "bird"], Path("w.pt"), Path("d.yaml"), single_cls, Console())
+    case = (network, wanted, Path("w.pt"), Path("d.yaml"), single_cls, Console())
     if single_cls:
         fit_classes(*case)
     else:
-        with pytest.raises(UserError, match=r"knows 3 classes .*d\.yaml has 2 classes \(cat, bird\)"):
+        with pytest.raises(UserError, match=rf"knows 3 classes .*d\.yaml has {len(wanted)} classes \("):
             fit_classes(*case)
     assert network.nc == 3
 
 
 def test_other_names_of_the_same_number_are_told(capsys) -> None:
-    network = _network(["class0", "class1"])
-    fit_classes(network, ["cat", "dog"], Path("w.pt"), Path("d.yaml"), None, Console())
-    assert "called differently in w.pt and d.yaml: 'class0' / 'cat'" in capsys.readouterr().err
-    assert network.names == ["class0", "class1"]
+    network = _network(["class0", "aeroplane", "class2"])
+    fit_classes(network, ["cat", "airplane", "dog"], Path("w.pt"), Path("d.yaml"), None, Console())
+    assert "called differently in w.pt and d.yaml: 'class0' / 'cat', 'class2'" in capsys.readouterr().err
+    assert network.names == ["class0", "aeroplane", "class2"]
+
+
+def test_names_that_nobody_has_given_match_none() -> None:
+    network = Model("models/yolov5n.yaml", nc=3)
+    with pytest.raises(UserError, match="knows 3 classes"):
+        fit_classes(network, ["class1", "class0"], Path("w.pt"), Path("d.yaml"), None, Console())
+
+
+class _Given(Exported):
+    """Gives what it was given."""
+
+    kind = "given"
+    output: torch.Tensor
+
+    def run(self, images: torch.Tensor) -> torch.Tensor:
+        return self.output
+
+
+@pytest.mark.parametrize("nms", [None, NmsInside(conf_thres=0.25, iou_thres=0.45, max_det=300)])
+def test_an_exported_network_of_more_classes_answers_in_the_datas(nms) -> None:
+    facts = ExportFacts(stride=32, names=("a", "b", "c"), shape=(None, None, None), nms=nms)
+    network = _Given(Path("w.onnx"), facts, torch.device("cpu"))
+    fit_classes(network, ["c", "a"], Path("w.onnx"), Path("d.yaml"), False, Console())
+    assert list(network.names) == ["c", "a"] and network.nc == 2
+    row = [1.0, 2, 3, 4]
+    if nms is None:
+        network.output = torch.tensor([[[*row, 0.5, 0.1, 0.2, 0.3]]])
+        wanted = [[*row, 0.5, 0.3, 0.1]]
+    else:
+        network.output = torch.tensor([[[*row, 0.5, 2], [*row, 0.4, 1], [*row, 0.3, 0]]])
+        wanted = [[*row, 0.5, 0], [*row, 0.0, 0], [*row, 0.3, 1]]
+    assert torch.equal(network(torch.zeros(1, 3, 32, 32)), torch.tensor([wanted]))

@@ -7,7 +7,7 @@ import torch
 
 from models.checkpoint import read_checkpoint, save_checkpoint
 from models.names import partners
-from models.transfer import transfer_head, transfer_weights
+from models.transfer import has_anchors_of, known_by_name, transfer_head, transfer_weights
 from models.yolo import Model
 
 
@@ -33,44 +33,73 @@ def rows_of(model):
     ]
 
 
-def test_boxes_objectness_and_the_known_classes_go_over(tmp_path):
-    source = network(["airplane", "bicycle", "tv"])
-    target = network(["TV monitor", "unicorn", "bicycle", "aeroplane"], seed=1)
-    before, checkpoint = copy.deepcopy(target), saved(tmp_path, source)
-    transfer_weights(target, checkpoint)
-    assert all(map(torch.equal, rows_of(target), rows_of(before)))
-    assert transfer_head(target, checkpoint) == [0, 2, 3]
-    for own, other, fresh in zip(rows_of(target), rows_of(source), rows_of(before), strict=True):
-        wanted = other.half().float()
-        assert torch.equal(own[:, [0, 1, 2, 3, 4, 5, 7, 8]], wanted[:, [0, 1, 2, 3, 4, 7, 6, 5]])
-        assert torch.equal(own[:, 6], fresh[:, 6])
+def taken_over(target, checkpoint):
+    transfer_weights(target, checkpoint, exclude_head=True)
+    assert transfer_head(target, checkpoint)
 
 
-def test_a_head_of_all_classes_in_another_order_says_the_same(tmp_path):
-    source, target = network(["a", "b", "c"]).eval(), network(["c", "a"], seed=1).eval()
-    checkpoint = saved(tmp_path, source)
-    transfer_weights(target, checkpoint)
-    assert transfer_head(target, checkpoint) == [0, 1]
-    images = torch.rand(1, 3, 64, 64)
-    wanted = source(images)[0][..., [0, 1, 2, 3, 4, 7, 5]]
-    torch.testing.assert_close(target(images)[0], wanted, rtol=1e-2, atol=0.1)  # saved as float16
+BOXES = [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
-    ("names", "cfg"),
+    ("own", "wanted", "rows", "others", "fresh"),
     [
-        (["x", "y"], "yolov5n.yaml"),  # nothing in common
-        (["a", "b"], "yolov5s.yaml"),  # other widths
-        (["a", "b"], "hub/yolov3-tiny.yaml"),  # other levels
-        (["a", "b", "c"], "yolov5n.yaml"),  # copied already
+        (
+            ["airplane", "bicycle", "tv"],
+            ["TV monitor", "x", "bicycle", "aeroplane"],
+            [5, 7, 8],
+            [7, 6, 5],
+            [6],
+        ),
+        (["a", "b"], ["b", "a"], [5, 6], [6, 5], []),
+        (["a", "b"], ["b", "c"], [5], [6], [6]),  # as many classes, and not by their places
+        (["a", "b"], ["c", "b"], [6], [6], [5]),
+        (["a", "b"], ["b"], [], [], [5]),  # a single class begins certain
+        (["a"], ["a", "b"], [], [], [5, 6]),
     ],
 )
-def test_other_heads_stay_as_they_are(names, cfg, tmp_path):
+def test_boxes_objectness_and_the_known_classes_go_over(own, wanted, rows, others, fresh, tmp_path):
+    source, target = network(own), network(wanted, seed=1)
+    before, checkpoint = copy.deepcopy(target), saved(tmp_path, source)
+    taken_over(target, checkpoint)
+    for new, old, first in zip(rows_of(target), rows_of(source), rows_of(before), strict=True):
+        assert torch.equal(new[:, BOXES + rows], old.half().float()[:, BOXES + others])
+        assert torch.equal(new[:, fresh], first[:, fresh])
+    for name, value in target.state_dict().items():
+        if ".m." not in name or not name.startswith("model.24"):
+            assert torch.equal(value, checkpoint.state[name]), name
+
+
+@pytest.mark.parametrize(
+    ("names", "known"),
+    [
+        (["x", "y"], {}),
+        (["a", "b", "c"], {}),  # the same
+        (["a", "b"], {0: 0, 1: 1}),
+        (["a", "b", "d"], {0: 0, 1: 1}),
+        (["c", "b", "a"], {0: 2, 1: 1, 2: 0}),
+    ],
+)
+def test_what_is_known_by_name(names, known, tmp_path):
+    assert known_by_name(network(names), saved(tmp_path, network(["a", "b", "c"]))) == known
+
+
+@pytest.mark.parametrize("cfg", ["yolov5s.yaml", "hub/yolov3-tiny.yaml"])
+def test_heads_of_other_shapes_stay_as_they_are(cfg, tmp_path):
     checkpoint = saved(tmp_path, network(["a", "b", "c"]))
-    target = network(names, cfg, seed=1)
+    target = network(["a", "b"], cfg, seed=1)
     before = rows_of(copy.deepcopy(target))
-    assert transfer_head(target, checkpoint) == []
+    assert not transfer_head(target, checkpoint)
     assert all(map(torch.equal, rows_of(target), before))
+
+
+def test_anchors_are_compared(tmp_path):
+    source = network(["a", "b"])
+    checkpoint, same = saved(tmp_path, source), network(["b"])
+    other, fewer = network(["b"]), Model("yolov5n.yaml", nc=1, anchors=2)
+    with torch.no_grad():
+        other.head.anchors[0, 0] *= 1.1
+    assert [has_anchors_of(model, checkpoint) for model in (same, other, fewer)] == [True, False, False]
 
 
 def test_names_that_are_alike_are_partners():

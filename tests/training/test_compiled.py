@@ -12,6 +12,7 @@ from utils.distillation.distiller import Distiller
 from utils.distillation.ensemble import Teachers
 from utils.distillation.presets import DenseOutputs
 from utils.distillation.teacher import Teacher
+from utils.errors import StoppedError
 from utils.losses.detection import DetectionLoss, LossGains
 from utils.training import compiled
 from utils.training.compiled import Compiler, compile_step
@@ -138,6 +139,18 @@ def test_a_mistake_that_is_no_failure_to_compile_comes_through(monkeypatch):
     with pytest.raises(RuntimeError, match="channels"):
         trainer.step.body(torch.zeros(1, 5, 32, 32))
     assert warnings == []
+
+
+def test_a_signal_while_it_compiles_is_no_failure(monkeypatch):
+    def stopped(*_, **__):
+        try:
+            raise StoppedError(15)
+        except StoppedError as error:
+            raise RuntimeError("compiling failed") from error
+
+    monkeypatch.setattr(compiled.torch, "compile", lambda body, **_: stopped)
+    with pytest.raises(StoppedError):
+        Compiler(pytest.fail)(tiny(0).forward_features)(batch_of().images)
 
 
 def test_trying_leaves_weights_gradients_and_statistics_as_they_were(monkeypatch):

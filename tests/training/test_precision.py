@@ -1,12 +1,15 @@
 """Reduced precision is used where it says the same as float32."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from models.yolo import Model
 from utils.errors import UserError
-from utils.training.precision import agrees, amp_dtype, answering_dtype
+from utils.training import precision
+from utils.training.precision import agrees, amp_dtype, answering_dtype, settle_precision
 
 
 class Net(nn.Module):
@@ -79,3 +82,30 @@ def test_beside_a_run_in_float32_teachers_answer_in_bf16_where_the_cpu_has_it(mo
 def test_a_network_in_bf16_on_a_cpu_agrees_with_itself_in_float32():
     torch.manual_seed(0)
     assert agrees(Model("models/yolov5n.yaml", nc=3), torch.rand(2, 3, 64, 64), torch.bfloat16)
+
+
+def trainer_of(kind):
+    """As much of a trainer as is asked for, and what its losses are told to compute in."""
+    told = []
+    step = SimpleNamespace(model=Net(1.0), compute_in=told.append)
+    return SimpleNamespace(amp_dtype=kind, step=step, device=torch.device("cpu")), told
+
+
+def test_a_rank_without_validation_batches_does_not_object_to_reduced_precision():
+    trainer, told = trainer_of(torch.bfloat16)
+    settle_precision(trainer, {}, torch.bfloat16, [], pytest.fail)
+    assert trainer.amp_dtype is torch.bfloat16 and told == [torch.bfloat16]
+
+
+@pytest.mark.parametrize("others", [True, False])
+def test_teachers_of_all_ranks_answer_in_one_precision(others, monkeypatch):
+    monkeypatch.setattr(precision, "from_all", lambda mine: [mine, others])
+    trainer, told = trainer_of(None)
+    settle_precision(trainer, {"teacher": Net(1.0)}, torch.bfloat16, [], pytest.fail)
+    assert told == ([torch.bfloat16] if others else []) and trainer.amp_dtype is None
+
+
+def test_a_plain_run_in_float32_looks_at_no_pictures():
+    trainer, told = trainer_of(None)
+    settle_precision(trainer, {}, torch.bfloat16, iter(lambda: pytest.fail("asked"), 0), pytest.fail)
+    assert told == []

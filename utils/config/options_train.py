@@ -43,8 +43,8 @@ class TrainOptions(RunOptions):
     cfg: str = option("", "network YAML; left out, the network inside the weights is taken", group=MODEL)
     head_by_name: bool = option(
         True,
-        "where the data's classes are not those of --weights, take over the head for those that both know by "
-        "name; without, it starts anew, as in the original",
+        "where the data's classes are not those of --weights, take over what its head knows of those that "
+        "both have by name; without, a head of another shape starts anew, as in the original",
         group=MODEL,
     )
     freeze: tuple[int, ...] = option(
@@ -128,8 +128,8 @@ class TrainOptions(RunOptions):
     amp: bool = option(True, "compute in reduced precision, see --amp-dtype", group=MACHINE)
     amp_dtype: Literal["auto", "fp16", "bf16"] = option(
         "auto",
-        "that precision; auto is bf16 or fp16, as the GPU can, and on a CPU none, but for teachers: there "
-        "bf16, where it has AMX or AVX512-BF16, trains up to twice as fast",
+        "that precision; auto is bf16 or fp16, as the GPU can, and float32 on a CPU, with teachers in bf16 "
+        "where it has AMX or AVX512-BF16; there bf16 trains up to twice as fast",
         group=MACHINE,
     )
     compile: bool = option(

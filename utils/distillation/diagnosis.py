@@ -39,7 +39,7 @@ class Diagnosis:
             yield from self._once(
                 "teacher",
                 f"the teacher (mAP50-95 {teacher:.3f}) is not better than the student ({student:.3f}): "
-                "it has nothing to teach; train it on this data first, or take another",
+                "it has nothing to teach; take a larger one, or train it on this data first",
             )
 
     def after_epoch(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -99,7 +100,12 @@ def mean_level(levels: Sequence[Tensor]) -> Tensor:
     # Width and height grow with the square of the sigmoid.
     sizes = (half[..., 2:4].square() * weight).sum(0).sqrt()
     boxes = torch.cat((centres, sizes), -1).clamp(_EPS, 1 - _EPS).logit()
-    return torch.cat((boxes, mean_probability(stacked[..., 4:])), -1).to(levels[0].dtype)
+    return torch.cat((boxes, mean_probability(stacked[..., 4:])), -1).to(_widest(levels))
+
+
+def _widest(levels: Sequence[Tensor]) -> torch.dtype:
+    """The finest precision of any; teachers may answer in different ones."""
+    return functools.reduce(torch.promote_types, (level.dtype for level in levels))
 
 
 def mean_probability(logits: Tensor) -> Tensor:

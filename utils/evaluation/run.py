@@ -13,7 +13,7 @@ from typing import IO, cast
 import torch
 from torch import Tensor
 
-from models.yolo import Model
+from models.yolo import Model, default_names
 from utils.batch import Batch
 from utils.config.command import after_test, command_of
 from utils.config.dataset import DatasetConfig
@@ -166,15 +166,18 @@ def fit_classes(
 ) -> None:
     """Lets a network answer in the data's classes, by their names where it knows all of them.
 
-    What it finds of other classes is left out. single_cls: whether all classes are one, None where
-    there is no such option. Raises UserError, naming both, where names do not match and the numbers of
-    classes differ.
+    What it finds of other classes is left out. Names that it does not know stand for its own in their
+    order where both have as many classes and none of those that it knows has another number. single_cls:
+    whether all classes are one, None where there is no such option. Raises UserError, naming both, for
+    classes that are neither.
     """
     if single_cls:
         return
     own = list(network.names)
     classes = ClassMap.by_name(own, wanted)
-    if isinstance(network, Model) and not classes.unknown and not classes.is_identity:
+    if own == default_names(len(own)):  # of a file that names none
+        classes = ClassMap((), (), tuple(wanted), tuple(own))
+    if not classes.unknown and not classes.is_identity:
         network.keep_classes(classes.teacher, wanted)
         rest = f"; its other {counted(len(classes.ignored), 'class', 'classes')} left out"
         console.info(
@@ -182,14 +185,14 @@ def fit_classes(
             + (rest if classes.ignored else "")
         )
         return
-    if len(own) != len(wanted):
+    if len(own) != len(wanted) or classes.student != classes.teacher:
         raise UserError(
             f"knows {_listed(own)}, the data {data} has {_listed(wanted)}",
             weights,
-            "take weights trained on these classes"
+            "take weights that know all of these by name"
             + (", or all as one class with --single-cls" if single_cls is not None else ""),
         )
-    differing = [(a, b) for a, b in zip(own, wanted, strict=True) if a.casefold() != b.casefold()]
+    differing = [(own[number], wanted[number]) for number in range(len(own)) if number not in classes.student]
     if differing:
         pairs = ", ".join(f"'{a}' / '{b}'" for a, b in differing[:_LISTED])
         console.warn(f"classes are called differently in {weights} and {data}: {pairs}")

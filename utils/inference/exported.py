@@ -50,6 +50,7 @@ class Exported(ABC):
     def __init__(self, path: Path, facts: ExportFacts, device: torch.device) -> None:
         self.path, self.facts, self.device = path, facts, device
         self.names, self.nc = list(facts.names), len(facts.names)
+        self._kept: Sequence[int] | None = None
         self.size_multiple = facts.stride
 
     @abstractmethod
@@ -65,13 +66,28 @@ class Exported(ABC):
         images = self._padded(images.to(self.device, torch.float32))
         count = self.facts.shape[0]
         if count is None:
-            return self._checked(self.run(images), len(images))
+            return self._among_kept(self._checked(self.run(images), len(images)))
         outputs = []
         for part in torch.split(images, count):
             missing = count - len(part)
             filled = F.pad(part, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else part
             outputs.append(self._checked(self.run(filled), count)[: len(part)])
-        return torch.cat(outputs)
+        return self._among_kept(torch.cat(outputs))
+
+    def keep_classes(self, numbers: Sequence[int], names: Sequence[str]) -> None:
+        """Leaves these of its classes, in this order and under these names, for good."""
+        self._kept, self.names, self.nc = list(numbers), list(names), len(numbers)
+
+    def _among_kept(self, output: Tensor) -> Tensor:
+        """What it gives, of the classes that are left. NMS inside chose among all of them."""
+        if self._kept is None:
+            return output
+        if self.facts.nms is None:
+            return output[..., [*range(5), *(5 + number for number in self._kept)]]
+        is_of = output[..., 5, None].long() == torch.tensor(self._kept, device=output.device)
+        confidence = output[..., 4] * is_of.any(-1)  # without confidence it is padding
+        numbers = is_of.int().argmax(-1).to(output.dtype)
+        return torch.cat((output[..., :4], torch.stack((confidence, numbers), -1)), -1)
 
     def try_out(self) -> None:
         """Runs it once and sees what it gives. Raises UserError where that is no detections."""

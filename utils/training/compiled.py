@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.yolo import Model
 from utils.config.options import TrainOptions
-from utils.errors import reason_of
+from utils.errors import StoppedError, reason_of
 from utils.losses.recipe import Body
 from utils.reporting.console import Console
 from utils.training.loop import Trainer
@@ -65,7 +65,12 @@ class Compiler:
         return run
 
     def give_up(self, error: Exception) -> None:
-        """Says why, once, and lets everything run as it is."""
+        """Says why, once, and lets everything run as it is. A signal is no failure, and is raised again."""
+        cause: BaseException | None = error
+        while cause is not None:  # torch wraps what ends its work
+            if isinstance(cause, StoppedError):
+                raise cause
+            cause = cause.__cause__ or cause.__context__
         if not self.failed:
             self.failed = True
             self._warn(f"--compile has failed ({reason_of(error)}): going on without it")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from models.yolo import Model
+from utils.batch import Batch
 from utils.distributed import from_all
 from utils.errors import UserError
 from utils.evaluation.evaluate import evaluation_mode
+from utils.training.loop import Trainer
 
 MEAN_TOLERANCE, WORST_TOLERANCE = 0.01, 0.2  # of probabilities; bf16 keeps three digits of each product
 
@@ -60,6 +62,35 @@ def cpu_computes_bf16() -> bool:
     capabilities = getattr(torch.cpu, "get_capabilities", dict)  # a torch before 2.12 does not tell
     able: Mapping[str, bool] = capabilities()
     return any(able.get(name) for name in CPU_BF16)
+
+
+def settle_precision(
+    trainer: Trainer,
+    asked: Mapping[str, Model],
+    dtype: torch.dtype | None,
+    scoring: Iterable[Batch],
+    warn: Callable[[str], None],
+) -> None:
+    """Turns reduced precision off where a network says something else in it than in float32.
+
+    That of the step, where it computes in `dtype`, and those that its losses have `asked`, by what to call
+    them, which then compute in it; beside a step in float32 they may be the only ones. `scoring` has pictures
+    to look at.
+    """
+    if not all(from_all(dtype is not None)):  # processors may differ
+        dtype = None
+    learning = {} if trainer.amp_dtype is None else {"this network": trainer.step.model}
+    networks = {**learning, **asked}
+    if dtype is None or not networks:
+        return
+    batch = next(iter(scoring), None)  # there may be fewer batches than ranks
+    images = None if batch is None else batch.to(trainer.device).to_float().images
+    kind = str(dtype).removeprefix("torch.")
+    what_now = "--amp is off" if learning else "teachers answer in float32"
+    for name in disagreeing(networks, images, dtype):
+        warn(f"in {kind} {name} does not say what it says in float32: {what_now}")
+        trainer.amp_dtype = dtype = None
+    trainer.step.compute_in(dtype)
 
 
 def disagreeing(networks: Mapping[str, Model], images: Tensor | None, dtype: torch.dtype) -> list[str]:

@@ -20,7 +20,14 @@ from utils.config.hyperparameters import load_hyperparameters
 from utils.config.options import TrainOptions, options_to_dict, yaml_text
 from utils.datasets.loader import TrainLoader
 from utils.device import DeadWorkerError, describe_device, select_device
-from utils.distributed import from_main, main_first, rank, seed_everything, share_state, wait_for_all
+from utils.distributed import (
+    from_main,
+    main_first,
+    rank,
+    seed_everything,
+    share_state,
+    wait_for_all,
+)
 from utils.evaluation.best import Best
 from utils.evaluation.evaluate import EvaluationResult, EvaluationSettings, evaluate, evaluation_mode
 from utils.inference.preprocess import fitting_image_size
@@ -34,7 +41,7 @@ from utils.training.ema import ModelEma
 from utils.training.loop import BAR_FACTS, EpochHooks, Trainer, means_over_ranks
 from utils.training.patience import why_over
 from utils.training.pictures import RunPictures
-from utils.training.precision import answering_dtype, disagreeing
+from utils.training.precision import answering_dtype, settle_precision
 from utils.training.records import RunRecords
 from utils.training.resume import check_pictures, lasting, note_launch, resumed
 from utils.training.step import TrainingStep
@@ -96,10 +103,10 @@ class TrainingRun:
             self._open_folder()
 
     def _network(self) -> Model:
-        """The network as it begins, or as the run left it."""
-        options = self.options
+        """The network as it begins, its head perhaps to be taken over yet, or as the run left it."""
+        options, self._head = self.options, None
         if self.saved is None:
-            model = setup.build_network(options, self.hyp, self.data.names, self.console)
+            model, self._head = setup.build_network(options, self.hyp, self.data.names, self.console)
         else:
             model = state.saved_network(self.saved, self.data.names, options.data)
             check_pictures(self.saved, self.data_digest, self.console.warn)
@@ -115,6 +122,9 @@ class TrainingRun:
         if self.saved is None and not self.options.noautoanchor:
             data, seed = self.data.train, self.options.seed
             self.console.info(setup.fit_anchors_to_data(model, data, self.image_size, self.hyp, seed))
+        if self._head is not None:
+            setup.take_over_head(model, self._head, self.console)
+            self._head = None
 
     def _losses(self, recipe: LossRecipe) -> Sequence[Loss]:
         context = LossContext(
@@ -147,27 +157,11 @@ class TrainingRun:
             self.start_epoch, self.best = run.epoch, Best(run.best_fitness, run.best_epoch)
             self.class_scores = np.array(run.class_scores)
             self.saved = None  # a second copy of all weights is not needed any more
-        self._check_precision(trainer)
-        hasten(trainer, self.options, self.image_size, len(self.train_loader), self.console)
+        options, asked = self.options, self._from_losses("networks")
+        dtype = answering_dtype(options.amp, options.amp_dtype, self.device)
+        settle_precision(trainer, asked, dtype, self.val_loader, self.console.warn)
+        hasten(trainer, options, self.image_size, len(self.train_loader), self.console)
         return trainer
-
-    def _check_precision(self, trainer: Trainer) -> None:
-        """Turns reduced precision off where the network or a teacher says something else than in float32.
-
-        Teachers then answer in theirs, which a run in float32 may have for them alone.
-        """
-        dtype = answering_dtype(self.options.amp, self.options.amp_dtype, self.device)
-        learning = {} if trainer.amp_dtype is None else {"this network": self.model}
-        networks = {**learning, **self._from_losses("networks")}
-        if dtype is None or not networks:
-            return
-        batch = next(iter(self.val_loader), None)  # there may be fewer batches than ranks
-        images = None if batch is None else batch.to(self.device).to_float().images
-        for name in disagreeing(networks, images, dtype):
-            kind = str(dtype).removeprefix("torch.")
-            self.console.warn(f"in {kind} {name} does not say what it says in float32: --amp is off")
-            trainer.amp_dtype = dtype = None
-        trainer.step.compute_in(dtype)
 
     def _from_losses(self, hook: str) -> dict[str, Any]:
         """What the losses that have this hook give, together."""

@@ -11,9 +11,9 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from models.checkpoint import check_network, read_checkpoint
+from models.checkpoint import Checkpoint, check_network, read_checkpoint
 from models.places import resolve_weights
-from models.transfer import transfer_head, transfer_weights
+from models.transfer import has_anchors_of, known_by_name, transfer_head, transfer_weights
 from models.yolo import Model
 from utils.batch import Batch
 from utils.config.dataset import DatasetConfig, load_dataset_config
@@ -121,8 +121,11 @@ def _pictures_of_test(config: DatasetConfig) -> set[str]:
 
 def build_network(
     options: TrainOptions, hyp: Hyperparameters, names: Sequence[str], console: Console
-) -> Model:
-    """The student: from --cfg or from the config inside --weights, with the weights that fit."""
+) -> tuple[Model, Checkpoint | None]:
+    """The student: from --cfg or from the config inside --weights, with the weights that fit.
+
+    Beside it the weights whose head `take_over_head` is for, once the anchors are settled; None mostly.
+    """
     weights = find_weights(options)
     checkpoint = None if weights is None else read_checkpoint(weights)
     if not options.cfg and checkpoint is None:
@@ -138,13 +141,21 @@ def build_network(
     if checkpoint is not None:
         # A cfg's own anchors are the user's word; without one the file's anchors go with its weights.
         own_anchors = bool(options.cfg) or hyp.anchors is not None
-        matched, total = transfer_weights(model, checkpoint, exclude_anchors=own_anchors)
+        by_name = options.head_by_name and bool(known_by_name(model, checkpoint))
+        matched, total = transfer_weights(model, checkpoint, own_anchors, exclude_head=by_name)
         console.info(f"{weights}: {matched} of {total} weights fit the network")
-        known = transfer_head(model, checkpoint) if options.head_by_name else []
-        if known:
-            these = f"{len(known)} of {counted(len(names), 'class', 'classes')}"
-            console.info(f"its head knows {these} by name, and goes on with what it knows")
-    return model
+        return model, checkpoint if by_name else None
+    return model, None
+
+
+def take_over_head(model: Model, checkpoint: Checkpoint, console: Console) -> None:
+    """Lets a new head go on with what that of the weights knows of the data's classes; says so."""
+    known, names = known_by_name(model, checkpoint), model.names
+    these = f"{len(known)} of {counted(len(names), 'class', 'classes')}"
+    if not has_anchors_of(model, checkpoint):
+        console.info(f"the weights know {these} by name, for other anchors: the head starts anew")
+    elif transfer_head(model, checkpoint):
+        console.info(f"the head goes on with what the weights know by name: {these}")
 
 
 def freeze_layers(model: Model, freeze: Sequence[int]) -> None:
