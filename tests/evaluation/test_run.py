@@ -86,7 +86,7 @@ def test_the_same_classes_in_another_order_are_taken_by_name(capsys) -> None:
 
 
 @pytest.mark.parametrize("single_cls", [False, True, None])
-@pytest.mark.parametrize("wanted", [["cat", "bird"], ["dog", "cat", "bird"]])
+@pytest.mark.parametrize("wanted", [["cat", "bird"], ["dog", "cat", "bird", "cow"]])
 def test_classes_that_a_network_does_not_know_are_refused(wanted, single_cls) -> None:
     network = _network(["cat", "dog", "cow"])
     case = (network, wanted, Path("w.pt"), Path("d.yaml"), single_cls, Console())
@@ -103,6 +103,8 @@ def test_other_names_of_the_same_number_are_told(capsys) -> None:
     fit_classes(network, ["cat", "airplane", "dog"], Path("w.pt"), Path("d.yaml"), None, Console())
     assert "called differently in w.pt and d.yaml: 'class0' / 'cat', 'class2'" in capsys.readouterr().err
     assert network.names == ["class0", "aeroplane", "class2"]
+    fit_classes(_network(["a", "b", "c"]), ["b", "x", "c"], Path("w.pt"), Path("d.yaml"), None, Console())
+    assert "called differently in w.pt and d.yaml: 'a' / 'b', 'b' / 'x'\n" in capsys.readouterr().err
 
 
 def test_names_that_nobody_has_given_match_none() -> None:

@@ -166,10 +166,9 @@ def fit_classes(
 ) -> None:
     """Lets a network answer in the data's classes, by their names where it knows all of them.
 
-    What it finds of other classes is left out. Names that it does not know stand for its own in their
-    order where both have as many classes and none of those that it knows has another number. single_cls:
-    whether all classes are one, None where there is no such option. Raises UserError, naming both, for
-    classes that are neither.
+    What it finds of other classes is left out. Where it lacks a name and both have as many classes, they
+    are taken in their order, as in the original, and a warning says which differ. single_cls: whether all
+    classes are one, None where there is no such option. Raises UserError, naming both, for other numbers.
     """
     if single_cls:
         return
@@ -185,14 +184,15 @@ def fit_classes(
             + (rest if classes.ignored else "")
         )
         return
-    if len(own) != len(wanted) or classes.student != classes.teacher:
+    if len(own) != len(wanted):
         raise UserError(
             f"knows {_listed(own)}, the data {data} has {_listed(wanted)}",
             weights,
             "take weights that know all of these by name"
             + (", or all as one class with --single-cls" if single_cls is not None else ""),
         )
-    differing = [(own[number], wanted[number]) for number in range(len(own)) if number not in classes.student]
+    known = set(zip(classes.student, classes.teacher, strict=True))
+    differing = [(own[n], wanted[n]) for n in range(len(own)) if (n, n) not in known]
     if differing:
         pairs = ", ".join(f"'{a}' / '{b}'" for a, b in differing[:_LISTED])
         console.warn(f"classes are called differently in {weights} and {data}: {pairs}")
