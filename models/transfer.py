@@ -7,7 +7,7 @@ from torch import Tensor
 
 from models.checkpoint import Checkpoint, listed_anchors
 from models.names import partners
-from models.yolo import Model
+from models.yolo import Model, rows_of_classes
 
 
 def transfer_weights(
@@ -58,8 +58,7 @@ def transfer_head(model: Model, checkpoint: Checkpoint) -> bool:
     known, head = known_by_name(model, checkpoint), model.head
     if 1 in (model.nc, len(checkpoint.names)):
         known = {}
-    rows = torch.tensor([0, 1, 2, 3, 4, *(5 + mine for mine in known)])
-    others = torch.tensor([0, 1, 2, 3, 4, *(5 + theirs for theirs in known.values())])
+    rows, others = rows_of_classes(known), rows_of_classes(known.values())
     pairs: list[tuple[Tensor, Tensor]] = []
     for name, own in head.m.named_parameters(f"{_head_of(model)}.m"):
         value = checkpoint.state.get(name)

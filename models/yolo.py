@@ -7,7 +7,7 @@ over the levels).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -68,8 +68,7 @@ class Detect(nn.Module):
     @torch.no_grad()
     def keep_classes(self, numbers: Sequence[int]) -> None:
         """Makes the outputs those of these classes alone, in this order. For inference alone."""
-        rows = torch.tensor([*range(5), *(5 + number for number in numbers)])
-        rows = (torch.arange(self.na)[:, None] * self.no + rows).flatten()
+        rows = (torch.arange(self.na)[:, None] * self.no + torch.tensor(rows_of_classes(numbers))).flatten()
         self.nc, self.no = len(numbers), 5 + len(numbers)
         for convolution in self.m:
             assert isinstance(convolution, nn.Conv2d)
@@ -88,6 +87,11 @@ class Detect(nn.Module):
             bias = cast(Tensor, convolution.bias).view(self.na, self.no)
             bias[:, 4] += math.log(8 / (640 / stride) ** 2)
             bias[:, 5:] += class_bias(self.nc)
+
+
+def rows_of_classes(numbers: Iterable[int]) -> list[int]:
+    """Which of an anchor's outputs are its box, its objectness and these classes."""
+    return [*range(5), *(5 + number for number in numbers)]
 
 
 def default_names(nc: int) -> list[str]:

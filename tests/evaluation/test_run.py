@@ -107,8 +107,10 @@ def test_other_names_of_the_same_number_are_told(capsys) -> None:
     assert "called differently in w.pt and d.yaml: 'a' / 'b', 'b' / 'x'\n" in capsys.readouterr().err
 
 
-def test_names_that_nobody_has_given_match_none() -> None:
+def test_names_that_nobody_has_given_match_none(capsys) -> None:
     network = Model("models/yolov5n.yaml", nc=3)
+    fit_classes(network, list(network.names), Path("w.pt"), Path("d.yaml"), None, Console())
+    assert capsys.readouterr().err == ""
     with pytest.raises(UserError, match="knows 3 classes"):
         fit_classes(network, ["class1", "class0"], Path("w.pt"), Path("d.yaml"), None, Console())
 

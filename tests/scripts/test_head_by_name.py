@@ -1,5 +1,7 @@
 """A run whose start knows classes of the data by name."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -18,9 +20,9 @@ OWN = ["disc", "cat", "square"]  # the set has square and disc
 def begun(small_set, tmp_path):
     """The function that gives the network a run begins with, from weights of such names."""
 
-    def begin(names, *words, cfg="models/yolov5n.yaml"):
+    def begin(names, *words):
         torch.manual_seed(3)
-        source = Model(cfg, nc=len(names))
+        source = Model("models/yolov5n.yaml", nc=len(names))
         source.names = list(names)
         for layer in source.head.m:
             torch.nn.init.normal_(layer.bias)
@@ -65,7 +67,7 @@ def test_a_head_of_other_anchors_starts_anew(by, begun, tmp_path, capsys):
     words = ["--noautoanchor"]
     if by == "--cfg":
         cfg = tmp_path / "other.yaml"
-        text = open("models/yolov5n.yaml", encoding="utf-8").read()
+        text = Path("models/yolov5n.yaml").read_text(encoding="utf-8")
         assert "[10,13, " in text
         cfg.write_text(text.replace("[10,13, ", "[11,15, "), encoding="utf-8")
         words += ["--cfg", str(cfg)]

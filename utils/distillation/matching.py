@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from models.names import partners
-from models.yolo import Detect, Model, class_bias
+from models.yolo import Detect, Model, class_bias, rows_of_classes
 from utils.batch import StudentOutput
 from utils.errors import UserError
 from utils.reporting.naming import counted
@@ -189,7 +189,7 @@ def fit_networks(teacher: Detect, classes: ClassMap, student: Model, scale: floa
         )
     device = student.head.anchors.device
     rows = [
-        torch.tensor([0, 1, 2, 3, 4, *(5 + n for n in numbers)], device=device)
+        torch.tensor(rows_of_classes(numbers), device=device)
         for numbers in (classes.teacher, classes.student)
     ]
     return Fit(tuple(pairs), classes, *rows)

@@ -28,7 +28,7 @@ from utils.datasets.download import get_dataset
 from utils.datasets.index import DatasetIndex, build_index
 from utils.datasets.loader import BatchLoader, eval_loader
 from utils.device import advice_on_memory, select_device
-from utils.distillation.matching import ClassMap
+from utils.distillation.matching import ClassMap, listed
 from utils.distributed import from_main, joined_ranks, main_first, rank
 from utils.errors import UserError
 from utils.evaluation.coco import (
@@ -173,10 +173,8 @@ def fit_classes(
     if single_cls:
         return
     own = list(network.names)
-    classes = ClassMap.by_name(own, wanted)
-    if own == default_names(len(own)):  # of a file that names none
-        classes = ClassMap((), (), tuple(wanted), tuple(own))
-    if not classes.unknown and not classes.is_identity:
+    classes, named = ClassMap.by_name(own, wanted), own != default_names(len(own))
+    if named and not classes.unknown and not classes.is_identity:
         network.keep_classes(classes.teacher, wanted)
         rest = f"; its other {counted(len(classes.ignored), 'class', 'classes')} left out"
         console.info(
@@ -186,7 +184,7 @@ def fit_classes(
         return
     if len(own) != len(wanted):
         raise UserError(
-            f"knows {_listed(own)}, the data {data} has {_listed(wanted)}",
+            f"knows {listed(own)}, the data {data} has {listed(wanted)}",
             weights,
             "take weights that know all of these by name"
             + (", or all as one class with --single-cls" if single_cls is not None else ""),
@@ -196,11 +194,6 @@ def fit_classes(
     if differing:
         pairs = ", ".join(f"'{a}' / '{b}'" for a, b in differing[:_LISTED])
         console.warn(f"classes are called differently in {weights} and {data}: {pairs}")
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
-    return f"{len(names)} {'class' if len(names) == 1 else 'classes'} ({shown})"
 
 
 def _scored(

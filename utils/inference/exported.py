@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.yolo import FILL
+from models.yolo import FILL, rows_of_classes
 from utils.errors import UserError
 from utils.inference.facts import ExportFacts
 from utils.reporting.naming import counted
@@ -83,7 +83,7 @@ class Exported(ABC):
         if self._kept is None:
             return output
         if self.facts.nms is None:
-            return output[..., [*range(5), *(5 + number for number in self._kept)]]
+            return output[..., rows_of_classes(self._kept)]
         is_of = output[..., 5, None].long() == torch.tensor(self._kept, device=output.device)
         confidence = output[..., 4] * is_of.any(-1)  # without confidence it is padding
         numbers = is_of.int().argmax(-1).to(output.dtype)

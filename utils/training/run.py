@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.checkpoint import build_model, read_checkpoint, save_checkpoint
+from models.checkpoint import Checkpoint, build_model, read_checkpoint, save_checkpoint
 from models.yolo import Model
 from utils.batch import Batch, Progress, StudentOutput
 from utils.config.command import after_training, resume_command
@@ -20,14 +20,7 @@ from utils.config.hyperparameters import load_hyperparameters
 from utils.config.options import TrainOptions, options_to_dict, yaml_text
 from utils.datasets.loader import TrainLoader
 from utils.device import DeadWorkerError, describe_device, select_device
-from utils.distributed import (
-    from_main,
-    main_first,
-    rank,
-    seed_everything,
-    share_state,
-    wait_for_all,
-)
+from utils.distributed import from_main, main_first, rank, seed_everything, share_state, wait_for_all
 from utils.evaluation.best import Best
 from utils.evaluation.evaluate import EvaluationResult, EvaluationSettings, evaluate, evaluation_mode
 from utils.inference.preprocess import fitting_image_size
@@ -79,7 +72,7 @@ class TrainingRun:
             self.data = setup.read_data(options, self.console.info)
         self._warn_of([*self.data.train.problems, *self.data.val.problems])
         self.data_digest = state.data_digest(self.data.train)
-        model = self._network()
+        model, head = self._network()
         self.start_epoch, self.best = 0, Best()
         self.class_scores = np.zeros(len(self.data.names))
         self.scoring = EvaluationSettings(single_cls=options.single_cls)
@@ -91,6 +84,8 @@ class TrainingRun:
         for note in self.train_loader.notes:
             self.console.info(note)
         self._fit_anchors(model)
+        if head is not None:
+            setup.take_over_head(model, head, self.console)
         self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.console.info(f"{self.model.summary(self.image_size)}")
         self.detection = setup.detection_loss(self.model, options, self.hyp, self.image_size)
@@ -102,17 +97,17 @@ class TrainingRun:
         if not options.dry_run:
             self._open_folder()
 
-    def _network(self) -> Model:
-        """The network as it begins, its head perhaps to be taken over yet, or as the run left it."""
-        options, self._head = self.options, None
+    def _network(self) -> tuple[Model, Checkpoint | None]:
+        """The network as it begins, and the weights whose head it may take over; or as the run left it."""
+        options, head = self.options, None
         if self.saved is None:
-            model, self._head = setup.build_network(options, self.hyp, self.data.names, self.console)
+            model, head = setup.build_network(options, self.hyp, self.data.names, self.console)
         else:
             model = state.saved_network(self.saved, self.data.names, options.data)
             check_pictures(self.saved, self.data_digest, self.console.warn)
         setup.freeze_layers(model, options.freeze)
         setup.synchronised_norms(model, options, self.device, self.console)
-        return model
+        return model, head
 
     def _warn_of(self, problems: Sequence[str]) -> None:
         for problem in problems:
@@ -122,9 +117,6 @@ class TrainingRun:
         if self.saved is None and not self.options.noautoanchor:
             data, seed = self.data.train, self.options.seed
             self.console.info(setup.fit_anchors_to_data(model, data, self.image_size, self.hyp, seed))
-        if self._head is not None:
-            setup.take_over_head(model, self._head, self.console)
-            self._head = None
 
     def _losses(self, recipe: LossRecipe) -> Sequence[Loss]:
         context = LossContext(
