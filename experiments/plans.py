@@ -186,6 +186,29 @@ def long_runs(teacher: str) -> tuple[Arm, ...]:
     )
 
 
+def knowing() -> tuple[Arm, ...]:
+    """`long_runs` under the public yolov5s, and what else may bring more of it."""
+
+    def taught(name: str, title: str, *options: str) -> Arm:
+        return Arm(name, title, (*RESPONSE, *options), "coco-s")
+
+    return (
+        *long_runs("coco-s"),
+        Arm(
+            "boxes-first-cwd",
+            "`response`, boxes first (6, 3, 3), features by cwd",
+            (*BOXES, "--feature-loss", "cwd"),
+            "coco-s",
+        ),
+        taught("ratio-2", "`response`, `--distill-ratio 2`", "--distill-ratio", "2"),
+        taught("ratio-4", "`response`, `--distill-ratio 4`", "--distill-ratio", "4"),
+        taught("larger-view", "`response`, `--teacher-img-size 448`", "--teacher-img-size", "448"),
+        taught("no-labels", "`response`, `--no-with-gt-loss`", "--no-with-gt-loss"),
+        Arm("plain-fast", "plain, at the full learning rate", SMALL_SET),
+        taught("response-fast", "`response`, at the full learning rate", *SMALL_SET),
+    )
+
+
 SCRATCH = ("--weights", "", "--cfg", "models/yolov5n.yaml")
 PUBLIC = ("--weights", "yolov5n.pt")
 PLANS = {
@@ -249,7 +272,7 @@ PLANS = {
         224,
         12,
         PUBLIC,
-        long_runs("coco-s"),
+        knowing(),
         split="val",
         choice="last",
         common=(*FINE, "--noval"),
@@ -297,6 +320,12 @@ PLANS = {
     ),
 }
 TEACHERS["demo"] = TeacherRun("the demo's teacher", "weights/demo_teacher.pt", data="data/demo.yaml")
+PLANS["voc320-known-gpu"] = replace(
+    PLANS["voc320-known"],
+    title="VOC320, yolov5n with what the head of its public weights knows, 30 epochs at 320 px, on a GPU",
+    image_size=320,
+    epochs=30,
+)
 PLANS["bccd-scratch-gpu"] = replace(
     PLANS["bccd-scratch"], title="BCCD, yolov5n from scratch, 60 epochs, on a GPU"
 )

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from utils.streams import copied_beside
+
 
 @dataclass(frozen=True)
 class Letterbox:
@@ -48,7 +50,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch with its images on another device; the copy overlaps with computation where it can."""
-        return replace(self, images=self.images.to(device, non_blocking=True))
+        return replace(self, images=copied_beside(self.images, device))
 
     def pin_memory(self) -> Batch:
         """The batch with its images in page-locked memory, whose copies to a GPU overlap with its work."""

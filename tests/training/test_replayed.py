@@ -222,11 +222,12 @@ def test_a_network_whose_first_maps_are_frozen_is_recorded():
 
 
 @needs_cuda
-def test_losses_of_replayed_networks_are_those_of_the_networks():
+@pytest.mark.parametrize("preset", ["response", "l2", "boxes"])
+def test_losses_of_replayed_networks_are_those_of_the_networks(preset):
     bench = Bench("demo-student", "demo-teacher", 64, 2, torch.device("cuda:0"))
     values = []
     for replayed in (False, True):
-        trainer = bench.trainer(distill_loss="response", feature_loss="cwd")
+        trainer = bench.trainer(distill_loss=preset, feature_loss="cwd")
         for group in trainer.optimizer.param_groups:
             group["lr"] = 0.0  # in bf16 updates would soon lead apart
         if replayed:

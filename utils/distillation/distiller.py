@@ -20,6 +20,7 @@ from utils.distillation.schedule import DistillSchedule
 from utils.distillation.teacher import InStudentsTerms, fitted
 from utils.errors import UserError
 from utils.losses.recipe import Body, EpochReport, Terms
+from utils.streams import begun_beside, joined_beside
 
 
 @dataclass
@@ -115,11 +116,17 @@ class Distiller(nn.Module):
         return self.heard(batch)(output)
 
     def heard(self, batch: Batch) -> Terms:
-        """Asks the teachers; gives what makes of a student's output the terms as they are."""
-        taught, each = self.teachers(batch.images)
-        against = None if self.preset is None else ahead_of(self.preset, batch, taught)
+        """Asks the teachers; gives what makes of a student's output the terms as they are.
+
+        A GPU asks them, and looks for what they have detected, beside the student's pass.
+        """
+        device = batch.images.device
+        with begun_beside(device):
+            taught, each = self.teachers(batch.images)
 
         def compare(output: StudentOutput) -> dict[str, Tensor]:
+            with joined_beside(device):
+                against = None if self.preset is None else ahead_of(self.preset, batch, taught)
             terms = {} if against is None else against(self.teachers.fit.of_student(output))
             if self.features:
                 distances = []

@@ -31,13 +31,13 @@ class Preset(Protocol):
         """The terms for one batch.
 
         A preset may have `ahead(batch, teacher)`, which gives the rest: from the student's output to the
-        terms. It is called before the student's pass.
+        terms. What it asks of a GPU is done beside the student's pass, and may be waited for.
         """
         ...
 
 
 def ahead_of(preset: Preset, batch: Batch, teacher: TeacherOutput) -> Terms:
-    """What a preset does before the student's pass; gives the rest."""
+    """What a preset makes of the teacher's answer alone; gives the rest."""
     ahead = getattr(preset, "ahead", None)
     if ahead is None:
         return lambda student: preset(batch, student, teacher)

@@ -29,8 +29,8 @@ class Loss(Protocol):
     the validation split of those of them that know all of the data's classes, `compute_in(dtype)`, which
     tells it the reduced precision of the run's forward pass, and `compile_networks(compiled)`, which lets
     their bodies run as `compiled` makes them. `ahead(batch, progress)` is called in place of the loss, before
-    the network's pass, and gives the rest of the loss: what it does then needs no activations kept, and
-    a GPU that has to be waited for has the network's pass to do afterwards.
+    the network's pass, and gives the rest of the loss: what it begins there goes on beside that pass on
+    a GPU, and a CPU that does it first has no activations to keep meanwhile.
     """
 
     names: tuple[str, ...]
