@@ -61,7 +61,7 @@ test-fast: $(INSTALLED_DEV) ## the tests that take no time
 	$(RUN) -m pytest -m "not slow" $(PYTEST_ARGS)
 
 test: $(INSTALLED_DEV) ## all tests, linters and types among them
-	$(RUN) -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+	$(RUN) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 demo: $(INSTALLED) ## distil a small student on a generated set, score it, draw boxes (minutes)
 	$(RUN) -m experiments.demo

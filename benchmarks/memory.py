@@ -57,7 +57,7 @@ def peak_mib(device: torch.device) -> float:
 
 def of_steps(given: argparse.Namespace) -> None:
     """Prints what one kind of step takes at its peak, beside networks and optimizer, as JSON."""
-    from utils.training.replayed import WARM_CALLS
+    from utils.training.capture import WARM_CALLS
 
     device = select_device(given.device)
     bench = Bench(given.student, given.teacher, given.img, given.batch, device)

@@ -33,7 +33,8 @@ from utils.config.dataset import load_dataset_config
 from utils.config.hyperparameters import Hyperparameters
 from utils.datasets.index import build_index
 from utils.datasets.loader import AugmentSettings, train_loader
-from utils.training.replayed import WARM_CALLS, replay_frozen
+from utils.training.capture import WARM_CALLS
+from utils.training.replayed import replay_frozen
 
 # Small sums in a step: the labels' normalisers, and the buffers; `response` adds what the teacher sees.
 MEETINGS, MEETINGS_TAUGHT = 2, 3

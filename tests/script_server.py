@@ -108,11 +108,15 @@ def become(argv: Sequence[str], request: Request) -> None:
 def serve() -> None:
     """Answers requests until there are no more."""
     sys.path.insert(0, str(ROOT))
+    import scipy.cluster.vq  # noqa: F401
+
     import utils.comparison.run
     import utils.distillation.recipe
     import utils.evaluation.run
     import utils.export.run
     import utils.inference.run
+    import utils.reporting.evolution
+    import utils.reporting.scenes
     import utils.training.start  # noqa: F401
 
     for line in sys.stdin:

@@ -10,11 +10,14 @@ memory of one stream to nothing of another, and each of the two waits for the ot
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+_T = TypeVar("_T")
 
 
 @functools.cache
@@ -40,21 +43,25 @@ def begun_beside(device: torch.device) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def joined_beside(device: torch.device) -> Iterator[None]:
-    """The rest of what was begun beside; what is asked for afterwards may use all of its results.
+def joined_beside(device: torch.device, work: Callable[[], _T]) -> Callable[[], _T]:
+    """The rest of what was begun beside, done when it is called; a CPU does it at once.
 
-    Reading a value in here waits for this work alone and leaves the GPU the other.
+    What is asked for after the call may use all of its results. Reading a value in it waits for this work
+    alone and leaves the GPU the other, so it is best called when that is asked for.
     """
     if device.type != "cuda":
-        yield
-        return
-    second, first = _second(device), torch.cuda.current_stream(device)
-    try:
-        with torch.cuda.stream(second):
-            yield
-    finally:
-        first.wait_stream(second)
+        done = work()
+        return lambda: done
+
+    def join() -> _T:
+        second, first = _second(device), torch.cuda.current_stream(device)
+        try:
+            with torch.cuda.stream(second):
+                return work()
+        finally:
+            first.wait_stream(second)
+
+    return join
 
 
 def copied_beside(values: Tensor, device: torch.device) -> Tensor:

@@ -12,6 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # importmode importlib knows no 
 from corpus import CASES
 from script_server import STREAMS, Request
 
+pytestmark = pytest.mark.slow
+
 # Beside the reader's own needs: the pictures and the network of a small run.
 MOST_GROWN = 400 << 20
 

@@ -53,28 +53,31 @@ def workspace(tmp_path_factory, make_shapes):
     return folder
 
 
-def run(command, folder, environment):
+def run(command, folder, environment, run_script):
     words = shlex.split(command)
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", MAKEFILE, re.MULTILINE), f"no such target: {command}"
         return
-    program = [sys.executable]
-    if words[0] == "torchrun":
-        program += ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    several = words[0] == "torchrun"
+    if several:
         words = words[2:]  # --nproc_per_node 4
     script, arguments = words[1], words[2:]
     assert script in SHORTER, f"tests do not know how to run: {command}"
     arguments += RESUMED if "--resume" in arguments else SHORTER[script]
-    done = subprocess.run(
-        [*program, str(ROOT / script), *arguments],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    if several:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+        done = subprocess.run(
+            [*launcher, str(ROOT / script), *arguments],
+            cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+    else:
+        done = run_script(script, *arguments, cwd=folder)
     assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
 
 
 @pytest.mark.slow
-def test_every_command_of_the_readme_runs(workspace, script_environment):
+def test_every_command_of_the_readme_runs(workspace, script_environment, run_script):
     listed = commands()
     assert len(listed) >= 10
     for command in listed:
-        run(command, workspace, script_environment)
+        run(command, workspace, script_environment, run_script)

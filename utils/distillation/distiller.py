@@ -15,11 +15,12 @@ from utils.distillation.balance import GradientBalance
 from utils.distillation.diagnosis import Diagnosis
 from utils.distillation.ensemble import Teachers
 from utils.distillation.features import FeatureLoss
-from utils.distillation.presets import Preset, PseudoBoxes, ahead_of
+from utils.distillation.presets import DensePreset, Preset, PseudoBoxes, ahead_of
 from utils.distillation.schedule import DistillSchedule
 from utils.distillation.teacher import InStudentsTerms, fitted
 from utils.errors import UserError
 from utils.losses.recipe import Body, EpochReport, Terms
+from utils.losses.terms import TermsOfTensors
 from utils.streams import begun_beside, joined_beside
 
 
@@ -123,10 +124,11 @@ class Distiller(nn.Module):
         device = batch.images.device
         with begun_beside(device):
             taught, each = self.teachers(batch.images)
+        preset = self.preset
+        rest = joined_beside(device, lambda: None if preset is None else ahead_of(preset, batch, taught))
 
         def compare(output: StudentOutput) -> dict[str, Tensor]:
-            with joined_beside(device):
-                against = None if self.preset is None else ahead_of(self.preset, batch, taught)
+            against = rest()
             terms = {} if against is None else against(self.teachers.fit.of_student(output))
             if self.features:
                 distances = []
@@ -163,6 +165,11 @@ class Distiller(nn.Module):
         for member in self.teachers.members:
             if member.is_frozen:
                 member.body = replayed(member.body)
+
+    def replay_terms(self, replayed: Callable[[TermsOfTensors], TermsOfTensors]) -> None:
+        """Lets a dense preset work its terms out as `replayed` makes it."""
+        if isinstance(self.preset, DensePreset):
+            self.preset.replay_terms(replayed)
 
     def compute_in(self, dtype: torch.dtype) -> None:
         """Keeps the weights of frozen teachers in the reduced precision that they answer in."""

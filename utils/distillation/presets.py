@@ -19,7 +19,7 @@ from utils.distillation.teacher import TeacherOutput
 from utils.losses.assignment import Pairs
 from utils.losses.detection import DetectionLoss, LossGains
 from utils.losses.recipe import Terms
-from utils.losses.terms import softmax_divergence
+from utils.losses.terms import TermsOfTensors, softmax_divergence
 
 
 class Preset(Protocol):
@@ -44,7 +44,33 @@ def ahead_of(preset: Preset, batch: Batch, teacher: TeacherOutput) -> Terms:
     return cast(Terms, ahead(batch, teacher))
 
 
-class DenseOutputs:
+class DensePreset:
+    """A preset that compares all outputs of both networks, whatever they are.
+
+    A subclass has `terms`, from raw levels of student and teacher, (B, A, H_l, W_l, 5 + K) each, to named
+    scalars.
+    """
+
+    names: tuple[str, ...] = ("box", "obj", "cls")
+    _replayed: TermsOfTensors | None = None
+
+    def __call__(self, batch: Batch, student: StudentOutput, teacher: TeacherOutput) -> dict[str, Tensor]:
+        """The three terms, float32 scalars."""
+        if self._replayed is None:
+            return self.terms(student.levels, teacher.levels)
+        values = self._replayed(student.levels, teacher.levels).unbind()
+        return dict(zip(self.names, values, strict=True))
+
+    def terms(self, own: Sequence[Tensor], other: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The three terms of raw levels."""
+        raise NotImplementedError
+
+    def replay_terms(self, replayed: Callable[[TermsOfTensors], TermsOfTensors]) -> None:
+        """Lets the terms be worked out as `replayed` makes it."""
+        self._replayed = replayed(lambda own, other: torch.stack(list(self.terms(own, other).values())))
+
+
+class DenseOutputs(DensePreset):
     """Every cell's raw outputs pulled towards the teacher's, weighted by w (presets `l2` and `kl`).
 
     Per level the mean over all cells of w times the squared error of box and objectness logits and,
@@ -53,22 +79,20 @@ class DenseOutputs:
     Source: the public distillation scripts for YOLOv5; Hinton et al. (arXiv 1503.02531).
     """
 
-    names: tuple[str, ...] = ("box", "obj", "cls")
-
     def __init__(self, gains: LossGains, class_loss: Literal["l2", "kl"], temperature: float) -> None:
         """`gains` as applied by the ground-truth loss; `temperature` is that of the KL."""
         self.gains, self.class_loss, self.temperature = gains, class_loss, temperature
 
-    def __call__(self, batch: Batch, student: StudentOutput, teacher: TeacherOutput) -> dict[str, Tensor]:
+    def terms(self, own: Sequence[Tensor], other: Sequence[Tensor]) -> dict[str, Tensor]:
         """The three terms, each a mean over cells, summed over levels."""
-        box, obj, cls = torch.zeros(3, device=batch.images.device).unbind()
-        for mine, theirs in zip(student.levels, teacher.levels, strict=True):
-            own, target = mine.float(), theirs.float()
+        box, obj, cls = torch.zeros(3, device=own[0].device).unbind()
+        for mine, theirs in zip(own, other, strict=True):
+            level, target = mine.float(), theirs.float()
             weight = target[..., 4].sigmoid()
-            error = (own[..., :5] - target[..., :5]).square()
+            error = (level[..., :5] - target[..., :5]).square()
             box = box + (error[..., :4].mean(-1) * weight).mean()
             obj = obj + (error[..., 4] * weight).mean()
-            cls = cls + (self.classes(own[..., 5:], target[..., 5:]) * weight).mean()
+            cls = cls + (self.classes(level[..., 5:], target[..., 5:]) * weight).mean()
         return {"box": box * self.gains.box, "obj": obj * self.gains.obj, "cls": cls * self.gains.cls}
 
     def classes(self, own: Tensor, target: Tensor) -> Tensor:
@@ -78,7 +102,7 @@ class DenseOutputs:
         return (own - target).square().mean(-1)
 
 
-class ObjectnessGated:
+class ObjectnessGated(DensePreset):
     """Box and class outputs count where the teacher sees an object (preset `objectness`).
 
     Per level the mean over all cells of w times the squared error of raw boxes and class logits, and
@@ -86,8 +110,6 @@ class ObjectnessGated:
 
     Source: Mehta and Ozturk, Object Detection at 200 Frames Per Second (arXiv 1805.06361), eq. 3-5.
     """
-
-    names: tuple[str, ...] = ("box", "obj", "cls")
 
     def __init__(self, gains: LossGains, *, complete: bool = True) -> None:
         """`gains` as applied by the ground-truth loss.
@@ -97,16 +119,16 @@ class ObjectnessGated:
         """
         self.gains, self.complete = gains, complete
 
-    def __call__(self, batch: Batch, student: StudentOutput, teacher: TeacherOutput) -> dict[str, Tensor]:
+    def terms(self, own: Sequence[Tensor], other: Sequence[Tensor]) -> dict[str, Tensor]:
         """The three terms, each a mean over cells, summed over levels."""
-        box, obj, cls = torch.zeros(3, device=batch.images.device).unbind()
-        for mine, theirs in zip(student.levels, teacher.levels, strict=True):
-            own, target = mine.float(), theirs.float()
+        box, obj, cls = torch.zeros(3, device=own[0].device).unbind()
+        for mine, theirs in zip(own, other, strict=True):
+            level, target = mine.float(), theirs.float()
             weight = target[..., 4].sigmoid()
-            box = box + ((own[..., :4] - target[..., :4]).square().mean(-1) * weight).mean()
-            objectness = (own[..., 4].sigmoid() - weight).square()
+            box = box + ((level[..., :4] - target[..., :4]).square().mean(-1) * weight).mean()
+            objectness = (level[..., 4].sigmoid() - weight).square()
             obj = obj + (objectness if self.complete else objectness * weight).mean()
-            cls = cls + ((own[..., 5:] - target[..., 5:]).square().mean(-1) * weight).mean()
+            cls = cls + ((level[..., 5:] - target[..., 5:]).square().mean(-1) * weight).mean()
         return {"box": box * self.gains.box, "obj": obj * self.gains.obj, "cls": cls * self.gains.cls}
 
 

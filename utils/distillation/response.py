@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from models.decode import boxes_cxcywh_grid
-from utils.batch import Batch, StudentOutput
 from utils.boxes import aligned_iou
-from utils.distillation.teacher import TeacherOutput
+from utils.distillation.presets import DensePreset
 from utils.losses.detection import LossGains, level_balance, mean_count
 from utils.losses.terms import differentiated_at_once
 
@@ -41,7 +40,7 @@ class Cells:
     """Raw outputs of both networks, float32, of one level or of all of them.
 
     own, other: (..., 5 + K) of student and teacher. anchors: the student's in grid units, (..., 2) or what
-    broadcasts to it. share: of each cell in the objectness term, a number or (...).
+    broadcasts to it. share: of each cell in the objectness term, (...) or what broadcasts to it.
     """
 
     own: Tensor
@@ -50,7 +49,7 @@ class Cells:
     share: Tensor | float
 
 
-class Response:
+class Response(DensePreset):
     """Classes and boxes count where the teacher sees an object, objectness everywhere (preset `response`).
 
     cls: (1/W) sum w mean_k |sigmoid(z_T) - sigmoid(z_S)| BCE(z_S, sigmoid(z_T)).
@@ -66,8 +65,6 @@ class Response:
     Detection (arXiv 2308.14286), eq. 4 to 7; the factor on a cross-entropy is that of Li et al.,
     Generalized Focal Loss (arXiv 2006.04388), eq. 3.
     """
-
-    names: tuple[str, ...] = ("box", "obj", "cls")
 
     def __init__(
         self,
@@ -91,10 +88,10 @@ class Response:
         self.merged: bool | None = None  # whether all levels are one; None: as the device likes it
         self._constants: dict[Any, tuple[Tensor, Tensor]] = {}
 
-    def __call__(self, batch: Batch, student: StudentOutput, teacher: TeacherOutput) -> dict[str, Tensor]:
+    def terms(self, own: Sequence[Tensor], other: Sequence[Tensor]) -> dict[str, Tensor]:
         """The three terms, float32 scalars."""
-        box, obj, cls, seen = torch.zeros(4, device=batch.images.device).unbind()
-        for cells in self._cells(student.levels, teacher.levels):
+        box, obj, cls, seen = torch.zeros(4, device=own[0].device).unbind()
+        for cells in self._cells(own, other):
             parts = (4, 1, cells.own.shape[-1] - 5)
             # Split, not sliced: the backward pass then fills one tensor of all outputs instead of three.
             own_box, own_obj, own_cls = cells.own.split_with_sizes(parts, -1)
@@ -105,7 +102,7 @@ class Response:
             box = box + differentiated_at_once(far, own_box)
             cls = cls + self.class_sum(own_cls, cls_t, weight)
             obj = obj + self.objectness_sum(own_obj, obj_t, cells.share)
-        seen = mean_count(seen, len(batch.images))
+        seen = mean_count(seen, len(own[0]))
         return {"box": box / seen * self.box, "obj": obj * self.obj, "cls": cls / seen * self.cls}
 
     def class_sum(self, own: Tensor, target: Tensor, weight: Tensor) -> Tensor:
@@ -132,20 +129,25 @@ class Response:
         There the number of operations costs, on a CPU the memory that they go through.
         """
         merged = own[0].device.type != "cpu" if self.merged is None else self.merged
-        shapes = tuple(level.shape[:-1] for level in own)
         if merged:
-            if shapes not in self._constants:
-                self._constants = {shapes: self._constants_of(shapes, own[0].device)}
-            rows = [torch.cat([_rows(level.float()) for level in levels]) for levels in (own, other)]
-            yield Cells(rows[0], rows[1], *self._constants[shapes])
+            grids = tuple(level.shape[1:-1] for level in own)
+            if grids not in self._constants:
+                self._constants = {grids: self._constants_of(grids, own[0].device)}
+            anchors, shares = self._constants[grids]
+            rows = [torch.cat([_rows(level.float()) for level in levels], 1) for levels in (own, other)]
+            yield Cells(rows[0], rows[1], anchors, shares / len(own[0]))
             return
         for anchors, balance, mine, theirs in zip(self.anchors_grid, self.balance, own, other, strict=True):
             share = balance / mine[..., 0].numel()
             yield Cells(mine.float(), theirs.float(), anchors.to(mine.device)[:, None, None], share)
 
-    def _constants_of(self, shapes: Sequence[torch.Size], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Anchors (N, 2) and objectness shares (N) of all cells of levels of these shapes (B, A, H, W)."""
-        cells = [shape.numel() for shape in shapes]
+    def _constants_of(self, grids: tuple[torch.Size, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Anchors (N, 2) and objectness shares (N) of a picture's cells, from (A, H, W) of all levels.
+
+        The same for batches of any size: they may be part of a record, which the last batch of an epoch
+        must not take them from.
+        """
+        cells = [grid.numel() for grid in grids]
         anchors = [
             own.to(device).repeat(count // len(own), 1)
             for own, count in zip(self.anchors_grid, cells, strict=True)
@@ -157,8 +159,11 @@ class Response:
 
 
 def _rows(maps: Tensor) -> Tensor:
-    """Maps (B, A, H, W, K) or (B, A, H, W) as rows in the order of memory, cells before anchors."""
-    return maps.movedim(1, 3).flatten(0, 3)
+    """Maps (B, A, H, W, K) or (B, A, H, W) as rows of each picture in the order of memory, (B, N, ...).
+
+    There cells come before anchors.
+    """
+    return maps.movedim(1, 3).flatten(1, 3)
 
 
 # Elements that are worked out together: what stays in a core's cache with all that comes of it, and on a

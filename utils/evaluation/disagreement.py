@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 import torch
@@ -29,7 +29,9 @@ from utils.evaluation.evaluate import (
 )
 from utils.evaluation.pictures import SHOWN_CONFIDENCE
 from utils.inference.predictor import Predictor
-from utils.reporting.scenes import Scene, plot_disagreement, plot_objectness
+
+if TYPE_CHECKING:
+    from utils.reporting.scenes import Scene
 
 PARTNER_CONFIDENCE = 0.05  # least confidence of a detection that counts as another's partner
 OVERLAP = 0.5  # least IoU of partners
@@ -205,6 +207,11 @@ class DisagreementPictures:
         worst = [seen for *_, seen in sorted(self._worst, key=lambda entry: entry[:2], reverse=True)]
         if not worst:
             return []
+        from utils.reporting.scenes import (  # matplotlib takes half a second to import
+            plot_disagreement,
+            plot_objectness,
+        )
+
         scenes = [self._scene(seen) for seen in worst]
         paths = [folder / f"{name}{number}.jpg" for name in ("disagreement", "objectness")]
         plot_disagreement(paths[0], scenes, self.titles, self.names)
@@ -213,6 +220,8 @@ class DisagreementPictures:
 
     def _scene(self, seen: _Seen) -> Scene:
         """An image without the grey around it, and all that is said of it in its pixels."""
+        from utils.reporting.scenes import Scene
+
         top, left = (round(pad) for pad in seen.letterbox.pad)
         height, width = (
             round(side * scale)

@@ -13,7 +13,6 @@ from utils.boxes import xyxy_to_cxcywh
 from utils.evaluation.evaluate import EvaluationResult
 from utils.inference.predictor import place_boxes
 from utils.reporting.pictures import plot_batch
-from utils.reporting.plots import plot_confusion, plot_curves
 
 SHOWN_CONFIDENCE = 0.25  # evaluation keeps everything above .001, which would cover the pictures
 
@@ -53,6 +52,8 @@ def targets_from_detections(batch: Batch, detections: list[Tensor]) -> tuple[Ten
 
 def save_score_pictures(folder: Path, result: EvaluationResult) -> None:
     """Draws the curves and the confusion matrix of a result."""
+    from utils.reporting.plots import plot_confusion, plot_curves  # matplotlib takes half a second to import
+
     names = list(result.names)
     if result.labels:
         plot_curves(folder, result.per_class, names)

@@ -44,11 +44,37 @@ class Pairs:
         """The pairs on a device, in two copies that nothing waits for."""
         if self.boxes.device == device:
             return self
+        return Pairs.of(sent(self.indices(), device), sent(self.boxes, device), self.counts)
+
+    def indices(self) -> Tensor:
+        """All indices as one tensor (8, P), in the order of the fields."""
         cells = (self.image, self.anchor, self.row, self.column, self.level, self.place)
-        indices = sent(torch.stack((*cells, self.target, self.label)), device)
+        return torch.stack((*cells, self.target, self.label))
+
+    @classmethod
+    def of(cls, indices: Tensor, boxes: Tensor, counts: tuple[int, ...]) -> Pairs:
+        """From what `indices` gives, the boxes and the counts."""
         image, anchor, row, column, level, place, target, label = indices
-        boxes = sent(self.boxes, device)
-        return Pairs(image, anchor, row, column, level, place, target, label, boxes, self.counts)
+        return cls(image, anchor, row, column, level, place, target, label, boxes, counts)
+
+    def padded(self, least: int = 256) -> tuple[Pairs, Tensor]:
+        """The same with as many pairs at every level, a power of two and not below `least`.
+
+        Also gives which of them are real, (P,) float32, 1 or 0; the others lie at the first cell.
+        """
+        width = max(least, 1 << max(max(self.counts) - 1, 0).bit_length())
+        offsets = torch.arange(len(self.counts)).repeat_interleave(torch.tensor(self.counts))
+        places = torch.arange(len(self)) + offsets * width
+        starts = torch.tensor(self.counts).cumsum(0) - torch.tensor(self.counts)
+        places = places - starts[offsets]
+        total = width * len(self.counts)
+        indices, boxes, real = (
+            torch.zeros(8, total, dtype=torch.int64),
+            torch.ones(total, 4),
+            torch.zeros(total),
+        )
+        indices[:, places], boxes[places], real[places] = self.indices(), self.boxes, 1.0
+        return Pairs.of(indices, boxes, (width,) * len(self.counts)), real
 
     def __len__(self) -> int:
         """The number of pairs P."""

@@ -5,6 +5,7 @@ Shapes: B images, A anchors, H W grid, K classes, M targets, P pairs of cell-and
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,7 +18,7 @@ from utils.boxes import aligned_iou
 from utils.device import sent
 from utils.distributed import is_distributed, sum_over_ranks
 from utils.losses.assignment import Pairs, assign_targets
-from utils.losses.terms import binary_cross_entropy, smoothed_one_hot
+from utils.losses.terms import TermsOfTensors, binary_cross_entropy, smoothed_one_hot
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,35 @@ def mean_count(count: Tensor, images: int, *, over_ranks: bool = True) -> Tensor
     return together[:-1].reshape(own.shape).clamp(min=1) * (images / together[-1])
 
 
+ClassLoss = Callable[[Tensor, Pairs], Tensor]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What raw levels are compared with, on their device.
+
+    together: (L + 1,) normalisers, the pairs of each level and the labelled images. labelled: (B,) bool.
+    real: (P,) 1 or 0, which of the pairs count; None for all.
+    """
+
+    pairs: Pairs
+    together: Tensor
+    labelled: Tensor
+    real: Tensor | None = None
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of it where the pairs are padded."""
+        assert self.real is not None
+        return self.pairs.indices(), self.pairs.boxes, self.together, self.labelled, self.real
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor], level_count: int) -> Wanted:
+        """From what `tensors` gives."""
+        indices, boxes, together, labelled, real = tensors
+        counts = (len(boxes) // level_count,) * level_count
+        return cls(Pairs.of(indices, boxes, counts), together, labelled, real)
+
+
 class DetectionLoss(nn.Module):
     """Box (CIoU), objectness (BCE) and class (BCE) loss against the labels.
 
@@ -103,24 +133,34 @@ class DetectionLoss(nn.Module):
         self.balance = level_balance(len(anchors_grid)) if balance is None else tuple(balance)
         self.complete = complete
         self._shares: tuple[tuple[tuple[int, ...], torch.device], Tensor] | None = None
+        self._replayed: TermsOfTensors | None = None
 
     def forward(
         self, batch: Batch, output: StudentOutput, progress: Progress | None = None
     ) -> dict[str, Tensor]:
         """The three weighted scalars, float32; their sum times the images is to be minimised."""
+        if self._replayed is None or not self.training:
+            return self.terms(batch.targets, output.levels, batch.labelled, self._against_labels)
+        wanted = self._wanted(batch.targets, output.levels, batch.labelled, padded=True)
+        return dict(zip(self.names, self._replayed(output.levels, wanted.tensors()).unbind(), strict=True))
 
-        def against_labels(logits: Tensor, pairs: Pairs) -> Tensor:
-            wanted = smoothed_one_hot(pairs.label, self.class_count, self.gains.label_smoothing)
-            return binary_cross_entropy(logits, wanted, self.gains.cls_pw, self.gains.fl_gamma)
+    def replay_terms(self, replayed: Callable[[TermsOfTensors], TermsOfTensors]) -> None:
+        """Lets what comes after the assignment run in training as `replayed` makes it."""
+        # Of a copy: constants that are part of a record must not make way for those of a validation.
+        own = copy.copy(self)
 
-        return self.terms(batch.targets, output.levels, batch.labelled, against_labels)
+        def compared(levels: Sequence[Tensor], tensors: Sequence[Tensor]) -> Tensor:
+            wanted = Wanted.of(tensors, len(levels))
+            return torch.stack(list(own.compare(levels, wanted, own._against_labels).values()))
+
+        self._replayed = replayed(compared)
+
+    def _against_labels(self, logits: Tensor, pairs: Pairs) -> Tensor:
+        wanted = smoothed_one_hot(pairs.label, self.class_count, self.gains.label_smoothing)
+        return binary_cross_entropy(logits, wanted, self.gains.cls_pw, self.gains.fl_gamma)
 
     def terms(
-        self,
-        targets: Tensor,
-        levels: Sequence[Tensor],
-        labelled: Tensor,
-        class_loss: Callable[[Tensor, Pairs], Tensor],
+        self, targets: Tensor, levels: Sequence[Tensor], labelled: Tensor, class_loss: ClassLoss
     ) -> dict[str, Tensor]:
         """Box, objectness and class term of raw levels against targets (M, 6).
 
@@ -129,6 +169,12 @@ class DetectionLoss(nn.Module):
         Targets in main memory are assigned there: how many pairs they make is known at once, where a GPU
         would have to be waited for.
         """
+        return self.compare(levels, self._wanted(targets, levels, labelled), class_loss)
+
+    def _wanted(
+        self, targets: Tensor, levels: Sequence[Tensor], labelled: Tensor, *, padded: bool = False
+    ) -> Wanted:
+        """What the levels are compared with, on their device."""
         device = levels[0].device
         grids = [(level.shape[2], level.shape[3]) for level in levels]
         found = assign_targets(targets, self._anchors_on(targets.device), grids, self.gains.anchor_t)
@@ -136,14 +182,22 @@ class DetectionLoss(nn.Module):
         # All in one tensor: one copy to the device, one meeting of the ranks.
         numbers = sent(torch.cat((numbers, labelled.sum()[None])), device)
         together = self._count(numbers, len(labelled))
-        counts, images = together[:-1], together[-1]
-        pairs, labelled = found.to(device), sent(labelled, device)
+        pairs, real = found.padded() if padded else (found, None)
+        return Wanted(
+            pairs.to(device), together, sent(labelled, device), real if real is None else sent(real, device)
+        )
+
+    def compare(self, levels: Sequence[Tensor], wanted: Wanted, class_loss: ClassLoss) -> dict[str, Tensor]:
+        """Box, objectness and class term of raw levels against what is wanted of them."""
+        pairs, counts, images = wanted.pairs, wanted.together[:-1], wanted.together[-1]
         picked = pairs.pick(levels).float()
         iou = self.overlaps(picked, pairs)
         share = 1 / counts[pairs.level]  # each level's mean counts the same
+        if wanted.real is not None:
+            iou, share = iou * wanted.real, share * wanted.real
         box = ((1 - iou) * share).sum()
-        obj = self.objectness([level[..., 4] for level in levels], pairs, iou, labelled) / images
-        cls = torch.zeros((), device=device)
+        obj = self.objectness([level[..., 4] for level in levels], pairs, iou, wanted.labelled) / images
+        cls = torch.zeros((), device=box.device)
         if self.class_count > 1:
             cls = (class_loss(picked[:, 5:], pairs).sum(1) * share).sum() / self.class_count
         return {"box": box * self.gains.box, "obj": obj * self.gains.obj, "cls": cls * self.gains.cls}

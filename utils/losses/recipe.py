@@ -28,9 +28,11 @@ class Loss(Protocol):
     those that it asks beside the trained one, by what to call them, `references()`, mAP50 and mAP50-95 on
     the validation split of those of them that know all of the data's classes, `compute_in(dtype)`, which
     tells it the reduced precision of the run's forward pass, and `compile_networks(compiled)`, which lets
-    their bodies run as `compiled` makes them. `ahead(batch, progress)` is called in place of the loss, before
-    the network's pass, and gives the rest of the loss: what it begins there goes on beside that pass on
-    a GPU, and a CPU that does it first has no activations to keep meanwhile.
+    their bodies run as `compiled` makes them, and likewise `replay_networks(replayed)`, for those that are
+    frozen, and `replay_terms(replayed)`, for what lies between the outputs and its terms.
+    `ahead(batch, progress)` is called in place of the loss, before the network's pass, and gives the rest of
+    the loss: what it begins there goes on beside that pass on a GPU, and a CPU that does it first has no
+    activations to keep meanwhile.
     """
 
     names: tuple[str, ...]

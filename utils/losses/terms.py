@@ -5,12 +5,16 @@ All take logits, compute in float32 and reduce nothing unless their first line s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# From tensors that take a gradient, and others that do not, to a vector of terms. Nothing in it hangs on what
+# the values are but the values of the result.
+TermsOfTensors = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
 
 
 def binary_cross_entropy(

@@ -10,7 +10,6 @@ import warnings
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.cluster.vq import kmeans
 
 from models.yolo import Model
 
@@ -42,6 +41,8 @@ def fit_anchors(sizes: Array, count: int, limit: float, *, seed: int = 0, genera
     The search mutates all anchors at once and keeps what raises the mean closeness of the best
     anchor of each box that it fits. Boxes under 2 px are left out.
     """
+    from scipy.cluster.vq import kmeans  # takes half a second to import, and few runs need it
+
     rng = np.random.default_rng(seed)
     usable = sizes[(sizes >= 2).any(1)]
     if len(usable) > MAX_BOXES:

@@ -30,7 +30,6 @@ from utils.distributed import is_distributed
 from utils.errors import UsageError, UserError
 from utils.evaluation.metrics import fitness
 from utils.reporting.console import Console, duration
-from utils.reporting.evolution import plot_evolution
 from utils.reporting.naming import counted
 from utils.reporting.results import read_results
 from utils.training.generations import (
@@ -151,6 +150,8 @@ class Evolution:
 
     def _conclude(self, outcomes: Sequence[Outcome]) -> None:
         if not self.options.noplots:
+            from utils.reporting.evolution import plot_evolution  # matplotlib takes half a second to import
+
             hyps = [outcome.hyp.to_dict() for outcome in outcomes]
             plot_evolution(
                 self.folder / PLOT_NAME,

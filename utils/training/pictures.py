@@ -12,7 +12,6 @@ from utils.evaluation.disagreement import DisagreementPictures
 from utils.evaluation.evaluate import EvaluationResult, EvaluationSettings, Observer
 from utils.evaluation.pictures import BatchPictures, save_score_pictures
 from utils.reporting.pictures import plot_batch
-from utils.reporting.plots import plot_labels, plot_results
 from utils.reporting.results import RESULTS_NAME
 
 TRAINING_BATCHES = 3
@@ -29,6 +28,8 @@ class RunPictures:
     def labels(self) -> None:
         """labels.jpg: how many, where and how large the labels are."""
         if self.enabled:
+            from utils.reporting.plots import plot_labels  # matplotlib takes half a second to import
+
             labels, unlabelled = self.index.all_labels(), self.index.unlabelled_count
             plot_labels(self.folder / "labels.jpg", labels, self.index.names, unlabelled)
 
@@ -64,6 +65,8 @@ class RunPictures:
     def finish(self, result: EvaluationResult) -> None:
         """The curves of scores and of the whole run, and the confusion matrix."""
         if self.enabled:
+            from utils.reporting.plots import plot_results  # matplotlib takes half a second to import
+
             save_score_pictures(self.folder, result)
             plot_results(self.folder / RESULTS_NAME)
             for number, disagreement in enumerate(self.disagreements, 1):

@@ -21,11 +21,10 @@ from torch import Tensor
 from models.yolo import Model
 from utils.errors import reason_of
 from utils.losses.recipe import Body
+from utils.training.capture import WARM_CALLS, captured, kind_of, on_stream
 from utils.training.loop import Trainer, tried_kernels
+from utils.training.replayed_terms import ReplayedTerms
 
-WARM_CALLS = 3  # in which cuDNN finds its kernels; none of that may be part of a record
-# Other threads go on meanwhile, such as the one that puts the loader's batches into pinned memory.
-CAPTURE_MODE = "thread_local"
 # Of the memory of a record, what must be free beside it: a batch of another shape, the losses, the teacher.
 ROOM = 1.5
 Record = Callable[[Body, Tensor], Body]
@@ -49,7 +48,7 @@ class Replayed:
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
         """The maps for images (B, 3, H, W), without gradient."""
-        kind = _kind_of(images)
+        kind = kind_of(images)
         if self._replay is not None:
             return self._replay(images) if kind == self._seen else self._body(images)
         self._calls[kind] += 1
@@ -76,46 +75,8 @@ class ReplayedStudent:
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
         """The maps for images (B, 3, H, W); of a replay they are good until the next call."""
         is_step = self._model.training and torch.is_grad_enabled()
-        body = self._replay if is_step and _kind_of(images) == self._kind else self._body
+        body = self._replay if is_step and kind_of(images) == self._kind else self._body
         return body(images)
-
-
-def _kind_of(images: Tensor) -> tuple[object, ...]:
-    """What a record holds for: shape, memory order, and the precision that is computed in."""
-    precision = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
-    return images.shape, images.stride(), images.dtype, precision
-
-
-@contextmanager
-def _captured(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream, pool: Any = None) -> Iterator[None]:
-    """Records what is launched into a graph.
-
-    A failure leaves behind what torch would not: the stream of before, and a random generator that can be
-    used (torch leaves it as if a record were going on).
-    """
-    before = torch.cuda.current_stream(stream.device)
-    generator = torch.cuda.default_generators[before.device.index]
-    untouched = generator.clone_state()
-    try:
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode=CAPTURE_MODE):
-            yield
-    except BaseException:
-        generator.graphsafe_set_state(untouched)
-        raise
-    finally:
-        torch.cuda.set_stream(before)
-
-
-@contextmanager
-def _beside(stream: torch.cuda.Stream) -> Iterator[None]:
-    """Work on another stream, for which that of before waits in the end."""
-    before = torch.cuda.current_stream(stream.device)
-    stream.wait_stream(before)
-    try:
-        with torch.cuda.stream(stream):
-            yield
-    finally:
-        before.wait_stream(stream)
 
 
 @torch.no_grad()
@@ -127,9 +88,9 @@ def recorded(body: Body, images: Tensor) -> Body:
     given = images.clone(memory_format=torch.preserve_format)
     stream = torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]
     graph = torch.cuda.CUDAGraph()
-    with _beside(stream):
+    with on_stream(stream):
         body(given)  # what libraries set up for a stream is no part of the record
-    with _captured(graph, stream):
+    with captured(graph, stream):
         maps = body(given)
 
     def replay(images: Tensor) -> tuple[Tensor, ...]:
@@ -196,15 +157,15 @@ def recorded_training(body: Body, images: Tensor, parameters: Sequence[Tensor]) 
 
     given = images.clone(memory_format=torch.preserve_format)
     stream = torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]
-    with _beside(stream):
+    with on_stream(stream):
         for _ in range(WARM_CALLS):
             maps = body(given)
             gradients(maps, zeros(maps))
     forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-    with _captured(forward, stream):
+    with captured(forward, stream):
         maps = body(given)
     slopes = zeros(maps)
-    with _captured(backward, stream, forward.pool()):
+    with captured(backward, stream, forward.pool()):
         found = zip(parameters, gradients(maps, slopes), strict=True)
         grown = [(p.grad, new) for p, new in found if p.grad is not None and new is not None]
         torch._foreach_add_([kept for kept, _ in grown], [new for _, new in grown])
@@ -267,7 +228,7 @@ def _student_body(trainer: Trainer, images: Tensor) -> tuple[Body | None, str]:
     precision = torch.autocast("cuda", dtype, enabled=dtype is not None, cache_enabled=False)
     try:
         with as_before(model), tried_kernels(trainer.tries_kernels), precision:
-            kind = _kind_of(images)
+            kind = kind_of(images)
             replay = recorded_training(trainer.step.body, images, trained)
     except RuntimeError as error:  # no memory is one, too
         return None, reason_of(error)
@@ -282,10 +243,19 @@ def replay_frozen(trainer: Trainer, warn: Warn) -> None:
             replay_networks(lambda body: Replayed(body, warn))
 
 
+def replay_losses(trainer: Trainer, warn: Warn) -> None:
+    """Lets the losses be replayed, as far as they can be."""
+    for loss in trainer.step.losses:
+        replay_terms = getattr(loss, "replay_terms", None)
+        if replay_terms is not None:
+            replay_terms(lambda terms: ReplayedTerms(terms, warn))
+
+
 def replay_step(trainer: Trainer, shape: tuple[int, int, int, int], warn: Warn) -> None:
-    """Lets the networks of a trainer be replayed, on a GPU and where batches have one shape."""
+    """Lets networks and losses of a trainer be replayed, on a GPU and where batches have one shape."""
     if trainer.device.type == "cuda" and trainer.fixed_shapes:
         replay_frozen(trainer, warn)
     if replays_student(trainer):
+        replay_losses(trainer, warn)
         images = torch.zeros(shape, device=trainer.device).to(memory_format=torch.channels_last)
         replay_student(trainer, images, warn)

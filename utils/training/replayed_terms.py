@@ -1,0 +1,127 @@
+"""Losses as CUDA graphs.
+
+A loss is a few hundred small kernels, forward and backward, and on a fast GPU launching them takes longer
+than they do. What hangs on no number but those of its tensors is recorded once and launched as two.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from utils.errors import reason_of
+from utils.losses.terms import TermsOfTensors
+from utils.training.capture import WARM_CALLS, captured, kind_of, on_stream
+
+MOST = 3  # kinds of tensors that are recorded: with each comes memory that stays taken
+Record = Callable[[TermsOfTensors, Sequence[Tensor], Sequence[Tensor], Any], TermsOfTensors]
+
+
+class ReplayedTerms:
+    """A function to a vector of terms, recorded for kinds of tensors of which it has seen a few.
+
+    Others, and what takes no gradient, it works out as they come.
+    """
+
+    def __init__(
+        self, terms: TermsOfTensors, warn: Callable[[str], None], record: Record | None = None
+    ) -> None:
+        """`warn` gets a sentence if recording fails, after which nothing more is recorded."""
+        self._terms, self._warn = terms, warn
+        self._record = recorded_terms if record is None else record
+        self._replays: dict[tuple[object, ...], TermsOfTensors] = {}
+        self._calls: Counter[tuple[object, ...]] = Counter()
+        self._most, self._pool = MOST, cast(Any, None)
+
+    def __call__(self, trained: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
+        """The terms (n,), of tensors that take a gradient and of others."""
+        if not torch.is_grad_enabled() or not all(given.requires_grad for given in trained):
+            return self._terms(trained, others)
+        kind = kind_of(*trained, *others)
+        if kind not in self._replays:
+            self._calls[kind] += 1
+            if self._calls[kind] <= WARM_CALLS or len(self._replays) >= self._most:
+                return self._terms(trained, others)
+            try:
+                self._add(kind, trained, others)
+            except RuntimeError as error:  # no memory is one, too
+                self._warn(f"a loss cannot be recorded ({reason_of(error)}): it runs as it is")
+                self._most = 0
+                return self._terms(trained, others)
+        return self._replays[kind](trained, others)
+
+    def _add(self, kind: tuple[object, ...], trained: Sequence[Tensor], others: Sequence[Tensor]) -> None:
+        if self._pool is None and trained[0].device.type == "cuda":
+            # One for all kinds: a pass of one is over, forward and backward, before that of another begins.
+            self._pool = torch.cuda.graph_pool_handle()
+        self._replays[kind] = self._record(self._terms, trained, others, self._pool)
+
+
+@dataclass(frozen=True)
+class _TermsRecord:
+    """From `given` and `beside` to `value`, and from `slope`, the gradient of that, to those of `given`."""
+
+    given: tuple[Tensor, ...]
+    beside: tuple[Tensor, ...]
+    value: Tensor
+    slope: Tensor
+    slopes: tuple[Tensor, ...]
+    forward: torch.cuda.CUDAGraph
+    backward: torch.cuda.CUDAGraph
+
+
+class _Passes(torch.autograd.Function):
+    """Both recorded passes as a single operation."""
+
+    @staticmethod
+    def forward(ctx: Any, record: _TermsRecord, others: Sequence[Tensor], *trained: Tensor) -> Tensor:
+        """Replays the forward pass."""
+        for kept, new in zip((*record.given, *record.beside), (*trained, *others), strict=True):
+            kept.copy_(new)
+        record.forward.replay()
+        ctx.record = record
+        return record.value.clone()  # the memory of a record is overwritten by the next replay
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Replays the backward pass."""
+        record = ctx.record
+        record.slope.copy_(gradients[0])
+        record.backward.replay()
+        return None, None, *(slope.detach() for slope in record.slopes)
+
+
+def recorded_terms(
+    terms: TermsOfTensors, trained: Sequence[Tensor], others: Sequence[Tensor], pool: Any = None
+) -> TermsOfTensors:
+    """The function for tensors like these, its passes in both directions as CUDA graphs.
+
+    pool: of memory, shared with other records that are never replayed between the two passes of this one.
+    Raises RuntimeError where something in it cannot be recorded.
+    """
+    given = tuple(_kept(tensor).requires_grad_() for tensor in trained)
+    beside = tuple(_kept(tensor) for tensor in others)
+    stream = torch.cuda.Stream(trained[0].device)  # type: ignore[no-untyped-call]
+    precision = torch.get_autocast_dtype("cuda")
+    # What autocast keeps from one operation for the next is no part of a record.
+    with torch.autocast("cuda", precision, torch.is_autocast_enabled("cuda"), cache_enabled=False):
+        with on_stream(stream):
+            value = terms(given, beside)
+            torch.autograd.grad(value, given, torch.zeros_like(value))
+        forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        with captured(forward, stream, pool):
+            value = terms(given, beside)
+        slope = torch.zeros_like(value)
+        with captured(backward, stream, forward.pool()):
+            slopes = torch.autograd.grad(value, given, slope)
+    record = _TermsRecord(given, beside, value.detach(), slope, slopes, forward, backward)
+    return lambda trained, others: cast(Tensor, _Passes.apply(record, others, *trained))
+
+
+def _kept(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone(memory_format=torch.preserve_format)
