@@ -138,7 +138,7 @@ class TrainOptions(RunOptions):
         "C++ compiler",
         group=MACHINE,
     )
-    cuda_graphs: bool = option(True, "launch a network's kernels together on a GPU", group=MACHINE)
+    cuda_graphs: bool = option(True, "launch the kernels of networks and losses together on a GPU", group=MACHINE)
     sync_bn: bool = option(
         False, "let batch norms count over the GPUs of all processes that torchrun starts", group=MACHINE
     )
