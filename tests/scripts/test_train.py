@@ -269,6 +269,8 @@ def test_a_distilled_run_is_not_resumed_by_the_plain_script(
     assert done.returncode == 0, done.stderr
     refused = run_script("train.py", "--resume", tmp_path / "exp")
     assert refused.returncode != 0 and "train_distill.py --resume" in refused.stderr
+    refused = run_script("train.py", "--resume", "--project", tmp_path)  # there is no other
+    assert refused.returncode != 0 and "train_distill.py --resume" in refused.stderr
     extended = run_script("train_distill.py", "--resume", tmp_path / "exp", "--epochs", "2")
     assert extended.returncode == 0, extended.stderr
     assert len(rows_of(tmp_path / "exp")) == 2

@@ -1,10 +1,12 @@
 """What a state file may say; that a run goes on from it is tested with the scripts."""
 
+import os
+
 import pytest
 import torch
 
 from utils.errors import UserError
-from utils.training.state import VERSION, read_state
+from utils.training.state import STATE_NAME, VERSION, find_state, read_state
 
 RUN = {
     "epoch": 1, "best_fitness": 0.5, "best_epoch": 0, "class_scores": [0.5, 0.0], "kind": "TrainOptions",
@@ -48,3 +50,18 @@ def test_counts_that_no_run_can_have_are_refused(changes, tmp_path):
     torch.save({**CONTENT, **changes}, tmp_path / "state.pt")
     with pytest.raises(UserError, match="no intact run state"):
         read_state(tmp_path / "state.pt")
+
+
+def test_bare_resume_means_the_newest_run_of_the_script(tmp_path):
+    kinds = {"a": "TrainOptions", "b": "DistillOptions", "c": "TrainOptions", "d": "DistillOptions"}
+    for number, (name, kind) in enumerate(kinds.items()):
+        path = tmp_path / name / "weights" / STATE_NAME
+        path.parent.mkdir(parents=True)
+        torch.save({**CONTENT, "run": {**RUN, "kind": kind}}, path)
+        os.utime(path, (1000 + number, 1000 + number))
+
+    def found(project, kind):
+        return find_state("", project, kind).parents[1].name
+
+    assert (found(tmp_path, "TrainOptions"), found(tmp_path, "DistillOptions")) == ("c", "d")
+    assert found(tmp_path / "a", "DistillOptions") == "a"  # there is no other

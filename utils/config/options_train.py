@@ -85,7 +85,7 @@ class TrainOptions(RunOptions):
     )
     resume: str | None = option(
         None,
-        "go on with a run: its folder or its last.pt; alone, the newest under --project",
+        "go on with a run: its folder or its last.pt; alone, the newest of this script under --project",
         bare="",
         group=LENGTH,
     )
@@ -138,7 +138,9 @@ class TrainOptions(RunOptions):
         "C++ compiler",
         group=MACHINE,
     )
-    cuda_graphs: bool = option(True, "launch the kernels of networks and losses together on a GPU", group=MACHINE)
+    cuda_graphs: bool = option(
+        True, "launch the kernels of networks and losses together on a GPU", group=MACHINE
+    )
     sync_bn: bool = option(
         False, "let batch norms count over the GPUs of all processes that torchrun starts", group=MACHINE
     )

@@ -97,7 +97,7 @@ def _claimed_state(options: TrainOptions, is_restart: bool) -> tuple[Path | None
 
 def _state_to_go_on_with(options: TrainOptions, is_restart: bool) -> Path | None:
     if options.resume is not None:
-        return state.find_state(options.resume, Path(options.project))
+        return state.find_state(options.resume, Path(options.project), type(options).__name__)
     # `torchrun --max-restarts` repeats the command after a process has died.
     if not is_restart:
         return None

@@ -91,11 +91,12 @@ def save_state(path: Path, run: RunState, trainer: Trainer) -> None:
     replace_atomically(path, lambda stream: torch.save(content, stream))
 
 
-def find_state(resume: str, project: Path) -> Path:
-    """The state file that `--resume` means: of the named run, or of the newest one.
+def find_state(resume: str, project: Path, kind: str) -> Path:
+    """The state file that `--resume` means: of the named run, or of the newest one of a script.
 
     `resume` may be a run folder, its weights folder, or last.pt or state.pt in it; "" takes the
-    run under `project` whose state was written last.
+    run under `project` whose state was written last, of those whose options are of this `kind` if there
+    are any.
     """
     if resume:
         given = Path(resume)
@@ -113,7 +114,8 @@ def find_state(resume: str, project: Path) -> Path:
     states = _states_in(project)
     if not states:
         raise UserError("no run to resume", project, "name one: --resume runs/train/exp")
-    return states[-1]
+    own = (path for path in reversed(states) if run_state(read_state(path)).kind == kind)
+    return next(own, states[-1])
 
 
 def _states_in(project: Path) -> list[Path]:
