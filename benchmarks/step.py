@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.measure import clock_of, device_of, medians, ms, parser, table
 from models.checkpoint import save_checkpoint
@@ -46,6 +46,7 @@ PRESETS: dict[str, dict[str, object]] = {
     "boxes": {"distill_loss": "boxes"},
 }
 OBJECTS = 12  # a picture
+CELLS_OF_AN_OBJECT = 3
 # In the middle of an epoch, where no gradient ratio is sampled.
 PROGRESS = Progress(2510, 25, 100, 100)
 SAMPLED = Progress(2525, 25, 100, 100)  # where one is
@@ -72,8 +73,9 @@ class Bench:
         self.student = self._network(student)
         self.folder = tempfile.TemporaryDirectory()
         self.teacher_file = Path(self.folder.name) / "teacher.pt"
-        save_checkpoint(self.teacher_file, model=self._network(teacher), epoch=0, best_fitness=0.0, meta={})
         self.batch = self._batch()
+        model = self._seeing(self._network(teacher))
+        save_checkpoint(self.teacher_file, model=model, epoch=0, best_fitness=0.0, meta={})
 
     def _network(self, name: str) -> Model:
         model = Model(f"models/{name}.yaml", nc=len(self.names))
@@ -88,6 +90,23 @@ class Bench:
         targets[:, 4:] = targets[:, 4:] * 0.3 + 0.05
         batch = Batch(images.permute(0, 3, 1, 2), targets, torch.ones(self.count, dtype=torch.bool))
         return batch.pin_memory() if self.device.type == "cuda" else batch
+
+    @torch.no_grad()
+    def _seeing(self, model: Model) -> Model:
+        """A network of random weights that sees objects in the batch, a few cells for each label."""
+        model.eval().to(memory_format=torch.channels_last)
+        levels = model.forward_head(model.forward_features(self.batch.to_float().images))
+        seen = torch.cat([level[..., 4].flatten() for level in levels])
+        last = seen.topk(min(CELLS_OF_AN_OBJECT * OBJECTS * self.count, len(seen))).values[-1]
+        width = seen.std().clamp(min=1e-6)
+        for convolution in model.head.m:
+            assert isinstance(convolution, nn.Conv2d) and convolution.bias is not None
+            rows = convolution.weight.view(model.head.na, -1, *convolution.weight.shape[1:])
+            biases = convolution.bias.view(model.head.na, -1)
+            rows[:, 4] /= width
+            biases[:, 4] = (biases[:, 4] - last) / width  # above an objectness of a half
+            biases[:, 5:] = 2.0
+        return model
 
     def trainer(self, precision: str = "auto", **distilled: object) -> Trainer:
         """The trainer of a run with these options of train_distill.py; plain without any.

@@ -22,7 +22,7 @@ _T = TypeVar("_T")
 
 @functools.cache
 def _second(device: torch.device) -> torch.cuda.Stream:
-    """For work whose result is waited for: where both have something to do, it comes first."""
+    """For work whose result is waited for: its kernels come first (those of a record as recorded)."""
     return torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--img", "64", "--batch", "2", "--workers", "1", "--device", "cpu", "--noautoanchor", "--noplots"]
 NET = ["--cfg", "models/yolov5n.yaml", "--weights", ""]
@@ -144,8 +146,6 @@ def test_a_run_does_not_go_on_under_a_teacher_that_has_changed(small_set, teache
 
 FULL = """
 import os, resource, sys
-
-pytestmark = pytest.mark.slow
 resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """

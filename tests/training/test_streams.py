@@ -68,4 +68,5 @@ def test_a_teacher_beside_the_student_says_what_it_says_before_it(monkeypatch, p
                 step()
             batch = bench.batch.to(bench.device).to_float()
             values.append({k: float(v.detach()) for k, v in trainer.run_batch(batch, PROGRESS).items()})
+    assert values[0]["distill_box"] > 0
     assert values[0] == pytest.approx(values[1], rel=0.02, abs=1e-4)

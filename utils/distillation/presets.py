@@ -67,7 +67,12 @@ class DensePreset:
 
     def replay_terms(self, replayed: Callable[[TermsOfTensors], TermsOfTensors]) -> None:
         """Lets the terms be worked out as `replayed` makes it."""
-        self._replayed = replayed(lambda own, other: torch.stack(list(self.terms(own, other).values())))
+
+        def in_order(own: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
+            terms = self.terms(own, other)
+            return torch.stack([terms[name] for name in self.names])
+
+        self._replayed = replayed(in_order)
 
 
 class DenseOutputs(DensePreset):

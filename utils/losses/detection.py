@@ -150,8 +150,8 @@ class DetectionLoss(nn.Module):
         own = copy.copy(self)
 
         def compared(levels: Sequence[Tensor], tensors: Sequence[Tensor]) -> Tensor:
-            wanted = Wanted.of(tensors, len(levels))
-            return torch.stack(list(own.compare(levels, wanted, own._against_labels).values()))
+            terms = own.compare(levels, Wanted.of(tensors, len(levels)), own._against_labels)
+            return torch.stack([terms[name] for name in self.names])
 
         self._replayed = replayed(compared)
 
@@ -191,6 +191,8 @@ class DetectionLoss(nn.Module):
         """Box, objectness and class term of raw levels against what is wanted of them."""
         pairs, counts, images = wanted.pairs, wanted.together[:-1], wanted.together[-1]
         picked = pairs.pick(levels).float()
+        if wanted.real is not None:  # whatever lies where the others point to: 0 times infinity is no number
+            picked = torch.where(wanted.real[:, None] > 0, picked, 0.0)
         iou = self.overlaps(picked, pairs)
         share = 1 / counts[pairs.level]  # each level's mean counts the same
         if wanted.real is not None:

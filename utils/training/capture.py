@@ -12,6 +12,8 @@ from torch import Tensor
 WARM_CALLS = 3  # in which cuDNN finds its kernels; none of that may be part of a record
 # Other threads go on meanwhile, such as the one that puts the loader's batches into pinned memory.
 CAPTURE_MODE = "thread_local"
+# Of the memory of a record, what must be free beside it: a batch of another shape, the losses, the teacher.
+ROOM = 1.5
 
 
 def kind_of(*tensors: Tensor) -> tuple[object, ...]:
@@ -50,3 +52,19 @@ def on_stream(stream: torch.cuda.Stream) -> Iterator[None]:
             yield
     finally:
         before.wait_stream(stream)
+
+
+def reserved_memory(device: torch.device) -> int:
+    """Bytes of a GPU that belong to this process, without what is free among them; 0 of a CPU."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved(device)
+
+
+def lacks_room(device: torch.device, before: int) -> bool:
+    """Whether a GPU has too little memory left beside what was recorded since it was `before` bytes."""
+    if device.type != "cuda":
+        return False
+    taken = reserved_memory(device) - before
+    return torch.cuda.mem_get_info(device)[0] < ROOM * taken

@@ -1,4 +1,4 @@
-"""Networks as CUDA graphs.
+"""Networks, and with them the losses, as CUDA graphs.
 
 A forward pass of a network is some hundred kernels, a backward pass twice as many, and the processor has to
 launch each. On a fast GPU that takes longer than the kernels do. Recorded once, they are launched together.
@@ -21,12 +21,10 @@ from torch import Tensor
 from models.yolo import Model
 from utils.errors import reason_of
 from utils.losses.recipe import Body
-from utils.training.capture import WARM_CALLS, captured, kind_of, on_stream
+from utils.training.capture import WARM_CALLS, captured, kind_of, lacks_room, on_stream, reserved_memory
 from utils.training.loop import Trainer, tried_kernels
 from utils.training.replayed_terms import ReplayedTerms
 
-# Of the memory of a record, what must be free beside it: a batch of another shape, the losses, the teacher.
-ROOM = 1.5
 Record = Callable[[Body, Tensor], Body]
 Warn = Callable[[str], None]
 
@@ -200,25 +198,25 @@ def replays_student(trainer: Trainer) -> bool:
     return trainer.device.type == "cuda" and trainer.fixed_shapes and trainer.parallel is None and trains
 
 
-def replay_student(trainer: Trainer, images: Tensor, warn: Warn) -> None:
+def replay_student(trainer: Trainer, images: Tensor, warn: Warn) -> bool:
     """Lets the body of a trainer's network be replayed for batches of images like these, (B, 3, H, W).
+
+    Gives whether it is.
 
     Where the GPU has too little memory for a record beside a batch of another shape, or where something
     cannot be recorded, the network runs as it is. Gradients are from here on added to tensors that stay.
     """
     trainer.keep_gradients()
-    torch.cuda.empty_cache()
-    before = torch.cuda.memory_reserved(trainer.device)
+    before = reserved_memory(trainer.device)
     body, problem = _student_body(trainer, images)
-    torch.cuda.empty_cache()
-    taken = torch.cuda.memory_reserved(trainer.device) - before
-    if body is not None and torch.cuda.mem_get_info(trainer.device)[0] < ROOM * taken:
+    if body is not None and lacks_room(trainer.device, before):
         body, problem = None, "the GPU has too little memory"
         torch.cuda.empty_cache()
     if body is None:
         warn(f"the network's passes cannot be recorded ({problem}): they run as they are")
-    else:
-        trainer.step.body = body
+        return False
+    trainer.step.body = body
+    return True
 
 
 def _student_body(trainer: Trainer, images: Tensor) -> tuple[Body | None, str]:
@@ -256,6 +254,6 @@ def replay_step(trainer: Trainer, shape: tuple[int, int, int, int], warn: Warn) 
     if trainer.device.type == "cuda" and trainer.fixed_shapes:
         replay_frozen(trainer, warn)
     if replays_student(trainer):
-        replay_losses(trainer, warn)
         images = torch.zeros(shape, device=trainer.device).to(memory_format=torch.channels_last)
-        replay_student(trainer, images, warn)
+        if replay_student(trainer, images, warn):
+            replay_losses(trainer, warn)

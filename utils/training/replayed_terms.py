@@ -16,10 +16,17 @@ from torch import Tensor
 
 from utils.errors import reason_of
 from utils.losses.terms import TermsOfTensors
-from utils.training.capture import WARM_CALLS, captured, kind_of, on_stream
+from utils.training.capture import (
+    WARM_CALLS,
+    captured,
+    kind_of,
+    lacks_room,
+    on_stream,
+    reserved_memory,
+)
 
 MOST = 3  # kinds of tensors that are recorded: with each comes memory that stays taken
-Record = Callable[[TermsOfTensors, Sequence[Tensor], Sequence[Tensor], Any], TermsOfTensors]
+Record = Callable[[TermsOfTensors, Sequence[Tensor], Sequence[Tensor]], TermsOfTensors]
 
 
 class ReplayedTerms:
@@ -36,7 +43,7 @@ class ReplayedTerms:
         self._record = recorded_terms if record is None else record
         self._replays: dict[tuple[object, ...], TermsOfTensors] = {}
         self._calls: Counter[tuple[object, ...]] = Counter()
-        self._most, self._pool = MOST, cast(Any, None)
+        self._most = MOST
 
     def __call__(self, trained: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
         """The terms (n,), of tensors that take a gradient and of others."""
@@ -47,19 +54,26 @@ class ReplayedTerms:
             self._calls[kind] += 1
             if self._calls[kind] <= WARM_CALLS or len(self._replays) >= self._most:
                 return self._terms(trained, others)
-            try:
-                self._add(kind, trained, others)
-            except RuntimeError as error:  # no memory is one, too
-                self._warn(f"a loss cannot be recorded ({reason_of(error)}): it runs as it is")
+            replay, problem = self._recorded(trained, others)
+            if replay is None:
+                self._warn(f"a loss cannot be recorded ({problem}): it runs as it is")
                 self._most = 0
                 return self._terms(trained, others)
+            self._replays[kind] = replay
         return self._replays[kind](trained, others)
 
-    def _add(self, kind: tuple[object, ...], trained: Sequence[Tensor], others: Sequence[Tensor]) -> None:
-        if self._pool is None and trained[0].device.type == "cuda":
-            # One for all kinds: a pass of one is over, forward and backward, before that of another begins.
-            self._pool = torch.cuda.graph_pool_handle()
-        self._replays[kind] = self._record(self._terms, trained, others, self._pool)
+    def _recorded(
+        self, trained: Sequence[Tensor], others: Sequence[Tensor]
+    ) -> tuple[TermsOfTensors | None, str]:
+        """A record, or why there is none."""
+        before = reserved_memory(trained[0].device)
+        try:
+            replay = self._record(self._terms, trained, others)
+        except RuntimeError as error:  # no memory is one, too
+            return None, reason_of(error)
+        if lacks_room(trained[0].device, before):
+            return None, "the GPU has too little memory"
+        return replay, ""
 
 
 @dataclass(frozen=True)
@@ -97,11 +111,10 @@ class _Passes(torch.autograd.Function):
 
 
 def recorded_terms(
-    terms: TermsOfTensors, trained: Sequence[Tensor], others: Sequence[Tensor], pool: Any = None
+    terms: TermsOfTensors, trained: Sequence[Tensor], others: Sequence[Tensor]
 ) -> TermsOfTensors:
     """The function for tensors like these, its passes in both directions as CUDA graphs.
 
-    pool: of memory, shared with other records that are never replayed between the two passes of this one.
     Raises RuntimeError where something in it cannot be recorded.
     """
     given = tuple(_kept(tensor).requires_grad_() for tensor in trained)
@@ -114,7 +127,7 @@ def recorded_terms(
             value = terms(given, beside)
             torch.autograd.grad(value, given, torch.zeros_like(value))
         forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with captured(forward, stream, pool):
+        with captured(forward, stream):
             value = terms(given, beside)
         slope = torch.zeros_like(value)
         with captured(backward, stream, forward.pool()):
