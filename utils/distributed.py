@@ -97,6 +97,14 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0")) if is_distributed() else 0
 
 
+def processes_of_command() -> int:
+    """The number of processes that a single torchrun started; 1 where it did so on several machines.
+
+    Of these each has a command of its own, which only its user knows.
+    """
+    return world_size() if processes_here() == world_size() else 1
+
+
 def processes_here() -> int:
     """The number of processes of the run on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if is_distributed() else 1

@@ -83,6 +83,11 @@ def test_scripts_are_named_where_they_lie(monkeypatch):
     assert resume_command(TrainOptions, Path("r")) == "python train.py --resume r"
 
 
+def test_a_run_of_several_processes_goes_on_in_as_many():
+    found = resume_command(TrainOptions, Path("r"), 4)
+    assert found == "torchrun --nproc_per_node 4 train.py --resume r"
+
+
 def test_values_that_look_like_options_are_all_kept():
     one = DistillOptions(teacher=("--a.pt",), weights="--b.pt")
     again = read(command_of(one), DistillOptions, "train_distill.py")

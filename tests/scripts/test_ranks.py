@@ -200,7 +200,8 @@ def test_processes_that_are_stopped_stop_together_with_the_state_saved(
     else:
         os.kill(process.pid if target == "launcher" else children_of(process)[-1], signal.SIGTERM)
     code, output = ended(process)
-    assert code != 0 and output.count("stopped; go on with: python train.py --resume") == 2, output
+    go_on = "stopped; go on with: torchrun --nproc_per_node 2 train.py --resume"
+    assert code != 0 and output.count(go_on) == 2, output
     assert "is gone" not in output and len(rows_of(folder)) < 6
     if target == "launcher":
         code, output = ended(torchrun("train.py", "--resume", folder))

@@ -40,9 +40,10 @@ def command_of(options: Options, leave_out: frozenset[str] = frozenset(), **chan
     return command(type(options), {**values, **changed})
 
 
-def resume_command(kind: type[TrainOptions], folder: Path, **values: Any) -> str:
-    """The command with which a run, or an evolution, goes on."""
-    return command(kind, {"resume": str(folder), **values})
+def resume_command(kind: type[TrainOptions], folder: Path, processes: int = 1, **values: Any) -> str:
+    """The command with which a run, or an evolution, goes on in so many processes of this machine."""
+    words = command(kind, {"resume": str(folder), **values})
+    return words.replace("python", f"torchrun --nproc_per_node {processes}", 1) if processes > 1 else words
 
 
 def evolved_command(options: TrainOptions, hyp: Path) -> str:

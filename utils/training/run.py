@@ -20,7 +20,15 @@ from utils.config.hyperparameters import load_hyperparameters
 from utils.config.options import TrainOptions, options_to_dict, yaml_text
 from utils.datasets.loader import TrainLoader
 from utils.device import DeadWorkerError, describe_device, select_device
-from utils.distributed import from_main, main_first, rank, seed_everything, share_state, wait_for_all
+from utils.distributed import (
+    from_main,
+    main_first,
+    processes_of_command,
+    rank,
+    seed_everything,
+    share_state,
+    wait_for_all,
+)
 from utils.evaluation.best import Best
 from utils.evaluation.evaluate import EvaluationResult, EvaluationSettings, evaluate, evaluation_mode
 from utils.inference.preprocess import fitting_image_size
@@ -215,7 +223,7 @@ class TrainingRun:
             + f"{len(self.data.val)} for validation; saving to {self.folder}"
         )
         self.pictures.labels()
-        resume = f"go on with: {resume_command(type(options), self.folder)}"
+        resume = f"go on with: {resume_command(type(options), self.folder, processes_of_command())}"
         # Of an epoch that an earlier process began a part is done.
         self.begun = time.monotonic(), self.start_epoch + self.trainer.done / len(self.train_loader)
         with self.stop.noted(self.how_to_go_on or resume):
