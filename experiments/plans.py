@@ -186,8 +186,12 @@ def long_runs(teacher: str) -> tuple[Arm, ...]:
     )
 
 
-def knowing() -> tuple[Arm, ...]:
-    """`long_runs` under the public yolov5s, and what else may bring more of it."""
+def knowing(image_size: int) -> tuple[Arm, ...]:
+    """`long_runs` under the public yolov5s, and what else may bring more of it.
+
+    image_size: of the plan; a teacher that sees pictures of twice the size shares two levels.
+    """
+    larger = str(2 * image_size)
 
     def taught(name: str, title: str, *options: str) -> Arm:
         return Arm(name, title, (*RESPONSE, *options), "coco-s")
@@ -202,7 +206,7 @@ def knowing() -> tuple[Arm, ...]:
         ),
         taught("ratio-2", "`response`, `--distill-ratio 2`", "--distill-ratio", "2"),
         taught("ratio-4", "`response`, `--distill-ratio 4`", "--distill-ratio", "4"),
-        taught("larger-view", "`response`, `--teacher-img-size 448`", "--teacher-img-size", "448"),
+        taught("larger-view", f"`response`, `--teacher-img-size {larger}`", "--teacher-img-size", larger),
         taught("no-labels", "`response`, `--no-with-gt-loss`", "--no-with-gt-loss"),
         Arm("plain-fast", "plain, at the full learning rate", SMALL_SET),
         taught("response-fast", "`response`, at the full learning rate", *SMALL_SET),
@@ -272,7 +276,7 @@ PLANS = {
         224,
         12,
         PUBLIC,
-        knowing(),
+        knowing(224),
         split="val",
         choice="last",
         common=(*FINE, "--noval"),
@@ -325,6 +329,7 @@ PLANS["voc320-known-gpu"] = replace(
     title="VOC320, yolov5n with what the head of its public weights knows, 30 epochs at 320 px, on a GPU",
     image_size=320,
     epochs=30,
+    arms=knowing(320),
 )
 PLANS["bccd-scratch-gpu"] = replace(
     PLANS["bccd-scratch"], title="BCCD, yolov5n from scratch, 60 epochs, on a GPU"

@@ -63,8 +63,8 @@ def test_a_teacher_beside_the_student_says_what_it_says_before_it(monkeypatch, p
                 patched.setattr(distiller, "joined_beside", lambda _, work: work)
             trainer = bench.hastened(bench.trainer(distill_loss=preset))
             trainer.schedule = replace(trainer.schedule, nominal_batch=10**6)  # no update
-            steps = [bench.step(trainer) for _ in range(12)]
-            for step in steps:
+            step = bench.step(trainer)
+            for _ in range(12):
                 step()
             batch = bench.batch.to(bench.device).to_float()
             values.append({k: float(v.detach()) for k, v in trainer.run_batch(batch, PROGRESS).items()})

@@ -6,6 +6,7 @@ Notation: o objectness logit, z class logits, b raw box; S student, T teacher; w
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Literal, Protocol, cast
 
@@ -44,11 +45,10 @@ def ahead_of(preset: Preset, batch: Batch, teacher: TeacherOutput) -> Terms:
     return cast(Terms, ahead(batch, teacher))
 
 
-class DensePreset:
+class DensePreset(ABC):
     """A preset that compares all outputs of both networks, whatever they are.
 
-    A subclass has `terms`, from raw levels of student and teacher, (B, A, H_l, W_l, 5 + K) each, to named
-    scalars.
+    Outputs are raw levels of student and teacher, (B, A, H_l, W_l, 5 + K) each.
     """
 
     names: tuple[str, ...] = ("box", "obj", "cls")
@@ -61,9 +61,9 @@ class DensePreset:
         values = self._replayed(student.levels, teacher.levels).unbind()
         return dict(zip(self.names, values, strict=True))
 
+    @abstractmethod
     def terms(self, own: Sequence[Tensor], other: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The three terms of raw levels."""
-        raise NotImplementedError
+        """The three terms of raw levels, float32 scalars."""
 
     def replay_terms(self, replayed: Callable[[TermsOfTensors], TermsOfTensors]) -> None:
         """Lets the terms be worked out as `replayed` makes it."""
