@@ -102,6 +102,7 @@ PLAIN = Arm("plain", "plain training")
 # For boxes of few classes: what the default was when the runs on BCCD were made.
 RESPONSE = ("--distill-loss", "response")
 BOXES = (*RESPONSE, "--distill-box", "6", "--distill-obj", "3", "--distill-cls", "3")
+BOTH = (*RESPONSE, "--distill-box", "6", "--distill-obj", "3", "--distill-cls", "24")
 FEATURES_ALONE = (*RESPONSE, "--distill-box", "0", "--distill-obj", "0", "--distill-cls", "0")
 
 
@@ -204,6 +205,7 @@ def knowing(image_size: int) -> tuple[Arm, ...]:
             (*BOXES, "--feature-loss", "cwd"),
             "coco-s",
         ),
+        Arm("boxes-classes-first", "`response`, boxes and classes first (6, 3, 24)", BOTH, "coco-s"),
         taught("ratio-2", "`response`, `--distill-ratio 2`", "--distill-ratio", "2"),
         taught("ratio-4", "`response`, `--distill-ratio 4`", "--distill-ratio", "4"),
         taught("larger-view", f"`response`, `--teacher-img-size {larger}`", "--teacher-img-size", larger),
@@ -280,6 +282,21 @@ PLANS = {
         split="val",
         choice="last",
         common=(*FINE, "--noval"),
+    ),
+    "voc320-usual": Plan(
+        "VOC320, yolov5n from the public COCO weights with a new head, 8 epochs at 224 px at the usual pace",
+        "experiments/data/voc320.yaml",
+        224,
+        8,
+        (*PUBLIC, *NEW_HEAD),
+        (
+            PLAIN,
+            Arm("response", "`response`", RESPONSE, "coco-s"),
+            Arm("boxes-first", "`response`, boxes first (6, 3, 3)", BOXES, "coco-s"),
+        ),
+        split="val",
+        choice="last",
+        common=("--noval",),
     ),
     "few-labels": Plan(
         "BCCD, a fifth of the labels, the other pictures unlabelled; yolov5n from the public COCO weights",

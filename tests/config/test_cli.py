@@ -13,10 +13,9 @@ import pytest
 import torch
 
 from utils.config import cli
-from utils.config.absent_options import ABSENT
 from utils.config.cli import one_line, parse, run
 from utils.config.option_help import names_of, option_table
-from utils.config.options import CompareOptions, DetectOptions, DistillOptions, TrainOptions
+from utils.config.options import CompareOptions, DetectOptions, DistillOptions, ExportOptions, TrainOptions
 from utils.config.options import TestOptions as ScoreOptions
 from utils.config.settings import settings_of
 from utils.config.version import VERSION
@@ -126,8 +125,14 @@ def test_wrong_words_are_told_with_what_is_expected(words: str, told: str) -> No
     assert told in message and "\n" not in message
 
 
-@pytest.mark.parametrize("options_class", [TrainOptions, ScoreOptions, DetectOptions])
-@pytest.mark.parametrize("name", ABSENT)
+@pytest.mark.parametrize(
+    ("options_class", "name"),
+    [
+        (options_class, name)
+        for options_class in (TrainOptions, ScoreOptions, DetectOptions, ExportOptions)
+        for name in options_class.absent
+    ],
+)
 def test_options_of_other_yolov5s_are_told_without_a_guess(options_class: type, name: str) -> None:
     message = problems_of(options_class, f"--{name.replace('-', '_')}", "value", "more")
     assert "did you mean" not in message and message.count("; ") == 0

@@ -43,3 +43,10 @@ ABSENT = {
 
 # Values that options had there, by an option's name without the dashes and the word behind it.
 ABSENT_VALUES = {("batch-size", "-1"): _NO_AUTOBATCH}
+
+# Known to other scripts here, and to export.py elsewhere.
+ABSENT_FROM_EXPORT = {
+    "data": "is not needed: a weight file knows its classes",
+    "train": "is not supported: what is exported is for detection",
+    "verbose": "is not supported, leave it out",
+}

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from utils.config.absent_options import ABSENT, ABSENT_VALUES
+from utils.config.absent_options import ABSENT_VALUES
 from utils.config.option_help import help_text, names_of, opposites_of
 from utils.config.options_base import Options
 from utils.config.printable import printable
@@ -206,7 +206,7 @@ class _Reading:
             place = f"{self.latest} takes no further value" if self.latest else "options start with --"
             self.problems.append(f"{word!r}: not expected here, {place}")
             return
-        absent = ABSENT.get(name.lstrip("-"))
+        absent = self.options_class.absent.get(name.lstrip("-"))
         hint = did_you_mean("--" + name.lstrip("-"), [*self.known, *self.opposites], _NEAR_OPTION)
         what = absent or f"no such option{hint or ', see --help'}"
         self.problems.append(f"{word.partition('=')[0]}: {what}")

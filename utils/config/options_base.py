@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
+from utils.config.absent_options import ABSENT
 from utils.config.settings import at_least, between, option, out_of_range, read_plain, to_plain
 from utils.errors import UsageError
 
@@ -60,9 +61,11 @@ class Options:
     """What all options objects share.
 
     given: the fields that the command line named, whatever value it gave them. A script's own class
-    declares `weights` again, with its own words and default.
+    declares `weights` again, with its own words and default. absent: what to say of options that it
+    lacks and people know, by name without dashes in front.
     """
 
+    absent: ClassVar[Mapping[str, str]] = ABSENT
     given: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
     weights: str = option("yolov5s.pt", "weight file", group=MODEL)
     device: str = option(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
+from utils.config.absent_options import ABSENT, ABSENT_FROM_EXPORT
 from utils.config.options_base import (
     DATA,
     DETECTIONS,
@@ -26,6 +27,7 @@ ExportFormat = Literal["torchscript", "onnx", "openvino"]
 class ExportOptions(Options):
     """The options of export.py."""
 
+    absent: ClassVar[Mapping[str, str]] = ABSENT | ABSENT_FROM_EXPORT
     weights: str = option("yolov5s.pt", "weights to export; the files are written beside them", group=MODEL)
     download: bool = may_fetch("public weights")
     include: tuple[ExportFormat, ...] = option(("torchscript",), "formats to write", group=RESULTS)
