@@ -31,7 +31,7 @@ Self = TypeVar("Self", bound="Options")
 
 def run_folders(default: str) -> Any:
     """The field of the folder that holds the folders of runs."""
-    return option(Path(default), "folder of the runs", group=RESULTS)
+    return option(Path(default), "folder that holds the runs", group=RESULTS)
 
 
 def image_size(default: int | tuple[int, ...], help: str) -> Any:
@@ -42,18 +42,18 @@ def image_size(default: int | tuple[int, ...], help: str) -> Any:
 
 def rehearsal(help: str) -> Any:
     """The field of the switch that stops before the work."""
-    return option(False, f"{help}, and write nothing", group=RESULTS)
+    return option(False, f"{help}, write nothing", group=RESULTS)
 
 
 def loader_workers() -> Any:
     """The field of the number of processes that make batches."""
-    text = "processes that make batches, at most one a core; 0 makes them in the main one"
+    text = "worker processes of the loader, at most one per core; 0 loads in the main process"
     return option(8, text, limits=at_least(0), group=MACHINE)
 
 
 def may_fetch(what: str) -> Any:
     """The field that allows the network where a file is missing."""
-    return option(True, f"fetch {what} where missing; --no-download never does", group=DATA)
+    return option(True, f"download {what} where missing; --no-download never does", group=DATA)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +98,10 @@ class RunOptions(Options):
     """The options of a script whose runs have a folder each; `project` is declared again as `weights` is."""
 
     project: Path = run_folders("runs")
-    name: str = option("exp", "the run's folder in it; a number is added when it is taken", group=RESULTS)
-    exist_ok: bool = option(False, "write into a folder that is there already", group=RESULTS)
+    name: str = option(
+        "exp", "folder of the run in --project; a number is added if it is taken", group=RESULTS
+    )
+    exist_ok: bool = option(False, "write into a folder that exists already", group=RESULTS)
 
     def contradictions(self) -> Iterator[str]:
         """What cannot be meant, each as `--option: what is wrong`."""

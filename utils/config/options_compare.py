@@ -26,35 +26,37 @@ class CompareOptions(RunOptions):
 
     runs: tuple[Path, ...] = option(
         (),
-        "folders of training runs, as in runs/train/exp*, or a folder that holds some",
+        "folders of training runs, such as runs/train/exp*, or a folder that holds some",
         positional=True,
         group=RUNS,
     )
     metric: str = option(
         "mAP50-95",
-        "what to compare: mAP50-95, mAP50, precision, recall or a column of results.csv",
+        "metric to compare: mAP50-95, mAP50, precision, recall or a column of results.csv",
         group=RUNS,
     )
     group: bool = option(
         True,
-        "runs that differ in nothing but seed, name and places are one line; --no-group draws each",
+        "group runs that differ only in seed, name and paths; --no-group draws each by itself",
         group=RUNS,
     )
     ignore: tuple[str, ...] = option(
-        (), "settings and hyperparameters that part no groups, as in batch-size lr0", group=RUNS
+        (), "settings and hyperparameters to ignore when grouping, such as batch-size lr0", group=RUNS
     )
     weights: str = option(
-        "", "instead of runs: a student, to draw where it and --teacher disagree most", group=MODEL
+        "",
+        "instead of runs: a student, to draw the images on which it and --teacher disagree most",
+        group=MODEL,
     )
     teacher: str = option(
         "", "weights of its teacher, or of any other network", aliases=("t-weights",), group=MODEL
     )
-    data: Path = option(Path("data/coco128.yaml"), "dataset YAML of these pictures", group=DATA)
+    data: Path = option(Path("data/coco128.yaml"), "dataset YAML of these images", group=DATA)
     download: bool = may_fetch("public data and weights")
-    data_dir: Path | None = option(None, "folder with the data, in place of the YAML's path", group=DATA)
-    task: Literal["train", "val", "test"] = option("val", "the split to look at", group=DATA)
-    imgsz: int = image_size(640, "longer side of the pictures")
-    batch_size: int = option(32, "pictures in a batch", aliases=("batch",), limits=at_least(1), group=DATA)
+    data_dir: Path | None = option(None, "root folder of the data, in place of the YAML's path", group=DATA)
+    task: Literal["train", "val", "test"] = option("val", "split to look at", group=DATA)
+    imgsz: int = image_size(640, "longer side of the images")
+    batch_size: int = option(32, "images per batch", aliases=("batch",), limits=at_least(1), group=DATA)
     workers: int = loader_workers()
     project: Path = run_folders("runs/compare")
 

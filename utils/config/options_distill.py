@@ -21,92 +21,115 @@ class DistillOptions(TrainOptions):
 
     teacher: tuple[str, ...] = option(
         (),
-        f"weights of the network that teaches; of several the mean; {OWN_AVERAGE}: the student's own average",
+        f"teacher weights; several are averaged; {OWN_AVERAGE}: the student's own moving average",
         aliases=("t-weights",),
         group=TEACHER,
     )
-    teacher_cfg: str = option("", "network YAML of a teacher whose file does not describe it", group=TEACHER)
+    teacher_cfg: str = option(
+        "", "model YAML of a teacher whose weight file does not describe its model", group=TEACHER
+    )
     teacher_img_size: int = option(
         0,
-        "side of the teacher's pictures; 0 is that of the student's",
+        "image size of the teacher; 0 is that of the student",
         limits=at_least(0),
         unit="pixels",
         group=TEACHER,
     )
     distill: bool = option(
-        True, "learn from the teacher; --no-distill trains plainly, to compare", group=TEACHER
+        True, "learn from the teacher; --no-distill trains plainly, for comparison", group=TEACHER
     )
     distill_loss: Preset | None = option(
         None,
-        "how outputs are compared: probabilities and boxes where the teacher sees objects (response), "
-        "the teacher's boxes as targets, or every cell with gated objectness, squared error or KL; left "
-        "out it is response, or what --soft-loss or --full-output-loss ask for",
+        "output loss: probabilities and boxes where the teacher sees objects (response), its "
+        "detections as targets (boxes), or every cell with gated objectness, squared error or KL; "
+        "without it response, or what --soft-loss or --full-output-loss ask for",
         aliases=("dist-loss",),
         group=TEACHER,
     )
     distill_ratio: float | Literal["auto"] = option(
-        1.0, "weight of the distillation loss; auto follows the gradients", limits=at_least(0), group=TEACHER
+        1.0,
+        "weight of the distillation loss; auto adapts it to the gradients",
+        limits=at_least(0),
+        group=TEACHER,
     )
     auto_ratio: float = option(
         1.0,
-        "--distill-ratio auto: strength to hold of the teacher's gradient, relative to that of the labels",
+        "--distill-ratio auto: gradient norm of distillation to hold, relative to that of the labels' loss",
         limits=above(0),
         group=TEACHER,
     )
     distill_box: float = option(
-        1.0, "response: box term, relative to the labels' gain", limits=at_least(0), group=TEACHER
+        1.0,
+        "response: weight of the box term, relative to the gain of the labels' loss",
+        limits=at_least(0),
+        group=TEACHER,
     )
     distill_obj: float = option(
-        1.0, "response: objectness term, relative to the labels' gain", limits=at_least(0), group=TEACHER
+        1.0,
+        "response: weight of the objectness term, relative to the gain of the labels' loss",
+        limits=at_least(0),
+        group=TEACHER,
     )
     distill_cls: float = option(
-        8.0, "response: class term, relative to the labels' gain", limits=at_least(0), group=TEACHER
+        8.0,
+        "response: weight of the class term, relative to the gain of the labels' loss",
+        limits=at_least(0),
+        group=TEACHER,
     )
     feature_loss: Literal["none", "cwd", "pkd", "score-l2"] = option(
         "none",
-        "also compare what the Detect layers see: channel-wise divergence, correlation, squared "
-        "error weighted by the teacher's scores",
+        "also distil the inputs of the Detect layer: by channel-wise divergence, correlation, or "
+        "squared error weighted by the teacher's scores",
         group=TEACHER,
     )
-    feature_ratio: float = option(1.0, "weight of that comparison", limits=at_least(0), group=TEACHER)
+    feature_ratio: float = option(1.0, "weight of the feature loss", limits=at_least(0), group=TEACHER)
     distill_warmup: float = option(
         0.0,
-        "let the weight of all that the teacher says rise from 0 for so long",
+        "length of a warm-up in which the weight of distillation rises from 0",
         limits=at_least(0),
         unit="epochs",
         group=TEACHER,
     )
     distill_schedule: Literal["constant", "cosine"] = option(
-        "constant", "of that weight after the warm-up: as it is, or falling along a cosine", group=TEACHER
+        "constant",
+        "weight of distillation after the warm-up: constant, or falling along a cosine",
+        group=TEACHER,
     )
     distill_final: float = option(
-        0.1, "cosine: part of the weight that is left at the end", limits=between(0, 1), group=TEACHER
+        0.1, "cosine: fraction of that weight left at the end", limits=between(0, 1), group=TEACHER
     )
     stop_distill: int = option(
         0,
-        "leave the teacher out of so many epochs at the end",
+        "number of final epochs without distillation",
         limits=at_least(0),
         unit="epochs",
         group=TEACHER,
     )
-    with_gt_loss: bool = option(True, "learn from the labels too", group=TEACHER)
+    with_gt_loss: bool = option(True, "also learn from the ground-truth labels", group=TEACHER)
     soft_loss: bool = option(
         False, "boxes: compare the classes by KL instead of squared error", group=TEACHER
     )
-    full_output_loss: bool = option(False, "the same as --distill-loss objectness", group=TEACHER)
+    full_output_loss: bool = option(False, "same as --distill-loss objectness", group=TEACHER)
     temperature: float = option(
-        20.0, "kl, and boxes with --soft-loss: softens the class scores", limits=above(0), group=TEACHER
+        20.0,
+        "kl, and boxes with --soft-loss: temperature of the class probabilities",
+        limits=above(0),
+        group=TEACHER,
     )
     t_conf_thres: float = option(
-        0.25, "boxes: least confidence of a teacher's box", limits=between(0, 1), group=TEACHER
+        0.25, "boxes: confidence threshold of the teacher's detections", limits=between(0, 1), group=TEACHER
     )
     t_nms_thres: float = option(
-        0.45, "boxes: largest overlap of two teacher's boxes", limits=between(0, 1), unit="IoU", group=TEACHER
+        0.45,
+        "boxes: NMS threshold of the teacher's detections",
+        limits=between(0, 1),
+        unit="IoU",
+        group=TEACHER,
     )
     unlabeled_share: float | None = option(
         None,
-        "part of each batch that comes from the YAML's unlabeled:, for the teacher alone; 0 leaves these "
-        "pictures out; left out, each comes once an epoch",
+        "fraction of each batch taken from the YAML's unlabeled:, where only the teacher teaches; 0"
+        " leaves these images out; without it, each comes once an epoch",
         aliases=("unlabelled-share",),
         limits=between(0, 0.95),
         group=DATA,

@@ -31,32 +31,28 @@ class ExportOptions(Options):
     weights: str = option("yolov5s.pt", "weights to export; the files are written beside them", group=MODEL)
     download: bool = may_fetch("public weights")
     include: tuple[ExportFormat, ...] = option(("torchscript",), "formats to write", group=RESULTS)
-    imgsz: tuple[int, ...] = image_size((640,), "sides of the pictures: one number, or height and width")
-    batch_size: int = option(
-        1, "pictures in a batch", aliases=("batch",), limits=between(1, 4096), group=DATA
-    )
-    dynamic: bool = option(False, "take batches and pictures of any size", group=DATA)
+    imgsz: tuple[int, ...] = image_size((640,), "image size: one number, or height and width")
+    batch_size: int = option(1, "images per batch", aliases=("batch",), limits=between(1, 4096), group=DATA)
+    dynamic: bool = option(False, "accept batches and images of any size", group=DATA)
     source: str = option(
         "data/images",
-        "pictures on which the files are compared with PyTorch: file, folder or pattern",
+        "images on which the files are compared with PyTorch: file, folder or pattern",
         group=DATA,
     )
-    device: str = option("cpu", "what exports: cpu, or the number of a GPU", group=MACHINE)
+    device: str = option("cpu", "device to export on: cpu, or the number of a GPU", group=MACHINE)
     half: bool = option(
-        False, "weights in float16; OpenVINO takes pictures in float32 all the same", group=MODEL
+        False, "weights in float16; OpenVINO takes images in float32 all the same", group=MODEL
     )
-    opset: int = option(18, "version of ONNX's operators", limits=at_least(18), group=RESULTS)
+    opset: int = option(18, "ONNX opset version", limits=at_least(18), group=RESULTS)
     simplify: bool = option(
-        True, "fold constants of the .onnx file and leave out what has no effect", group=RESULTS
+        True, "simplify the .onnx file: fold constants and drop what has no effect", group=RESULTS
     )
-    nms: bool = option(False, "let the files suppress overlapping boxes themselves", group=DETECTIONS)
-    agnostic_nms: bool = option(
-        False, "with --nms: boxes of different classes suppress each other", group=DETECTIONS
-    )
+    nms: bool = option(False, "put NMS into the files", group=DETECTIONS)
+    agnostic_nms: bool = option(False, "with --nms: class-agnostic", group=DETECTIONS)
     conf_thres: float = confidence(0.25)
     iou_thres: float = overlap(0.45)
     max_det: int = option(
-        300, "most detections of a picture, with --nms", limits=between(1, 30_000), group=DETECTIONS
+        300, "with --nms: maximum number of detections per image", limits=between(1, 30_000), group=DETECTIONS
     )
 
     def contradictions(self) -> Iterator[str]:

@@ -25,13 +25,13 @@ from utils.config.settings import at_least, between, option
 
 def confidence(default: float) -> Any:
     """The field of the least confidence."""
-    text = "least confidence of a detection"
+    text = "confidence threshold"
     return option(default, text, aliases=("conf",), limits=between(0, 1), group=DETECTIONS)
 
 
 def overlap(default: float) -> Any:
     """The field of the largest overlap."""
-    text = "largest overlap of two detections of a class"
+    text = "NMS threshold"
     return option(default, text, aliases=("iou",), limits=between(0, 1), unit="IoU", group=DETECTIONS)
 
 
@@ -39,11 +39,11 @@ def overlap(default: float) -> Any:
 class InferenceOptions(RunOptions):
     """What the options of test.py and detect.py share."""
 
-    half: bool = option(False, "compute in float16 where the device is a GPU", group=MACHINE)
-    augment: bool = option(False, "average over three sizes and a flip", group=MODEL)
-    save_txt: bool = option(False, "write a label file for every picture", group=RESULTS)
+    half: bool = option(False, "compute in float16 if the device is a GPU", group=MACHINE)
+    augment: bool = option(False, "test-time augmentation: three sizes and a flip", group=MODEL)
+    save_txt: bool = option(False, "write a label file for every image", group=RESULTS)
     save_conf: bool = option(False, "with confidences in the label files", group=RESULTS)
-    dry_run: bool = rehearsal("read weights and pictures, say what would be done")
+    dry_run: bool = rehearsal("read weights and images, say what would be done")
 
     def contradictions(self) -> Iterator[str]:
         """What cannot be meant, each as `--option: what is wrong`."""
@@ -63,24 +63,26 @@ class TestOptions(InferenceOptions):
 
     weights: str = option("yolov5s.pt", "weights to score", group=MODEL)
     data: Path = option(Path("data/coco128.yaml"), "dataset YAML", group=DATA)
-    data_dir: Path | None = option(None, "folder with the data, in place of the YAML's path", group=DATA)
+    data_dir: Path | None = option(None, "root folder of the data, in place of the YAML's path", group=DATA)
     download: bool = may_fetch("data and public weights")
     task: Literal["train", "val", "test", "speed"] = option(
-        "val", "the split to score; speed times val in squares, with the thresholds of detect.py", group=DATA
+        "val", "split to score; speed times val in squares, with the thresholds of detect.py", group=DATA
     )
-    imgsz: int = image_size(640, "longer side of the pictures")
-    batch_size: int = option(32, "pictures in a batch", aliases=("batch",), limits=at_least(1), group=DATA)
-    rect: bool = option(True, "batches of equal aspect, with little padding, instead of squares", group=DATA)
+    imgsz: int = image_size(640, "longer side of the images")
+    batch_size: int = option(32, "images per batch", aliases=("batch",), limits=at_least(1), group=DATA)
+    rect: bool = option(True, "rectangular batches with little padding instead of squares", group=DATA)
     single_cls: bool = option(False, "treat all classes as one", group=DATA)
     conf_thres: float = confidence(0.001)
     iou_thres: float = overlap(0.6)
-    max_det: int = option(300, "most detections of a picture", limits=at_least(1), group=DETECTIONS)
+    max_det: int = option(300, "maximum number of detections per image", limits=at_least(1), group=DETECTIONS)
     workers: int = loader_workers()
-    verbose: bool = option(False, "show the scores of 50 classes and more too", group=RESULTS)
-    save_json: bool = option(
-        False, "write all detections in COCO's format; scored by pycocotools if installed", group=RESULTS
+    verbose: bool = option(
+        False, "list the scores of every class even where there are 50 and more", group=RESULTS
     )
-    noplots: bool = option(False, "leave out all pictures and charts", group=RESULTS)
+    save_json: bool = option(
+        False, "write all detections in COCO format; scored by pycocotools if installed", group=RESULTS
+    )
+    noplots: bool = option(False, "write no images and no charts", group=RESULTS)
     project: Path = run_folders("runs/test")
 
     def remarks(self) -> Iterator[str]:
@@ -98,29 +100,35 @@ class DetectOptions(InferenceOptions):
     weights: str = option("yolov5s.pt", "weights to detect with", group=MODEL)
     source: str = option(
         "data/images",
-        "picture, folder, pattern, video, stream address, list of them, or camera number",
+        "image, folder, pattern, video, stream address, list of them, or camera number",
         group=DATA,
     )
-    data: str = option("", "dataset YAML with other class names than those inside the weights", group=DATA)
+    data: str = option("", "dataset YAML whose class names replace those in the weights", group=DATA)
     download: bool = may_fetch("public weights")
-    imgsz: tuple[int, ...] = image_size((640,), "sides to detect at: one number, or height and width")
+    imgsz: tuple[int, ...] = image_size((640,), "image size: one number, or height and width")
     vid_stride: int = option(
-        1, "take every so many frames of a video", limits=at_least(1), unit="frames", group=DATA
+        1, "process every this many frames of a video", limits=at_least(1), unit="frames", group=DATA
     )
     conf_thres: float = confidence(0.25)
     iou_thres: float = overlap(0.45)
-    max_det: int = option(1000, "most detections of a picture", limits=at_least(1), group=DETECTIONS)
-    classes: tuple[int, ...] = option(
-        (), "only these classes, by number", limits=at_least(0), group=DETECTIONS
+    max_det: int = option(
+        1000, "maximum number of detections per image", limits=at_least(1), group=DETECTIONS
     )
-    agnostic_nms: bool = option(False, "let boxes of different classes suppress each other", group=DETECTIONS)
-    view_img: bool = option(False, "show the pictures in a window", group=RESULTS)
-    nosave: bool = option(False, "write no pictures and videos", group=RESULTS)
-    save_csv: bool = option(False, "write all detections into predictions.csv", group=RESULTS)
-    save_crop: bool = option(False, "write every detection as a picture", group=RESULTS)
-    line_thickness: int = option(3, "of the boxes", limits=between(1, 100), unit="pixels", group=RESULTS)
-    hide_labels: bool = option(False, "draw boxes without names", group=RESULTS)
-    hide_conf: bool = option(False, "draw names without confidences", group=RESULTS)
+    classes: tuple[int, ...] = option(
+        (), "keep only these classes, by number", limits=at_least(0), group=DETECTIONS
+    )
+    agnostic_nms: bool = option(
+        False, "class-agnostic NMS: boxes of different classes suppress each other", group=DETECTIONS
+    )
+    view_img: bool = option(False, "show the results in a window", group=RESULTS)
+    nosave: bool = option(False, "write no images and videos", group=RESULTS)
+    save_csv: bool = option(False, "write all detections to predictions.csv", group=RESULTS)
+    save_crop: bool = option(False, "write every detection as a cropped image", group=RESULTS)
+    line_thickness: int = option(
+        3, "line width of the boxes", limits=between(1, 100), unit="pixels", group=RESULTS
+    )
+    hide_labels: bool = option(False, "draw boxes without class names", group=RESULTS)
+    hide_conf: bool = option(False, "draw class names without confidences", group=RESULTS)
     project: Path = run_folders("runs/detect")
 
     def contradictions(self) -> Iterator[str]:

@@ -39,79 +39,75 @@ CHANGEABLE_ON_RESUME = frozenset(
 class TrainOptions(RunOptions):
     """The options of train.py."""
 
-    weights: str = option("yolov5s.pt", "weights to start from; '' starts from scratch", group=MODEL)
-    cfg: str = option("", "network YAML; left out, the network inside the weights is taken", group=MODEL)
+    weights: str = option("yolov5s.pt", "initial weights; '' trains from scratch", group=MODEL)
+    cfg: str = option("", "model YAML; without it, the model stored in --weights is used", group=MODEL)
     head_by_name: bool = option(
         True,
-        "where the data's classes are not those of --weights, take over what its head knows of those that "
-        "both have by name; without, a head of another shape starts anew, as in the original",
+        "where --weights knows other classes than the data has, keep what its head knows of those "
+        "that both have by name; off, a head of another shape starts anew, as in the original",
         group=MODEL,
     )
     freeze: tuple[int, ...] = option(
         (),
-        "layers that do not learn: one number N for the first N, several for these",
+        "layers not to train: a single number N freezes the first N, several freeze just these",
         limits=at_least(0),
         group=MODEL,
     )
     data: Path = option(Path("data/coco128.yaml"), "dataset YAML", group=DATA)
-    data_dir: Path | None = option(None, "folder with the data, in place of the YAML's path", group=DATA)
+    data_dir: Path | None = option(None, "root folder of the data, in place of the YAML's path", group=DATA)
     download: bool = may_fetch("data and public weights")
     check_data: bool = option(
         False,
-        "only look at every picture and label, list all that is wrong, exit with 1 where anything is",
+        "only check every image and label, list all problems, and exit with 1 if there are any",
         group=DATA,
     )
-    imgsz: int = image_size(640, "side of the square training pictures")
-    rect: bool = option(False, "batches of equal aspect instead of squares; no mosaics", group=DATA)
+    imgsz: int = image_size(640, "side of the square training images")
+    rect: bool = option(
+        False, "rectangular batches of images of similar aspect ratio, without mosaic", group=DATA
+    )
     cache: Literal["ram", "disk"] | None = option(
         None,
-        "keep decoded pictures in memory or in the user's cache folder; alone, ram",
+        "cache decoded images in memory or on disk (in the user's cache folder); without a value, ram",
         aliases=("cache-images",),
         bare="ram",
         group=DATA,
     )
-    image_weights: bool = option(False, "show pictures with badly scored classes more often", group=DATA)
+    image_weights: bool = option(False, "sample images of poorly scored classes more often", group=DATA)
     single_cls: bool = option(False, "treat all classes as one", group=DATA)
-    multi_scale: bool = option(
-        False, "vary the picture side from half to one and a half of --imgsz", group=DATA
-    )
-    epochs: int = option(100, "passes over the training split", limits=at_least(1), group=LENGTH)
+    multi_scale: bool = option(False, "vary the image size from 0.5 to 1.5 times --imgsz", group=DATA)
+    epochs: int = option(100, "number of epochs", limits=at_least(1), group=LENGTH)
     patience: int = option(
         100,
-        "stop after so many epochs without a better score; 0 never stops",
+        "stop early after this many epochs without a better score; 0 never does",
         limits=at_least(0),
         unit="epochs",
         group=LENGTH,
     )
     resume: str | None = option(
         None,
-        "go on with a run: its folder or its last.pt; alone, the newest of this script under --project",
+        "resume a run: its folder or its last.pt; without a value, the newest of this script under --project",
         bare="",
         group=LENGTH,
     )
     hyp: Path = option(Path("data/hyp.scratch.yaml"), "hyperparameter YAML", group=LEARNING)
     evolve: int | None = option(
         None,
-        "look for better hyperparameters over so many short runs in all; alone, 300; goes on with what "
-        "is in runs/evolve/NAME (or --project)",
+        "evolve hyperparameters over this many short runs in total, 300 without a value; continues "
+        "what is in runs/evolve/NAME (or --project)",
         bare=300,
         limits=at_least(1),
         unit="runs",
         group=LEARNING,
     )
-    batch_size: int = option(
-        16, "pictures in a batch", aliases=("batch",), limits=at_least(1), group=LEARNING
-    )
-    optimizer: Literal["SGD", "Adam", "AdamW"] = option("SGD", "rule that moves the weights", group=LEARNING)
-    cos_lr: bool = option(
-        False, "let the learning rate fall along a cosine instead of a line", group=LEARNING
-    )
+    batch_size: int = option(16, "images per batch", aliases=("batch",), limits=at_least(1), group=LEARNING)
+    optimizer: Literal["SGD", "Adam", "AdamW"] = option("SGD", "optimizer", group=LEARNING)
+    cos_lr: bool = option(False, "let the learning rate follow a cosine instead of a line", group=LEARNING)
     close_mosaic: int = option(
-        0, "leave mosaics out of so many epochs at the end", limits=at_least(0), unit="epochs", group=LEARNING
+        0, "number of final epochs without mosaic", limits=at_least(0), unit="epochs", group=LEARNING
     )
     label_smoothing: float = option(
         0.0,
-        "eps of the class targets; 0 takes the hyperparameter of that name",
+        "label smoothing epsilon; 0 takes the hyperparameter of that name",
         limits=between(0, 1),
         group=LEARNING,
     )
@@ -120,52 +116,51 @@ class TrainOptions(RunOptions):
     )
     seed: int = option(
         0,
-        "of everything random; a run with the same one repeats",
+        "random seed; a run with the same one repeats",
         limits=between(0, 2**32 - 1),
         group=LEARNING,
     )
     workers: int = loader_workers()
-    amp: bool = option(True, "compute in reduced precision, see --amp-dtype", group=MACHINE)
+    amp: bool = option(True, "automatic mixed precision, see --amp-dtype", group=MACHINE)
     amp_dtype: Literal["auto", "fp16", "bf16"] = option(
         "auto",
-        "that precision; auto is bf16 or fp16, as the GPU can, and float32 on a CPU, with teachers in bf16 "
-        "where it has AMX or AVX512-BF16; there bf16 trains up to twice as fast",
+        "reduced precision of --amp; auto is bf16 or fp16 on a GPU, as it supports them, and "
+        "float32 on a CPU, with teachers in bf16 where it has AMX or AVX512-BF16; there bf16 trains"
+        " up to twice as fast",
         group=MACHINE,
     )
     compile: bool = option(
         False,
-        "let torch.compile make kernels of the networks: minutes at the start, then shorter steps; needs a "
-        "C++ compiler",
+        "compile the networks with torch.compile: minutes at the start, faster steps afterwards; "
+        "needs a C++ compiler",
         group=MACHINE,
     )
-    cuda_graphs: bool = option(
-        True, "launch the kernels of networks and losses together on a GPU", group=MACHINE
-    )
+    cuda_graphs: bool = option(True, "run networks and losses as CUDA graphs on a GPU", group=MACHINE)
     sync_bn: bool = option(
-        False, "let batch norms count over the GPUs of all processes that torchrun starts", group=MACHINE
+        False, "synchronise batch norms across all processes that torchrun starts", group=MACHINE
     )
     project: Path = run_folders("runs/train")
-    nosave: bool = option(False, "write weights after the last epoch only", group=RESULTS)
-    noval: bool = option(False, "score after the last epoch only", group=RESULTS)
+    nosave: bool = option(False, "save weights after the last epoch only", group=RESULTS)
+    noval: bool = option(False, "validate after the last epoch only", group=RESULTS)
     save_every_steps: int = option(
         0,
-        "also write what --resume needs every so many batches; 0 writes it after each epoch",
+        "also save the state for --resume every this many batches; 0 saves it after each epoch",
         limits=at_least(0),
         unit="batches",
         group=RESULTS,
     )
-    noplots: bool = option(False, "leave out all pictures and charts", group=RESULTS)
+    noplots: bool = option(False, "write no images and no charts", group=RESULTS)
     logger: tuple[Literal["tensorboard", "wandb"], ...] = option(
-        (), "also log to these, where they are installed; results.csv is written always", group=RESULTS
+        (), "also log to these, if installed; results.csv is always written", group=RESULTS
     )
     save_period: int = option(
         -1,
-        "also keep the weights of every so many epochs; -1 keeps none",
+        "also keep a checkpoint every this many epochs; -1 keeps none",
         limits=at_least(-1),
         unit="epochs",
         group=RESULTS,
     )
-    dry_run: bool = rehearsal("build everything, try a few batches, say what time and memory a run takes")
+    dry_run: bool = rehearsal("build everything, try a few batches, estimate time and memory of the run")
 
     def share_of_unlabelled(self) -> float | None:
         """The part of a batch that is unlabelled, 0..1; None: as in the data, each picture once an epoch.
