@@ -106,7 +106,7 @@ def test_unlabelled_images_are_counted_above_the_labels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unlabelled: int, title: list[str]
 ) -> None:
     figures: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
     rows = np.array([[0, 0.5, 0.5, 0.1, 0.1]])
     plot_labels(tmp_path / "labels.jpg", rows, ["a", "b"], unlabelled)
     lines = figures[0].axes[0].get_title().splitlines()

@@ -217,7 +217,7 @@ def test_a_run_goes_on_without_the_files_it_started_from(small_set, run_script, 
     assert refused.returncode == 1 and "classes" in refused.stderr and "Traceback" not in refused.stderr
 
 
-def test_a_folder_that_is_used_again_keeps_no_weights_of_the_run_before(
+def test_a_folder_that_is_used_again_sets_the_weights_of_the_run_before_aside(
     teacher, small_set, run_script, tmp_path
 ):
     folder = tmp_path / "exp" / "weights"
@@ -232,6 +232,10 @@ def test_a_folder_that_is_used_again_keeps_no_weights_of_the_run_before(
     assert done.returncode == 0, done.stderr
     assert not (folder / "epoch3.pt").exists() and not (folder.parent / "references.json").exists()
     assert (folder / "best.pt").read_bytes() != teacher.read_bytes()
+    kept = sorted((folder / "earlier").iterdir())
+    assert [path.name for path in kept] == ["best.pt", "epoch3.pt", "last.pt", "state.pt"]
+    assert all(path.read_bytes() == teacher.read_bytes() for path in kept)
+    assert f"the weights of an earlier run are now in {folder / 'earlier'}" in done.stdout
 
 
 def test_a_run_without_a_score_yet_has_patience(small_set, run_script, tmp_path, rows_of):

@@ -1,12 +1,14 @@
 """What a state file may say; that a run goes on from it is tested with the scripts."""
 
 import os
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from utils.errors import UserError
-from utils.training.state import STATE_NAME, VERSION, find_state, read_state
+from utils.training.state import STATE_NAME, VERSION, data_digest, find_state, read_state
 
 RUN = {
     "epoch": 1, "best_fitness": 0.5, "best_epoch": 0, "class_scores": [0.5, 0.0], "kind": "TrainOptions",
@@ -65,3 +67,21 @@ def test_bare_resume_means_the_newest_run_of_the_script(tmp_path):
 
     assert (found(tmp_path, "TrainOptions"), found(tmp_path, "DistillOptions")) == ("c", "d")
     assert found(tmp_path / "a", "DistillOptions") == "a"  # there is no other
+
+
+def test_the_digest_tells_pictures_apart_whatever_their_names():
+    def digest(*names):
+        index = SimpleNamespace(
+            paths=[os.fsdecode(b"/data/" + name) for name in names],
+            sizes_wh=np.zeros((len(names), 2), np.int64),
+            labelled=np.ones(len(names), bool),
+            label_owners=lambda: np.zeros(0, np.int64),
+            all_labels=lambda: np.zeros((0, 5), np.float32),
+        )
+        return data_digest(index)
+
+    assert digest(b"a.jpg", b"\xff.png") == digest(b"a.jpg", b"\xff.png")
+    assert (
+        len({digest(b"a.jpg", b"\xff.png"), digest(b"a.jpg", b"\xfe.png"), digest(b"\xff.png", b"a.jpg")})
+        == 3
+    )

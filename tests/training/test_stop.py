@@ -79,3 +79,12 @@ def test_an_error_of_ones_own_stays_one(acted):
     with pytest.raises(RuntimeError, match="own"), StopSignals() as stop, stop.noted(""):
         send(signal.SIGTERM)
         raise RuntimeError("own")
+
+
+def test_after_an_error_signals_end_the_work_at_once_again(acted):
+    with pytest.raises(StoppedError, match="go on so"), StopSignals() as stop:
+        with pytest.raises(RuntimeError, match="diverged"), stop.noted("go on so"):
+            raise RuntimeError("diverged")
+        send(signal.SIGTERM)
+        pytest.fail("went on")
+    assert not acted

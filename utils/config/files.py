@@ -198,9 +198,18 @@ def write_text_atomically(path: Path, text: str) -> None:
     Raises:
         UserError: as `replace_atomically`.
     """
+    write_bytes_atomically(path, text.encode("utf-8"))
+
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """Writes a file, whole or not at all.
+
+    Raises:
+        UserError: as `replace_atomically`.
+    """
 
     def write(stream: BinaryIO) -> None:
-        stream.write(text.encode("utf-8"))
+        stream.write(content)
 
     replace_atomically(path, write)
 

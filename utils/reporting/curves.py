@@ -14,9 +14,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from utils.config.files import replace_atomically
 from utils.reporting.draw import drawable
-from utils.reporting.plots import PALETTE, chart_style, new_figure
+from utils.reporting.plots import PALETTE, chart_style, new_figure, save_figure
 
 Floats = NDArray[np.float64]
 
@@ -99,7 +98,7 @@ def plot_groups(
         axes.set_title("\n".join(said), fontsize=9, loc="left", color="0.2")
         figure.legend(handles=handles, loc="outside lower left", ncols=1, frameon=False, fontsize=9)
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_atomically(path, lambda stream: figure.savefig(stream, format="png", dpi=110))
+        save_figure(figure, path, dpi=110)
 
 
 def _looks() -> Iterator[tuple[str, object]]:

@@ -16,7 +16,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from utils.reporting.plots import chart_style, panels_of
+from utils.reporting.plots import chart_style, panels_of, save_figure
 
 Floats = NDArray[np.float64]
 
@@ -59,7 +59,7 @@ def plot_evolution(path: Path, numbers: Floats, fitness: Floats, values: Mapping
             bar.set_label("generation", fontsize=8)
             bar.ax.tick_params(labelsize=7)
             bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-        figure.savefig(path)
+        save_figure(figure, path)
 
 
 def _draw_course(axes: Axes, numbers: Floats, fitness: Floats, best: int) -> None:

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from torch import Tensor
 
+from utils.config.files import write_bytes_atomically
 from utils.reporting.draw import Image, draw_boxes, draw_plate, drawable
 
 BATCH_IMAGES = 16
@@ -103,4 +104,4 @@ def _grid(tiles: list[Image]) -> Image:
 def _save_picture(path: Path, picture: Image) -> None:
     done, content = cv2.imencode(path.suffix, picture)  # imwrite fails without a word
     assert done, path
-    path.write_bytes(content.tobytes())
+    write_bytes_atomically(path, content.tobytes())

@@ -24,6 +24,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from utils.config.files import replace_atomically
 from utils.reporting.draw import color_of, name_of
 from utils.reporting.results import read_results
 
@@ -103,7 +104,7 @@ def plot_labels(path: Path, labels: NDArray[np.floating], names: Sequence[str], 
         _draw_density(centres, labels[:, 1:3], ("centre x", "centre y"))
         centres.invert_yaxis()  # as in pictures, y points down
         _draw_density(sizes, labels[:, 3:5], ("width", "height"))
-        figure.savefig(path)
+        save_figure(figure, path)
 
 
 def _draw_class_counts(axes: Axes, class_ids: NDArray[np.int64], names: Sequence[str], inches: float) -> None:
@@ -176,7 +177,7 @@ def plot_curves(folder: Path, scores: ScoreCurves, names: Sequence[str]) -> None
             axes.set(xlabel=x_label, ylabel=y_label, xlim=(0, 1), ylim=(0, 1.01))
             entries = [f"{value:.3f} {name}" for value, name in zip(values, class_names, strict=True)]
             _add_legend(axes, summary, entries)
-            figure.savefig(folder / file)
+            save_figure(figure, folder / file)
 
 
 def _draw_curves(axes: Axes, axis: Floats, curves: Floats, class_ids: list[int]) -> None:
@@ -223,7 +224,7 @@ def plot_confusion(path: Path, matrix: NDArray[np.integer], names: Sequence[str]
         if size <= ANNOTATED_CLASSES + 1:
             _write_cells(axes, parts, min(11.0, 0.35 * 72 * (side - 2) / size))
         figure.colorbar(shown, ax=axes, fraction=0.04, aspect=40, pad=0.02)
-        figure.savefig(path)
+        save_figure(figure, path)
 
 
 def _write_cells(axes: Axes, parts: Floats, font_size: float) -> None:
@@ -261,7 +262,7 @@ def plot_results(csv_path: Path) -> Path:
         for axes in axes_list[len(panels) :]:
             axes.set_axis_off()
         picture = csv_path.with_suffix(".png")
-        figure.savefig(picture)
+        save_figure(figure, picture)
     return picture
 
 
@@ -306,6 +307,16 @@ def chart_style() -> Iterator[None]:
         matplotlib.rc_context({"text.parse_math": False, "font.family": "DejaVu Sans", "savefig.dpi": 150}),
     ):
         yield
+
+
+def save_figure(figure: Figure, path: Path, dpi: int | None = None) -> None:
+    """Saves a figure in the format of the suffix, whole or not at all; dpi: None for the style's.
+
+    Raises:
+        UserError: the system refuses to write there.
+    """
+    kind, resolution = path.suffix.removeprefix("."), dpi or matplotlib.rcParams["savefig.dpi"]
+    replace_atomically(path, lambda stream: figure.savefig(stream, format=kind, dpi=resolution))
 
 
 def panels_of(rows: int, columns: int, panel_size: tuple[float, float]) -> tuple[Figure, list[Axes]]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from utils.reporting.draw import drawable, name_of
 from utils.reporting.naming import short_title
-from utils.reporting.plots import PALETTE, chart_style, new_figure
+from utils.reporting.plots import PALETTE, chart_style, new_figure, save_figure
 
 Floats = NDArray[np.float64]
 
@@ -78,7 +78,7 @@ def plot_disagreement(
         )
         lines = [Line2D([], [], color=color, linewidth=3, label=text) for color, text in entries]
         figure.legend(handles=lines, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-        figure.savefig(path, dpi=120)
+        save_figure(figure, path, dpi=120)
 
 
 def plot_objectness(path: Path, scenes: Sequence[Scene], titles: tuple[str, str]) -> None:
@@ -101,7 +101,7 @@ def plot_objectness(path: Path, scenes: Sequence[Scene], titles: tuple[str, str]
         _bar(figure, rows[-1][1:3], shown[1], ("nothing", "objectness", "surely an object"))
         sides = [f"{drawable(title.partition(' ')[0])} more" for title in titles]
         _bar(figure, rows[-1][3:], shown[2], (sides[0], "", sides[1]))
-        figure.savefig(path, dpi=120)
+        save_figure(figure, path, dpi=120)
 
 
 def _bar(figure: Figure, above: Sequence[Axes], shown: AxesImage, ends: tuple[str, str, str]) -> None:

@@ -176,7 +176,8 @@ class TrainingRun:
         assert self.folder is not None
         self.weights = self.folder / "weights"
         self.trainer.guard.folder = self.folder if self.folder.is_dir() else None  # of another machine
-        self.pictures = RunPictures(self.folder, self.data.train, enabled=not options.noplots and rank() == 0)
+        enabled = not options.noplots and rank() == 0
+        self.pictures = RunPictures(self.folder, self.data.train, self.console.warn, enabled=enabled)
 
     def _make_files(self, resuming: bool) -> None:
         """The first rank's part: the run's folder and what is written before the first epoch."""
@@ -186,7 +187,9 @@ class TrainingRun:
         # Also of a run that goes on: it may be asked for more epochs now.
         write_text_atomically(self.folder / "opt.yaml", yaml_text(options_to_dict(options)))
         if not resuming:
-            state.remove_weights(weights)  # --exist-ok: an earlier run's would pass for this one's
+            earlier = state.set_weights_aside(weights)
+            if earlier is not None:
+                self.console.info(f"the weights of an earlier run are now in {earlier}")
             write_text_atomically(self.folder / "hyp.yaml", yaml_text(self.hyp.to_dict()))
             note_launch(self.folder)
         loggers = open_loggers(

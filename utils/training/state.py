@@ -27,6 +27,7 @@ from utils.errors import UserError
 from utils.training.loop import Meters, Trainer
 
 STATE_NAME = "state.pt"
+ASIDE_NAME = "earlier"  # in a weights folder: those of the run before it, with --exist-ok
 VERSION = 3  # of the file's content
 # Kinds of errors that values of a wrong type or shape end in.
 _MISFITS = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError)
@@ -59,7 +60,8 @@ class RunState:
 
 def data_digest(index: DatasetIndex) -> str:
     """Changes with the names, sizes, order or labels of the pictures, not with the folder they lie in."""
-    digest = hashlib.sha256("\0".join(os.path.basename(path) for path in index.paths).encode())
+    names = "\0".join(os.path.basename(path) for path in index.paths)
+    digest = hashlib.sha256(os.fsencode(names))  # a file's name need not be UTF-8
     for values in (index.sizes_wh, index.labelled, index.label_owners(), index.all_labels()):
         digest.update(np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()
@@ -222,12 +224,24 @@ def open_weights(folder: Path) -> Path:
     return weights
 
 
-def remove_weights(folder: Path) -> None:
-    """Removes what a run writes into its weights folder."""
-    with refusals("an earlier run's weights cannot be removed", folder):
-        for pattern in (STATE_NAME, "best.pt", "last.pt", "epoch*.pt"):
-            for path in folder.glob(pattern):
-                path.unlink()
+def set_weights_aside(folder: Path) -> Path | None:
+    """Moves what an earlier run has left in a weights folder into a folder in it, and gives that.
+
+    There it passes neither for the new run's weights nor for its state. What was set aside before is
+    removed. None where there is nothing to move.
+    """
+    patterns = (STATE_NAME, "best.pt", "last.pt", "epoch*.pt")
+    found = [path for pattern in patterns for path in folder.glob(pattern)]
+    if not found:
+        return None
+    aside = folder / ASIDE_NAME
+    with refusals("an earlier run's weights cannot be moved", folder):
+        aside.mkdir(exist_ok=True)
+        for path in aside.glob("*.pt"):
+            path.unlink()
+        for path in found:
+            path.rename(aside / path.name)
+    return aside
 
 
 def restore(content: dict[str, Any], trainer: Trainer) -> None:

@@ -55,8 +55,10 @@ class StopSignals:
     def noted(self, how_to_go_on: str) -> Iterator[None]:
         """Within it a signal is only noted, for `raise_if_wanted` to be called where all is saved."""
         self._noting, self.how_to_go_on = True, how_to_go_on
-        yield
-        self._noting = False
+        try:
+            yield
+        finally:
+            self._noting = False
         self.raise_if_wanted()
 
     def raise_if_wanted(self) -> None:
