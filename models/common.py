@@ -236,10 +236,15 @@ class GhostBottleneck(nn.Module):
     """
 
     def __init__(self, c1: int, c2: int, k: int = 3, s: int = 1) -> None:
-        """Kernel `k` and stride `s` (1 or 2) of the depthwise Convs."""
+        """Kernel `k` and stride `s` of the depthwise Convs: 1, where c1 is c2, or 2.
+
+        Raises ValueError for others.
+        """
         super().__init__()
         hidden = c2 // 2
         strided = s == 2
+        if not strided and (s != 1 or c1 != c2):
+            raise ValueError(f"from {c1} to {c2} channels its stride must be {1 if c1 == c2 else 2}, not {s}")
         self.conv = nn.Sequential(
             GhostConv(c1, hidden),
             DWConv(hidden, hidden, k, s, act=False) if strided else nn.Identity(),

@@ -74,6 +74,8 @@ class _Row:
         return self.arguments[index] if index < len(self.arguments) else default
 
 
+UPSAMPLINGS = ("nearest", "nearest-exact", "bilinear", "bicubic")
+
 Block = Callable[..., nn.Module]
 Builder = Callable[[_Row], Built]
 
@@ -115,6 +117,8 @@ def _upsample(row: _Row) -> Built:
     size, scale, mode = (*row.arguments, "nearest")[:3]
     if size is not None or not isinstance(scale, int):
         raise ValueError(f"it takes [None, a whole factor, mode], not {row.arguments!r}")
+    if mode not in UPSAMPLINGS:
+        raise ValueError(f"its mode is {mode!r}, known are {', '.join(UPSAMPLINGS)}")
     source = row.inputs[0]
     return nn.Upsample(None, scale, mode), Port(source.channels, source.stride / scale)
 
@@ -215,10 +219,13 @@ def replace_activation(model: nn.Module, text: str, where: object) -> None:
     if found is None or found[1] not in ACTIVATIONS:
         known = ", ".join(f"nn.{name}" for name in ACTIVATIONS)
         raise UserError(f"activation {text!r} is not known", where, f"choose from {known}")
-    arguments = [float(found[2])] if found[2] else []
-    for module in list(model.modules()):
-        if isinstance(getattr(module, "act", None), nn.SiLU):
-            module.act = ACTIVATIONS[found[1]](*arguments)
+    try:
+        arguments = [float(found[2])] if found[2] else []
+        for module in list(model.modules()):
+            if isinstance(getattr(module, "act", None), nn.SiLU):
+                module.act = ACTIVATIONS[found[1]](*arguments)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"activation {text!r} cannot be built: {error}", where) from error
 
 
 def _rows(cfg: Mapping[str, Any], part: str, where: object) -> list[Any]:

@@ -21,7 +21,7 @@ from models.common import Concat, Conv
 from models.config import Config, read_config
 from models.decode import decode, decode_above
 from models.layers import Port, build_layers, check_parameters, replace_activation
-from utils.errors import UserError
+from utils.errors import UserError, reason_of
 
 FILL = 114 / 255  # grey of the letterbox, here below and right of shrunken images
 AUGMENTED_SCALES = ((1.0, False), (0.83, True), (0.67, False))  # scale, mirrored
@@ -192,7 +192,7 @@ class Model(nn.Module):
         return self.head.anchors * self.stride.view(-1, 1, 1)
 
     def forward_features(self, images: Tensor) -> tuple[Tensor, ...]:
-        """What the head sees of images (B, 3, H, W), 0..1: a map (B, C, H_l, W_l) a level.
+        """What the head sees of images (B, channels, H, W), 0..1: a map (B, C, H_l, W_l) a level.
 
         H and W are multiples of `size_multiple`.
         """
@@ -231,12 +231,14 @@ class Model(nn.Module):
         see best, another scale sees better. Boxes are in px of `images`.
         """
         height, width = images.shape[2:]
+        finest, coarsest = int(self.stride.argmin()), int(self.stride.argmax())
         parts = []
         for scale, mirrored in AUGMENTED_SCALES:
             scaled = _shrunk(images.flip(3) if mirrored else images, scale, self.size_multiple)
             levels = self.forward_head(self.forward_features(scaled))
-            chosen = slice(None, -1) if scale == 1 else slice(1, None) if scale < 0.8 else slice(None)
-            decoded = decode(levels[chosen], self.anchors_px[chosen], self.stride[chosen])
+            left_out = coarsest if scale == 1 else finest if scale < 0.8 else None
+            chosen = [level for level in range(len(levels)) if level != left_out or len(levels) == 1]
+            decoded = decode([levels[i] for i in chosen], self.anchors_px[chosen], self.stride[chosen])
             decoded[..., :4] /= scale
             if mirrored:
                 decoded[..., 0] = width - decoded[..., 0]
@@ -260,7 +262,10 @@ class Model(nn.Module):
         return self.eval()  # what took the norms' places is new, and new modules are in training mode
 
     def summary(self, image_size: int = 640) -> ModelSummary:
-        """Counts of modules, parameters and operations at a square image size in px."""
+        """Counts of modules, parameters and operations at a square image size in px.
+
+        Raises UserError where no image goes through its layers.
+        """
         parameters = list(self.parameters())
         return ModelSummary(
             # A fused batch norm leaves an identity behind, which computes nothing.
@@ -288,6 +293,8 @@ class Model(nn.Module):
             with torch.no_grad():
                 image = torch.zeros(1, self.channels, side, side).to(convolutions[0].weight)
                 self.forward_head(self.forward_features(image))
+        except RuntimeError as error:
+            raise UserError(f"its layers do not fit together: {reason_of(error)}", "the network") from error
         finally:
             for hook in hooks:
                 hook.remove()

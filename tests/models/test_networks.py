@@ -284,6 +284,28 @@ def test_an_activation_named_in_the_config_replaces_silu():
     assert model.model[0].act.negative_slope == 0.2
     with pytest.raises(UserError, match=r"activation .*os\.system.* is not known"):
         Model(small(activation="os.system('true')"))
+    for text in ("nn.LeakyReLU(-)", "nn.SiLU(0.1.2)"):
+        with pytest.raises(UserError, match=r"activation .* cannot be built"):
+            Model(small(activation=text))
+
+
+def test_layers_that_do_not_fit_together_are_told_where_an_image_goes_through():
+    pooled = [[-1, 1, "nn.MaxPool2d", [2, 2, 0]], [-1, 1, "nn.MaxPool2d", [3, 1, 0]]]
+    model = Model(small(head=[*pooled, [[1, 3], 1, "Detect", ["nc", "anchors"]]]))
+    with pytest.raises(UserError, match="the network: its layers do not fit together"):
+        model.summary(64)
+
+
+def test_augmented_predictions_leave_out_a_level_whatever_the_order_and_keep_a_single_one():
+    torch.manual_seed(0)
+    images, heads = torch.rand(1, 3, 64, 64), ([1, 2], [2, 1], [1])
+    counts = []
+    for levels in heads:
+        anchors = [[4 * level, 4 * level] for level in levels]
+        head = [[-1, 1, "Conv", [16, 3, 2]], [levels, 1, "Detect", ["nc", "anchors"]]]
+        with torch.no_grad():
+            counts.append(Model(small(head=head, anchors=anchors)).eval().forward_augmented(images).shape[1])
+    assert counts[0] == counts[1] and counts[2] > 0
 
 
 def test_anchors_and_classes_that_are_passed_go_before_the_configs():
@@ -324,6 +346,12 @@ BROKEN = {
         head=[[-1, 1, "Conv", [16, 3, 2]], [[-1, 1], 1, "Concat", [1]], [[1, 3], 1, "Detect", []]]
     ),
     "layer 2 (nn.Upsample) cannot be built: it takes": small(head=[[-1, 1, "nn.Upsample", [None, 1.5]]]),
+    "layer 2 (nn.Upsample) cannot be built: its mode is 'foo'": small(
+        head=[[-1, 1, "nn.Upsample", [None, 2, "foo"]]]
+    ),
+    "layer 2 (GhostBottleneck) cannot be built: from 16 to 32 channels": small(
+        head=[[-1, 1, "GhostBottleneck", [32]]]
+    ),
     "layer 2 (Detect) cannot be built: Detect must be the last": small(
         head=[[[1], 1, "Detect", []], [-1, 1, "Conv", [8]]]
     ),

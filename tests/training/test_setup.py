@@ -1,6 +1,7 @@
 """What a run is made of, as far as its options decide it."""
 
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from models.yolo import Model
+from utils.config.hyperparameters import Hyperparameters
 from utils.config.options import DistillOptions, TrainOptions
 from utils.datasets.index import DatasetIndex
 from utils.datasets.sampling import RectGroups, TrainingOrder
@@ -45,6 +47,15 @@ def test_a_batch_of_a_single_picture_and_cell_is_refused_and_an_unlabelled_one_b
             check_batches(options, index_of(9), 32, 32)
     check_batches(distilled(batch_size=4, unlabeled_share=0.5), index_of(9, 8), 32, 32)
     check_batches(TrainOptions(batch_size=4), index_of(9), 64, 32)
+
+
+def test_a_head_whose_levels_are_not_in_order_is_not_trained(tmp_path):
+    text = Path("models/yolov5n.yaml").read_text(encoding="utf-8")
+    assert "[[17, 20, 23], 1, Detect" in text
+    (tmp_path / "turned.yaml").write_text(text.replace("[[17, 20, 23], 1,", "[[23, 20, 17], 1,"))
+    options = TrainOptions(cfg=str(tmp_path / "turned.yaml"), weights="")
+    with pytest.raises(UserError, match=r"turned\.yaml: its levels have strides 32, 16, 8; list"):
+        setup.build_network(options, Hyperparameters(), ["a"], Console())
 
 
 def test_norms_are_synchronised_between_gpus_and_keep_their_names(monkeypatch, capsys):

@@ -137,6 +137,10 @@ def build_network(
         check_network(checkpoint)
     cfg = options.cfg or (checkpoint.cfg if checkpoint else {})
     model = Model(cfg, nc=len(names), anchors=hyp.anchors)
+    if not bool((model.stride.diff() > 0).all()):
+        fix = "list Detect's layers from the finest to the coarsest, as in models/yolov5s.yaml"
+        strides = ", ".join(f"{stride:g}" for stride in model.stride.tolist())
+        raise UserError(f"its levels have strides {strides}", options.cfg or weights, fix)
     model.names = list(names)
     if checkpoint is not None:
         # A cfg's own anchors are the user's word; without one the file's anchors go with its weights.
