@@ -60,10 +60,13 @@ def read_checkpoint(path: Path | str, cfg: dict[str, Any] | Path | str | None = 
         checkpoint = _own(content, path)
     else:
         checkpoint = _public(content, path)
-    if cfg is not None:
-        content = read_config(cfg, nc=_class_count(checkpoint)).content
-        checkpoint = dataclasses.replace(checkpoint, cfg=content)
-    return checkpoint
+    return checkpoint if cfg is None else described_by(checkpoint, cfg)
+
+
+def described_by(checkpoint: Checkpoint, cfg: dict[str, Any] | Path | str) -> Checkpoint:
+    """The checkpoint with this description of its network, whatever its file says. Raises UserError."""
+    content = read_config(cfg, nc=_class_count(checkpoint)).content
+    return dataclasses.replace(checkpoint, cfg=content)
 
 
 def build_model(
@@ -80,6 +83,15 @@ def build_model(
     if len(checkpoint.names) == model.nc:
         model.names = list(checkpoint.names)
     return model
+
+
+def fits(checkpoint: Checkpoint) -> bool:
+    """Whether the weights of a checkpoint are those of the network that it describes."""
+    try:
+        check_network(checkpoint)
+    except UserError:
+        return False
+    return True
 
 
 def check_network(checkpoint: Checkpoint) -> None:
@@ -288,8 +300,8 @@ def _unfused(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _names(value: Any) -> list[str]:
     """Class names from a list, or from a dict by class id."""
     plain = plain_value(value)
-    if isinstance(plain, dict) and all(isinstance(key, int) for key in plain):
-        plain = [plain[key] for key in sorted(plain)]
+    if isinstance(plain, dict) and all(str(key).isdecimal() for key in plain):
+        plain = [plain[key] for key in sorted(plain, key=int)]
     return _listed_names(plain) if isinstance(plain, list) else []
 
 

@@ -13,14 +13,15 @@ import torch
 import yaml
 from torch import Tensor
 
-from utils.config.schema import parse_yaml, read_text
-from utils.config.suggestions import near_files, near_names, question
+from utils.config.schema import load_yaml
+from utils.config.suggestions import did_you_mean, near_files, near_names, question
 from utils.errors import UserError
 
 FOLDER = Path(__file__).parent
 # Anchors for a cfg that only says how many: sizes in cells, in proportions that suit most data.
 # AutoAnchor fits them to the labels.
 START_SIZES = (1.25, 1.6), (2.0, 3.75), (4.1, 2.9)
+KEYS = ("nc", "ch", "depth_multiple", "width_multiple", "activation", "anchors", "backbone", "head")
 MAX_CLASSES = 100_000
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same loader in C, ten times as fast
 
@@ -89,9 +90,15 @@ def find_config(name: Path | str) -> Path:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    _, content = parse_yaml(read_text(path), path, _LOADER)
-    if not isinstance(content, dict):
-        raise UserError("it is no network config", path, "see models/yolov5s.yaml for the form")
+    """The content of a file. A key without a meaning is most likely a slip, and is refused."""
+    content, lines = load_yaml(path, _LOADER)
+    wrong = [
+        f"line {lines[key]}: unknown key {key!r}{did_you_mean(key, KEYS)}"
+        for key in content
+        if key not in KEYS
+    ]
+    if wrong:
+        raise UserError("; ".join(wrong), path, f"known are {', '.join(KEYS)}")
     return content
 
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from models.checkpoint import save_checkpoint
 from models.yolo import Model
 from utils.batch import Batch, Progress, StudentOutput
 from utils.distillation.distiller import Distiller
@@ -205,6 +206,17 @@ def test_classes_that_the_file_does_not_name_are_taken_to_be_the_data_s(tmp_path
     assert teacher.names is None
     teacher.fit_to(network(1), NAMES)
     assert teacher(images).levels[0].shape[-1] == 5 + len(NAMES)
+
+
+def test_a_file_that_describes_its_network_needs_no_cfg_and_bears_a_wrong_one(tmp_path):
+    """The public v5.0 and v6 networks share their names; several teachers share one --teacher-cfg."""
+    cpu, older = torch.device("cpu"), network(cfg="models/v5.0/yolov5s.yaml")
+    save_checkpoint(tmp_path / "own.pt", model=older, epoch=0, best_fitness=0.0, meta={})
+    teacher = Teacher.from_file(tmp_path / "own.pt", cpu, "model/yolov5s.yaml")
+    assert "which its file describes" in teacher.remark and len(teacher.model.model) == len(older.model)
+    torch.save(older.state_dict(), tmp_path / "bare.pt")
+    bare = Teacher.from_file(tmp_path / "bare.pt", cpu, "models/v5.0/yolov5s.yaml")
+    assert not bare.remark and bare.identity == checksum(older)
 
 
 def test_a_single_class_may_be_called_anything_and_spelling_does_not_count():

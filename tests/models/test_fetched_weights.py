@@ -13,6 +13,7 @@ import torch
 from models.download import main
 from models.places import resolve_weights
 from utils.errors import UserError
+from utils.inference.backends import find_network
 
 OWN = Path(__file__).resolve().parents[2] / "weights/demo_student.pt"
 
@@ -81,6 +82,26 @@ def test_other_names_and_folders_that_are_not_there_are_never_fetched(mirror):
     with pytest.raises(UserError, match="public file, which is fetched without --no-download"):
         resolve_weights("yolov5x6.pt")
     assert mirror.asked == []
+
+
+@pytest.mark.fault(
+    "links to nothing among the weights of runs", "passed over in the search for near names"
+)
+def test_a_link_to_nothing_among_the_weights_of_runs_is_passed_over(mirror, tmp_path):
+    for name in ("exp", "exp2"):
+        (tmp_path / f"runs/train/{name}/weights").mkdir(parents=True)
+    (tmp_path / "runs/train/exp/weights/best.pt").touch()
+    (tmp_path / "runs/train/exp2/weights/best.pt").symlink_to(tmp_path / "gone.pt")
+    with pytest.raises(UserError, match=r"did you mean runs/train/exp/weights/best\.pt\?"):
+        resolve_weights("bset.pt")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, f"{'x' * 300}.pt", f"{'x' * 300}/best.pt"])
+def test_a_name_that_no_file_can_have_is_a_file_that_is_not_there(mirror, name):
+    with pytest.raises(UserError, match="no such weight file"):
+        resolve_weights(name, download=True)
+    with pytest.raises(UserError, match="no such weight file"):
+        find_network(name)
 
 
 def test_the_command_fetches_what_is_named(mirror, tmp_path, capsys):

@@ -376,7 +376,13 @@ def test_a_wrong_config_names_the_file_and_the_layer(message, tmp_path):
 
 
 def test_a_file_that_is_no_config_is_refused(tmp_path):
-    for text, message in (("[1, 2]", "it is no network config"), ("a: [", "is not valid YAML")):
+    slips = "depth_mutiple: .33\nnc: 3\nactivaton: nn.ReLU\n"
+    for text, message in (
+        ("[1, 2]", "needs 'key: value' lines"),
+        ("a: [", "is not valid YAML"),
+        ("nc: 2\nwidth_multiple: 1\nnc: 3\n", "nc"),
+        (slips, "line 1: unknown key 'depth_mutiple', did you mean 'depth_multiple'.*; line 3: .*activation"),
+    ):
         (tmp_path / "odd.yaml").write_text(text)
         with pytest.raises(UserError, match=message):
             Model(tmp_path / "odd.yaml")

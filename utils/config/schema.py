@@ -18,18 +18,18 @@ _LINES_DEPTH = 3
 _MERGE = "<<"  # YAML's own key for taking over another mapping; it may come several times
 
 
-def load_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+def load_yaml(path: Path, loader: Any = yaml.SafeLoader) -> tuple[dict[str, Any], dict[str, int]]:
     """The mapping in a YAML file, and the line (from 1) of each of its keys.
 
     Keys further down are named by the way to them, as in `download.0.url`.
 
     Only plain values are made: a tag that asks for an object is an error, and so is a key given
-    twice, of which YAML readers quietly keep the last.
+    twice, of which YAML readers quietly keep the last. loader: one of PyYAML's safe ones.
 
     Raises:
         UserError: names the file and, where there is one, the line.
     """
-    node, data = parse_yaml(read_text(path), path, yaml.SafeLoader)
+    node, data = parse_yaml(read_text(path), path, loader)
     doubles = list(_doubles(node)) if node else []
     if doubles:
         raise UserError("; ".join(doubles), path, "keep one of them")

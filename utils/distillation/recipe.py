@@ -84,8 +84,8 @@ def compare_scores(options: DistillOptions, context: LossContext, teachers: Teac
     """
     judged = {}
     for member in teachers.members:
-        if member.mapping:
-            context.say(f"teacher {member.source}: {member.mapping}")
+        for line in filter(None, (member.remark, member.mapping)):
+            context.say(f"teacher {member.source}: {line}")
         if member.is_frozen and member.known.student:
             known = member.known
             network = cast(Model, InStudentsTerms(member, len(context.names)))

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.checkpoint import build_model, read_checkpoint
+from models.checkpoint import build_model, described_by, fits, read_checkpoint
 from models.names import plain
 from models.yolo import Model
 from utils.distillation.matching import ClassMap, Fit, fit_networks, listed
@@ -48,6 +48,7 @@ class Teacher:
     fit: Fit  # from `fit_to`
     known: ClassMap  # from `fit_to`: all that it knows, whatever others know beside it
     body: Body  # its own, compiled or not
+    remark: str = ""  # on how it was read
     dtype: torch.dtype | None = None  # of its convolutions, None for float32
 
     def __init__(
@@ -69,9 +70,22 @@ class Teacher:
 
     @classmethod
     def from_file(cls, path: Path, device: torch.device, cfg: str = "", scale: float = 1.0) -> Teacher:
-        """The teacher that a weight file holds (its EMA weights where it has them)."""
-        checkpoint = read_checkpoint(path, cfg or None)
-        teacher = cls(build_model(checkpoint, cfg=cfg or None), path, scale)
+        """The teacher that a weight file holds (its EMA weights where it has them).
+
+        cfg: the network of a file that does not describe its own. One that does needs none, and is taken at
+        its word where its weights are not those of `cfg`: people name the file that they know, and the
+        networks of v5.0 and of later versions have the same names. Raises UserError for what is no weight
+        file, or where the weights are not those of the network.
+        """
+        checkpoint, remark = read_checkpoint(path), ""
+        if cfg:
+            described = described_by(checkpoint, cfg)
+            if not checkpoint.cfg or fits(described):
+                checkpoint = described
+            else:
+                remark = f"{cfg} is not its network, which its file describes"
+        teacher = cls(build_model(checkpoint), path, scale)
+        teacher.remark = remark
         teacher.model.to(device)
         if not checkpoint.names:
             teacher.names = None
