@@ -110,19 +110,50 @@ def test_a_terminal_shows_a_bar_and_messages_above_it() -> None:
 
 
 @pytest.mark.parametrize("stream", [io.StringIO(), Terminal()], ids=["log", "terminal"])
-def test_an_epoch_shows_its_values_below_their_names(stream: io.StringIO) -> None:
-    columns = ["box", "distill_objectness", "Instances"]
+def test_an_epoch_shows_its_values_below_their_names(
+    stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = ["box", "quite_long_objectness", "Instances"]
+    monkeypatch.setenv("COLUMNS", "150")
     with streams(stream):
         bar = Console().epoch(range(30), 30, "3/100", columns)
         for step in bar:
             bar.set_postfix({"box": 0.123456, "Instances": step + 1, "ratio": 1.23456e-05}, refresh=False)
             if step > 3:
-                bar.set_postfix({"distill_objectness": "7"}, refresh=False)
+                bar.set_postfix({"quite_long_objectness": "7"}, refresh=False)
     header, *_, line = re.split(r"[\r\n]+", stream.getvalue().strip("\n"))
     for name, value in zip(["Epoch", *columns], ["3/100", "0.1235", "7", "30"], strict=True):
         end = header.index(name) + len(name)
         assert line[:end].split()[-1] == value and line[end] == " "
     assert "30/30" in line and "ratio=1.23e-05" in line
+
+
+@pytest.mark.parametrize(("width", "shown"), [(60, 0), (80, 2), (100, 4), (120, 6), (160, 9), (200, 9)])
+def test_on_a_narrow_terminal_progress_and_times_come_first(
+    width: int, shown: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["box", "obj", "cls"]
+    columns = [*names, *(f"distill_{name}" for name in names), "distill_grad_ratio", "Instances", "Size"]
+    now = [1000.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    monkeypatch.setenv("COLUMNS", str(width))
+    with streams(Terminal()) as terminal:
+        for _ in (bar := Console().epoch(range(1500), 1500, "98/100", columns, to_come=15_000)):
+            bar.set_postfix(dict.fromkeys(columns, 0.123456))
+            now[0] += 0.2
+    header, *lines = re.split(r"[\r\n]+", terminal.getvalue().strip("\n"))
+    headings = [*names, "d_box", "d_obj", "d_cls", "d_grad", "Instances", "Size"]
+    assert header.split() == ["Epoch", *headings[:shown]]
+    assert max(map(len, [header, *lines])) < width
+    assert re.search(r" 100% .*1500/1500 \[05:00<00:00[^\]]*\]$", lines[-1].rstrip())
+    assert any(", run " in line for line in lines)
+    assert lines[-1].split()[1 : 1 + shown] == ["0.1235"] * shown
+
+
+def test_an_epoch_that_was_done_before_shows_no_bar() -> None:
+    with streams(io.StringIO()) as log:
+        assert list(Console().epoch([], 4, "2/4", ["box"], initial=4, to_come=8)) == []
+    assert log.getvalue() == ""
 
 
 def test_an_epoch_tells_what_is_left_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

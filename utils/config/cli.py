@@ -82,6 +82,9 @@ def _load_libraries() -> None:
     try:
         for name in ("torch", "torchvision", "cv2"):
             importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        fix = "pip install -r requirements.txt, or make setup and .venv/bin/python"
+        raise UserError("is not installed", f"the package {error.name}", fix) from error
     finally:
         signal.signal(signal.SIGINT, before)
 

@@ -54,14 +54,19 @@ def evolved_command(options: TrainOptions, hyp: Path) -> str:
     return command_of(options, about_evolution, hyp=hyp)
 
 
-def after_training(options: TrainOptions, weights: Path, picture: str) -> str:
-    """What a person wants to do with the weights of a run, as lines; `picture` is one to try them on."""
+def after_training(options: TrainOptions, weights: Path, picture: str, batch: int) -> str:
+    """What a person wants to do with the weights of a run, as lines.
+
+    picture: one to try them on. batch: the number of images with which the run has scored them.
+    """
     shared = {"imgsz": options.imgsz, "device": options.device}
     scored = {
         "weights": str(weights),
         "data": options.data,
         "data_dir": options.data_dir,
         **shared,
+        # Which images share a shape, and with it their scores, depend on the batch.
+        "batch_size": batch,
         "single_cls": options.single_cls,
         "workers": options.workers,
     }

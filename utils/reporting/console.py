@@ -6,9 +6,11 @@ keeps what is worth keeping. Ranks above 0 say nothing.
 
 from __future__ import annotations
 
+import shutil
 import sys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -18,10 +20,15 @@ from utils.distributed import rank
 
 _TIMES = "[{elapsed}<{remaining}{run_left}, {rate_fmt}{postfix}]"
 BAR = "{desc} {percentage:3.0f}% |{bar:16}| {n_fmt}/{total_fmt} " + _TIMES
-LOG_LINE = "{desc} {percentage:3.0f}% {n_fmt}/{total_fmt} " + _TIMES
+LINE = "{desc} {percentage:3.0f}% {n_fmt}/{total_fmt} " + _TIMES
+SHORT_LINE = "{desc} {percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}{run_left}{postfix}]"
 ENDLESS = "{desc} {n_fmt} [{elapsed}, {rate_fmt}{postfix}]"
 LOG_SECONDS = 30.0  # between two lines of a bar that nobody watches
-CELL_WIDTH = 8  # letters of a column with values, where its name is no longer
+CELL_WIDTH = 8  # letters of a column with values, where its heading is no longer
+GAP = 2  # between columns
+# Places on a terminal that these take at most, without the two counts: SHORT_LINE, and beside it the rate
+# and the bar itself. An epoch's columns get what is left.
+SHORT_WIDTH, RATE_WIDTH, BAR_WIDTH = 36, 12, 19
 
 
 class ProgressBar(tqdm):  # type: ignore[misc] # tqdm has no types
@@ -41,10 +48,12 @@ class ProgressBar(tqdm):  # type: ignore[misc] # tqdm has no types
         quiet: bool = False,
         initial: int = 0,
         unit: str = "it",
+        layout: str = BAR,
     ) -> None:
         """`total` is the number of items, None where nobody knows it; `initial` of them were done before.
 
-        unit: what an item is, for the rate; of bytes ("B") there are many, they come as K, M and G.
+        unit: what an item is, for the rate; of bytes ("B") there are many, they come as K, M and G. layout:
+        of the line on a terminal.
         """
         self._in_log = not sys.stderr.isatty()
         super().__init__(
@@ -60,7 +69,7 @@ class ProgressBar(tqdm):  # type: ignore[misc] # tqdm has no types
             dynamic_ncols=not self._in_log,
             unit=unit,
             unit_scale=unit == "B",
-            bar_format=ENDLESS if total is None else LOG_LINE if self._in_log else BAR,
+            bar_format=ENDLESS if total is None else LINE if self._in_log else layout,
         )
 
     @property
@@ -76,7 +85,11 @@ class ProgressBar(tqdm):  # type: ignore[misc] # tqdm has no types
 
 
 class EpochBar(ProgressBar):
-    """The bar of an epoch: a header with the columns' names once, then their values and the bar."""
+    """The bar of an epoch: a header with the columns' names once, then their values and the bar.
+
+    On a narrow terminal progress and times come first: the bar itself, the rate and the last columns are
+    left out as far as there is no room for them.
+    """
 
     def __init__(
         self,
@@ -91,12 +104,24 @@ class EpochBar(ProgressBar):
         """`place` stands in the first column, e.g. 3/100; `to_come` are the items of later epochs."""
         self._to_come = to_come
         self._place = f"{place:>9}"
-        self._columns = tuple(columns)
+        self._columns, self._unseen = tuple(columns), frozenset[str]()
+        layout = BAR
+        if sys.stderr.isatty():
+            layout = self._fit(shutil.get_terminal_size().columns, 2 * len(str(total)))
         self._values: dict[str, float | int | str] = {}
-        header = "  ".join((f"{'Epoch':>9}", *(f"{name:>{CELL_WIDTH}}" for name in columns)))
         if not quiet:
-            _write(header, sys.stderr)
-        super().__init__(iterable, total, self._line(), quiet, initial)
+            headings = (f"{heading(name):>{CELL_WIDTH}}" for name in self._columns)
+            _write((" " * GAP).join((f"{'Epoch':>9}", *headings)), sys.stderr)
+        super().__init__(iterable, total, self._line(), quiet, initial, layout=layout)
+
+    def _fit(self, width: int, counts: int) -> str:
+        """Leaves out the last columns that a terminal has no room for; gives what of the bar it has."""
+        room = width - len(self._place) - SHORT_WIDTH - counts
+        ends = list(accumulate(GAP + max(CELL_WIDTH, len(heading(name))) for name in self._columns))
+        shown = sum(end <= room for end in ends)
+        self._columns, self._unseen = self._columns[:shown], frozenset(self._columns[shown:])
+        room -= ends[shown - 1] if shown else 0
+        return BAR if room >= RATE_WIDTH + BAR_WIDTH else LINE if room >= RATE_WIDTH else SHORT_LINE
 
     @property
     def format_dict(self) -> dict[str, Any]:
@@ -118,14 +143,21 @@ class EpochBar(ProgressBar):
         """
         self._values.update(ordered_dict or {}, **kwargs)
         self.set_description_str(self._line(), refresh=False)
-        others = {name: _cell(value) for name, value in self._values.items() if name not in self._columns}
+        placed = self._unseen.union(self._columns)
+        others = {name: _cell(value) for name, value in self._values.items() if name not in placed}
         super().set_postfix(others, refresh=refresh and not self._in_log)
 
     def _line(self) -> str:
-        cells = [
-            f"{_cell(self._values.get(name, '-')):>{max(CELL_WIDTH, len(name))}}" for name in self._columns
-        ]
-        return "  ".join((self._place, *cells))
+        cells = (
+            f"{_cell(self._values.get(name, '-')):>{max(CELL_WIDTH, len(heading(name)))}}"
+            for name in self._columns
+        )
+        return (" " * GAP).join((self._place, *cells))
+
+
+def heading(name: str) -> str:
+    """What stands above the column of a value: its name, with the loss that it belongs to by a letter."""
+    return name.replace("distill_grad_ratio", "d_grad").replace("distill_", "d_")
 
 
 class Console:
@@ -172,9 +204,11 @@ class Console:
         """A bar to iterate over that shows values in columns; `set_postfix` gives it the values.
 
         place: which epoch of how many, e.g. 3/100. columns: the values' names, in order. initial: items
-        that were done before. to_come: items of later epochs, for the time that the run takes.
+        that were done before; where all were, nothing is shown. to_come: items of later epochs, for the
+        time that the run takes.
         """
-        return EpochBar(iterable, total, place, columns, self.quiet, initial, to_come)
+        quiet = self.quiet or (total is not None and initial >= total)
+        return EpochBar(iterable, total, place, columns, quiet, initial, to_come)
 
 
 def warning(message: str) -> None:

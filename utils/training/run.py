@@ -201,14 +201,14 @@ class TrainingRun:
 
     def execute(self) -> Path:
         """Runs all epochs and scores what came of them; gives the folder with the weights."""
-        begun = time.monotonic()
+        begun, options, picture = time.monotonic(), self.options, self.data.val.paths[0]
         done = self.train()
         assert self.folder is not None
         best = self._final_evaluation()  # killed after its last epoch, it may lack the pictures
         if done:
             took = duration(time.monotonic() - begun)
             self.console.info(f"{counted(done, 'epoch')} in {took}; results in {self.folder}")
-        self.console.info(after_training(self.options, best, self.data.val.paths[0]))
+        self.console.info(after_training(options, best, picture, setup.scoring_batch(options)))
         return self.folder
 
     def train(self) -> int:
@@ -260,7 +260,7 @@ class TrainingRun:
         if not options.nosave or last or stop:
             self._save(epoch, result)
         self._tell(epoch, result, 0 if stop else options.epochs - epoch - 1)
-        if stop:
+        if stop and not last:
             self.console.info(
                 f"stopping early: no better score since epoch {self.best.epoch + 1}; "
                 f"change with --patience (now {options.patience})"
@@ -283,6 +283,8 @@ class TrainingRun:
 
     def _train(self, epoch: int) -> dict[str, float]:
         step, place = self.trainer.step, f"{epoch + 1}/{self.options.epochs}"
+        if self.trainer.done >= len(self.train_loader):
+            self.console.info(f"epoch {place} is trained already, and is scored now")
 
         def show(loader: TrainLoader, done: int) -> EpochBar:
             columns = [*step.names, *step.gauges, *BAR_FACTS]
