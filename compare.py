@@ -9,8 +9,10 @@ from utils.config.options import CompareOptions
 def main(options: CompareOptions) -> None:
     """Compares what the options name."""
     from utils.comparison.run import run_compare  # after the options are known to be right
+    from utils.device import advice_on_memory
 
-    run_compare(options)
+    with advice_on_memory():
+        run_compare(options)
 
 
 if __name__ == "__main__":

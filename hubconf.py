@@ -16,7 +16,7 @@ from utils.inference.hub import HubModel, bare, load, load_or_create, ready
 from utils.inference.results import Detections
 
 __all__ = ["Detections", "HubModel", "custom", "load"]
-dependencies = ["torch", "torchvision", "numpy", "cv2", "yaml", "matplotlib"]
+dependencies = ["torch", "torchvision", "numpy", "cv2", "yaml", "tqdm", "matplotlib"]
 
 
 def custom(
@@ -38,7 +38,7 @@ def _sized(name: str) -> object:
         device: Device = None,
     ) -> HubModel | Model:
         model = load_or_create(name, pretrained, channels, classes, device)
-        return ready(model, device) if autoshape else model
+        return ready(model, device, name, _verbose) if autoshape else model
 
     entry.__name__ = entry.__qualname__ = name
     entry.__doc__ = f"{name}, with its public weights where `pretrained`; bare where not `autoshape`."

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import cv2
 import torch
 from torch import Tensor
 
 from utils.distributed import is_distributed, local_rank
-from utils.errors import UsageError, UserError
+from utils.errors import UsageError, UserError, reason_of
+
+_NO_MAIN_MEMORY = ("DefaultCPUAllocator", "Failed to allocate")  # how torch and OpenCV say so
 
 
 def select_device(name: str = "") -> torch.device:
@@ -59,21 +62,33 @@ def sent(values: Tensor, device: torch.device) -> Tensor:
 
 
 @contextmanager
-def advice_on_memory() -> Iterator[None]:
-    """Turns a lack of memory into a UserError that says what to do.
+def advice_on_memory(fix: str = "a smaller --batch-size or --imgsz needs less") -> Iterator[None]:
+    """Turns a lack of memory into a UserError that says what to do: `fix`, in the options of the script.
 
-    A GPU's own, or that of the processes that make batches, which the system ends without a word.
+    The GPU's memory, main memory, or that of the processes that make batches, which the system ends without
+    a word.
     """
     try:
         yield
     except torch.OutOfMemoryError as error:
-        first = str(error).splitlines()[0]
-        fix = "a smaller --batch-size or --imgsz needs less"
-        raise UserError(f"out of memory ({first})", "the GPU", fix) from error
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        raise dead_worker(error) from error
+        raise UserError(f"out of memory ({reason_of(error)})", "the GPU", fix) from error
+    except (MemoryError, RuntimeError, cv2.error) as error:
+        if str(error).startswith("DataLoader worker"):
+            raise dead_worker(error) from error
+        if lack := _lack_of_main_memory(error):
+            raise UserError(f"out of memory ({lack})", "main memory", fix) from error
+        raise
+
+
+def _lack_of_main_memory(error: Exception) -> str:
+    """What tells of it; empty where the error is another one. Torch and OpenCV have no type for it."""
+    if isinstance(error, MemoryError):  # of Python and NumPy
+        return reason_of(error)
+    for line in str(error).splitlines():  # of a worker process they are in the midst of a traceback
+        for sign in _NO_MAIN_MEMORY:
+            if sign in line:
+                return line[line.index(sign) :].strip()
+    return ""
 
 
 class DeadWorkerError(UserError):

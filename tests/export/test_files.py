@@ -24,6 +24,7 @@ from utils.export.verify import EXACT, HALF, compare
 from utils.inference.backends import load_network
 from utils.inference.exported import Exported
 from utils.inference.facts import ExportFacts, NmsInside
+from utils.inference.predictor import halved
 
 CPU = torch.device("cpu")
 SIZE_HW = (96, 128)
@@ -134,10 +135,7 @@ def test_an_openvino_folder_does_what_the_network_does(
 def test_a_torchscript_file_of_float16_is_close_to_the_network(
     tiny: Model, pictures: list[np.ndarray], tmp_path: Path
 ) -> None:
-    half = copy.deepcopy(tiny)
-    anchors = half.head.anchors
-    half = half.half()
-    half.head.anchors = anchors
+    half = halved(copy.deepcopy(tiny))
     content = torchscript_content(half, facts_of(tiny, FIXED))
     network = loaded(tmp_path / "a.torchscript", content)
     assert len(content) < len(torchscript_content(tiny, facts_of(tiny, FIXED)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import sys
 import warnings
@@ -19,8 +20,11 @@ from utils.config.cli import parse
 from utils.config.options import DetectOptions, ExportOptions
 from utils.errors import UsageError, UserError
 from utils.evaluation.run import run_test
+from utils.export import run as export
 from utils.export.run import run_export
 from utils.export.torchscript_file import torchscript_content
+from utils.export.verify import Comparison
+from utils.inference.exported import Exported
 from utils.inference.facts import ExportFacts, NmsInside
 from utils.inference.run import run_detect
 from utils.reporting.console import Console
@@ -191,6 +195,88 @@ def test_export_refuses_what_cannot_work(
     with pytest.raises(UserError) as refusal:
         run_export(parse(ExportOptions, given), Console(quiet=True))
     assert message in str(refusal.value)
+
+
+@pytest.fixture
+def exporting(tmp_path: Path, tiny: Model, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch):
+    """A function that exports `best.pt` in formats; TorchScript files are of another network."""
+    shutil.copy(tiny_weights, tmp_path / "best.pt")
+    other = copy.deepcopy(tiny)
+    with torch.no_grad():
+        other.head.m[0].bias += 0.05
+    monkeypatch.setattr(export, "is_installed", lambda _: True)
+    monkeypatch.setattr(export, "torchscript_content", lambda _, facts: torchscript_content(other, facts))
+
+    def run(*include: str) -> list[Path]:
+        words = ["--weights", str(tmp_path / "best.pt"), "--img", "96", "--include", *include]
+        return run_export(parse(ExportOptions, words), Console())
+
+    return run
+
+
+@pytest.mark.fault("an exported file that differs from the model", "one line; the file of before stays")
+def test_a_file_that_does_not_pass_replaces_none_and_costs_the_others_nothing(
+    tmp_path: Path, exporting, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    (tmp_path / "best.torchscript").write_bytes(b"good")
+    monkeypatch.setattr(export, "onnx_content", lambda *_: b"no protobuf")
+    monkeypatch.setattr(export, "write_openvino", _openvino_stub)
+    monkeypatch.setattr(export, "compare", _passing_folders(export.compare))
+    monkeypatch.setattr(export, "load_network", _loading_folders(export.load_network))
+    with pytest.raises(UserError, match=r"best\.onnx: is no intact ONNX file") as last:
+        exporting("torchscript", "onnx", "openvino")
+    assert last.value.where == str(tmp_path / "best.onnx")
+    said = capsys.readouterr()
+    assert f"{tmp_path / 'best.torchscript'}: differs from PyTorch: scores by" in said.err
+    use = [line for line in said.out.splitlines() if line.startswith("use it: ")]
+    assert len(use) == 1 and "best_openvino_model" in use[0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("best.pt", "best.torchscript", "best_openvino_model")
+    ]
+    assert (tmp_path / "best.torchscript").read_bytes() == b"good"
+
+
+def test_an_openvino_folder_takes_its_place_file_by_file(
+    tmp_path: Path, exporting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "best_openvino_model"
+    folder.mkdir()
+    for name in ("best.xml", "best.bin", "notes.txt"):
+        (folder / name).write_text("old")
+    monkeypatch.setattr(export, "onnx_content", lambda *_: b"")
+    monkeypatch.setattr(export, "write_openvino", _openvino_stub)
+    with pytest.raises(UserError, match=r"best_openvino_model") as refusal:
+        exporting("openvino")  # there is no network in it
+    assert ".export-" not in str(refusal.value)
+    assert {path.read_text() for path in folder.iterdir()} == {"old"}
+    monkeypatch.setattr(export, "compare", _passing_folders(export.compare))
+    monkeypatch.setattr(export, "load_network", _loading_folders(export.load_network))
+    assert exporting("openvino") == [folder]
+    contents = {path.name: path.read_text() for path in folder.iterdir()}
+    assert contents == {"best.xml": "new", "best.bin": "new", "best.yaml": "new", "notes.txt": "old"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", folder.name]
+
+
+def _openvino_stub(folder: Path, *_: object) -> None:
+    folder.mkdir()
+    for suffix in ("bin", "xml", "yaml"):
+        (folder / f"best.{suffix}").write_text("new")
+
+
+def _loading_folders(real):
+    class Network(Exported):
+        kind = "stub"
+
+        def run(self, images: Tensor) -> Tensor:
+            return images
+
+    return lambda path, device: Network(path, ExportFacts(), device) if path.is_dir() else real(path, device)
+
+
+def _passing_folders(real):
+    return lambda model, network, *given: (
+        Comparison(predictions=1) if network.path.is_dir() else real(model, network, *given)
+    )
 
 
 def test_packages_that_are_missing_are_named_before_anything_is_written(

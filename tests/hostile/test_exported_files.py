@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import tracemalloc
 import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from models.script_code import checked_code
 from models.torchscript import read_torchscript
 from utils.errors import UserError
 from utils.inference.facts import facts_from_texts
+from utils.inference.openvino_backend import OpenVinoNetwork
 from utils.inference.torchscript_backend import TorchScriptNetwork
 
 CPU = torch.device("cpu")
@@ -179,6 +182,109 @@ def test_code_that_unfolds_is_refused_in_bounded_memory(tmp_path: Path) -> None:
         read(tmp_path, bomb.getvalue())
     assert tracemalloc.get_traced_memory()[1] < 16 << 20
     tracemalloc.stop()
+
+
+class Stating(nn.Module):
+    """A network with NMS inside whose detections are known."""
+
+    def __init__(self, rows: list[list[float]]) -> None:
+        super().__init__()
+        self.register_buffer("rows", torch.tensor([rows]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rows + 0 * x.sum()
+
+
+def stating(path: Path, *rows: list[float]) -> TorchScriptNetwork:
+    facts = {"names": ["a", "b"], "shape": [1, 3, 32, 32]}
+    facts["nms"] = {"conf_thres": 0.1, "iou_thres": 0.5, "max_det": len(rows)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(Stating(list(rows)), torch.zeros(1, 3, 32, 32))
+        torch.jit.save(traced, str(path), _extra_files={"config.txt": json.dumps(facts)})
+    return TorchScriptNetwork(path, CPU)
+
+
+@pytest.mark.fault("an exported file that gives a class without a name", "refused")
+@pytest.mark.parametrize("label", [2.0, 5.0, -1.0, float("nan"), float("inf")])
+def test_classes_without_a_name_are_refused(label: float, tmp_path: Path) -> None:
+    network = stating(tmp_path / "net.torchscript", [1, 2, 3, 4, 0.9, 1], [1, 2, 3, 4, 0.8, label])
+    with pytest.raises(UserError, match=rf"net.torchscript: gives class {label:g} and has names for 0 to 1"):
+        network.try_out()
+    network.keep_classes([1], ["b"])  # then only known ones are left
+    assert network(torch.zeros(1, 3, 32, 32))[0, :, 4:].tolist()[1][0] == 0
+
+
+def test_padding_has_any_class(tmp_path: Path) -> None:
+    network = stating(tmp_path / "net.torchscript", [1, 2, 3, 4, 0.9, 1], [0, 0, 0, 0, 0, -1])
+    network.try_out()
+    assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 2, 6)
+
+
+XML = '<?xml version="1.0"?>\n<net name="a" version="11"></net>'
+
+
+@pytest.fixture
+def openvino(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Stands for the package: knows what it was given to read, and gives a network of a fixed shape."""
+    sides = [SimpleNamespace(is_static=True, get_length=lambda side=side: side) for side in (1, 3, 64, 32)]
+    stub = SimpleNamespace(given=[])
+
+    class Core:
+        def read_model(self, model: bytes, weights: bytes) -> SimpleNamespace:
+            stub.given.append((model, weights))
+            return SimpleNamespace(inputs=[SimpleNamespace(partial_shape=sides)])
+
+        def compile_model(self, model: object, device: str, config: object) -> object:
+            return model
+
+    stub.Core = Core
+    monkeypatch.setitem(sys.modules, "openvino", stub)
+    return stub
+
+
+def openvino_folder(folder: Path, xml: bytes) -> Path:
+    (folder / "a.xml").write_bytes(xml)
+    (folder / "a.bin").write_bytes(b"weights")
+    return folder
+
+
+@pytest.mark.parametrize("xml", [XML, XML.replace("?>", ' encoding="UTF-8"?>'), XML[22:], "\ufeff" + XML])
+def test_openvino_gets_the_very_bytes_that_were_checked(
+    xml: str, tmp_path: Path, openvino: SimpleNamespace
+) -> None:
+    network = OpenVinoNetwork(openvino_folder(tmp_path, xml.encode()))
+    assert openvino.given == [(xml.encode(), b"weights")]
+    assert network.facts.shape == (1, 64, 32)
+
+
+ENTITIES = XML.replace("?>", '?><!DOCTYPE net [<!ENTITY a "b">]>')
+
+
+@pytest.mark.fault("an OpenVINO network whose XML defines entities or hides them by its encoding", "refused")
+@pytest.mark.parametrize(
+    ("xml", "words"),
+    [
+        (ENTITIES.encode(), "it defines entities"),
+        (ENTITIES.replace("<!D", "<!\n d").encode(), "it defines entities"),
+        *((ENTITIES.encode(name), "its text is not UTF-8") for name in ("utf-16", "utf-16-le", "utf-32-be")),
+        (XML.replace("?>", " encoding='utf-7'?>").encode(), "its text is not UTF-8"),
+        (b"\x08\x07" + XML.encode(), "it is no OpenVINO network"),
+        (b"", "it is no OpenVINO network"),
+    ],
+)
+def test_xml_with_entities_in_any_encoding_is_refused(
+    xml: bytes, words: str, tmp_path: Path, openvino: SimpleNamespace
+) -> None:
+    with pytest.raises(UserError, match=f"a.xml: refused: {words}; export it again"):
+        OpenVinoNetwork(openvino_folder(tmp_path, xml))
+    assert not openvino.given
+
+
+def test_an_openvino_network_without_its_weights_is_named(tmp_path: Path, openvino: SimpleNamespace) -> None:
+    (openvino_folder(tmp_path, XML.encode()) / "a.bin").unlink()
+    with pytest.raises(UserError, match=r"a\.bin: cannot be read \(No such file"):
+        OpenVinoNetwork(tmp_path)
 
 
 def onnx_model(**changes):

@@ -142,6 +142,12 @@ def test_pictures_of_sixteen_bits_are_the_same_from_pil_and_from_their_file(tmp_
     assert np.array_equal(frame_of(pil.fromarray(values.astype(np.int32)), 0).image, wanted)
 
 
+def test_a_file_whose_name_begins_with_a_tilde_is_read(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cv2.imwrite("~no-such-user.png", PICTURE)
+    assert np.array_equal(frame_of("~no-such-user.png", 0).image, PICTURE)
+
+
 @pytest.mark.parametrize("values", [np.ones((4, 4), np.float32), np.full((4, 4), 2**20, np.int32)])
 def test_pil_pictures_of_no_known_range_are_refused(values: np.ndarray) -> None:
     pil = pytest.importorskip("PIL.Image")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.server
 import json
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+import hubconf
 from models.yolo import Model
 from utils.errors import UserError
 from utils.inference.hub import HubModel, bare, load, load_or_create, ready
@@ -129,6 +131,13 @@ def test_pictures_are_drawn_on_copies_and_saved(results: Detections, tmp_path: P
     assert len(list((tmp_path / "cut/crops").rglob("*.jpg"))) == len(crops)
 
 
+def test_crops_of_boxes_at_the_borders_hold_a_pixel_at_least(tmp_path: Path) -> None:
+    boxes = torch.tensor([[3, 9.6, 8, 10, 0.9, 0], [19.7, 2, 20, 7, 0.8, 0], [19.9, 9.9, 20, 10, 0.7, 0]])
+    results = Detections([np.zeros((10, 20, 3), np.uint8)], [boxes], ["a.jpg"], ["a"])
+    shapes = [crop["im"].shape for crop in results.crop(save_dir=tmp_path / "cut")]
+    assert shapes == [(1, 5, 3), (5, 1, 3), (1, 1, 3)]
+
+
 def test_tables_of_pandas_or_a_line_that_says_what_to_install(results: Detections) -> None:
     try:
         import pandas  # noqa: F401
@@ -162,3 +171,20 @@ def test_the_hub_has_public_networks_by_name(public_yolov5n: Path, tmp_path: Pat
     few = torch.hub.load(str(ROOT), "yolov5n", source="local", classes=3, autoshape=False, device="cpu")
     assert few.nc == 3
     assert torch.equal(few.model[0].bn.running_mean, bare(public_yolov5n, "cpu").model[0].bn.running_mean)
+
+
+def test_networks_of_a_size_say_what_they_are_unless_told_not_to(capsys: pytest.CaptureFixture[str]) -> None:
+    given = {"pretrained": False, "classes": 4, "device": "cpu"}
+    hubconf.yolov5n(**given)
+    assert capsys.readouterr().out == "yolov5n: 4 classes, stride 32\n"
+    hubconf.yolov5n(**given, _verbose=False)
+    hubconf.yolov5n(**given, autoshape=False)
+    assert capsys.readouterr().out == ""
+
+
+def test_the_hub_is_told_all_packages_that_are_imported() -> None:
+    """scipy is for trainings alone."""
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    modules = {"opencv-python": "cv2", "pyyaml": "yaml"}
+    required = {modules.get(name, name) for name in (re.split("[<>=]", line)[0] for line in lines)}
+    assert set(hubconf.dependencies) == required - {"scipy"}

@@ -51,6 +51,13 @@ def test_a_prepared_model_predicts_the_same(model: Model) -> None:
     torch.testing.assert_close(after, before, atol=2e-3, rtol=1e-3)
 
 
+def test_a_model_in_float16_keeps_its_anchors(model: Model) -> None:
+    anchors = model.head.anchors.clone()
+    prepared = prepare_model(model, torch.device("cpu"), half=True)
+    assert all(parameter.dtype == torch.float16 for parameter in prepared.parameters())
+    assert prepared.head.anchors.dtype == torch.float32 and torch.equal(prepared.head.anchors, anchors)
+
+
 def test_times_are_kept_an_image(model: Model) -> None:
     predictor = Predictor(model, RULES)
     predictor.predict(torch.rand(2, 3, 64, 64))

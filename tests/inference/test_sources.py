@@ -275,6 +275,12 @@ def test_no_stream_at_all_is_an_error_without_the_password(server: str) -> None:
     assert "secret" not in str(error.value) and "gone.mp4" in str(error.value)
 
 
+@pytest.mark.parametrize("number", ["99999999999", "9" * 5000])
+def test_a_camera_of_a_number_that_none_can_have_is_an_error(number: str) -> None:
+    with pytest.raises(UserError, match=f"^{number}: cannot be opened; check the address, the camera"):
+        list(open_source(number))
+
+
 def test_a_reader_that_is_left_early_stops(tmp_path: Path, server: str) -> None:
     write_video(tmp_path / "v.mp4", frames=200).rename(tmp_path / "live")
     frames = iter(open_source(f"{server}/live"))

@@ -14,7 +14,7 @@ import torch
 from utils.errors import UserError
 from utils.inference.frames import Frame
 from utils.inference.outputs import OutputChoice, Outputs
-from utils.inference.writers import NameBook, label_lines, safe_name, write_picture
+from utils.inference.writers import NameBook, VideoWriter, label_lines, safe_name, write_picture
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
 DETECTIONS = torch.tensor([[10.0, 20, 30, 40, 0.9, 1], [0, 0, 80, 60, 0.25, 0]])
@@ -197,6 +197,17 @@ def test_nothing_found_leaves_no_label_file(tmp_path: Path) -> None:
     assert list((tmp_path / "labels").iterdir()) == []
 
 
+def test_an_earlier_runs_labels_of_a_picture_go_when_nothing_is_found_any_more(tmp_path: Path) -> None:
+    """With --exist-ok two runs share a folder; what the second did not look at stays."""
+    for found in (DETECTIONS, DETECTIONS[:0]):
+        with Outputs(tmp_path, ["a", "b"], OutputChoice(pictures=False, labels=True)) as outputs:
+            write(outputs, Frame(IMAGE, "x.jpg"), found, None)
+            if len(found):
+                write(outputs, Frame(IMAGE, "y.jpg"), found, None)
+        assert outputs.labels is not None and outputs.labels.count == 2 * bool(len(found))
+    assert [path.name for path in (tmp_path / "labels").iterdir()] == ["y.jpg.txt"]
+
+
 def _read_video(path: Path) -> tuple[list[np.ndarray], float]:
     capture = cv2.VideoCapture(str(path))
     frames = []
@@ -231,3 +242,47 @@ def test_streams_in_turn_go_into_a_video_each(tmp_path: Path) -> None:
 def test_a_picture_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be written"):
         write_picture(tmp_path / "missing" / "a.jpg", IMAGE)
+
+
+@pytest.mark.fault("a full disk while a video is written", "one line that names the video")
+def test_a_video_that_finds_no_room_is_an_error(tmp_path: Path) -> None:
+    """Without the check OpenCV says nothing and a file that no player opens is left."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    outputs = Outputs(tmp_path, ["a", "b"], OutputChoice())
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        for number in range(20):
+            write(outputs, Frame(IMAGE, "clip.mp4", number), DETECTIONS, np.roll(IMAGE, number, 0))
+        with pytest.raises(UserError, match=r"clip\.mp4\.mp4: the video of 20 frames is not whole; check"):
+            outputs.__exit__(None, None, None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_video_that_states_too_few_frames_is_an_error(tmp_path: Path) -> None:
+    writer = VideoWriter(tmp_path / "v.mp4", 10)
+    for _ in range(5):
+        writer.write(IMAGE)
+    writer.count = 50
+    with pytest.raises(UserError, match=r"v\.mp4: the video of 50 frames is not whole"):
+        writer.close()
+    writer.close()  # said once
+
+
+def test_a_broken_video_keeps_no_other_file_from_being_ended(tmp_path: Path) -> None:
+    outputs = Outputs(tmp_path, ["a", "b"], OutputChoice(table=True))
+    for source in ("0", "1"):
+        write(outputs, Frame(IMAGE, source, 0, live=True), DETECTIONS, IMAGE)
+    (tmp_path / "0.mp4").unlink()
+    with pytest.raises(UserError, match=r"0\.mp4"):
+        outputs.__exit__(None, None, None)
+    assert len(_read_video(tmp_path / "1.mp4")[0]) == 1
+    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 5
+
+
+def test_the_error_that_ended_a_run_is_not_hidden_by_a_broken_video(tmp_path: Path) -> None:
+    with pytest.raises(KeyError, match="first"), Outputs(tmp_path, ["a", "b"], OutputChoice()) as outputs:
+        write(outputs, Frame(IMAGE, "0", 0, live=True), DETECTIONS, IMAGE)
+        (tmp_path / "0.mp4").unlink()
+        raise KeyError("first")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import os
+import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -17,19 +20,19 @@ from models.config import FOLDER
 from models.places import resolve_weights
 from models.yolo import Model
 from utils.config.command import command
-from utils.config.files import replace_atomically
+from utils.config.files import refusals, replace_atomically, sync_folder
 from utils.config.options import DetectOptions, ExportOptions
 from utils.datasets.images import Image
-from utils.device import select_device
+from utils.device import advice_on_memory, select_device
 from utils.errors import UserError
 from utils.export.onnx_file import onnx_content
 from utils.export.openvino_folder import write_openvino
 from utils.export.torchscript_file import torchscript_content
-from utils.export.verify import EXACT, HALF, check_pictures, compare, describe
+from utils.export.verify import EXACT, HALF, Allowed, Comparison, check_pictures, compare, describe
 from utils.inference.backends import ONNX, OPENVINO_FOLDER, TORCHSCRIPT, is_exported, load_network
 from utils.inference.exported import Exported
 from utils.inference.facts import ExportFacts, NmsInside
-from utils.inference.predictor import in_words
+from utils.inference.predictor import halved, in_words
 from utils.inference.preprocess import fitting_image_size
 from utils.inference.sources import open_source
 from utils.reporting.console import Console
@@ -41,10 +44,12 @@ _SHIPPED_PICTURES = Path("data/images")
 _ALWAYS_SAID = frozenset({"weights", "source"})
 
 
+@advice_on_memory()
 def run_export(options: ExportOptions, console: Console | None = None) -> list[Path]:
     """Writes the files of `options.include` beside the weights and gives them.
 
-    Raises UserError where one cannot be written, or does not do what the network does.
+    Raises UserError where one cannot be written, or does not do what the network does: that one is left out,
+    with the file of before as it was; the others are written all the same.
     """
     console = console or Console()
     _check_packages(options.include)
@@ -62,22 +67,80 @@ def run_export(options: ExportOptions, console: Console | None = None) -> list[P
     size_hw = sides[0], sides[-1]
     console.info(f"{weights} on {in_words(model, torch.device('cpu'), max(size_hw))}")
     makers = _Makers(options, model, _facts(options, model, size_hw), device)
-    written = []
-    # A format that fails must not cost the time of those behind it: the cheap ones come first.
+    check = _Check(model, pictures, size_hw, HALF if options.half else EXACT)
+    written: list[Path] = []
+    failures: dict[str, UserError] = {}
+    # One that fails costs the others nothing: each is in its place before the next is begun.
     for name in sorted(set(options.include), key=("torchscript", "onnx", "openvino").index):
-        path = makers.write(name, weights)
-        written.append(path)
-        console.info(f"{path} written ({_megabytes(path):.1f} MB), comparing")
-        network = load_network(path, device)
-        assert isinstance(network, Exported)
-        result = compare(model, network, pictures, size_hw, HALF if options.half else EXACT)
-        console.info(describe(result, path))
-        if not result.predictions + result.detections:
-            console.warn("the network sees nothing in these pictures, so nothing was compared: see --source")
+        try:
+            written.append(_export(makers, name, weights, check, console))
+        except UserError as error:
+            failures[str(error)] = error
     for path in written:
         values = {"weights": str(path), "source": options.source, "imgsz": options.imgsz}
         console.info(f"use it: {command(DetectOptions, values, _ALWAYS_SAID)}")
+    if failures:
+        *others, last = failures.values()
+        for other in others:
+            console.warn(str(other))
+        raise last
     return written
+
+
+@dataclass(frozen=True)
+class _Check:
+    """What exported files are compared with: the model, float32 on the CPU, on images at a size."""
+
+    model: Model
+    pictures: Sequence[Image]
+    size_hw: tuple[int, int]
+    allowed: Allowed
+
+    def __call__(self, path: Path, device: torch.device) -> Comparison:
+        """How far a file is from the model. Raises UserError where it is too far."""
+        network = load_network(path, device)
+        assert isinstance(network, Exported)
+        return compare(self.model, network, self.pictures, self.size_hw, self.allowed)
+
+
+def _export(makers: _Makers, name: str, weights: Path, check: _Check, console: Console) -> Path:
+    """Makes one format and gives its place, which it takes only if it does what the network does.
+
+    Raises UserError where it cannot be written or does not pass; what was there before is then as it was.
+    """
+    folder = weights.parent
+    with refusals("nothing can be written here", folder):
+        scratch = tempfile.TemporaryDirectory(prefix=".export-", dir=folder)
+    with scratch:
+        try:
+            made = makers.make(name, Path(scratch.name), weights.stem)
+            path = folder / made.name
+            console.info(f"{path}: {_megabytes(made):.1f} MB, comparing it with PyTorch")
+            result = check(made, makers.device)
+        except UserError as error:
+            if not Path(error.where).is_relative_to(scratch.name):
+                raise
+            # That file is gone by the time that this is read: name the one that was to be.
+            wanted = folder / Path(error.where).relative_to(scratch.name)
+            raise UserError(error.what, wanted, error.fix) from error
+        _put_in_place(made, path)
+    console.info(describe(result, path))
+    if not result.predictions + result.detections:
+        console.warn("the network sees nothing in these pictures, so nothing was compared: see --source")
+    return path
+
+
+def _put_in_place(made: Path, path: Path) -> None:
+    """Moves a file, or what is in a folder, to where files of before are replaced."""
+    with refusals("cannot be written", path):
+        if made.is_dir():
+            path.mkdir(exist_ok=True)
+            for file in sorted(made.iterdir()):
+                os.replace(file, path / file.name)
+            sync_folder(path)
+        else:
+            os.replace(made, path)
+        sync_folder(path.parent)
 
 
 def _check_packages(include: Sequence[str]) -> None:
@@ -127,18 +190,18 @@ class _Makers:
     ) -> None:
         self.options, self.model, self.facts, self.device = options, model, facts, device
 
-    def write(self, name: str, weights: Path) -> Path:
-        """Writes the format of that name and gives the file or folder."""
+    def make(self, name: str, folder: Path, stem: str) -> Path:
+        """Writes the format of that name into a folder and gives the file, or the folder in it."""
         if name == "openvino":
-            folder = weights.with_name(f"{weights.stem}{OPENVINO_FOLDER}")
+            made = folder / f"{stem}{OPENVINO_FOLDER}"
             # It takes pictures in float32 whatever its weights are.
             content = self.onnx if not self.options.half else self._onnx(self._placed(half=False))
-            write_openvino(folder, content, self.facts, self.options.half)
-            return folder
+            write_openvino(made, content, self.facts, self.options.half)
+            return made
         if name == "onnx":
-            return _written(weights.with_suffix(ONNX), self.onnx)
+            return _written(folder / f"{stem}{ONNX}", self.onnx)
         content = torchscript_content(self._placed(self.options.half), self.facts)
-        return _written(weights.with_suffix(TORCHSCRIPT), content)
+        return _written(folder / f"{stem}{TORCHSCRIPT}", content)
 
     @cached_property
     def onnx(self) -> bytes:
@@ -149,13 +212,9 @@ class _Makers:
         return onnx_content(model, self.facts, self.options.opset, self.options.simplify)
 
     def _placed(self, half: bool) -> Model:
-        """A copy on the device, in the precision of the file; the anchors stay float32."""
+        """A copy on the device, in the precision of the file."""
         model = copy.deepcopy(self.model).to(self.device)
-        if half:
-            anchors = model.head.anchors
-            model = model.half()
-            model.head.anchors = anchors
-        return model
+        return halved(model) if half else model
 
 
 def _written(path: Path, content: bytes) -> Path:

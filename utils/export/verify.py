@@ -102,7 +102,7 @@ def compare(
         raise UserError(
             f"differs from PyTorch: {what}; allowed is {allowed.difference:g}",
             written.path,
-            "do not use it; try another --opset, or without --half",
+            "try another --opset, or without --half",
         )
     return result
 

@@ -6,7 +6,6 @@ import math
 import operator
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -90,7 +89,7 @@ def frame_of(picture: Any, number: int) -> Frame:
             if is_address(path):
                 address = without_password(path)
                 return Frame(decode_image(fetch(path)), file_name(address) or name)
-            return Frame(read_image(Path(path).expanduser()), path)
+            return Frame(read_image(os.path.expanduser(path)), path)
         if isinstance(picture, bytes | bytearray | memoryview):
             return Frame(decode_image(bytes(picture)), name)
     except UnreadableImageError as error:

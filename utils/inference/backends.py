@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,9 +39,9 @@ def find_network(name: str, download: bool = True) -> Path:
     download: whether public weights that are missing are fetched. Raises UserError where there is none.
     """
     path = Path(name)
-    if path.suffix == ".xml" and path.is_file():
+    if path.suffix == ".xml" and os.path.isfile(path):
         path = path.parent
-    if path.is_dir():
+    if os.path.isdir(path):
         if any(path.glob("*.xml")):
             return path
         raise UserError(
@@ -51,7 +52,7 @@ def find_network(name: str, download: bool = True) -> Path:
 
 def is_exported(path: Path) -> bool:
     """Whether it is a file of another format than weights to train with."""
-    return path.is_dir() or path.suffix.lower() in (ONNX, TORCHSCRIPT)
+    return os.path.isdir(path) or path.suffix.lower() in (ONNX, TORCHSCRIPT)
 
 
 def load_network(path: Path, device: torch.device, half: bool = False) -> Model | Exported:
@@ -67,7 +68,7 @@ def load_network(path: Path, device: torch.device, half: bool = False) -> Model 
             )
         return prepare_model(build_model(read_checkpoint(path)), device, half)
     network: Exported
-    if path.is_dir():
+    if os.path.isdir(path):
         network = OpenVinoNetwork(path)
     elif path.suffix.lower() == ONNX:
         network = OnnxNetwork(path, device)

@@ -15,10 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.yolo import FILL, rows_of_classes
-from utils.errors import UserError
+from utils.errors import UserError, reason_of
 from utils.inference.facts import ExportFacts
 from utils.reporting.naming import counted
 
+_DETECTION = 6  # numbers of one: a box, its confidence, its class
+_MOST_LETTERS = 300
 _PROBE_STRIDES = 2  # side of the first picture where sides are free: small, and more than one cell
 
 
@@ -38,6 +40,16 @@ def check_names(
         )
 
 
+def first_words(error: BaseException) -> str:
+    """As `reason_of`, cut to what fits into a line: the libraries that run files may tell pages."""
+    return reason_of(error)[:_MOST_LETTERS]
+
+
+def last_words(error: BaseException) -> str:
+    """The last line that a library's error tells, for those that tell first where in their code it was."""
+    return (str(error).strip().splitlines() or [reason_of(error)])[-1].strip()[:_MOST_LETTERS]
+
+
 class Exported(ABC):
     """A network in a file of another format than ours, ready to run.
 
@@ -51,6 +63,7 @@ class Exported(ABC):
         self.path, self.facts, self.device = path, facts, device
         self.names, self.nc = list(facts.names), len(facts.names)
         self._kept: Sequence[int] | None = None
+        self._columns = None if facts.nms is None else _DETECTION  # of a row that it gives, where known
         self.size_multiple = facts.stride
 
     @abstractmethod
@@ -81,13 +94,24 @@ class Exported(ABC):
     def _among_kept(self, output: Tensor) -> Tensor:
         """What it gives, of the classes that are left. NMS inside chose among all of them."""
         if self._kept is None:
-            return output
+            return self._of_known_classes(output)
         if self.facts.nms is None:
             return output[..., rows_of_classes(self._kept)]
         is_of = output[..., 5, None].long() == torch.tensor(self._kept, device=output.device)
         confidence = output[..., 4] * is_of.any(-1)  # without confidence it is padding
         numbers = is_of.int().argmax(-1).to(output.dtype)
         return torch.cat((output[..., :4], torch.stack((confidence, numbers), -1)), -1)
+
+    def _of_known_classes(self, output: Tensor) -> Tensor:
+        """The output. Raises UserError where NMS inside gives a class without a name."""
+        if self.facts.nms is not None and self.nc:
+            labels = output[..., 5]
+            is_known = (labels > -1) & (labels < self.nc)  # of a NaN neither is true
+            wrong = labels[~is_known & (output[..., 4] > 0)]  # without confidence it is padding
+            if len(wrong):
+                what = f"gives class {float(wrong[0]):g} and has names for 0 to {self.nc - 1}"
+                raise UserError(what, self.path, "export it again with export.py")
+        return output
 
     def try_out(self) -> None:
         """Runs it once and sees what it gives. Raises UserError where that is no detections."""
@@ -98,7 +122,7 @@ class Exported(ABC):
         found = output.shape[2] - 5
         if self.nc and self.nc != found:
             raise UserError(f"has {self.nc} class names and gives scores of {found} classes", self.path)
-        self.nc = found
+        self.nc, self._columns = found, output.shape[2]
 
     def take_names(self, names: Sequence[str] = (), source: object = "--data") -> None:
         """Gives the classes these names, or sees that they have some. Raises UserError where that fails."""
@@ -138,14 +162,14 @@ class Exported(ABC):
 
     def _checked(self, output: Tensor, count: int) -> Tensor:
         """The output as float32; it must be what it should be."""
-        wanted = 6 if self.facts.nms is not None else None
         if (
             output.ndim != 3
             or len(output) != count
-            or output.shape[2] < 6
-            or wanted not in (None, output.shape[2])
+            or output.shape[2] < _DETECTION
+            or self._columns not in (None, output.shape[2])
         ):
-            what = "(batch, detections, 6)" if wanted else "(batch, predictions, 5 + classes)"
+            inside = self.facts.nms is not None
+            what = "(batch, detections, 6)" if inside else "(batch, predictions, 5 + classes)"
             raise UserError(
                 f"gives {tuple(output.shape)} and not {what}", self.path, "export it with export.py"
             )

@@ -173,10 +173,13 @@ class HubModel:
         return height, width
 
 
-def ready(model: Model, device: Device = "") -> HubModel:
-    """A bare network made ready for pictures. Raises UserError where it takes none of three channels."""
+def ready(model: Model, device: Device = "", name: str = "", verbose: bool = False) -> HubModel:
+    """A bare network made ready for pictures. Raises UserError where it takes none of three channels.
+
+    verbose: say of the network of that name what it is, as `load` does.
+    """
     if model.channels != 3:
         raise UserError(
             f"takes {model.channels} channels", "channels", "use autoshape=False for the bare network"
         )
-    return HubModel(prepare_model(model, device_of(device)))
+    return HubModel(prepare_model(model, device_of(device)), name, verbose)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from utils.config.files import read_regular, refusals
 from utils.config.printable import printable
-from utils.errors import UserError, reason_of
-from utils.inference.exported import Exported
+from utils.errors import UserError
+from utils.inference.exported import Exported, first_words
 from utils.inference.facts import MAX_BATCH, Shape, facts_from_texts
 
 MAX_BYTES = 2 << 30  # no .onnx file can be larger: it is one protobuf message
@@ -46,7 +46,7 @@ class OnnxNetwork(Exported):
             self.session = onnxruntime.InferenceSession(content or os.fspath(path), settings, wanted)
         except Exception as error:  # onnxruntime's errors have no common class
             raise UserError(
-                f"onnxruntime cannot load it ({_told(error)})", path, "export it again"
+                f"onnxruntime cannot load it ({first_words(error)})", path, "export it again"
             ) from error
         inputs = self.session.get_inputs()
         if (
@@ -68,7 +68,7 @@ class OnnxNetwork(Exported):
         try:
             (output,) = self.session.run([self._output], given)
         except Exception as error:
-            raise UserError(f"onnxruntime cannot run it ({_told(error)})", self.path) from error
+            raise UserError(f"onnxruntime cannot run it ({first_words(error)})", self.path) from error
         return torch.from_numpy(np.asarray(output)).to(self.device)
 
 
@@ -169,8 +169,3 @@ def _check_tensors(tensors: Iterable[Any], path: Path, external: int) -> bool:
 def _shape(sides: list[Any]) -> Shape:
     batch, _, height, width = (side if isinstance(side, int) and side > 0 else None for side in sides)
     return batch if batch is None or batch <= MAX_BATCH else None, height, width
-
-
-def _told(error: Exception) -> str:
-    """The first line of what onnxruntime says."""
-    return reason_of(error)[:300]

@@ -12,11 +12,14 @@ from torch import Tensor
 from utils.config.files import read_regular, refusals
 from utils.config.schema import parse_yaml, read_text
 from utils.errors import UserError
-from utils.inference.exported import Exported
+from utils.inference.exported import Exported, last_words
 from utils.inference.facts import MAX_BATCH, Shape, facts_from_dict
 
 MAX_XML_BYTES, MAX_BIN_BYTES = 64 << 20, 4 << 30
-_ENTITIES = re.compile(rb"<!\s*(doctype|entity)", re.IGNORECASE)
+_ENTITIES = re.compile(r"<!\s*(doctype|entity)", re.IGNORECASE)
+_ENCODING = re.compile(r"<\?xml[^>]*?\bencoding\s*=\s*[\"']([^\"']*)", re.IGNORECASE)
+_START = re.compile(r"\s*(<\?xml\b[^>]*>)?\s*<net\b")
+_ENCODINGS = frozenset(("utf-8", "utf8", "us-ascii", "ascii"))
 
 
 class OpenVinoNetwork(Exported):
@@ -30,22 +33,19 @@ class OpenVinoNetwork(Exported):
         except ImportError as error:
             raise UserError("needs openvino", folder, "pip install openvino") from error
         network = _only(folder, ".xml")
-        weights = network.with_suffix(".bin")
-        text = _read(network, MAX_XML_BYTES)
-        if _ENTITIES.search(text):
-            raise UserError("refused: it defines entities", network, "export it again")
-        if not weights.is_file() or weights.stat().st_size > MAX_BIN_BYTES:
-            raise UserError("is not there, or has more than 4 GiB", weights, "export it again")
+        # What is checked here is what openvino gets: a file that it opens by name may be another by then.
+        text = _checked_xml(_read(network, MAX_XML_BYTES), network)
+        weights = _read(network.with_suffix(".bin"), MAX_BIN_BYTES)
         try:
             core = openvino.Core()
-            model = core.read_model(network, weights)
+            model = core.read_model(text, weights)
             # Left alone it computes in bfloat16 where the processor can: scores would be .06 off.
             self.compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
             (taken,) = model.inputs
             shape = _shape([side.get_length() if side.is_static else None for side in taken.partial_shape])
         except (RuntimeError, ValueError) as error:
-            told = (str(error).strip().splitlines() or [""])[-1][:300]
-            raise UserError(f"openvino cannot load it ({told})", network, "export it again") from error
+            what = f"openvino cannot load it ({last_words(error)})"
+            raise UserError(what, network, "export it again") from error
         stated = None
         for path in (folder / f"{network.stem}.yaml", folder / "metadata.yaml"):
             if path.is_file():
@@ -59,14 +59,33 @@ class OpenVinoNetwork(Exported):
         try:
             output = self.compiled([images.numpy()])[0]
         except RuntimeError as error:
-            told = (str(error).strip().splitlines() or [""])[-1][:300]
-            raise UserError(f"does not run at {tuple(images.shape)} ({told})", self.path) from error
+            what = f"does not run at {tuple(images.shape)} ({last_words(error)})"
+            raise UserError(what, self.path) from error
         return torch.from_numpy(output.copy())
 
 
 def _read(path: Path, most: int) -> bytes:
     with refusals("cannot be read", path):
         return read_regular(path, most)
+
+
+def _checked_xml(content: bytes, path: Path) -> bytes:
+    """The content. Raises UserError where it is no network's XML, or defines entities or could hide some."""
+    fix = "export it again"
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError("refused: its text is not UTF-8", path, fix) from error
+    stated = _ENCODING.match(text.lstrip())
+    # UTF-16 and UTF-32 without a byte order mark pass for UTF-8 that is full of zeros.
+    if "\0" in text or (stated and stated[1].strip().lower() not in _ENCODINGS):
+        raise UserError("refused: its text is not UTF-8", path, fix)
+    if _ENTITIES.search(text):
+        raise UserError("refused: it defines entities", path, fix)
+    # openvino takes bytes of any format that it knows, and an ONNX network may name further files.
+    if not _START.match(text):
+        raise UserError("refused: it is no OpenVINO network", path, fix)
+    return content
 
 
 def _only(folder: Path, suffix: str) -> Path:

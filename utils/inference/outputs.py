@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +12,7 @@ from types import TracebackType
 from torch import Tensor
 
 from utils.datasets.images import Image
+from utils.errors import UserError
 from utils.inference.frames import VIDEO_SUFFIXES, Frame, file_name, is_remote_file, suffix_of
 from utils.inference.writers import (
     CropWriter,
@@ -65,9 +67,12 @@ class Outputs:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close_videos()
-        if self.table is not None:
-            self.table.close()
+        # All are closed, whatever becomes of one; what went wrong before is what is told.
+        with suppress(UserError) if kind is not None else nullcontext(), ExitStack() as stack:
+            if self.table is not None:
+                stack.callback(self.table.close)
+            for video in self._videos.values():
+                stack.callback(video.close)
 
     def write(self, frame: Frame, detections: Tensor, draw: Callable[[], Image]) -> Callable[[], None] | None:
         """Writes one frame: detections (n, 6) in its pixels; `draw` gives it with the boxes on it.

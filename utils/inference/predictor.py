@@ -26,15 +26,23 @@ PHASES: tuple[Phase, ...] = ("preprocess", "inference", "nms")
 def prepare_model(model: Model, device: torch.device, half: bool = False) -> Model:
     """The model ready for nothing but inference: evaluation mode, fused, channels-last, no gradients.
 
-    Changes the model in place. `half` makes its weights float16; the anchors stay float32, for a
-    box is anchor times factor and half a thousandth of 600 px shows.
+    Changes the model in place. `half`: as `halved`.
     """
     model = model.to(device).fuse().eval().requires_grad_(False)
     if half:
-        anchors = model.head.anchors
-        model = model.half()
-        model.head.anchors = anchors
+        model = halved(model)
     return model.to(memory_format=torch.channels_last)
+
+
+def halved(model: Model) -> Model:
+    """The model with its weights in float16, changed in place.
+
+    The anchors stay float32, for a box is anchor times factor and half a thousandth of 600 px shows.
+    """
+    anchors = model.head.anchors
+    model = model.half()
+    model.head.anchors = anchors
+    return model
 
 
 @dataclass

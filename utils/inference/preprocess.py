@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from utils.batch import Letterbox
+from utils.datasets.augment import fit_letterbox
 from utils.datasets.images import Image
-from utils.datasets.loader import fit_letterbox
 from utils.reporting.console import Console
 
 

@@ -153,7 +153,7 @@ class Detections:
     def crop(
         self, save: bool = True, save_dir: Path | str = f"{RUNS}/exp", exist_ok: bool = False
     ) -> list[dict[str, Any]]:
-        """The detections cut out: dicts with box (4,), conf, cls, label, and im (h, w, 3) RGB.
+        """The detections cut out: dicts with box (4,), conf, cls, label, and im (h, w, 3) RGB, not empty.
 
         save: also write them as `save_dir/crops/CLASS/NAME.jpg`. Raises UserError where that fails.
         """
@@ -167,6 +167,8 @@ class Detections:
                 writer.write(name, np.ascontiguousarray(image[..., ::-1]), found)
             for row in found:
                 x1, y1, x2, y2 = row[:4].round().int().tolist()
+                # A box at the right or lower border may round to beyond the last pixel.
+                x1, y1 = min(x1, image.shape[1] - 1), min(y1, image.shape[0] - 1)
                 crops.append(
                     {
                         "box": row[:4],

@@ -18,7 +18,7 @@ from utils.config.files import next_run_folder, run_folder_to_come
 from utils.config.options import DetectOptions
 from utils.datasets.images import Image
 from utils.datasets.workers import usable_cpus
-from utils.device import select_device
+from utils.device import advice_on_memory, select_device
 from utils.errors import UsageError, UserError
 from utils.inference.backends import (
     find_network,
@@ -52,6 +52,7 @@ class DrawStyle:
     hide_conf: bool = False
 
 
+@advice_on_memory("a smaller --imgsz needs less")
 def run_detect(options: DetectOptions, console: Console | None = None) -> Path | None:
     """Detects in `options.source`; gives the folder with the results, None where nothing is written."""
     console = console or Console()

@@ -13,6 +13,7 @@ from utils.datasets.images import Image
 from utils.errors import UserError
 from utils.inference.frames import Frame, is_live, without_password
 
+_MOST_DIGITS = 9  # of a camera's number
 _MAX_PLAUSIBLE_FPS = 240.0  # cameras answer 0, nan or 1000 where they do not know
 
 
@@ -63,8 +64,7 @@ class StreamSource:
                 return
 
     def _opened(self, address: str, arrival: threading.Condition) -> _Reader | None:
-        capture = cv2.VideoCapture(int(address) if address.isdigit() and is_live(address) else address)
-        name = without_password(address)
+        capture, name = _capture(address), without_password(address)
         if capture.isOpened():
             return _Reader(capture, name, self.vid_stride, arrival)
         capture.release()
@@ -72,6 +72,15 @@ class StreamSource:
         if len(self.addresses) > 1:
             self.warn(f"skipped {name}: cannot be opened")
         return None
+
+
+def _capture(address: str) -> cv2.VideoCapture:
+    """A camera by its number, or a stream by its address, opened if that is possible."""
+    if not (address.isdigit() and is_live(address)):
+        return cv2.VideoCapture(address)
+    if len(address) > _MOST_DIGITS:
+        return cv2.VideoCapture()  # OpenCV raises an error of its own for what is no C int
+    return cv2.VideoCapture(int(address))
 
 
 class _Reader(threading.Thread):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.torchscript import read_torchscript
 from utils.errors import UserError
-from utils.inference.exported import Exported
+from utils.inference.exported import Exported, first_words, last_words
 from utils.inference.facts import facts_from_dict, plain_from_text
 
 CONFIG = "config.txt"
@@ -31,8 +31,8 @@ class TorchScriptNetwork(Exported):
                 warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
                 module: Any = torch.jit.load(archive, map_location=device)  # type: ignore[no-untyped-call]
         except (RuntimeError, ValueError, AttributeError) as error:
-            told = str(error).strip().splitlines() or [""]
-            raise UserError(f"PyTorch cannot load it ({told[0][:300]})", path, "export it again") from error
+            what = f"PyTorch cannot load it ({first_words(error)})"
+            raise UserError(what, path, "export it again") from error
         self.module = module.eval()
         weights = next((p for p in self.module.parameters() if p.is_floating_point()), None)
         self.dtype = torch.float32 if weights is None else weights.dtype
@@ -45,8 +45,8 @@ class TorchScriptNetwork(Exported):
         try:
             output = self.module(images.to(self.dtype))
         except (RuntimeError, ValueError) as error:
-            told = (str(error).strip().splitlines() or [""])[-1][:300]
-            raise UserError(f"does not run at {tuple(images.shape)} ({told})", self.path) from error
+            what = f"does not run at {tuple(images.shape)} ({last_words(error)})"
+            raise UserError(what, self.path) from error
         while isinstance(output, list | tuple) and output:
             output = output[0]
         if not isinstance(output, Tensor):

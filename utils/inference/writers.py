@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,9 +12,11 @@ import numpy as np
 from torch import Tensor
 
 from utils.boxes import xyxy_to_cxcywh
+from utils.config.files import refusals
 from utils.datasets.images import Image
 from utils.errors import UserError
 from utils.inference.frames import Frame, file_name, is_utf8, suffix_of
+from utils.reporting.naming import counted
 
 # OpenCV reads more kinds of pictures than it writes.
 _WRITABLE = frozenset(".bmp .jpeg .jpg .png .tif .tiff .webp".split())
@@ -24,6 +25,7 @@ _MAX_NAME = 120
 _MAX_NAME_BYTES = 200  # file systems take 255; a number and a suffix come on top
 _DEFAULT_FPS = 30.0
 _CROP_FACTOR, _CROP_BORDER_PX = 1.02, 10
+_REFUSED, _CHECK = "cannot be written", "check the space on the disk"
 
 
 def safe_name(text: str) -> str:
@@ -91,15 +93,6 @@ def _before_number(name: str) -> str:
     return before if number.isdecimal() else ""
 
 
-@contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Makes an error of the system the user's: there is no room, no right, or no such folder."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot be written ({error.strerror})", path, "check space and rights") from error
-
-
 def label_lines(detections: Tensor, image_hw: tuple[int, int], with_confidence: bool) -> str:
     """Detections (n, 6) in pixels of an image as lines `class cx cy w h [confidence]`, normalised."""
     height, width = image_hw
@@ -113,21 +106,28 @@ def label_lines(detections: Tensor, image_hw: tuple[int, int], with_confidence: 
 
 
 class LabelWriter:
-    """Writes `FOLDER/NAME.txt` for each picture or frame in which something was found."""
+    """Writes `FOLDER/NAME.txt` for each picture or frame in which something was found.
+
+    Where nothing was found there is no such file, not even one of an earlier run into the same folder.
+    """
 
     def __init__(self, folder: Path, with_confidence: bool) -> None:
         self.folder, self.with_confidence, self.count = folder, with_confidence, 0
-        with _told(folder):
+        with refusals(_REFUSED, folder):
             folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, name: str, detections: Tensor, image_hw: tuple[int, int]) -> None:
-        """Writes one file; `name` is safe and has no suffix."""
-        if len(detections):
-            lines = label_lines(detections, image_hw, self.with_confidence)
-            path = self.folder / f"{name}.txt"
-            with _told(path):
-                path.write_text(lines, encoding="utf-8")
-            self.count += 1
+        """Writes one file of detections (n, 6), or removes it; `name` is safe and has no suffix.
+
+        Raises UserError when the system refuses that.
+        """
+        path = self.folder / f"{name}.txt"
+        with refusals(_REFUSED, path):
+            if not len(detections):
+                path.unlink(missing_ok=True)
+                return
+            path.write_text(label_lines(detections, image_hw, self.with_confidence), encoding="utf-8")
+        self.count += 1
 
 
 class TableWriter:
@@ -137,7 +137,7 @@ class TableWriter:
 
     def __init__(self, path: Path, names: Sequence[str]) -> None:
         self.path, self.names = path, names
-        with _told(path):
+        with refusals(_REFUSED, path):
             # A file's name need not be text.
             self._file: IO[str] = path.open("w", newline="", encoding="utf-8", errors="backslashreplace")
             self._rows: Any = csv.writer(self._file)
@@ -150,12 +150,12 @@ class TableWriter:
         for *box, confidence, label in detections.tolist():
             corners = [f"{value:.1f}" for value in box]
             name = self.names[int(label)]
-            with _told(self.path):
+            with refusals(_REFUSED, self.path):
                 self._rows.writerow([source, name, f"{confidence:.4f}", number, *corners])
 
     def close(self) -> None:
         """Closes the file."""
-        with _told(self.path):
+        with refusals(_REFUSED, self.path):
             self._file.close()
 
 
@@ -172,7 +172,7 @@ class CropWriter:
         for index, (*box, _, label) in enumerate(detections.tolist()):
             class_name = self._folders.name(int(label), safe_name(self.names[int(label)]))
             folder = self.folder / class_name
-            with _told(folder):
+            with refusals(_REFUSED, folder):
                 folder.mkdir(parents=True, exist_ok=True)
             crop_name = self._files.setdefault(class_name, NameBook()).name((name, index), name)
             write_picture(folder / f"{crop_name}.jpg", _crop(image, box))
@@ -202,7 +202,7 @@ def write_picture(path: Path, image: Image) -> None:
     encoded, content = cv2.imencode(path.suffix, image)
     if not encoded:
         raise UserError(f"OpenCV cannot write {path.suffix} pictures", path)
-    with _told(path):
+    with refusals(_REFUSED, path):
         path.write_bytes(content.tobytes())
 
 
@@ -210,12 +210,15 @@ class VideoWriter:
     """Writes the frames of one video or stream into an .mp4 file of the same size and duration."""
 
     def __init__(self, path: Path, fps: float, vid_stride: int = 1) -> None:
-        self.path, self.fps = path, max((fps or _DEFAULT_FPS) / vid_stride, 1.0)
+        self.path, self.fps, self.count = path, max((fps or _DEFAULT_FPS) / vid_stride, 1.0), 0
         self._size_wh: tuple[int, int] | None = None
         self._writer: cv2.VideoWriter | None = None
 
     def write(self, image: Image) -> None:
-        """Adds a frame (H, W, 3) BGR; one of another size is scaled to that of the first."""
+        """Adds a frame (H, W, 3) BGR; one of another size is scaled to that of the first.
+
+        Raises UserError when the file cannot be begun; a disk that is full shows at `close`.
+        """
         if self._writer is None or self._size_wh is None:
             self._size_wh = (image.shape[1], image.shape[0])
             if not is_utf8(str(self.path)):
@@ -223,13 +226,33 @@ class VideoWriter:
             codec = cv2.VideoWriter.fourcc(*"mp4v")
             self._writer = cv2.VideoWriter(str(self.path), codec, self.fps, self._size_wh)
             if not self._writer.isOpened():
-                raise UserError("OpenCV cannot write this video", self.path, "leave it out: --nosave")
+                self._writer = None  # there is nothing to end
+                raise UserError("OpenCV cannot write this video", self.path, f"{_CHECK}, or give --nosave")
         if (image.shape[1], image.shape[0]) != self._size_wh:
             image = np.asarray(cv2.resize(image, self._size_wh), np.uint8)
         self._writer.write(image)
+        self.count += 1
 
     def close(self) -> None:
-        """Ends the file; without it players cannot open it."""
-        if self._writer is not None:
-            self._writer.release()
-            self._writer = None
+        """Ends the file; without it players cannot open it. Raises UserError when it is not whole then."""
+        if self._writer is None:
+            return
+        self._writer.release()
+        self._writer = None
+        if not _is_video(self.path, self.count):
+            raise UserError(f"the video of {counted(self.count, 'frame')} is not whole", self.path, _CHECK)
+
+
+def _is_video(path: Path, frames: int) -> bool:
+    """Whether a file that was written can be played and states so many frames.
+
+    OpenCV says nothing of a write that fails. An .mp4 has its index at the end, which is missing then; to
+    read it and the first frame takes milliseconds, however long the video is.
+    """
+    capture = cv2.VideoCapture(str(path))
+    try:
+        # Where a container has no count OpenCV makes one of the duration, or says 0 or -1.
+        stated = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        return capture.grab() and (stated <= 0 or stated >= frames - 1)
+    finally:
+        capture.release()
