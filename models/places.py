@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from models.checkpoint import read_checkpoint
 from models.config import FOLDER
 from models.public_files import FOLDER as PUBLIC_FOLDER
 from models.public_files import NAMES, fetch_public_file, place_of
+from utils.config.files import last_written
 from utils.config.suggestions import near_files, question
 from utils.distributed import main_first
 from utils.errors import UserError
@@ -26,12 +29,12 @@ def resolve_weights(name: Path | str, download: bool = False) -> Path:
     places = list(dict.fromkeys([given, *(folder / given.name for folder in folders if is_bare)]))
     public = place_of(given, folders[-1])
     with main_first():
-        found = next((place for place in places if place.is_file()), None)
+        found = next(filter(os.path.isfile, places), None)
         if found is None and download and public is not None:
             found = fetch_public_file(public, read_checkpoint)
     if found is not None:
         return found
-    if given.is_dir():
+    if os.path.isdir(given):
         raise UserError("is a folder and no weight file", name, "give a .pt file")
     hint = question(_proposals(given, folders), "put it there or give its path")
     if public is not None:
@@ -43,11 +46,16 @@ def resolve_weights(name: Path | str, download: bool = False) -> Path:
 def _proposals(given: Path, folders: Sequence[Path]) -> list[str]:
     """Weight files that may have been meant: in the folder named, in `folders`, of runs, public ones."""
     wanted = given if given.suffix else given.with_name(f"{given.name}.pt")
-    known = [path for folder in (given.parent, *folders) for path in sorted(folder.glob("*.pt"))]
+    known = [path for folder in (given.parent, *folders) for path in _weights_in(folder)]
     # Of runs the newest first: many have a best.pt.
-    trained = sorted(Path("runs").glob("*/*/weights/*.pt"), key=lambda path: -path.stat().st_mtime)
+    trained = sorted(Path("runs").glob("*/*/weights/*.pt"), key=last_written, reverse=True)
     there = {path.name for path in known}
     public = [] if given.name in NAMES else [given.with_name(name) for name in NAMES if name not in there]
     fetched = [path for path in public if place_of(path, folders[-1]) is not None]
-    files = [*filter(Path.is_file, known), *trained, *fetched]
+    files = [*filter(os.path.isfile, [*known, *trained]), *fetched]
     return near_files(wanted, [path for path in files if path.name == wanted.name] or files)
+
+
+def _weights_in(folder: Path) -> list[Path]:
+    # Not Path.glob, which fails for a name that is too long for any folder.
+    return sorted(map(Path, glob.glob(os.path.join(glob.escape(str(folder)), "*.pt"))))

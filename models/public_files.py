@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,8 +28,8 @@ def place_of(given: Path, project_folder: Path) -> Path | None:
     if given.name not in NAMES:
         return None
     if given.parent in (Path(), FOLDER):
-        return (FOLDER if FOLDER.is_dir() else project_folder) / given.name
-    return given if given.parent.is_dir() else None
+        return (FOLDER if os.path.isdir(FOLDER) else project_folder) / given.name
+    return given if os.path.isdir(given.parent) else None
 
 
 def fetch_public_file(

@@ -94,8 +94,3 @@ class Progress:
         if warmup_epochs <= 0:
             return 1.0
         return min(self.step / max(round(warmup_epochs * self.steps_per_epoch), least), 1.0)
-
-    @property
-    def fraction(self) -> float:
-        """How much of the run is done, 0..1."""
-        return self.step / max(self.steps_per_epoch * self.epochs, 1)

@@ -223,3 +223,26 @@ def test_a_mistyped_data_dir_gets_the_nearest_folder_proposed(tmp_path):
     (tmp_path / "pictures").mkdir()
     with pytest.raises(UserError, match=rf"did you mean --data-dir {tmp_path / 'pictures'}\?"):
         load_dataset_config(write(tmp_path, GOOD), tmp_path / "picturse")
+
+
+@pytest.mark.fault("a path that begins with `~` and names no user", "a name like any other")
+def test_a_tilde_before_no_user_is_a_part_of_the_name(tmp_path):
+    text = GOOD.replace("path: here", "path: ~no-such-user/x").replace("images/val", "~old")
+    assert str(tmp_path / "~no-such-user/x") in message_of(write(tmp_path, text))
+    copy = tmp_path / "~no-such-user/x"
+    for folder in (copy / "images/train", copy / "~old"):
+        folder.mkdir(parents=True)
+    config = load_dataset_config(tmp_path / "set.yaml")
+    assert config.entries("val") == (copy / "~old",)
+    with pytest.raises(UserError, match="~no-such-user/copy"):
+        load_dataset_config(tmp_path / "set.yaml", "~no-such-user/copy")
+
+
+def test_a_tilde_alone_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for text in (
+        GOOD.replace("path: here", "path: ~/here"),
+        GOOD.replace("images/train", "~/here/images/train"),
+    ):
+        (entry,) = load_dataset_config(write(tmp_path, text)).entries("train")
+        assert entry == tmp_path / "here/images/train"

@@ -12,7 +12,9 @@ import pytest
 
 from utils.config.files import (
     claim_folder,
+    last_written,
     next_run_folder,
+    one_at_a_time,
     replace_atomically,
     user_cache_dir,
     write_text_atomically,
@@ -123,6 +125,38 @@ def test_a_lock_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / ".lock")
     with pytest.raises(UserError, match="cannot be written into"):
         claim_folder(tmp_path)
+
+
+@pytest.mark.fault(
+    "a pipe or a link in the place of an evolution's lock",
+    "refused; never waited for, nothing made elsewhere",
+)
+@pytest.mark.parametrize("kind", ["pipe", "read pipe", "link"])
+def test_an_odd_lock_for_one_at_a_time_is_refused(kind: str, tmp_path: Path) -> None:
+    lock, elsewhere = tmp_path / ".evolve.lock", tmp_path / "elsewhere"
+    lock.symlink_to(elsewhere) if kind == "link" else os.mkfifo(lock)
+    reader = os.open(lock, os.O_RDONLY | os.O_NONBLOCK) if kind == "read pipe" else None
+    with pytest.raises(UserError, match=r"\.evolve\.lock: cannot be written"), one_at_a_time(lock):
+        pass
+    if reader is not None:
+        os.close(reader)
+    assert os.path.lexists(lock) and not elsewhere.exists()
+
+
+def test_one_at_a_time_waits_for_the_other_and_keeps_the_file(tmp_path: Path) -> None:
+    lock = tmp_path / ".lock"
+    process = started(CLAIM, tmp_path)
+    process.stdin.close()  # it ends
+    with one_at_a_time(lock) as is_locked:
+        assert is_locked == (sys.platform != "win32")
+    assert process.wait() == 0 and lock.exists()
+
+
+def test_when_a_file_was_written_is_known_where_it_is_there(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    (tmp_path / "file").touch()
+    os.utime(tmp_path / "file", ns=(0, 5))
+    assert [last_written(tmp_path / name) for name in ("file", "link", "gone", "x" * 300)] == [5, 0, 0, 0]
 
 
 def test_exist_ok_takes_the_folder_as_it_is(tmp_path: Path) -> None:

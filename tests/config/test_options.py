@@ -141,6 +141,13 @@ def test_a_warm_up_that_is_never_over_is_remarked(words: str, is_said: bool) -> 
     [
         ("--t_conf_thres 0.3", "--t-conf-thres has no effect with --distill-loss response"),
         ("--dist-loss boxes --temperature 3", "--temperature has no effect with --distill-loss boxes"),
+        ("--distill-ratio 0", "--distill-ratio 0 leaves the teacher without any effect"),
+        (
+            "--distill-ratio 0 --feature-loss cwd",
+            "--distill-ratio 0 leaves the teacher without any effect; for features alone: --distill-box 0 "
+            "--distill-obj 0 --distill-cls 0",
+        ),
+        ("--feature-loss cwd --feature-ratio 0", "--feature-loss has no effect with --feature-ratio 0"),
         ("--auto-ratio 2", "--auto-ratio has no effect without --distill-ratio auto"),
         ("--no-amp --amp-dtype bf16", "--amp-dtype has no effect with --no-amp"),
         ("--close-mosaic 30 --epochs 20", "--close-mosaic 30 leaves no epoch with mosaics"),

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import utils.datasets.cache_folder as cache_folder_module
 import utils.datasets.index_cache as index_cache
 import utils.datasets.store as store_module
 from utils.datasets.index import build_index
@@ -298,6 +299,73 @@ def test_cached_pictures_that_go_away_are_read_from_their_files(index, cache_fol
     sent.__dict__.update(state)
     assert sent._file == path and sent._memory is None
     assert_same(sent, PictureStore(index, 32))
+
+
+def aged(path: Path, days: float) -> Path:
+    """A file that was last used so many days ago."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    os.utime(path, (time.time() - days * 86400,) * 2)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["index", "pictures"])
+def test_a_new_cache_sends_away_what_nobody_has_used_for_a_month(kind, index, make_dataset, cache_folder):
+    digest, outside = "5a" * 32, cache_folder.parent / "outside"
+    old = [
+        aged(cache_folder / "index" / f"{digest}.npz", 31),
+        aged(cache_folder / "pictures" / f"{digest}.raw", 31),
+        aged(cache_folder / "pictures" / f".{digest}.raw.0123456789ab.tmp", 31),
+    ]
+    others = [
+        aged(cache_folder / "index" / f"{'6b' * 32}.npz", 29),
+        aged(cache_folder / "pictures" / f"{'6b' * 32}.raw", 29),
+        aged(cache_folder / "pictures" / f".{'6b' * 32}.raw.0123456789ab.tmp", 0),
+        aged(cache_folder / "index" / f"{digest}.raw", 99),
+        aged(cache_folder / "pictures" / "mine.raw", 99),
+        aged(cache_folder / "pictures" / f"{digest[:-1]}.raw", 99),
+        aged(cache_folder / f"{digest}.raw", 99),
+        aged(outside / f"{digest}.raw", 99),
+    ]
+    folder = aged(cache_folder / "pictures" / f"{'7c' * 32}.raw" / "in it", 99).parent
+    os.utime(folder, (0, 0))
+    link = cache_folder / "pictures" / f"{'8d' * 32}.raw"
+    link.symlink_to(others[-1])
+    os.utime(link, (0, 0), follow_symlinks=False)
+    if kind == "pictures":
+        PictureStore(index, 32).keep_on_disk()
+    else:
+        build_index(make_dataset({"new.png": "0 .5 .5 .4 .4\n"}), "train", progress=False)
+    assert not any(path.exists() for path in old)
+    assert all(path.exists() for path in [*others, folder / "in it", link])
+
+
+def test_a_cache_that_is_in_use_is_not_sent_away(index, make_dataset):
+    store, path = kept(index)
+    (remembered,) = path.parents[1].glob("index/*.npz")
+    for used in (path, remembered):
+        aged(used, 40)
+    build_index(make_dataset({}), "train", progress=False)
+    kept(index)
+    cache_folder_module.remove_unused()
+    assert path.exists() and remembered.exists()
+    aged(path, 40)
+    cache_folder_module.remove_unused()
+    assert not path.exists()
+    assert_same(store, PictureStore(index, 32))  # mapped: the system keeps it
+
+
+def test_a_cache_that_cannot_be_removed_stays(index, cache_folder, monkeypatch):
+    old = [aged(cache_folder / "pictures" / f"{name * 32}.raw", 99) for name in ("5a", "6b")]
+    asked = []
+
+    def refuse(path):
+        asked.append(path)
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(cache_folder_module.os, "unlink", refuse)
+    cache_folder_module.remove_unused()
+    assert len(asked) == 2 and all(path.exists() for path in old)
 
 
 def test_a_lost_picture_is_still_an_error_of_its_own(index):

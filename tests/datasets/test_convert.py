@@ -230,6 +230,8 @@ SPOILT = {
         '"annotations": [{"image_id": 1, "category_id": 4, "bbox": [0, 0, 1, 1]}]}',
         "entry 0 of its annotations cannot be used ('4' is missing)",
     ),
+    "null": ('{"images": [], "categories": [], "annotations": null}', "its annotations are no list"),
+    "a number": ('{"images": [], "categories": [], "annotations": 5}', "its annotations are no list"),
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from pathlib import Path
 
 import cv2
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 
 from utils.datasets.images import (
+    MAX_SEGMENTS,
     UnreadableImageError,
     all_scaled_wh,
     check_image,
+    declared_wh,
     read_for_evaluation,
     read_for_training,
     read_image,
@@ -173,3 +176,28 @@ def test_many_sizes_are_scaled_as_each_is():
     for side in (64, 320, 641):
         assert all_scaled_wh(sizes, side).tolist() == [list(scaled_wh(w, h, side)) for w, h in sizes.tolist()]
     assert all_scaled_wh(np.zeros((0, 2), np.int64), 64).shape == (0, 2)
+
+
+@pytest.mark.parametrize("between", [b"ab", b"\xff\0", b"\xff" * 9, b"\xff\0a\xff\xff\0"])
+def test_stray_bytes_before_the_picture_of_a_jpeg_do_not_hide_its_size(between):
+    content = encoded(".jpg")
+    place = content.index(b"\xff\xdb")
+    assert declared_wh(content[:place] + between + content[place:]) == (96, 64)
+
+
+@pytest.mark.fault(
+    "a JPEG of gigabytes of padding, or of any number of tiny segments, before its picture",
+    "passed over in seconds, or left out by name",
+)
+@pytest.mark.parametrize("unit", [b"\xff", b"a", b"\xff\xe5\0\2", b"\xff\xd0"])
+def test_what_stands_before_the_picture_of_a_jpeg_takes_no_time(unit):
+    content = encoded(".jpg")
+    place, size = content.index(b"\xff\xdb"), 1 << 24
+    before = unit * (size // len(unit))
+    began = time.process_time()
+    if len(unit) == 1:
+        assert declared_wh(content[:place] + before + content[place:]) == (96, 64)
+    else:
+        with pytest.raises(UnreadableImageError, match=f"more than {MAX_SEGMENTS:,} segments"):
+            declared_wh(content[:place] + before + content[place:])
+    assert time.process_time() - began < 1

@@ -158,7 +158,7 @@ def test_pictures_are_not_cached_where_memory_or_disk_is_short(index, monkeypatc
     monkeypatch.setattr(store_module, "free_memory", lambda: 1000)
     loader = make(index, cache="ram")
     assert "not cached in memory" in loader.notes[0]
-    monkeypatch.setattr(store_module, "free_disk", lambda folder: 1000)
+    monkeypatch.setattr(store_module, "free_bytes", lambda folder: 1000)
     loader_on_disk = make(index, cache="disk")
     assert "not cached on disk" in loader_on_disk.notes[0]
     assert_equal(list(loader), list(loader_on_disk))

@@ -6,6 +6,7 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -141,6 +142,21 @@ def test_no_detections_score_zero_and_foreign_results_are_refused(tmp_path: Path
     path.write_text('[{"image_id": "other", "category_id": 0, "bbox": [0, 0, 1, 1], "score": 1}]')
     with pytest.raises(UserError, match="do not belong"):
         score_with_pycocotools(path, annotations_from_index(index), index.paths)
+
+
+def test_whether_there_are_results_is_known_without_reading_all_of_them(tmp_path: Path, monkeypatch) -> None:
+    pytest.importorskip("pycocotools")
+    index = _index(["x/a.jpg"], ["one"])
+    path = tmp_path / "results.json"
+    with path.open("w") as file:
+        CocoResults(index).write(file)
+    monkeypatch.setattr("utils.evaluation.coco.json", SimpleNamespace(dumps=json.dumps))
+    assert score_with_pycocotools(path, annotations_from_index(index), index.paths)[2] == "no detections"
+    coco = CocoResults(index)
+    coco(_batch(("x/a.jpg",)), [torch.tensor([[10.0, 20, 30, 60, 0.5, 0]])])
+    with path.open("w") as file:
+        coco.write(file)
+    assert score_with_pycocotools(path, annotations_from_index(index), index.paths)[2] != "no detections"
 
 
 def test_cocos_own_annotations_are_found_for_coco_alone(tmp_path: Path) -> None:

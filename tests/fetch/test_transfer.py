@@ -278,3 +278,13 @@ def test_one_process_at_a_time_and_a_killed_one_blocks_nobody(tmp_path):
         assert said == ["waits"]
     assert not lock.exists()
     first.join()
+
+
+@pytest.mark.fault("a pipe or a link in the place of a download's lock", "refused; never waited for")
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+def test_an_odd_lock_is_refused(kind, tmp_path):
+    lock, elsewhere = tmp_path / ".lock", tmp_path / "elsewhere"
+    lock.symlink_to(elsewhere) if kind == "link" else os.mkfifo(lock)
+    with pytest.raises(UserError, match=r"\.lock: cannot be written"), alone(lock):
+        pass
+    assert os.path.lexists(lock) and not elsewhere.exists()

@@ -171,3 +171,15 @@ def test_a_place_that_cannot_be_written_is_named(path: Path) -> None:
     path.mkdir()
     with pytest.raises(UserError, match=r"results\.csv.*cannot be written"):
         writer.append({"epoch": 0})
+
+
+def test_a_file_is_read_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(path, 2)
+    asked: list[Path] = []
+
+    def read(place: Path, most: int) -> bytes:
+        asked.append(place)
+        return place.read_bytes()
+
+    monkeypatch.setattr("utils.reporting.results.read_regular", read)
+    assert read_results(path)["epoch"].tolist() == [0, 1] and asked == [path]

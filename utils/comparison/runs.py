@@ -6,6 +6,7 @@ import csv
 import glob
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -133,7 +134,7 @@ def find_runs(given: Sequence[Path], warn: Warn) -> list[Path]:
     for path in given:
         own = list(_runs_at(path))
         if not own:
-            what = "is no training run: it has no results.csv" if path.exists() else "is not there"
+            what = "is no training run: it has no results.csv" if os.path.exists(path) else "is not there"
             warn(f"{path}: {what}")
         found += own
     each: dict[Path, Path] = {}
@@ -143,12 +144,12 @@ def find_runs(given: Sequence[Path], warn: Warn) -> list[Path]:
 
 
 def _runs_at(path: Path) -> Iterator[Path]:
-    if path.is_file():
+    if os.path.isfile(path):
         folder = path.parent.parent if path.parent.name == "weights" else path.parent
-        if (folder / RESULTS_NAME).is_file():
+        if os.path.isfile(folder / RESULTS_NAME):
             yield folder
-    elif path.is_dir():
-        if (path / RESULTS_NAME).is_file():
+    elif os.path.isdir(path):
+        if os.path.isfile(path / RESULTS_NAME):
             yield path
         else:
             yield from _natural(entry.parent for entry in path.glob(f"*/{RESULTS_NAME}"))
@@ -202,7 +203,7 @@ def _table(path: Path) -> dict[str, Floats]:
 
 def _plain(path: Path, gone: list[str]) -> dict[str, Any] | None:
     """The values of a settings file of the run; None, and a word about it, without them."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         gone.append(f"{path.name} is missing, its settings are not known")
         return None
     try:
@@ -215,7 +216,7 @@ def _plain(path: Path, gone: list[str]) -> dict[str, Any] | None:
 def _seconds(path: Path, columns: dict[str, Floats], epochs: int) -> Floats:
     """Seconds of each row of results.csv (E,), NaN where times.csv has none."""
     seconds = np.full(epochs, math.nan)
-    if not path.is_file():
+    if not os.path.isfile(path):
         return seconds
     try:
         times = read_results(path)
@@ -231,7 +232,8 @@ def _seconds(path: Path, columns: dict[str, Floats], epochs: int) -> Floats:
 
 def _parameters(weights: Path, gone: list[str]) -> int | None:
     """Of the network in the run's best or last weights."""
-    path = next((weights / name for name in ("best.pt", "last.pt") if (weights / name).is_file()), None)
+    places = (weights / name for name in ("best.pt", "last.pt"))
+    path = next(filter(os.path.isfile, places), None)
     if path is None:
         return None
     try:
@@ -242,7 +244,7 @@ def _parameters(weights: Path, gone: list[str]) -> int | None:
 
 
 def _references(path: Path, gone: list[str]) -> dict[str, tuple[float, float]]:
-    if not path.is_file():
+    if not os.path.isfile(path):
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

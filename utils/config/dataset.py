@@ -230,10 +230,11 @@ def _as_list(value: str | list[str]) -> list[str]:
 
 def _candidates(yaml_path: Path, value: str | list[str], data_dir: str | Path | None) -> list[Path]:
     """The folders that may hold the data, the first choice first."""
+    # Not Path.expanduser, which fails for `~name` where there is no such user.
     if data_dir:
-        places = [Path(data_dir).expanduser()]
+        places = [Path(os.path.expanduser(data_dir))]
     else:
-        places = [yaml_path.parent / Path(entry).expanduser() for entry in _as_list(value)]
+        places = [yaml_path.parent / os.path.expanduser(entry) for entry in _as_list(value)]
     # Not Path.resolve: a link to the data stays the name that the user knows.
     return [_absolute(place) for place in places]
 
@@ -266,7 +267,7 @@ def _resolve(root: Path, entry: str, beside: Path) -> Path:
 
     Exports that write `../train` for `train` are understood.
     """
-    wanted = Path(entry).expanduser()
+    wanted = Path(os.path.expanduser(entry))
     places = [root / wanted]
     if entry.startswith("../"):
         places.append(root / entry.removeprefix("../"))

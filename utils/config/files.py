@@ -92,18 +92,13 @@ def try_claim(folder: Path) -> bool:
     if sys.platform == "win32" or folder.resolve() in _claims:
         return True
     with refusals("the run's folder cannot be written into", folder):
-        stream = open(folder / CLAIM_NAME, "ab", opener=_opened_here)  # noqa: SIM115 - held: that is the claim
-    try:
-        # Not flock: processes that this one has forked would hold it on when this one is killed.
-        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        stream = open_lock(folder / CLAIM_NAME)
+    is_locked = take_lock(stream)
+    if is_locked:
+        _claims[folder.resolve()] = stream
+    else:
         stream.close()
-        return False
-    except OSError:  # a network disk that knows no locks
-        stream.close()
-        return True
-    _claims[folder.resolve()] = stream
-    return True
+    return is_locked is not False
 
 
 def release_folder(folder: Path) -> None:
@@ -120,29 +115,50 @@ def one_at_a_time(lock: Path) -> Iterator[bool]:
     Gives False where the system or the disk knows no locks. A process that dies lets go of it.
 
     Raises:
-        UserError: the lock file cannot be written.
+        UserError: the lock file cannot be written, or is a link or a pipe.
     """
     with refusals("cannot be written", lock):
-        stream = open(lock, "ab")  # noqa: SIM115 - closed below, which unlocks
+        stream = open_lock(lock)
     try:
-        yield _lock(stream)
+        yield take_lock(stream, waits=True) is True
     finally:
         stream.close()
 
 
-def _lock(stream: BinaryIO) -> bool:
+def open_lock(path: Path) -> BinaryIO:
+    """Opens a lock file, which is made where there is none; closing it unlocks it.
+
+    Raises:
+        OSError: the system refuses, or something of that name is no regular file.
+    """
+    stream = open(path, "ab", opener=_opened_here)
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise OSError(0, "it is no regular file")
+    return stream
+
+
+def take_lock(stream: BinaryIO, waits: bool = False) -> bool | None:
+    """Locks a file of `open_lock` for this process: True when it has it, False while another one does.
+
+    None where the system or the disk knows no locks. waits: until the other process lets go of it.
+    """
     if sys.platform == "win32":
-        return False
+        return None
     try:
-        fcntl.lockf(stream, fcntl.LOCK_EX)
-    except OSError:
+        # Not flock: processes that this one has forked would hold it on when this one is killed.
+        fcntl.lockf(stream, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+    except BlockingIOError:
         return False
+    except OSError:
+        return None
     return True
 
 
 def _opened_here(path: str, flags: int) -> int:
     """Opens no pipe that waits for somebody, and makes no file elsewhere through a link."""
-    return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW, 0o666)
+    beside = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)  # Windows has neither
+    return os.open(path, flags | beside, 0o666)
 
 
 @contextmanager
@@ -190,6 +206,14 @@ def read_regular(path: str | Path, most: int) -> bytes:
 
 def _opened_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def last_written(path: Path) -> int:
+    """When a file was written last, in nanoseconds; 0 where it has gone or is a link to nothing."""
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0
 
 
 def write_text_atomically(path: Path, text: str) -> None:

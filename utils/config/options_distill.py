@@ -200,19 +200,28 @@ class DistillOptions(TrainOptions):
         share = (self.unlabeled_share or 0) * self.batch_size
         if 0 < share < 0.5 and not self.rect:
             yield f"--unlabeled-share is one picture in each batch of {self.batch_size}, not less"
-        if "feature_ratio" in given and self.feature_loss == "none":
-            yield "--feature-ratio has no effect without --feature-loss, unless no class is shared"
         if preset != "response":
             for name in sorted(given & {"distill_box", "distill_obj", "distill_cls"}):
                 yield f"--{name.replace('_', '-')} has no effect with --distill-loss {preset}"
-        if "auto_ratio" in given and self.distill_ratio != "auto":
-            yield "--auto-ratio has no effect without --distill-ratio auto"
+        yield from self._weight_remarks()
         yield from self._schedule_remarks()
         if preset != "boxes":
             for name in sorted(given & {"t_conf_thres", "t_nms_thres"}):
                 yield f"--{name.replace('_', '-')} has no effect with --distill-loss {preset}"
         if "temperature" in given and preset != "kl" and not self.soft_loss:
             yield f"--temperature has no effect with --distill-loss {preset}"
+
+    def _weight_remarks(self) -> Iterator[str]:
+        has_features = self.feature_loss != "none"
+        if self.distill and self.distill_ratio == 0:
+            alone = "; for features alone: --distill-box 0 --distill-obj 0 --distill-cls 0"
+            yield f"--distill-ratio 0 leaves the teacher without any effect{alone if has_features else ''}"
+        if has_features and self.feature_ratio == 0:
+            yield "--feature-loss has no effect with --feature-ratio 0"
+        if "feature_ratio" in self.given and not has_features:
+            yield "--feature-ratio has no effect without --feature-loss, unless no class is shared"
+        if "auto_ratio" in self.given and self.distill_ratio != "auto":
+            yield "--auto-ratio has no effect without --distill-ratio auto"
 
     def _schedule_remarks(self) -> Iterator[str]:
         if "distill_final" in self.given and self.distill_schedule != "cosine":

@@ -144,10 +144,13 @@ def check_split(config: DatasetConfig, split: str, progress: bool = True) -> Spl
 
 
 def _passed_over(config: DatasetConfig, split: str, sources: Sequence[Source]) -> Iterator[str]:
-    for folder, kind, files in passed_over(config, split, sources):
-        if files:
-            names = ", ".join(os.path.relpath(file, folder) for file in files[:_SHOWN])
-            yield f"{folder}: {len(files)} {kind}: {names}{', ...' if len(files) > _SHOWN else ''}"
+    try:
+        for folder, kind, files in passed_over(config, split, sources):
+            if files:
+                names = ", ".join(os.path.relpath(file, folder) for file in files[:_SHOWN])
+                yield f"{folder}: {len(files)} {kind}: {names}{', ...' if len(files) > _SHOWN else ''}"
+    except UserError as error:  # a folder of labels that can be opened and not listed
+        yield str(error)
 
 
 def _check_labels(

@@ -52,6 +52,9 @@ def read_coco(path: Path, names: Sequence[str] | None = None, segments: bool = F
         UserError: the file is damaged, or has a class that `names` lacks.
     """
     content = _load(path)
+    annotations = content.get("annotations", [])
+    if not isinstance(annotations, list):
+        raise UserError("its annotations are no list", path, "mend it, or fetch or copy the file again")
     try:
         own, class_of = _classes(content["categories"], names, path)
         pictures = {entry["id"]: _picture(entry, path) for entry in content["images"]}
@@ -59,7 +62,7 @@ def read_coco(path: Path, names: Sequence[str] | None = None, segments: bool = F
         raise _damaged(path, "its categories or images", error) from error
     counts: dict[str, int] = {}
     seen: dict[int, set[str]] = {}
-    for number, entry in enumerate(content.get("annotations", [])):
+    for number, entry in enumerate(annotations):
         try:
             line = _line(entry, pictures, class_of, segments)
             if not line.startswith("!"):

@@ -96,11 +96,12 @@ def voc_folder(folder: Path, names: Sequence[str]) -> DatasetConfig:
     Raises:
         UserError: there is no such layout.
     """
-    bases = [base for base in (folder, *sorted(folder.glob("*"))) if (base / "ImageSets" / "Main").is_dir()]
+    places = (folder, *sorted(folder.glob("*")))
+    bases = [base for base in places if os.path.isdir(base / "ImageSets" / "Main")]
     if not bases:
         raise UserError("is neither a YAML nor in VOC layout: ImageSets/Main is missing", folder)
     lists = {
-        split: tuple(path for base in bases if (path := base / f"ImageSets/Main/{split}.txt").is_file())
+        split: tuple(path for base in bases if os.path.isfile(path := base / f"ImageSets/Main/{split}.txt"))
         for split in (*_LISTS, "trainval")
     }
     trainval = lists.pop("trainval")
@@ -138,9 +139,9 @@ def from_coco(paths: Sequence[Path], splits: Sequence[str], images: Path, segmen
             raise UserError(f"has other classes than {paths[0]}", path, "convert them one by one")
         folder = _folder_of_pictures(images, path, [picture.name for picture in content.pictures])
         items = [Item(folder / picture.name, picture.name, picture.lines) for picture in content.pictures]
-        missing = [item for item in items if not item.image.is_file()]
+        missing = [item for item in items if not os.path.isfile(item.image)]
         found.notes += [*content.notes, *(f"{item.image}: is not there, left out" for item in missing)]
-        found.splits[split] = [item for item in items if item.image.is_file()]
+        found.splits[split] = [item for item in items if os.path.isfile(item.image)]
     assert found is not None, "there is at least one"
     return found
 
@@ -153,7 +154,7 @@ def write_yolo(found: Converted, out: Path, link: bool) -> Path:
     Raises:
         UserError: the folder is there already, or cannot be written.
     """
-    if out.is_dir() and any(out.iterdir()) or (os.path.lexists(out) and not out.is_dir()):
+    if os.path.isdir(out) and any(out.iterdir()) or (os.path.lexists(out) and not os.path.isdir(out)):
         raise UserError("is there already", out, "name a new folder with --out")
     beside = out.parent / f".{out.name}.{os.getpid()}.tmp"
     try:
@@ -232,7 +233,7 @@ def _folder_of_pictures(images: Path, annotations: Path, names: Sequence[str]) -
     part = annotations.stem.removeprefix("instances_")
     folders = [images, images / part, images / "images" / part, images / "images"]
     for folder in folders:
-        if any((folder / name).is_file() for name in names):
+        if any(os.path.isfile(folder / name) for name in names):
             return folder
     tried = " nor ".join(map(str, folders))
     raise UserError(
@@ -276,7 +277,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def _read(arguments: argparse.Namespace) -> Converted:
     source = arguments.source
     if arguments.kind == "voc":
-        if source.is_dir():
+        if os.path.isdir(source):
             return from_voc(voc_folder(source, arguments.names))
         config = load_dataset_config(source, arguments.data_dir)
         if config.layout != "voc":

@@ -49,7 +49,7 @@ def write_demo_set(out: Path, counts: Mapping[str, int], *, progress: bool = Tru
     retired = out.parent / f".{out.name}.{os.getpid()}.old"
     try:
         _build(beside, counts, progress)
-        if out.exists():
+        if os.path.exists(out):
             out.rename(retired)
         beside.rename(out)
     except OSError as error:
@@ -127,13 +127,13 @@ def _is_complete(out: Path, counts: Mapping[str, int]) -> bool:
 
 def _refuse_foreign(out: Path) -> None:
     """Raises UserError when replacing `out` would lose anything but a demo set."""
-    if not out.exists():
+    if not os.path.exists(out):
         return
     fix = "choose another folder with --out, or move it away"
-    if not out.is_dir():
+    if not os.path.isdir(out):
         raise UserError("is a file", out, fix)
-    files = [path for path in out.rglob("*") if not path.is_dir()]
-    if files and not (out / _MANIFEST).is_file():
+    files = [path for path in out.rglob("*") if not os.path.isdir(path)]
+    if files and not os.path.isfile(out / _MANIFEST):
         raise UserError(f"exists and is no demo set (it holds {files[0].relative_to(out)})", out, fix)
     for path in files:
         if not _is_ours(path.relative_to(out)):

@@ -106,9 +106,9 @@ class _Place:
         # Where a link leads, so that all is on one disk and renaming is one step.
         self.root = Path(os.path.realpath(self.config.root))
         self.work = self.root.parent / f"{self.root.name}.download"
-        if self.root.is_dir() and os.stat(self.root).st_dev != os.stat(self.root.parent).st_dev:
+        if os.path.isdir(self.root) and os.stat(self.root).st_dev != os.stat(self.root.parent).st_dev:
             self.work = self.root / ".download"
-        self.is_new = not self.root.parent.exists()
+        self.is_new = not os.path.exists(self.root.parent)
 
     def is_needed(self, step: Step) -> bool:
         """Whether what a step gives is not there; one that does not say what always is."""
@@ -127,7 +127,7 @@ class _Place:
         archives = [step for step in steps if isinstance(step, ArchiveStep)]
         if not archives:
             return
-        to_fetch = [step for step in archives if not self.by_hand(step).is_file()]
+        to_fetch = [step for step in archives if not os.path.isfile(self.by_hand(step))]
         coming = sum(step.bytes_about for step in to_fetch)
         unpacked = sum(round(step.unpacked_mb * 1e6) for step in archives)
         # An archive goes when it is unpacked: never are all of them there at once.
@@ -145,7 +145,7 @@ class _Place:
         """Fetches an archive, or takes one that a person has put there, and moves its content in."""
         given, target = self.by_hand(step), self.work / step.name
         remote = Remote(step.name, step.url, step.size, step.md5, step.sha256)
-        if given.is_file():
+        if os.path.isfile(given):
             self.say(f"taking {given}")
             try:
                 check_content(remote, given)
@@ -155,7 +155,7 @@ class _Place:
         else:
             fetch(remote, target, lambda part: self._unpack(step, part), given)
         self._move_in(step)
-        if target.is_file():
+        if os.path.isfile(target):
             with refusals("cannot be written", given):
                 if self.keep:
                     os.replace(target, given)
@@ -207,7 +207,7 @@ class _Place:
         found = read_coco(annotations, self.config.names)
         for note in found.notes:
             self.say(note)
-        if not labels.exists():
+        if not os.path.exists(labels):
             ready = self.work / f"{labels.name}.labels"
             shutil.rmtree(ready, ignore_errors=True)
             with refusals("cannot be written", ready):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from pathlib import Path
 
@@ -30,9 +31,12 @@ MAX_BYTES = 2**31
 # is ten seconds. Real ones have ten scans.
 MAX_SCANNED = 2**37
 _JPEG_SCAN = b"\xff\xda"
+_JPEG_PADDING = re.compile(rb"\xff+")
+# Before the picture. MAX_BYTES hold half as many of full length.
+MAX_SEGMENTS = 2**16
 # The frame headers of JPEG, those of DHT, JPG and DAC left out.
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_JPEG_BARE = frozenset(range(0xD0, 0xD9)) | {0x01}  # markers without a length
+_JPEG_BARE = frozenset(range(0xD0, 0xD9)) | {0x00, 0x01}  # without a length; 0 is no marker at all
 
 # Loader and index parallelise over images. OpenCV's own threads would fight with that, and a
 # forked worker hangs when it waits for a pool of threads that only its parent has.
@@ -113,6 +117,9 @@ def declared_wh(content: bytes) -> tuple[int, int]:
     """Width and height in pixels as the head of a PNG, GIF or JPEG says, before any turning.
 
     (0, 0) where the head is broken and for other formats, for which OpenCV's own limit holds.
+
+    Raises:
+        UnreadableImageError: a JPEG has more than `MAX_SEGMENTS` before its picture.
     """
     if content.startswith(_PNG_START) and len(content) >= 24:
         width, height = struct.unpack(">II", content[16:24])
@@ -173,22 +180,26 @@ def read_for_training(path: str | Path, original_wh: tuple[int, int], wh: tuple[
 
 
 def _jpeg_wh(content: bytes) -> tuple[int, int]:
-    """The size in the first frame header: segments are a marker, a length and that many bytes."""
+    """The size in the first frame header: segments are a marker, a length and that many bytes.
+
+    Passes over padding and over stray bytes between segments, as decoders do: else a few of them would hide
+    the size.
+    """
     place = 2
-    while place + 9 <= len(content):
-        marker = content[place + 1]
-        if content[place] != 0xFF:
+    for _ in range(MAX_SEGMENTS):
+        start = content.find(b"\xff", place)
+        padding = _JPEG_PADDING.match(content, start) if start >= 0 else None
+        if padding is None or padding.end() + 8 > len(content):
             return 0, 0
+        place = padding.end()
+        marker = content[place]
         if marker in _JPEG_FRAMES:
-            height, width = struct.unpack(">HH", content[place + 5 : place + 9])
+            height, width = struct.unpack(">HH", content[place + 4 : place + 8])
             return width, height
-        if marker == 0xFF:  # padding
-            place += 1
-        elif marker in _JPEG_BARE:
-            place += 2
-        else:
-            place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
-    return 0, 0
+        place += 1
+        if marker not in _JPEG_BARE:
+            place += int.from_bytes(content[place : place + 2], "big")
+    raise UnreadableImageError(f"more than {MAX_SEGMENTS:,} segments stand before the picture")
 
 
 def _read(path: str | Path) -> bytes:

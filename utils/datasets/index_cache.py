@@ -14,7 +14,8 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.config.files import read_regular, replace_atomically, user_cache_dir
+from utils.config.files import read_regular, replace_atomically
+from utils.datasets.cache_folder import cache_path, mark_used, remove_unused
 from utils.datasets.images import MAX_BYTES
 from utils.datasets.packed import PackedRows, PackedTexts
 from utils.datasets.sources import Source
@@ -66,7 +67,10 @@ def read_cache(digest: str, cache_dir: Path | None) -> CheckedPictures | None:
     # Any error: a damaged zip ends in one of a dozen kinds, and none of them is worth more than making
     # the index anew.
     try:
-        return _parsed(read_regular(_cache_path(digest, cache_dir), MAX_BYTES), digest)
+        path = cache_path("index", digest, cache_dir)
+        checked = _parsed(read_regular(path, MAX_BYTES), digest)
+        mark_used(path)
+        return checked
     except Exception:
         return None
 
@@ -95,7 +99,10 @@ def _parsed(content: bytes, digest: str) -> CheckedPictures:
 
 
 def write_cache(digest: str, checked: CheckedPictures, cache_dir: Path | None) -> None:
-    """Remembers it; a folder that cannot be written to costs time at the next start, no more."""
+    """Remembers it, and forgets what nobody has used for long.
+
+    A folder that cannot be written to costs time at the next start, no more.
+    """
     texts = json.dumps({"digest": digest, "problems": checked.problems}).encode()
     names, ends = checked.paths.parts()
 
@@ -111,12 +118,9 @@ def write_cache(digest: str, checked: CheckedPictures, cache_dir: Path | None) -
         )
 
     try:
-        path = _cache_path(digest, cache_dir)
+        path = cache_path("index", digest, cache_dir)
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_atomically(path, write)
+        remove_unused(cache_dir)
     except (OSError, RuntimeError, UserError):  # RuntimeError: there is no home folder
         return
-
-
-def _cache_path(digest: str, cache_dir: Path | None) -> Path:
-    return (cache_dir or user_cache_dir()) / "index" / f"{digest}.npz"

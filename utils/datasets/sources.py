@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import NoReturn
 
 from utils.config.dataset import DatasetConfig
 from utils.config.files import read_regular
@@ -34,7 +35,7 @@ def list_sources(config: DatasetConfig, split: str) -> list[Source]:
     """The pictures of a split in a fixed order, each once.
 
     Raises:
-        UserError: when the split is not there or lists no picture.
+        UserError: when the split is not there, has a folder that cannot be read, or lists no picture.
     """
     entries = config.entries(split)
     found: dict[str, Source] = {}
@@ -57,10 +58,10 @@ def is_split_there(config: DatasetConfig, split: str) -> bool:
 def _is_entry_there(entry: Path, config: DatasetConfig) -> bool:
     if not os.path.exists(entry):
         return False
-    if entry.is_dir() or (config.layout == "yolo" and is_image(entry)):
+    if os.path.isdir(entry) or (config.layout == "yolo" and is_image(entry)):
         return True
     if config.layout == "voc":
-        return (_voc_base(entry, config.root) / "JPEGImages").is_dir()
+        return os.path.isdir(_voc_base(entry, config.root) / "JPEGImages")
     first = (_from_list(line, entry, config.root) for line in islice(_lines(entry), _LOOKED_AT))
     return any(map(os.path.exists, first))
 
@@ -71,13 +72,17 @@ def passed_over(
     """What lies in the folders of a split and is used for nothing: a folder, the kind, and the files.
 
     Lists name what they mean, so only folders of pictures count, and the folders of their labels.
+
+    Raises:
+        UserError: one of the folders cannot be read.
     """
     labels, has_truth = {source.label for source in sources}, split != "unlabeled"
     for entry in config.entries(split):
-        if config.layout == "voc" or not entry.is_dir():
+        if config.layout == "voc" or not os.path.isdir(entry):
             continue
         label_folder = Path(label_path(os.path.join(entry, "any"))).parent
-        texts = (file for file in _files_below(label_folder) if file.endswith(LABEL_SUFFIX))
+        beside = _files_below(label_folder) if os.path.isdir(label_folder) else ()
+        texts = (file for file in beside if file.endswith(LABEL_SUFFIX))
         orphans = set(texts) - labels if has_truth else set()
         others = {file for file in _files_below(entry) if not is_image(file)} - labels - orphans
         yield entry, "files that are no pictures by their names", sorted(others)
@@ -99,7 +104,7 @@ def label_path(image: str) -> str:
 
 
 def _yolo_sources(entry: Path, root: Path) -> list[Source]:
-    if entry.is_dir():
+    if os.path.isdir(entry):
         images = list(_images_below(entry))
     elif is_image(entry):
         images = [str(entry)]
@@ -123,17 +128,25 @@ def _files_below(entry: Path) -> Iterator[str]:
     """The files in a folder and all folders below, without what is hidden.
 
     Links are followed, but not back to where the walk has been: that would go on for ever.
+
+    Raises:
+        UserError: a folder cannot be read. Without its pictures it would be another dataset.
     """
-    for folder, folders, names in os.walk(entry, followlinks=True):
+    for folder, folders, names in os.walk(entry, onerror=_refuse_folder, followlinks=True):
         seen = (name for name in folders if not is_hidden(name))
         folders[:] = [name for name in seen if not _leads_up(entry, folder, name)]
         yield from (os.path.join(folder, name) for name in names if not is_hidden(name))
 
 
+def _refuse_folder(error: OSError) -> NoReturn:
+    fix = "give yourself the right to read it, or leave it out of the dataset"
+    raise UserError(f"the folder cannot be read ({error.strerror or error})", error.filename, fix) from error
+
+
 def _leads_up(entry: Path, folder: str, name: str) -> bool:
     """Whether a name in a folder below `entry` is a link to a folder that the walk came through."""
     path = Path(folder, name)
-    if not path.is_symlink():
+    if not os.path.islink(path):
         return False
     target = os.path.realpath(path)
     passed = [Path(folder), *Path(folder).parents][: len(Path(folder).parts) - len(entry.parts) + 1]
@@ -163,19 +176,25 @@ def _voc_sources(listing: Path, root: Path) -> list[Source]:
     The base of a list that lies elsewhere is the root.
     """
     base = _voc_base(listing, root)
-    if listing.is_dir():
+    if os.path.isdir(listing):
         raise UserError("is a folder and no list of pictures", listing, "layout 'voc' needs a list")
     pictures, annotations = base / "JPEGImages", base / "Annotations"
-    if not pictures.is_dir():
+    if not os.path.isdir(pictures):
         raise UserError("the folder of the pictures is missing", pictures, "layout 'voc' needs it")
-    names = sorted(name for name in os.listdir(pictures) if is_image(name) and not is_hidden(name))
-    by_stem = {os.path.splitext(name)[0]: name for name in names}
+    by_stem = {os.path.splitext(name)[0]: name for name in _picture_names(pictures)}
     sources = []
     for line in _lines(listing):
         stem = line if line in by_stem else _CLASS_FLAG.sub("", line)
         image = pictures / by_stem.get(stem, f"{stem}.jpg")
         sources.append(Source(str(image), str(annotations / f"{stem}.xml")))
     return sources
+
+
+def _picture_names(folder: Path) -> list[str]:
+    try:
+        return sorted(name for name in os.listdir(folder) if is_image(name) and not is_hidden(name))
+    except OSError as error:
+        _refuse_folder(error)
 
 
 def _voc_base(listing: Path, root: Path) -> Path:

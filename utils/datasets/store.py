@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import stat
 import zlib
 from collections.abc import Iterator
@@ -23,11 +22,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from utils.config.files import replace_atomically, user_cache_dir
+from utils.config.files import replace_atomically
+from utils.datasets.cache_folder import cache_path, mark_used, remove_unused
 from utils.datasets.images import Image, UnreadableImageError, all_scaled_wh, read_for_training
 from utils.datasets.index import DatasetIndex
 from utils.distributed import processes_here
 from utils.errors import UserError
+from utils.fetch.part import free_bytes
 from utils.reporting.console import Console
 from utils.reporting.naming import counted
 
@@ -121,14 +122,18 @@ class PictureStore:
     def keep_on_disk(self) -> None:
         """Writes all pictures to a file of the user's cache folder, unless it is there already and intact.
 
+        Where it writes one, others that nobody has used for long go.
+
         A folder or file that cannot be used costs time and is told in the notes, no more.
         """
         needed, digest = int(self._offsets[-1]), self._digest()
         try:
-            path = user_cache_dir() / "pictures" / f"{digest}.raw"
+            path = cache_path("pictures", digest)
             path.parent.mkdir(parents=True, exist_ok=True)
+            mark_used(path)  # before it is looked at, which takes minutes
             if not is_intact(path, needed, digest):
-                free = free_disk(path.parent)
+                remove_unused()
+                free = free_bytes(path.parent)
                 if needed > free:
                     needs = f"they take {needed / _GIB:.1f} GiB and {path.parent} has {free / _GIB:.1f} GiB"
                     self.notes.append(f"pictures are not cached on disk: {needs}")
@@ -160,6 +165,7 @@ class PictureStore:
 
     def _map(self, path: Path) -> None:
         """Takes the pictures from a file; without it where it has gone since it was looked at."""
+        mark_used(path)
         try:
             self._memory, self._file = _mapped(path, int(self._offsets[-1])), path
         except (OSError, ValueError) as error:
@@ -223,11 +229,6 @@ def free_memory() -> int | None:
         except (OSError, ValueError):
             continue  # no such group, or its limit is the word "max"
     return max(min(candidates), 0) if candidates else None
-
-
-def free_disk(folder: Path) -> int:
-    """Bytes that are free where a folder lies."""
-    return shutil.disk_usage(folder).free
 
 
 def is_intact(path: Path, size: int, digest: str) -> bool:

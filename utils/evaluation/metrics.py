@@ -71,7 +71,7 @@ class ClassMetrics:
 
     classes (C,): class numbers; labels (C,): how many labels each has.
     ap (C, T): average precision at each IoU threshold.
-    precision, recall, f1 (C,): at IoU .5 and at `confidence`, the one of best mean F1.
+    precision, recall (C,): at IoU .5 and at `confidence`, the one of best mean F1.
     precision_curve, recall_curve, f1_curve (C, 1000): at IoU .5 over `confidence_axis` (1000,).
     pr_curve (C, 1000): precision at IoU .5 over `recall_axis` (1000,), for drawing.
     """
@@ -81,7 +81,6 @@ class ClassMetrics:
     ap: Floats
     precision: Floats
     recall: Floats
-    f1: Floats
     confidence: float
     confidence_axis: Floats
     precision_curve: Floats
@@ -149,7 +148,6 @@ def average_precision_per_class(
         ap=ap,
         precision=precision_curve[:, best],
         recall=recall_curve[:, best],
-        f1=f1_curve[:, best],
         confidence=float(CONFIDENCE_POINTS[best]),
         confidence_axis=CONFIDENCE_POINTS,
         precision_curve=precision_curve,

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from utils.config.files import refusals
-
-if sys.platform != "win32":
-    import fcntl
+from utils.config.files import open_lock, refusals, take_lock
 
 _SECONDS = 0.2  # between two looks
 
@@ -25,7 +21,7 @@ def alone(lock: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[No
     waiting: called once where there is another. Where a system or a disk knows no locks, all pass.
 
     Raises:
-        UserError: the file cannot be made.
+        UserError: the file cannot be made, or something of its name is a link or a pipe.
     """
     told = False
     while (stream := _taken(lock)) is None:
@@ -45,25 +41,13 @@ def _taken(path: Path) -> BinaryIO | None:
     with refusals("cannot be written", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            stream = open(path, "ab")  # noqa: SIM115 - held open: that is the lock
+            stream = open_lock(path)
         except FileNotFoundError:  # another process has tidied up the folder just now
             return None
-    if _is_locked(stream) and _is_still(stream, path):
+    if take_lock(stream) is not False and _is_still(stream, path):
         return stream
     stream.close()
     return None
-
-
-def _is_locked(stream: BinaryIO) -> bool:
-    if sys.platform != "win32":
-        try:
-            # Not flock, see `claim_folder`.
-            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError:  # a network disk that knows no locks
-            pass
-    return True
 
 
 def _is_still(stream: BinaryIO, path: Path) -> bool:

@@ -24,7 +24,7 @@ class Part:
         self._note_path = target.with_name(f"{target.name}.part.json")
         with refusals("cannot be written", target):
             target.parent.mkdir(parents=True, exist_ok=True)
-        self.size = self.path.stat().st_size if self.path.is_file() else 0
+        self.size = self.path.stat().st_size if os.path.isfile(self.path) else 0
         self._note = self._read_note()
 
     def keep_if_usable(self, url: str, has_checksum: bool, size: int) -> None:
@@ -84,7 +84,7 @@ class Part:
 def free_bytes(folder: Path) -> int:
     """The room on the disk of a folder, which need not be there yet."""
     folder = Path(os.path.abspath(folder))
-    there = next(place for place in (folder, *folder.parents) if place.is_dir())
+    there = next(place for place in (folder, *folder.parents) if os.path.isdir(place))
     return shutil.disk_usage(there).free
 
 

@@ -27,7 +27,6 @@ from utils.config.files import refusals
 from utils.fetch.progress import TransferBar
 from utils.fetch.web import SourceError
 
-SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MAX_MEMBERS = 2_000_000
 _MAX_PARTS = 32  # folders of a member, one in the other
 _MAX_READ = 16 * 2**20  # bytes that a tar may ask for at once: names and the like are shorter
@@ -59,11 +58,6 @@ class _Member:
     parts: tuple[str, ...]
     size: int
     handle: Any
-
-
-def is_archive(name: str) -> bool:
-    """Whether a name is that of an archive that can be unpacked."""
-    return name.lower().endswith(SUFFIXES)
 
 
 def unpack(archive: Path, name: str, folder: Path, take: str = "", limit: int = 0) -> int:

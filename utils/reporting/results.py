@@ -34,7 +34,7 @@ class ResultsWriter:
     def __init__(self, path: Path, columns: Sequence[str], start_epoch: int = 0) -> None:
         """`columns` contains `epoch`; `start_epoch` (0-based) is the first that will be appended."""
         assert KEY in columns and len(set(columns)) == len(columns), columns
-        kept = [row for row in _read_rows(path) if _is_before(row, start_epoch)] if path.exists() else []
+        kept = [row for row in _read_rows(path)[1] if _is_before(row, start_epoch)] if path.exists() else []
         gone = {name: None for row in kept for name, cell in row.items() if cell and name not in columns}
         self.path, self.columns = path, (*columns, *gone)
         lines = [self.columns, *([row.get(name, "") for name in self.columns] for row in kept)]
@@ -59,14 +59,14 @@ def read_results(path: Path) -> dict[str, NDArray[np.float64]]:
     A half-written last line is left out. Reads files with blanks around the commas as well. Raises
     UserError for what is no such file.
     """
-    rows, (header, *_) = _read_rows(path), _cells(path) or [[]]
+    header, rows = _read_rows(path)
     return {name: np.array([_number(row[name]) for row in rows], dtype=np.float64) for name in header}
 
 
-def _read_rows(path: Path) -> list[dict[str, str]]:
-    """The whole rows of a CSV file, their cells by column."""
+def _read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """The columns of a CSV file and its whole rows, their cells by column."""
     header, *rows = _cells(path) or [[]]
-    return [dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header)]
+    return header, [dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header)]
 
 
 def _cells(path: Path) -> list[list[str]]:
