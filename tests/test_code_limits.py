@@ -21,7 +21,7 @@ CATCH_ALL_NAMES = {"general", "misc", "helpers", "common_utils", "utils"}
 
 
 def _sources() -> list[Path]:
-    folders = ("models", "utils", "scripts", "experiments", "benchmarks")
+    folders = ("models", "utils", "experiments", "benchmarks")
     files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
     return [*files, ROOT / "hubconf.py", *(ROOT / name for name in SCRIPTS)]
 

@@ -62,14 +62,31 @@ def part_of(batch, levels, first, count):
     return part, [[level[rows].clone() for level in side] for side in levels]
 
 
-def gradients(batch, levels):
-    """By loss: the gradient at the student's levels of what a rank minimises."""
+# What the teacher sees in each of the images, as probabilities of one object: below 1 on either rank, above
+# or below 1 on both together.
+FAINT = {"response, little seen": (0.35, 0.35, 0, 0.35, 0), "response, hardly seen": (0.2, 0, 0, 0, 0.1)}
+
+
+def faint(levels, seen):
+    """The teacher's levels, in which each image has an object of such a probability and no other."""
+    levels = [level.clone() for level in levels]
+    for level in levels:
+        level[..., 4] = -40.0
+    levels[0][:, 1, 2, 3, 4] = torch.tensor(seen).clamp(min=1e-12).logit()
+    return levels
+
+
+def gradients(batch, levels, first):
+    """By loss: the gradient at the student's levels of what a rank minimises; its images begin at `first`."""
     found = {}
-    for name in ("ground truth", *losses()):
+    for name in ("ground truth", *losses(), *FAINT):
         student = [level.clone().requires_grad_() for level in levels[0]]
         output = StudentOutput((), tuple(student))
         if name == "ground truth":
             terms = DetectionLoss(ANCHORS, 3, GAINS)(batch, output)
+        elif name in FAINT:
+            seen = FAINT[name][first : first + len(batch.images)]
+            terms = losses()["response"](batch, output, TeacherOutput(tuple(faint(levels[1], seen))))
         else:
             terms = losses()[name](batch, output, TeacherOutput(tuple(levels[1])))
         (sum(terms.values()) * len(batch.images)).backward()
@@ -86,11 +103,11 @@ def gradients(batch, levels):
 
 def main():
     rank, ranks, store, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
-    batch, levels = whole_batch()
+    first, (batch, levels) = sum(SHARES[:rank]), whole_batch()
     if ranks > 1:
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
-        batch, levels = part_of(batch, levels, sum(SHARES[:rank]), SHARES[rank])
-    torch.save(gradients(batch, levels), out)
+        batch, levels = part_of(batch, levels, first, SHARES[rank])
+    torch.save(gradients(batch, levels, first), out)
     if ranks > 1:
         dist.destroy_process_group()
 

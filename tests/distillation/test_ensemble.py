@@ -46,6 +46,34 @@ def test_boxes_are_means_of_sizes_weighted_by_objectness():
     torch.testing.assert_close(wh, wanted, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_one_that_tells_no_classes_apart_knows_all_that_are_one(images, turned):
+    """With --single-cls, beside a teacher that knows all of the merged classes, or a part of them."""
+    student, merged = network(names=["item"]), ["a", "b", "c"]
+    for known, is_complete in ((["a", "b", "c"], True), (["b", "c", "x"], False)):
+        members = [Teacher(network(1, names=["thing"])), Teacher(network(2, names=known))]
+        teachers = Teachers(members[::-1] if turned else members, student, ["item"], merged)
+        assert teachers.fit.classes.student == (0,)
+        assert (not teachers.fit.classes.unknown) == is_complete
+        together, each = teachers(images)
+        assert together.levels[0].shape[-1] == 6
+        if is_complete:  # its objectness is whole: nothing of it is another class's
+            own = each[0 if turned else 1]
+            for level, raw in zip(own.levels, own.own_levels, strict=True):
+                assert torch.equal(level[..., 4], raw[..., 4])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_in_reduced_precision_teachers_say_together_what_they_say_in_float32(dtype):
+    generator = torch.Generator().manual_seed(0)
+    levels = 40 * torch.randn(2, 2, 3, 4, 4, 8, generator=generator).sign()
+    levels[:, 1] = 3 * torch.randn(2, 3, 4, 4, 8, generator=generator)
+    halves = list(levels.to(dtype))
+    together = mean_level(halves)
+    assert together.dtype is dtype and together.isfinite().all()
+    torch.testing.assert_close(together, mean_level([level.float() for level in halves]).to(dtype))
+
+
 def test_one_teacher_speaks_for_itself(images):
     teachers = Teachers([Teacher(network(1))], network(), NAMES)
     together, (alone,) = teachers(images)

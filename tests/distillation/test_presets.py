@@ -127,6 +127,24 @@ def test_reduced_precision_logits_of_40_stay_finite(name, dtype):
     assert all(torch.isfinite(level.grad).all() for level in student)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ALL)
+def test_autocast_changes_no_term_and_no_gradient_at_logits_of_40(name, dtype):
+    """The forward pass of a step runs in it, losses and all."""
+    found = []
+    for reduced in (False, True):
+        student = [(level.sign() * 40).requires_grad_() for level in levels_of(2, size=64)]
+        teacher = tuple(level.sign() * 40 for level in levels_of(1, size=64))
+        with torch.autocast("cpu", dtype, enabled=reduced):
+            terms = ALL[name](batch_of(size=64), StudentOutput((), student), TeacherOutput(teacher))
+        sum(terms.values()).backward()
+        assert all(value.dtype is torch.float32 and value.isfinite() for value in terms.values())
+        assert all(level.grad.isfinite().all() for level in student)
+        found.append([*terms.values(), *(level.grad for level in student)])
+    for exact, reduced in zip(*found, strict=True):
+        torch.testing.assert_close(reduced, exact)
+
+
 @pytest.mark.parametrize("name", ["l2", "kl", "objectness", "response"])
 def test_dense_class_and_box_terms_ignore_cells_where_the_teacher_sees_nothing(name):
     teacher = levels_of(1, size=64)
@@ -181,6 +199,79 @@ def test_the_response_of_one_object_is_what_the_equations_say():
     seen, found = weight, 1 / (1 + math.exp(1))
     entropy = -(seen * math.log(found) + (1 - seen) * math.log(1 - found))
     assert float(terms["obj"]) == pytest.approx((seen - found) * entropy / (3 * 4 * 4), rel=1e-4)
+
+
+def overlaps(one, other):
+    """CIoU (arXiv 1911.08287, eq. 10) and IoU of two boxes that meet, each (centre x, y, width, height)."""
+    (l1, t1, r1, b1), (l2, t2, r2, b2) = (
+        (x - w / 2, y - h / 2, x + w / 2, y + h / 2) for x, y, w, h in (one, other)
+    )
+    shared = (min(r1, r2) - max(l1, l2)) * (min(b1, b2) - max(t1, t2))
+    iou = shared / (one[2] * one[3] + other[2] * other[3] - shared)
+    distance = (one[0] - other[0]) ** 2 + (one[1] - other[1]) ** 2
+    diagonal = (max(r1, r2) - min(l1, l2)) ** 2 + (max(b1, b2) - min(t1, t2)) ** 2
+    shape = 4 / math.pi**2 * (math.atan(one[2] / one[3]) - math.atan(other[2] / other[3])) ** 2
+    return iou - distance / diagonal - shape**2 / (1 - iou + shape), iou
+
+
+def test_boxes_and_objectness_of_the_finest_and_coarsest_level_are_what_the_equations_say():
+    """Boxes that are shifted and of other sides, on one cell of P3 and one of P5; elsewhere both agree."""
+    teacher = tuple(torch.full((1, 3, 64 // s, 64 // s, 8), -30.0) for s in STRIDES)
+    student = tuple(level.clone() for level in teacher)
+    places = {0: (0, 2, 5, 1), 2: (0, 1, 0, 1)}  # picture, anchor, row, column
+    theirs = {0: [0.4, -0.3, 0.2, -0.5, 1.5], 2: [-0.6, 0.1, -0.4, 0.3, 0.5]}
+    mine = {0: [-0.2, 0.3, -0.3, 0.4, -1.0], 2: [0.2, -0.1, 0.5, -0.2, 2.0]}
+    for level, place in places.items():
+        teacher[level][place][:5] = torch.tensor(theirs[level])
+        student[level][place][:5] = torch.tensor(mine[level])
+
+    def probability(logit):
+        return 1 / (1 + math.exp(-logit))
+
+    def box(raw, anchor):
+        x, y, w, h = (2 * probability(value) for value in raw[:4])
+        return x - 0.5, y - 0.5, w**2 * float(anchor[0]), h**2 * float(anchor[1])
+
+    boxes = objectness = seen = 0.0
+    for level, cells, balance in ((0, 3 * 8 * 8, 4.0), (2, 3 * 2 * 2, 0.4)):
+        anchor = ANCHORS_GRID[level, places[level][1]]
+        overlap, plain = overlaps(box(mine[level], anchor), box(theirs[level], anchor))
+        assert 0.1 < overlap < plain - 0.02
+        weight, found = probability(theirs[level][4]), probability(mine[level][4])
+        boxes, seen = boxes + weight * (1 - overlap), seen + weight
+        entropy = -(weight * math.log(found) + (1 - weight) * math.log(1 - found))
+        objectness += balance / cells * abs(weight - found) * entropy
+    assert seen > 1
+    preset = Response(LossGains(box=1, obj=1, cls=1), ANCHORS_GRID, ResponseGains(1, 1, 1))
+    for merged in (False, True):
+        preset.merged = merged
+        terms = preset(batch_of(1, 64), StudentOutput((), student), TeacherOutput(teacher))
+        assert float(terms["box"]) == pytest.approx(boxes / seen, rel=1e-4)
+        assert float(terms["obj"]) == pytest.approx(objectness, rel=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [None, 2.0, 5.0])
+def test_the_class_term_of_a_matched_cell_is_what_its_formula_says(temperature):
+    """Squared error of logits, or with a temperature the soft form; one detection, matched by one cell."""
+    own, wanted = [1.0, 2.0, -1.0], [-3.0, 6.0, -2.0]
+    teacher = tuple(torch.full((1, 3, 64 // s, 64 // s, 8), -10.0) for s in STRIDES)
+    teacher[1][0, 1, 2, 3] = torch.tensor([0.0, 0.0, 0.0, 0.0, 5.0, *wanted])
+    student = tuple(torch.full_like(level, -10.0) for level in teacher)
+    student[1][0, 1, 2, 3, 5:] = torch.tensor(own)
+    # In the middle of its cell it has no neighbour to share it with, and it fits its own anchor alone.
+    detection = DetectionLoss(ANCHORS_GRID, 3, LossGains(cls=0.5, anchor_t=1.1))
+    preset = PseudoBoxes(
+        detection, Decoder().decode_levels, confidence=0.25, overlap=0.45, soft=temperature is not None,
+        temperature=temperature or 1.0,
+    )  # fmt: skip
+    terms = preset(batch_of(1, 64), StudentOutput((), student), TeacherOutput(teacher))
+    if temperature is None:
+        distance = sum((a - b) ** 2 for a, b in zip(own, wanted, strict=True))
+    else:
+        powers = [[math.exp(logit / temperature) for logit in logits] for logits in (own, wanted)]
+        q, p = ([power / sum(row) for power in row] for row in powers)
+        distance = temperature**2 * sum(b * math.log(b / a) for a, b in zip(q, p, strict=True))
+    assert float(terms["cls"]) == pytest.approx(0.5 * distance / 3, rel=1e-4)
 
 
 def test_the_response_does_not_shrink_with_the_picture():

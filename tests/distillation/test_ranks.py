@@ -10,7 +10,10 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("rank_losses.py")
-NAMES = ("ground truth", "l2", "kl", "objectness", "response", "boxes", "cwd", "pkd", "score-l2")
+NAMES = (
+    "ground truth", "l2", "kl", "objectness", "response", "boxes", "response, little seen",
+    "response, hardly seen", "cwd", "pkd", "score-l2",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

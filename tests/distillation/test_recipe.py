@@ -3,8 +3,10 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from models.yolo import Model
+from utils.batch import Batch, StudentOutput
 from utils.config.options import DistillOptions
 from utils.distillation import recipe
 from utils.distillation.ensemble import Teachers
@@ -13,7 +15,8 @@ from utils.distillation.teacher import Teacher
 from utils.losses.detection import DetectionLoss, LossGains
 
 
-def network(names):
+def network(names, seed=0):
+    torch.manual_seed(seed)
     model = Model("models/demo-student.yaml", nc=len(names))
     model.names = list(names)
     return model
@@ -59,6 +62,28 @@ def test_a_class_weighs_the_same_whichever_others_the_teacher_knows(kind):
         preset = build_preset(DistillOptions(teacher=("t.pt",), distill_loss=kind), context, teachers)
         gains.append(PRESETS_CLASS_GAIN[kind](preset))
     assert gains == pytest.approx([0.4, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "soft", "has_term"),
+    [("response", False, True), ("l2", False, True), ("boxes", False, True), ("boxes", True, False),
+     ("kl", False, False)],
+)  # fmt: skip
+def test_a_single_class_in_common_has_a_class_term_or_a_line_says_why_not(kind, soft, has_term):
+    names, said = ["a", "b", "c", "d"], []
+    student, teacher = network(names), Teacher(network(["a", "x"], seed=1))
+    detection = DetectionLoss(student.head.anchors, 4, LossGains())
+    context = SimpleNamespace(model=student, names=names, detection=detection, device="cpu", warn=said.append)
+    teachers = Teachers([teacher], student, names)
+    options = DistillOptions(teacher=("t.pt",), distill_loss=kind, soft_loss=soft, t_conf_thres=0.0)
+    preset = build_preset(options, context, teachers)
+    batch = Batch(torch.rand(1, 3, 64, 64), torch.zeros(0, 6), torch.ones(1, dtype=torch.bool))
+    taught, _ = teachers(batch.images)
+    features = student.forward_features(batch.images)
+    output = teachers.fit.of_student(StudentOutput(features, student.forward_head(features)))
+    with torch.no_grad():
+        assert (float(preset(batch, output, taught)["cls"]) > 0) == has_term
+    assert bool(said) != has_term and all("no class term" in line for line in said)
 
 
 class Judged:

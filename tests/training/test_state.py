@@ -1,6 +1,7 @@
 """What a state file may say; that a run goes on from it is tested with the scripts."""
 
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -67,6 +68,17 @@ def test_bare_resume_means_the_newest_run_of_the_script(tmp_path):
 
     assert (found(tmp_path, "TrainOptions"), found(tmp_path, "DistillOptions")) == ("c", "d")
     assert found(tmp_path / "a", "DistillOptions") == "a"  # there is no other
+
+
+def test_a_state_that_goes_while_runs_are_looked_for_is_passed_over(tmp_path, monkeypatch):
+    torch.save(CONTENT, tmp_path / STATE_NAME)
+    monkeypatch.setattr(Path, "rglob", lambda *_: [tmp_path / "gone" / STATE_NAME, tmp_path / STATE_NAME])
+    assert find_state("", tmp_path, "TrainOptions") == tmp_path / STATE_NAME
+
+
+def test_a_name_that_no_run_can_have_is_one_without_a_state(tmp_path):
+    with pytest.raises(UserError, match=r"no state\.pt to resume from"):
+        find_state("x" * 300, tmp_path, "TrainOptions")
 
 
 def test_the_digest_tells_pictures_apart_whatever_their_names():

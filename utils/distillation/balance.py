@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from utils.distributed import sum_over_ranks
-
 LOWEST, HIGHEST = 1e-4, 1e6
 STEP_LIMIT = 4.0  # one odd batch moves the weight no further than this
 
@@ -33,17 +31,14 @@ class GradientBalance(nn.Module):
 
     @torch.no_grad()
     def observe(self, measured: Tensor, factor: float) -> None:
-        """Takes a measured ratio in, no finite number where a rank had nothing to measure.
+        """Takes a measured ratio in, the same on all ranks; no finite number where there was none.
 
         `factor` is the schedule's, which is meant and not to be undone.
         """
         if factor <= 0:
             return
-        known = measured.isfinite()
-        both = sum_over_ranks(torch.stack((torch.where(known, measured.float(), 0.0), known.float())))
-        mean = both[0] / both[1]
-        change = self.target * factor / mean
-        usable = mean.isfinite() & (mean > 0)
+        change = self.target * factor / measured.float()
+        usable = measured.isfinite() & (measured > 0)
         later = change.sqrt().clamp(1 / STEP_LIMIT, STEP_LIMIT)
         change = torch.where(self.seen == 0, change, later)
         # In place: DistributedDataParallel keeps hold of the buffers that it saw at the start.

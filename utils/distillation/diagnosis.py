@@ -79,8 +79,8 @@ class Diagnosis:
         if self.losses[-1] < 1e-9:
             yield from self._once(
                 "zero",
-                "the distillation loss is zero: the teacher sees nothing in these pictures, or is the "
-                "student itself; look at its boxes with detect.py, or lower --t-conf-thres for boxes",
+                "the distillation loss is zero: nothing is learnt from the teacher; is it the student "
+                "itself, or have all terms a weight of 0 (--distill-box, --distill-obj, --distill-cls)?",
             )
         rises = [after > before for before, after in pairwise(self.losses)]
         if warm and len(rises) >= RISING_EPOCHS and all(rises):

@@ -36,7 +36,11 @@ class Teachers:
         for member in self.members:
             member.fit_to(student, names, merged=merged)
         wanted = merged or names
-        known = [member.fit.classes.known(wanted) for member in self.members]
+        known = [
+            # One that tells no classes apart sees the objects of all that are one.
+            set(range(len(merged))) if merged and member.model.nc == 1 else member.fit.classes.known(wanted)
+            for member in self.members
+        ]
         common, self.note = set.intersection(*known), ""
         if any(own != common for own in known):
             lost = [name for number, name in enumerate(wanted) if number not in common]
@@ -53,7 +57,9 @@ class Teachers:
             raise UserError("they have no level of the student in common", self.source, fix)
         for member in self.members:
             member.fit = member.fit.at(shared)
-        self.fit = self.members[0].fit
+        # What any of them does not know may be background to all of them together.
+        partial = (member.fit for member in self.members if member.fit.classes.unknown)
+        self.fit = next(partial, self.members[0].fit)
 
     @property
     def source(self) -> str:

@@ -18,6 +18,7 @@ from utils.batch import StudentOutput
 from utils.errors import UserError
 from utils.reporting.naming import counted
 
+MOST_UNKNOWN = 40  # names of classes without a class term that are told
 # The logit of its class that a network of a single class begins with and keeps.
 _CERTAIN = class_bias(1)
 
@@ -104,7 +105,9 @@ class ClassMap:
         if self.one:
             return f"{listed([own[theirs] for theirs in self.teacher])} as one, '{self.one}'"
         names = [(wanted[mine], own[theirs]) for mine, theirs in zip(self.student, self.teacher, strict=True)]
-        return listed([a if a == b else f"{a} = {b}" for a, b in names])
+        same, others = [a for a, b in names if a == b], [f"{a} = {b}" for a, b in names if a != b]
+        # Every guess is shown: a wrong one would teach a wrong class.
+        return ", ".join(([listed(same)] if same else []) + others)
 
     @property
     def is_identity(self) -> bool:
@@ -116,7 +119,8 @@ class ClassMap:
         known = len(self.teacher)
         parts = [f"{known} of {known + len(self.unknown)} classes known to the teacher"]
         if self.unknown:
-            parts.append(f"{'unknown' if self.one else 'no class term for'} {listed(self.unknown)}")
+            what = "unknown" if self.one else "no class term for"
+            parts.append(f"{what} {listed(self.unknown, MOST_UNKNOWN)}")
         if self.ignored:
             parts.append(f"{listed(self.ignored)} of the teacher's ignored")
         return "; ".join(parts)
@@ -231,9 +235,9 @@ def objectness_of(level: Tensor, classes: Tensor) -> Tensor:
     return probability.clamp(1e-6, 1 - 1e-6).logit()
 
 
-def listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str], most: int = 6) -> str:
     """The first names, and how many there are."""
-    shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+    shown = ", ".join(names[:most]) + (", ..." if len(names) > most else "")
     return f"{counted(len(names), 'class', 'classes')} ({shown})"
 
 

@@ -77,6 +77,16 @@ def build_distiller(options: DistillOptions, paths: Sequence[Path | None], conte
     )
 
 
+def warn_of_a_lonely_class(options: DistillOptions, context: LossContext, shared: int) -> None:
+    """Warns where classes are compared with one another, and teacher and data have one in common."""
+    if shared == 1 and len(context.names) > 1 and (options.preset() == "kl" or options.soft_loss):
+        instead = "leave --soft-loss out" if options.soft_loss else "take --distill-loss l2 or response"
+        context.warn(
+            "KL compares classes with one another, and the teacher knows one of the data's alone: "
+            f"there is no class term; {instead}"
+        )
+
+
 def compare_scores(options: DistillOptions, context: LossContext, teachers: Teachers) -> Diagnosis:
     """Prints the scores of teachers and student on the validation split; warns where they promise nothing.
 
@@ -175,6 +185,7 @@ def build_preset(options: DistillOptions, context: LossContext, teachers: Teache
     anchors = context.detection.anchors_grid[rows]
     balance = [level_balance(len(context.detection.anchors_grid))[row] for row in rows]
     complete = not fit.classes.unknown
+    warn_of_a_lonely_class(options, context, len(fit.classes.student))
     match options.preset():
         case "response":
             own = ResponseGains(options.distill_box, options.distill_obj, options.distill_cls)
@@ -183,7 +194,13 @@ def build_preset(options: DistillOptions, context: LossContext, teachers: Teache
             strides = context.model.stride[rows]
             return PseudoBoxes(
                 DetectionLoss(
-                    anchors, len(fit.classes.student), gains, balance=balance, complete=complete
+                    anchors,
+                    len(fit.classes.student),
+                    gains,
+                    balance=balance,
+                    complete=complete,
+                    # One class that both know is told from others that the teacher does not know.
+                    tells_classes=len(context.names) > 1,
                 ).to(context.device),
                 partial(decode, anchors_px=anchors * strides.view(-1, 1, 1), strides=strides),
                 confidence=options.t_conf_thres,

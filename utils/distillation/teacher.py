@@ -126,8 +126,8 @@ class Teacher:
         are one for the student. Raises UserError, with both sides named, where no level fits, or where
         the number of unnamed classes differs.
         """
-        if self.model.nc == 1:  # knows no classes either
-            merged = ()
+        if merged and self.model.nc == 1:  # knows no classes either
+            merged, only = (), None
         own, taken = self._names_for(merged or names)
         if merged:
             classes = ClassMap.all_as_one(own, merged, names[0], only)

@@ -118,17 +118,20 @@ class DetectionLoss(nn.Module):
         *,
         balance: Sequence[float] | None = None,
         complete: bool = True,
+        tells_classes: bool | None = None,
     ) -> None:
         """`anchors_grid`: (levels, A, 2) in grid units; `gains` exactly as to be applied.
 
         balance: weights of the levels' objectness; None for those of a head with just these levels.
         complete: whether a cell without a target is background; if not, it does not count.
+        tells_classes: whether there is a class term; None: where there is more than one class.
         """
         super().__init__()
         self.anchors_grid: Tensor
         self.register_buffer("anchors_grid", anchors_grid.detach().clone().float(), persistent=False)
         self._anchors_beside_targets = self.anchors_grid.cpu()
         self.class_count = class_count
+        self.tells_classes = class_count > 1 if tells_classes is None else tells_classes
         self.gains = gains
         self.balance = level_balance(len(anchors_grid)) if balance is None else tuple(balance)
         self.complete = complete
@@ -200,7 +203,7 @@ class DetectionLoss(nn.Module):
         box = ((1 - iou) * share).sum()
         obj = self.objectness([level[..., 4] for level in levels], pairs, iou, wanted.labelled) / images
         cls = torch.zeros((), device=box.device)
-        if self.class_count > 1:
+        if self.tells_classes:
             cls = (class_loss(picked[:, 5:], pairs).sum(1) * share).sum() / self.class_count
         return {"box": box * self.gains.box, "obj": obj * self.gains.obj, "cls": cls * self.gains.cls}
 

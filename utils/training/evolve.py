@@ -70,7 +70,9 @@ AnyOptions = TypeVar("AnyOptions", bound=TrainOptions)
 
 def is_evolution(options: TrainOptions) -> bool:
     """Whether the options begin an evolution or go on with one."""
-    return options.evolve is not None or bool(options.resume and (Path(options.resume) / LOCK_NAME).exists())
+    return options.evolve is not None or bool(
+        options.resume and os.path.exists(Path(options.resume) / LOCK_NAME)
+    )
 
 
 def evolve(options: TrainOptions, train: Train, console: Console) -> Path:

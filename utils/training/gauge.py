@@ -43,14 +43,15 @@ class GradientTaps:
         features = _seen(self._output.features, of_feature) if at_inputs else self._output.features
         return StudentOutput(features, _seen(self._output.levels, of_level))
 
-    def norms(self) -> list[Tensor]:
-        """The norm of each loss's gradient, a float32 scalar, once the backward pass is over."""
+    def squares(self) -> Tensor:
+        """The squared norm of each loss's gradient, (losses,) float32, once the backward pass is over."""
         zero = torch.zeros((), device=self._output.levels[0].device)
-        norms = []
-        for slopes in self._slopes:
-            squares = [slope.float().square().sum() for slope in slopes.values()]
-            norms.append(torch.stack(squares).sum().sqrt() if squares else zero)
-        return norms
+        return torch.stack(
+            [
+                sum((slope.float().square().sum() for slope in slopes.values()), start=zero)
+                for slopes in self._slopes
+            ]
+        )
 
 
 def _seen(maps: Sequence[Tensor], hook_of: Callable[[int], Callable[[Tensor], None]]) -> tuple[Tensor, ...]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.config.command import resume_command
-from utils.config.files import claim_folder, write_text_atomically
+from utils.config.files import claim_folder, last_written, write_text_atomically
 from utils.config.options import (
     CHANGEABLE_ON_RESUME,
     DistillOptions,
@@ -104,9 +104,9 @@ def _state_to_go_on_with(options: TrainOptions, is_restart: bool) -> Path | None
     # The newest: a job's name may have been used before. It alone, for if it has no state yet, the run
     # of an earlier job of that name is not what is meant.
     notes = [note for note in Path(options.project).rglob(LAUNCH_NAME) if _text_of(note) == _launch()]
-    newest = max(notes, key=lambda note: note.stat().st_mtime_ns, default=None)
+    newest = max(notes, key=last_written, default=None)
     saved = newest.parent / "weights" / state.STATE_NAME if newest else None
-    if saved is None or not saved.is_file():
+    if saved is None or not os.path.isfile(saved):
         return None
     same = state.run_state(state.read_state(saved)).options == lasting(options)
     return saved if same else None

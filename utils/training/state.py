@@ -18,7 +18,7 @@ import torch
 
 from models.archive import load_content
 from models.yolo import Model
-from utils.config.files import claim_folder, refusals, remove_unfinished, replace_atomically
+from utils.config.files import claim_folder, last_written, refusals, remove_unfinished, replace_atomically
 from utils.config.hyperparameters import Hyperparameters
 from utils.config.schema import settings_from
 from utils.config.suggestions import near_files, question
@@ -102,15 +102,15 @@ def find_state(resume: str, project: Path, kind: str) -> Path:
     """
     if resume:
         given = Path(resume)
-        if given.is_file() and given.name not in (STATE_NAME, "last.pt"):
+        if os.path.isfile(given) and given.name not in (STATE_NAME, "last.pt"):
             fix = "name the run's folder; to train on from these weights: --weights"
             raise UserError("a run goes on from where it stopped, not from this file", given, fix)
-        folders = [given.parent] if given.is_file() else [given, given / "weights"]
+        folders = [given.parent] if os.path.isfile(given) else [given, given / "weights"]
         for folder in folders:
-            if (folder / STATE_NAME).is_file():
+            if os.path.isfile(folder / STATE_NAME):
                 return folder / STATE_NAME
         runs = [state.parent.parent for state in reversed(_states_in(project))]
-        near = [] if given.exists() else near_files(given, runs)
+        near = [] if os.path.exists(given) else near_files(given, runs)
         fix = question(near, "name a run folder or its weights/last.pt")
         raise UserError(f"no {STATE_NAME} to resume from", given, fix)
     states = _states_in(project)
@@ -122,7 +122,7 @@ def find_state(resume: str, project: Path, kind: str) -> Path:
 
 def _states_in(project: Path) -> list[Path]:
     """The states of runs below a folder, the newest last."""
-    return sorted(project.rglob(f"weights/{STATE_NAME}"), key=lambda path: path.stat().st_mtime)
+    return sorted(project.rglob(f"weights/{STATE_NAME}"), key=last_written)
 
 
 def read_state(path: Path) -> dict[str, Any]:

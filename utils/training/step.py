@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from models.yolo import Model
 from utils.batch import Batch, Progress, StudentOutput
+from utils.distributed import sum_over_ranks
 from utils.losses.recipe import Body, Loss, Terms
 from utils.training.gauge import GradientTaps
 
@@ -52,7 +53,9 @@ class TrainingStep(nn.Module):
         """The gauges of the last pass, once its gradients are there; empty at a step that samples none."""
         if self._taps is None:
             return {}
-        norms, self._taps = self._taps.norms(), None
+        squares, self._taps = self._taps.squares(), None
+        # The gradients of a rank are those of its own images: together they have the norm of the whole batch.
+        norms = list(sum_over_ranks(squares).sqrt().unbind())
         # Without a label in the batch there is nothing to compare with, nor where float16 cannot hold the
         # scaled gradients; such a step counts in no mean.
         first, some = norms[0].clamp(min=1e-12), (norms[0] > 0) & norms[0].isfinite()
