@@ -15,8 +15,8 @@ import numpy as np
 from experiments.plans import PLANS, Arm, Plan
 from utils.config.files import write_text_atomically
 from utils.reporting.curves import Curve, CurveGroup, plot_groups
-from utils.reporting.naming import counted
 from utils.reporting.seeds import gain_over, gap_closed, part_to_reach, spread_text
+from utils.words import counted
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "results"

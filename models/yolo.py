@@ -21,9 +21,9 @@ from models.common import Concat, Conv
 from models.config import Config, read_config
 from models.decode import decode, decode_above
 from models.layers import Port, build_layers, check_parameters, replace_activation
+from utils.batch import FILL
 from utils.errors import UserError, reason_of
 
-FILL = 114 / 255  # grey of the letterbox, here below and right of shrunken images
 AUGMENTED_SCALES = ((1.0, False), (0.83, True), (0.67, False))  # scale, mirrored
 
 
@@ -309,4 +309,4 @@ def _shrunk(images: Tensor, scale: float, multiple: int) -> Tensor:
         return images
     height, width = (int(side * scale) for side in images.shape[2:])
     resized = F.interpolate(images, (height, width), mode="bilinear", align_corners=False)
-    return F.pad(resized, (0, -width % multiple, 0, -height % multiple), value=FILL)
+    return F.pad(resized, (0, -width % multiple, 0, -height % multiple), value=FILL / 255)

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from utils.streams import copied_beside
 
+FILL = 114  # of 255: the grey around images in letterboxes and mosaics
+
 
 @dataclass(frozen=True)
 class Letterbox:

@@ -6,9 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.batch import Letterbox
+from utils.batch import FILL, Letterbox
 from utils.datasets.augment import AugmentSettings, fit_letterbox, flip, jitter_colour, mix
-from utils.datasets.geometry import FILL
 
 IMAGE = cv2.resize(
     np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8),

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
+from utils.batch import FILL
 from utils.datasets.geometry import (
-    FILL,
     Tile,
     Warp,
     WarpSettings,

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from models.checkpoint import save_checkpoint
+from models.names import ClassMap
 from models.yolo import Model
 from utils.batch import Batch, Progress, StudentOutput
 from utils.distillation.distiller import Distiller
 from utils.distillation.ensemble import Teachers
-from utils.distillation.matching import ClassMap, anchors_rescaled, objectness_of
+from utils.distillation.matching import anchors_rescaled, objectness_of
 from utils.distillation.presets import DenseOutputs
 from utils.distillation.recipe import compare_scores
 from utils.distillation.teacher import InStudentsTerms, Teacher, checksum

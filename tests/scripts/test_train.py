@@ -9,7 +9,14 @@ import pytest
 import torch
 import yaml
 
+from models.checkpoint import save_checkpoint
 from models.yolo import Model
+from utils.config.cli import parse
+from utils.config.options import DistillOptions
+from utils.distillation.recipe import distillation_recipe
+from utils.distillation.teacher import checksum
+from utils.training.run import TrainingRun
+from utils.training.stop import StopSignals
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--img", "64", "--batch", "4", "--workers", "0", "--device", "cpu", "--noautoanchor"]
@@ -61,12 +68,14 @@ def test_checkpoints_hold_nothing_but_tensors_and_plain_values(teacher):
 def test_each_preset_trains_with_falling_losses_and_leaves_the_teacher_as_it_was(
     preset, teacher, small_set, run_script, tmp_path, rows_of
 ):
+    as_it_was = teacher.read_bytes()
     done = run_script(
         "train_distill.py", "--weights", "", "--cfg", "models/yolov5n.yaml", "--teacher", teacher,
         "--distill_ratio", "1", "--data", small_set, "--epochs", "2", "--project", tmp_path, *SMALL,
         *PRESETS[preset],
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stderr  # it would not be had a weight of the teacher changed; see below
+    assert teacher.read_bytes() == as_it_was
     assert re.search(r"teacher .*mAP50 \d\.\d+", done.stdout + done.stderr)
     rows = rows_of(tmp_path / "exp")
     names = [name for name in rows[0] if name.startswith("train/")]
@@ -82,6 +91,43 @@ def test_each_preset_trains_with_falling_losses_and_leaves_the_teacher_as_it_was
     plain = plain.state_dict()
     kinds = [{k: (v.shape, v.dtype) for k, v in found.items()} for found in (student["model"], plain)]
     assert kinds[0] == kinds[1]
+
+
+@pytest.mark.parametrize("changes", [False, True])
+def test_a_run_does_not_change_its_teacher_and_fails_where_something_else_does(
+    changes, small_set, tmp_path, monkeypatch
+):
+    torch.manual_seed(0)
+    network = Model("models/demo-student.yaml", nc=2)
+    network.names = ["square", "disc"]
+    save_checkpoint(tmp_path / "t.pt", model=network, epoch=0, best_fitness=None, meta={})
+    words = [
+        "--cfg",
+        "models/demo-student.yaml",
+        "--weights",
+        "",
+        "--teacher",
+        tmp_path / "t.pt",
+        "--epochs",
+        1,
+    ]
+    words += ["--data", small_set, "--project", tmp_path, "--noplots", *SMALL]
+    with StopSignals() as stop:
+        run = TrainingRun(parse(DistillOptions, [*map(str, words)]), distillation_recipe, stop)
+        (asked,) = run.losses[1].teachers.members
+        before = checksum(asked.model), checksum(run.model)
+        if not changes:
+            assert run.train() == 1
+            assert checksum(asked.model) == before[0] and checksum(run.model) != before[1]
+            return
+
+        def spoil(*_):
+            with torch.no_grad():
+                next(asked.model.parameters()).add_(1)
+
+        monkeypatch.setattr(run, "_after_step", spoil)
+        with pytest.raises(AssertionError, match="changed during training"):
+            run.train()
 
 
 def test_the_teacher_alone_can_teach(teacher, small_set, run_script, tmp_path, rows_of):
@@ -167,6 +213,7 @@ def test_a_teacher_with_nothing_to_say_is_warned_of(teacher, small_set, run_scri
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "is not better than the student" in done.stderr
+    assert "no box of the teacher reaches --t-conf-thres" in done.stderr
     assert re.search(r"hardly counts; try --distill-ratio \d+", done.stderr)
 
 

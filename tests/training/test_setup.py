@@ -58,6 +58,22 @@ def test_a_head_whose_levels_are_not_in_order_is_not_trained(tmp_path):
         setup.build_network(options, Hyperparameters(), ["a"], Console())
 
 
+def test_mosaics_and_unlabelled_pictures_end_when_the_options_say():
+    """The loader's orders: a mosaic has partners for each picture."""
+    index = index_of(6, 2)
+    data = setup.Data(None, index, index_of(4), ("a",), ())
+    options = distilled(epochs=9, close_mosaic=3, stop_distill=2, batch_size=4, workers=0)
+    loader, _ = setup.loaders(options, Hyperparameters(), data, 64, 32)
+    partners, pictures = [], []
+    for epoch in range(9):
+        loader.set_epoch(epoch)
+        orders = list(loader._order)
+        partners.append({order.rows.shape[1] - 1 for order in orders})
+        pictures.append(sorted({int(row) for order in orders for row in order.rows[:, 0]}))
+    assert partners == [{7}] * 6 + [{0}] * 3
+    assert pictures == [[*range(8)]] * 7 + [[*range(6)]] * 2
+
+
 def test_norms_are_synchronised_between_gpus_and_keep_their_names(monkeypatch, capsys):
     model = Model("models/yolov5n.yaml", nc=2)
     keys, options = list(model.state_dict()), TrainOptions(sync_bn=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from utils.batch import Letterbox
-from utils.datasets.geometry import FILL, Boxes, WarpSettings
+from utils.batch import FILL, Letterbox
+from utils.datasets.geometry import Boxes, WarpSettings
 from utils.datasets.images import Image
 
 _MIXUP_BETA = 32.0

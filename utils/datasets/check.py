@@ -14,7 +14,7 @@ from utils.datasets.annotations import NOTHING, label_bytes, normalised, parse_a
 from utils.datasets.index import checked_size, in_parallel, no_label_files
 from utils.datasets.sources import Source, list_sources, passed_over
 from utils.errors import UserError
-from utils.reporting.naming import counted
+from utils.words import counted
 
 # `test` is no part of a training and often not published.
 SPLITS = ("train", "val", "unlabeled", "test")

@@ -30,7 +30,7 @@ from utils.datasets.sources import Source, list_sources
 from utils.datasets.voc import AnnotationError, object_names
 from utils.errors import UsageError, UserError
 from utils.fetch.progress import TransferBar
-from utils.reporting.naming import counted, first_of
+from utils.words import counted, first_of
 
 YAML_NAME = "dataset.yaml"
 _LISTS = ("train", "val", "test")

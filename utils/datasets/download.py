@@ -27,7 +27,7 @@ from utils.fetch.part import check_room
 from utils.fetch.transfer import FETCH_INTERRUPTED, Remote, check_content, fetch
 from utils.fetch.unpack import move_in, unpack
 from utils.fetch.web import SourceError
-from utils.reporting.naming import counted
+from utils.words import counted
 
 Say = Callable[[str], None]
 _SLACK = 1.5  # an archive may unfold to so much more than its YAML says

@@ -14,12 +14,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from utils.batch import FILL
 from utils.datasets.images import Image
 
 Boxes = NDArray[np.float32]
 Matrix = NDArray[np.float64]
 
-FILL = 114
 _MIN_SIDE_PX = 2.0
 _MIN_AREA_RATIO = 0.1
 _MAX_ASPECT = 100.0

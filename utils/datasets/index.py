@@ -26,7 +26,7 @@ from utils.datasets.sources import Source, list_sources
 from utils.datasets.workers import abandonable
 from utils.errors import UserError
 from utils.reporting.console import Console
-from utils.reporting.naming import counted, first_of
+from utils.words import counted, first_of
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")

@@ -9,7 +9,7 @@ import re
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.reporting.naming import counted
+from utils.words import counted
 
 Labels = NDArray[np.float32]
 

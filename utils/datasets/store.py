@@ -30,7 +30,7 @@ from utils.distributed import processes_here
 from utils.errors import UserError
 from utils.fetch.part import free_bytes
 from utils.reporting.console import Console
-from utils.reporting.naming import counted
+from utils.words import counted
 
 CacheKind = Literal["ram", "disk"]
 _VERSION = "2"

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from models.yolo import Model
 from utils.config.options import OWN_AVERAGE
-from utils.distillation.matching import listed
 from utils.distillation.teacher import Teacher, TeacherOutput
 from utils.errors import UserError
+from utils.words import listed
 
 _EPS = 1e-6
 

@@ -12,13 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.names import partners
+from models.names import ClassMap
 from models.yolo import Detect, Model, class_bias, rows_of_classes
 from utils.batch import StudentOutput
 from utils.errors import UserError
-from utils.reporting.naming import counted
 
-MOST_UNKNOWN = 40  # names of classes without a class term that are told
 # The logit of its class that a network of a single class begins with and keeps.
 _CERTAIN = class_bias(1)
 
@@ -45,85 +43,6 @@ class LevelPair:
         """Maps (..., H, W) without the cells beyond a student's picture of that size in pixels."""
         height, width = (side // self.stride for side in picture_hw)
         return maps[..., :height, :width]
-
-
-@dataclass(frozen=True)
-class ClassMap:
-    """Classes that both sides know, by their names; dashes and capitals do not count.
-
-    Where VOC and COCO have different words for a thing (aeroplane, airplane), these are one name.
-
-    student, teacher: (C,) their numbers on each side. unknown: of the data, that the teacher lacks.
-    ignored: of the teacher, that the data lacks. one: what the data's classes are called where all of them
-    are one; `student` then is that one, `teacher` all that belong to it.
-    """
-
-    student: tuple[int, ...]
-    teacher: tuple[int, ...]
-    unknown: tuple[str, ...]
-    ignored: tuple[str, ...]
-    one: str = ""
-
-    @classmethod
-    def by_name(
-        cls, own: Sequence[str], wanted: Sequence[str], only: Collection[int] | None = None
-    ) -> ClassMap:
-        """From the teacher's classes `own` and those of the data; `only` numbers of the latter count."""
-        numbers = partners(own, wanted)
-        if only is not None:
-            numbers = [number if mine in only else None for mine, number in enumerate(numbers)]
-        pairs = [(mine, theirs) for mine, theirs in enumerate(numbers) if theirs is not None]
-        known = {theirs for _, theirs in pairs}
-        return cls(
-            tuple(mine for mine, _ in pairs),
-            tuple(theirs for _, theirs in pairs),
-            tuple(name for name, number in zip(wanted, numbers, strict=True) if number is None),
-            tuple(name for number, name in enumerate(own) if number not in known),
-        )
-
-    @classmethod
-    def all_as_one(
-        cls, own: Sequence[str], merged: Sequence[str], name: str, only: Collection[int] | None = None
-    ) -> ClassMap:
-        """From the teacher's classes `own` to the single class `name`, which the data's `merged` are.
-
-        `only` numbers of the merged ones count.
-        """
-        parts = cls.by_name(own, merged, only)
-        if not parts.teacher:
-            return cls((), (), (name,), tuple(own))
-        return cls((0,), parts.teacher, parts.unknown, parts.ignored, name)
-
-    def known(self, wanted: Sequence[str]) -> set[int]:
-        """Which of the data's classes, merged or not, the teacher knows."""
-        if not self.one:
-            return set(self.student)
-        return {number for number, name in enumerate(wanted) if name not in self.unknown}
-
-    def pairs(self, own: Sequence[str], wanted: Sequence[str]) -> str:
-        """Which of the data's classes is which of the teacher's, in words."""
-        if self.one:
-            return f"{listed([own[theirs] for theirs in self.teacher])} as one, '{self.one}'"
-        names = [(wanted[mine], own[theirs]) for mine, theirs in zip(self.student, self.teacher, strict=True)]
-        same, others = [a for a, b in names if a == b], [f"{a} = {b}" for a, b in names if a != b]
-        # Every guess is shown: a wrong one would teach a wrong class.
-        return ", ".join(([listed(same)] if same else []) + others)
-
-    @property
-    def is_identity(self) -> bool:
-        """Whether both sides know the same classes in the same order."""
-        return not self.unknown and not self.ignored and self.student == self.teacher
-
-    def __str__(self) -> str:
-        """One line."""
-        known = len(self.teacher)
-        parts = [f"{known} of {known + len(self.unknown)} classes known to the teacher"]
-        if self.unknown:
-            what = "unknown" if self.one else "no class term for"
-            parts.append(f"{what} {listed(self.unknown, MOST_UNKNOWN)}")
-        if self.ignored:
-            parts.append(f"{listed(self.ignored)} of the teacher's ignored")
-        return "; ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -233,12 +152,6 @@ def objectness_of(level: Tensor, classes: Tensor) -> Tensor:
     share = scores.index_select(-1, classes).amax(-1) / scores.amax(-1).clamp(min=1e-6)
     probability = level[..., 4].float().sigmoid() * share
     return probability.clamp(1e-6, 1 - 1e-6).logit()
-
-
-def listed(names: Sequence[str], most: int = 6) -> str:
-    """The first names, and how many there are."""
-    shown = ", ".join(names[:most]) + (", ..." if len(names) > most else "")
-    return f"{counted(len(names), 'class', 'classes')} ({shown})"
 
 
 def _integers(values: Sequence[float]) -> list[int]:

@@ -27,7 +27,7 @@ from utils.distillation.teacher import InStudentsTerms, Teacher
 from utils.errors import UserError
 from utils.losses.detection import DetectionLoss, level_balance
 from utils.losses.recipe import Loss, LossContext, LossRecipe, ground_truth_only
-from utils.reporting.naming import counted
+from utils.words import counted
 
 
 def distillation_recipe(options: DistillOptions) -> LossRecipe:

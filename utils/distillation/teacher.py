@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.checkpoint import build_model, described_by, fits, read_checkpoint
-from models.names import plain
+from models.names import ClassMap, plain
 from models.yolo import Model
-from utils.distillation.matching import ClassMap, Fit, fit_networks, listed
+from utils.batch import FILL
+from utils.distillation.matching import Fit, fit_networks
 from utils.errors import UserError
 from utils.losses.recipe import Body
-
-GREY = 114 / 255  # what letterboxing and mosaics fill with
+from utils.words import listed
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,7 @@ def fitted(images: Tensor, teacher: Teacher) -> Tensor:
         size = [round(side * teacher.scale) for side in images.shape[2:]]
         images = F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
     right, below = (-side % teacher.model.size_multiple for side in (images.shape[3], images.shape[2]))
-    return F.pad(images, (0, right, 0, below), value=GREY) if right or below else images
+    return F.pad(images, (0, right, 0, below), value=FILL / 255) if right or below else images
 
 
 def checksum(model: Model) -> str:

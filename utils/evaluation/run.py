@@ -13,6 +13,7 @@ from typing import IO, cast
 import torch
 from torch import Tensor
 
+from models.names import ClassMap
 from models.yolo import Model, default_names
 from utils.batch import Batch
 from utils.config.command import after_test, command_of
@@ -28,7 +29,6 @@ from utils.datasets.download import get_dataset
 from utils.datasets.index import DatasetIndex, build_index
 from utils.datasets.loader import BatchLoader, eval_loader
 from utils.device import advice_on_memory, select_device
-from utils.distillation.matching import ClassMap, listed
 from utils.distributed import from_main, joined_ranks, main_first, rank
 from utils.errors import UserError
 from utils.evaluation.coco import (
@@ -52,7 +52,7 @@ from utils.inference.predictor import half_precision
 from utils.inference.preprocess import fitting_image_size
 from utils.inference.writers import LabelWriter, NameBook
 from utils.reporting.console import Console, duration
-from utils.reporting.naming import counted
+from utils.words import counted, listed
 
 SPEED_CONF_THRES, SPEED_IOU_THRES = 0.25, 0.45  # what detection runs with
 METRICS_NAME = "metrics.json"

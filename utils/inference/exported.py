@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.yolo import FILL, rows_of_classes
+from models.yolo import rows_of_classes
+from utils.batch import FILL
 from utils.errors import UserError, reason_of
 from utils.inference.facts import ExportFacts
-from utils.reporting.naming import counted
+from utils.words import counted
 
 _DETECTION = 6  # numbers of one: a box, its confidence, its class
 _MOST_LETTERS = 300
@@ -116,7 +117,7 @@ class Exported(ABC):
     def try_out(self) -> None:
         """Runs it once and sees what it gives. Raises UserError where that is no detections."""
         height, width = self.facts.size_hw or (self.size_multiple * _PROBE_STRIDES,) * 2
-        output = self(torch.full((self.facts.shape[0] or 1, 3, height, width), FILL))
+        output = self(torch.full((self.facts.shape[0] or 1, 3, height, width), FILL / 255))
         if self.facts.nms is not None:
             return
         found = output.shape[2] - 5
@@ -158,7 +159,7 @@ class Exported(ABC):
             return images
         below, right = (want - have for want, have in zip(self.facts.size_hw, images.shape[2:], strict=True))
         assert below >= 0 and right >= 0, "larger than what the file takes"
-        return F.pad(images, (0, right, 0, below), value=FILL) if below or right else images
+        return F.pad(images, (0, right, 0, below), value=FILL / 255) if below or right else images
 
     def _checked(self, output: Tensor, count: int) -> Tensor:
         """The output as float32; it must be what it should be."""

@@ -24,7 +24,7 @@ from utils.inference.predictor import Predictor, prepare_model
 from utils.inference.preprocess import fitting_image_size
 from utils.inference.results import Detections
 from utils.reporting.console import Console
-from utils.reporting.naming import counted
+from utils.words import counted
 
 
 def load(weights: str | Path = "yolov5s.pt", device: Device = "", verbose: bool = True) -> HubModel:

@@ -21,7 +21,7 @@ from utils.datasets.images import Image
 from utils.errors import UserError
 from utils.inference.writers import CropWriter, NameBook, picture_suffix, safe_name, write_picture
 from utils.reporting.draw import draw_boxes
-from utils.reporting.naming import counted
+from utils.words import counted
 
 RUNS = "runs/detect"
 _COLUMNS = ("xmin", "ymin", "xmax", "ymax"), ("xcenter", "ycenter", "width", "height")

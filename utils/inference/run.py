@@ -40,7 +40,7 @@ from utils.inference.streams import StreamSource
 from utils.inference.viewer import Viewer
 from utils.reporting.console import Console
 from utils.reporting.draw import draw_boxes
-from utils.reporting.naming import counted
+from utils.words import counted
 
 
 @dataclass(frozen=True)

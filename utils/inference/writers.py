@@ -16,7 +16,7 @@ from utils.config.files import refusals
 from utils.datasets.images import Image
 from utils.errors import UserError
 from utils.inference.frames import Frame, file_name, is_utf8, suffix_of
-from utils.reporting.naming import counted
+from utils.words import counted
 
 # OpenCV reads more kinds of pictures than it writes.
 _WRITABLE = frozenset(".bmp .jpeg .jpg .png .tif .tiff .webp".split())

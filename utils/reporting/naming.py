@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import PurePath
 
 
@@ -12,16 +11,6 @@ def weights_name(path: str) -> str:
     pure = PurePath(path.replace("\\", "/"))
     of_a_run = re.fullmatch(r"best|last|epoch\d+", pure.stem) and pure.parent.name == "weights"
     return pure.parts[-3] if of_a_run and len(pure.parts) > 2 else pure.stem
-
-
-def counted(number: int, noun: str, nouns: str = "") -> str:
-    """A number of things: 1 picture, 1200 pictures; `nouns` where an s does not make the plural."""
-    return f"{number} {noun if number == 1 else nouns or noun + 's'}"
-
-
-def first_of(entries: Sequence[str], most: int) -> str:
-    """The first sentences of a list, and whether there are more."""
-    return "; ".join(entries[:most]) + (" ..." if len(entries) > most else "")
 
 
 def short_title(title: str, most: int = 34) -> str:

@@ -30,7 +30,6 @@ from utils.distributed import is_distributed
 from utils.errors import UsageError, UserError
 from utils.evaluation.metrics import fitness
 from utils.reporting.console import Console, duration
-from utils.reporting.naming import counted
 from utils.reporting.results import read_results
 from utils.training.generations import (
     BEST_NAME,
@@ -46,6 +45,7 @@ from utils.training.guard import DivergedError
 from utils.training.resume import lasting
 from utils.training.state import STATE_NAME
 from utils.training.table import METRICS
+from utils.words import counted
 
 PROJECT = Path("runs/evolve")  # where --project is not given
 PLOT_NAME, OPTIONS_NAME = "evolve.png", "opt.yaml"

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 from utils.batch import Batch, Progress
 from utils.datasets.loader import TrainLoader
 from utils.reporting.console import duration
-from utils.reporting.naming import counted
 from utils.training.loop import Trainer
+from utils.words import counted
 
 STEPS = 4  # the first, which also sets up what later ones find ready, and some to be timed
 

@@ -19,8 +19,8 @@ from utils.config.options import (
 )
 from utils.distributed import from_main, rank, restarts
 from utils.errors import UsageError, UserError
-from utils.reporting.naming import counted
 from utils.training import state
+from utils.words import counted
 
 LAUNCH_NAME = ".launch"
 FILES = ("data", "data_dir", "weights", "cfg", "hyp", "teacher", "teacher_cfg")  # options that name some

@@ -35,7 +35,6 @@ from utils.inference.preprocess import fitting_image_size
 from utils.losses.recipe import EpochReport, Loss, LossContext, LossRecipe
 from utils.reporting.console import Console, EpochBar, duration
 from utils.reporting.loggers import check_loggers, open_loggers
-from utils.reporting.naming import counted
 from utils.training import setup, state
 from utils.training.compiled import hasten
 from utils.training.ema import ModelEma
@@ -48,6 +47,7 @@ from utils.training.resume import check_pictures, lasting, note_launch, resumed
 from utils.training.step import TrainingStep
 from utils.training.stop import StopSignals, is_process_gone
 from utils.training.table import row_of
+from utils.words import counted
 
 MEASURABLE = 0.2  # of an epoch; less of it says little about how long others take
 RecipeFor = Callable[[Any], LossRecipe]  # from the script's own kind of options

@@ -28,7 +28,6 @@ from utils.distributed import is_distributed, world_size
 from utils.errors import UsageError, UserError
 from utils.losses.detection import DetectionLoss, LossGains
 from utils.reporting.console import Console
-from utils.reporting.naming import counted
 from utils.training.autoanchor import check_anchors
 from utils.training.ema import ModelEma
 from utils.training.guard import INTERVAL, StepGuard
@@ -36,6 +35,7 @@ from utils.training.loop import MultiScale, Trainer
 from utils.training.optimizer import RateSchedule, build_optimizer
 from utils.training.precision import amp_dtype
 from utils.training.step import TrainingStep
+from utils.words import counted
 
 
 @dataclass(frozen=True)
