@@ -11,6 +11,7 @@ from torch import Tensor
 
 from utils.distributed import is_distributed, local_rank
 from utils.errors import UsageError, UserError, reason_of
+from utils.words import counted
 
 _NO_MAIN_MEMORY = ("DefaultCPUAllocator", "Failed to allocate")  # how torch and OpenCV say so
 
@@ -108,4 +109,4 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         card = torch.cuda.get_device_properties(device)
         return f"{device} ({card.name}, {card.total_memory / 2**30:.0f} GiB)"
-    return f"{device} ({torch.get_num_threads()} threads)"
+    return f"{device} ({counted(torch.get_num_threads(), 'thread')})"

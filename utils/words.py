@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 
 def counted(number: int, noun: str, nouns: str = "") -> str:
     """A number of things: 1 picture, 1200 pictures; `nouns` where an s does not make the plural."""
     return f"{number} {noun if number == 1 else nouns or noun + 's'}"
+
+
+def found_in_words(labels: Sequence[int], names: Sequence[str] | Mapping[int, str]) -> str:
+    """How many objects of each class, as in "2 persons, 1 dog"; empty without any. labels: their classes."""
+    return ", ".join(counted(count, names[label]) for label, count in sorted(Counter(labels).items()))
 
 
 def first_of(entries: Sequence[str], most: int) -> str:

@@ -22,6 +22,7 @@ from utils.evaluation.run import fit_classes
 from utils.inference.predictor import prepare_model
 from utils.inference.preprocess import fitting_image_size
 from utils.reporting.console import Console
+from utils.words import counted
 
 
 def draw_disagreement(options: CompareOptions, console: Console) -> Path:
@@ -56,7 +57,12 @@ def draw_disagreement(options: CompareOptions, console: Console) -> Path:
     titles = (f"student {weights}", teacher.title)
     pictures = DisagreementPictures(student, other, titles, index.names)
     result = evaluate(student, loader, names=index.names, observers=[pictures], progress=console)
-    console.info(f"student {weights}: mAP50 {result.map50:.3f}, mAP50-95 {result.map50_95:.3f}")
+    known = teacher.known
+    taught = evaluate(other, loader, names=index.names, progress=console)
+    part = f" over {counted(len(known.student), 'class', 'classes')} that both know" if known.unknown else ""
+    for who, scores in ((f"student {weights}", result), (f"teacher {teacher_path}", taught)):
+        map50, map50_95 = scores.over(known.student)
+        console.info(f"{who}: mAP50 {map50:.3f}, mAP50-95 {map50_95:.3f}{part}")
     folder = next_run_folder(Path(options.project), options.name, options.exist_ok)
     drawn = pictures.save(folder)
     console.info(

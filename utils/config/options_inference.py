@@ -22,6 +22,8 @@ from utils.config.options_base import (
 )
 from utils.config.settings import at_least, between, option
 
+USUAL_CONFIDENCE = 0.001  # of scores
+
 
 def confidence(default: float) -> Any:
     """The field of the least confidence."""
@@ -72,7 +74,7 @@ class TestOptions(InferenceOptions):
     batch_size: int = option(32, "images per batch", aliases=("batch",), limits=at_least(1), group=DATA)
     rect: bool = option(True, "rectangular batches with little padding instead of squares", group=DATA)
     single_cls: bool = option(False, "treat all classes as one", group=DATA)
-    conf_thres: float = confidence(0.001)
+    conf_thres: float = confidence(USUAL_CONFIDENCE)
     iou_thres: float = overlap(0.6)
     max_det: int = option(300, "maximum number of detections per image", limits=at_least(1), group=DETECTIONS)
     workers: int = loader_workers()
@@ -88,6 +90,13 @@ class TestOptions(InferenceOptions):
     def remarks(self) -> Iterator[str]:
         """What was given and has no effect, each as `--option: why`."""
         yield from super().remarks()
+        if self.task == "speed":
+            yield "--task speed scores with the thresholds of detect.py: mAP is lower than otherwise"
+        elif self.conf_thres > USUAL_CONFIDENCE:
+            yield (
+                f"--conf-thres {self.conf_thres:g} leaves detections out of the scores: mAP is lower than "
+                f"at {USUAL_CONFIDENCE:g}, as all published figures are"
+            )
         if self.task == "speed":
             for name in sorted(self.given & {"save_txt", "save_json", "conf_thres", "iou_thres", "rect"}):
                 yield f"--{name.replace('_', '-')} has no effect with --task speed"

@@ -178,8 +178,10 @@ class TrainOptions(RunOptions):
         yield from super().contradictions()
         if self.resume is not None:
             settings = settings_of(type(self))
-            for name in sorted(self.given - CHANGEABLE_ON_RESUME - {"resume"}):
-                yield f"{settings[name].flag}: cannot change when a run goes on, leave it out"
+            fixed = [settings[name].flag for name in sorted(self.given - CHANGEABLE_ON_RESUME - {"resume"})]
+            if fixed:
+                them = "it" if len(fixed) == 1 else "them"
+                yield f"{', '.join(fixed)}: cannot change when a run goes on, leave {them} out"
             return
         if not self.weights and not self.cfg:
             yield "--weights '': nothing to train, name a network too as in --cfg models/yolov5s.yaml"

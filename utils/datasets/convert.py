@@ -146,6 +146,12 @@ def from_coco(paths: Sequence[Path], splits: Sequence[str], images: Path, segmen
     return found
 
 
+def _check_new(out: Path) -> None:
+    """Raises UserError where something is there already."""
+    if os.path.isdir(out) and any(out.iterdir()) or (os.path.lexists(out) and not os.path.isdir(out)):
+        raise UserError("is there already", out, "name a new folder with --out")
+
+
 def write_yolo(found: Converted, out: Path, link: bool) -> Path:
     """Writes pictures, labels and YAML into a new folder, all or nothing; gives the YAML.
 
@@ -154,8 +160,7 @@ def write_yolo(found: Converted, out: Path, link: bool) -> Path:
     Raises:
         UserError: the folder is there already, or cannot be written.
     """
-    if os.path.isdir(out) and any(out.iterdir()) or (os.path.lexists(out) and not os.path.isdir(out)):
-        raise UserError("is there already", out, "name a new folder with --out")
+    _check_new(out)
     beside = out.parent / f".{out.name}.{os.getpid()}.tmp"
     try:
         with (
@@ -296,6 +301,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _arguments(argv)
 
     def convert() -> None:
+        _check_new(arguments.out)  # before minutes of reading
         found = _read(arguments)
         yaml_path = write_yolo(found, arguments.out, arguments.link)
         for note in found.notes[:_SHOWN]:

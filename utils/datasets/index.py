@@ -117,12 +117,14 @@ def build_index(
     *,
     single_cls: bool = False,
     cache_dir: Path | None = None,
+    keep: bool = True,
     progress: bool = True,
 ) -> DatasetIndex:
     """The checked index of a split.
 
     The result is remembered in the user's cache folder (or `cache_dir`) under a digest of all it
-    was made of, the bytes of the label files among it. Nothing is ever written beside the data.
+    was made of, the bytes of the label files among it, unless `keep` is off. Nothing is ever written
+    beside the data.
     The split `unlabeled` gets no labels, whatever lies beside its pictures.
 
     Raises:
@@ -139,7 +141,8 @@ def build_index(
         if has_truth:
             _refuse_wrong_labels(sources, config)
         checked, found = _check(sources, config, has_truth, f"checking {split}" if progress else None)
-        if found == str(digest):  # else label files have changed meanwhile, and the next start looks again
+        # If not, label files have changed meanwhile, and the next start looks again.
+        if keep and found == str(digest):
             write_cache(found, checked, cache_dir)
     if not len(checked.paths):
         raise UserError(f"split '{split}' has no readable picture; {checked.problems[0]}", config.yaml_path)

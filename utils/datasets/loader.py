@@ -30,7 +30,7 @@ from utils.datasets.sampling import BatchOrder, TrainingOrder, rect_groups
 from utils.datasets.store import CacheKind, LostPictureError, PictureStore
 from utils.datasets.workers import died, no_interruptions, outlive_signals, usable_cpus
 from utils.device import dead_worker
-from utils.distributed import rank, world_size
+from utils.distributed import processes_here, rank, world_size
 from utils.errors import UserError
 from utils.reporting.console import warning
 
@@ -354,7 +354,8 @@ def eval_loader(
 def _batch_loader(
     dataset: DetectionDataset, orders: Sequence[BatchOrder] | TrainingOrder, workers: int
 ) -> BatchLoader:
-    count = max(min(workers, usable_cpus(), len(orders)), 0)
+    # The processes of a machine share its cores.
+    count = max(min(workers, max(usable_cpus() // processes_here(), 1), len(orders)), 0)
     return BatchLoader(
         dataset,
         sampler=orders,

@@ -77,7 +77,7 @@ def _run_test(options: TestOptions, console: Console) -> EvaluationResult | None
         config = get_dataset(options.data, options.data_dir, [split], options.fetches, console.info)
     model, size, half = _network(options, config, device, console)
     with main_first():  # the others find its index in the cache
-        index = build_index(config, split, single_cls=options.single_cls)
+        index = build_index(config, split, single_cls=options.single_cls, keep=not options.dry_run)
     for problem in index.problems:
         console.warn(problem)
     if options.dry_run:

@@ -16,7 +16,6 @@ from typing import BinaryIO
 import torch
 
 from models.checkpoint import build_model, read_checkpoint
-from models.config import FOLDER
 from models.places import resolve_weights
 from models.yolo import Model
 from utils.config.command import command
@@ -40,7 +39,6 @@ from utils.reporting.console import Console
 # What writing a format, and running it for the comparison, needs beside requirements.txt.
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _PACKAGES = {"torchscript": (), "onnx": _ONNX_PACKAGES, "openvino": (*_ONNX_PACKAGES[:2], "openvino")}
-_SHIPPED_PICTURES = Path("data/images")
 _ALWAYS_SAID = frozenset({"weights", "source"})
 
 
@@ -124,9 +122,11 @@ def _export(makers: _Makers, name: str, weights: Path, check: _Check, console: C
             wanted = folder / Path(error.where).relative_to(scratch.name)
             raise UserError(error.what, wanted, error.fix) from error
         _put_in_place(made, path)
-    console.info(describe(result, path))
-    if not result.predictions + result.detections:
-        console.warn("the network sees nothing in these pictures, so nothing was compared: see --source")
+    if result.predictions + result.detections:
+        console.info(describe(result, path))
+    else:
+        fix = "name pictures in which it sees something with --source"
+        console.warn(f"{path}: the network sees nothing in these pictures, so nothing was compared; {fix}")
     return path
 
 
@@ -160,10 +160,7 @@ def is_installed(package: str) -> bool:
 
 
 def _pictures(source: str, console: Console) -> Sequence[Image]:
-    place = source
-    if Path(source) == _SHIPPED_PICTURES and not Path(source).exists():
-        place = str(FOLDER.parent / _SHIPPED_PICTURES)  # started from another folder
-    frames = islice(open_source(place, warn=console.warn), 4)
+    frames = islice(open_source(source, warn=console.warn), 4)
     return check_pictures([frame.image for frame in frames], source)
 
 

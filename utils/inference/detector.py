@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from utils.inference.exported import Exported
 from utils.inference.frames import Frame
 from utils.inference.predictor import Predictor, rescale_detections
 from utils.inference.preprocess import letterbox_image
+from utils.words import found_in_words
 
 BATCH_ON_CPU, BATCH_ON_GPU = 1, 16
 
@@ -74,6 +74,5 @@ class Detector:
         ]
 
     def in_words(self, detections: Tensor) -> str:
-        """How many of each class, as in "2 person, 1 dog"."""
-        counts = Counter(int(label) for label in detections[:, 5].tolist())
-        return ", ".join(f"{n} {self.names[label]}" for label, n in sorted(counts.items())) or "nothing"
+        """How many of each class, as in "2 persons, 1 dog"."""
+        return found_in_words([int(label) for label in detections[:, 5].tolist()], self.names) or "nothing"

@@ -25,6 +25,8 @@ from utils.inference.writers import (
     write_picture,
 )
 
+LABELS = "labels"  # the folder for label files
+
 
 @dataclass(frozen=True, kw_only=True)
 class OutputChoice:
@@ -51,7 +53,7 @@ class Outputs:
     ) -> None:
         """`files`: the sources to come, so that a file that must have a number takes the name of none."""
         self.folder, self.choice = folder, choice
-        self.labels = LabelWriter(folder / "labels", choice.confidences) if choice.labels else None
+        self.labels = LabelWriter(folder / LABELS, choice.confidences) if choice.labels else None
         self.crops = CropWriter(folder / "crops", names) if choice.crops else None
         self.table = TableWriter(folder / "predictions.csv", names) if choice.table else None
         self._stems, self._files = NameBook(), NameBook()

@@ -210,4 +210,5 @@ def half_precision(wanted: bool, device: torch.device, console: Console) -> bool
 def in_words(model: Model, device: torch.device, image_size: int) -> str:
     """Where a network computes and how large it is, for the first line of a run."""
     size = model.summary(image_size)
-    return f"{describe_device(device)}: {size.layers} layers, {size.parameters:,} parameters, {size.cost}"
+    counts = f"{size.layers} layers (fused), {size.parameters:,} parameters"
+    return f"{describe_device(device)}: {counts}, {size.cost}"

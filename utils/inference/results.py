@@ -5,7 +5,6 @@ Shapes: n detections of a picture, H W pixels.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +20,7 @@ from utils.datasets.images import Image
 from utils.errors import UserError
 from utils.inference.writers import CropWriter, NameBook, picture_suffix, safe_name, write_picture
 from utils.reporting.draw import draw_boxes
-from utils.words import counted
+from utils.words import counted, found_in_words
 
 RUNS = "runs/detect"
 _COLUMNS = ("xmin", "ymin", "xmax", "ymax"), ("xcenter", "ycenter", "width", "height")
@@ -81,8 +80,7 @@ class Detections:
         """A line a picture, and the times."""
         lines = []
         for number, (image, found) in enumerate(zip(self.ims, self.pred, strict=True), start=1):
-            counts = Counter(int(label) for label in found[:, 5].tolist())
-            listed = ", ".join(f"{count} {self.names[label]}" for label, count in sorted(counts.items()))
+            listed = found_in_words([int(label) for label in found[:, 5].tolist()], self.names)
             lines.append(
                 f"image {number}/{self.n}: {image.shape[0]}x{image.shape[1]} {listed or '(nothing)'}"
             )
@@ -160,10 +158,10 @@ class Detections:
         writer = (
             CropWriter(_folder(save_dir, exist_ok) / "crops", list(self.names.values())) if save else None
         )
-        crops = []
+        crops, book = [], NameBook()
         for index, (image, found) in enumerate(zip(self.ims, self.pred, strict=True)):
             if writer is not None:
-                name = safe_name(Path(self.files[index]).stem)
+                name = book.name(index, safe_name(Path(self.files[index]).stem))
                 writer.write(name, np.ascontiguousarray(image[..., ::-1]), found)
             for row in found:
                 x1, y1, x2, y2 = row[:4].round().int().tolist()

@@ -31,7 +31,7 @@ from utils.inference.backends import (
 from utils.inference.detector import Detector, Prepared
 from utils.inference.exported import Exported, check_names
 from utils.inference.frames import Frame, Source
-from utils.inference.outputs import OutputChoice, Outputs
+from utils.inference.outputs import LABELS, OutputChoice, Outputs
 from utils.inference.pipeline import Behind, in_groups, worked_ahead
 from utils.inference.predictor import Predictor, half_precision
 from utils.inference.preprocess import fitting_image_size
@@ -81,10 +81,10 @@ def run_detect(options: DetectOptions, console: Console | None = None) -> Path |
             outputs = stack.enter_context(Outputs(folder, detector.names, choice, source.files))
         stack.callback(viewer.close)
         count = _detect_all(source, detector, _Results(detector, style, outputs, viewer), console)
-    _summarise(source, detector, count, console)
+        _summarise(source, detector, count, console)
     if outputs is not None:
         labels = (
-            f", {counted(outputs.labels.count, 'label file')} in {folder}/labels" if outputs.labels else ""
+            f", {counted(outputs.labels.count, 'label file')} in {folder}/{LABELS}" if outputs.labels else ""
         )
         console.info(f"results in {folder}{labels}")
         if advice := after_detection(options, detector.found):
@@ -143,8 +143,9 @@ def _gone_if_unused(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with suppress(OSError):
-            folder.rmdir()
+        for place in (folder / LABELS, folder):
+            with suppress(OSError):
+                place.rmdir()
         raise
 
 
@@ -185,9 +186,9 @@ def _detect_all(source: Source, detector: Detector, results: _Results, console: 
             milliseconds = 1000 * detector.predictor.watch.last["inference"] / len(group)
             for one, detections in zip(group, found, strict=True):
                 frame = one.frame
-                height, width = frame.image.shape[:2]
+                height, width = one.pixels.shape[2:]
                 console.info(
-                    f"{frame.place} {frame.source}: {width}x{height}, {detector.in_words(detections)}, "
+                    f"{frame.place} {frame.source}: {height}x{width}, {detector.in_words(detections)}, "
                     f"{milliseconds:.1f} ms"
                 )
                 count += 1

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import cv2
 import numpy as np
 
+from models.config import FOLDER
 from utils.config.files import read_regular
 from utils.config.suggestions import near_files, question
 from utils.datasets.images import IMAGE_SUFFIXES, UnreadableImageError, decode_image, read_image
@@ -31,6 +32,7 @@ from utils.inference.remote import fetch
 from utils.inference.streams import StreamSource
 
 LIST_SUFFIXES = (".txt", ".streams")
+SHIPPED_PICTURES = Path("data/images")
 _PAGES = ("youtube.com", "m.youtube.com", "youtu.be")
 _MAX_LIST_BYTES = 256 << 20
 _TOLERATED = 100  # containers without a count of frames estimate it: one in so many may be wrong
@@ -209,6 +211,8 @@ def _files(source: str) -> list[str]:
     if is_remote_file(source):
         return [source]
     path = os.path.expanduser(source)
+    if Path(path) == SHIPPED_PICTURES and not os.path.exists(path):
+        path = str(FOLDER.parent / SHIPPED_PICTURES)  # the scripts' default, started from another folder
     if os.path.isfile(path):
         if not _is_readable(path):
             raise UserError("neither a picture nor a video", source, f"known are {_known_suffixes()}")

@@ -145,7 +145,7 @@ class TableWriter:
 
     def write(self, frame: Frame, detections: Tensor) -> None:
         """Adds the detections (n, 6) of a frame."""
-        number = "" if frame.number is None else frame.number
+        number = "" if frame.number is None else frame.number + 1  # as in the names of label files
         source = file_name(frame.source) or frame.source
         for *box, confidence, label in detections.tolist():
             corners = [f"{value:.1f}" for value in box]

@@ -238,10 +238,11 @@ def plot_results(csv_path: Path) -> Path:
     """Saves results.png beside a results.csv and gives its path.
 
     Any columns: `train/x` and `val/x` share a panel, so do `x/lr0`, `x/lr1`; the x axis is `epoch`, or
-    the row's number without such a column. Cells that are blank or not a finite number are left out.
+    the row's number without such a column, counted from 1. Cells that are blank or not a finite number
+    are left out.
     """
     columns = read_results(csv_path)
-    epochs = columns.pop("epoch", None)
+    epochs = columns.pop("epoch", None)  # from 0 in the file
     panels: dict[str, list[str]] = {}
     for column in columns:
         panels.setdefault(_panel_of(column), []).append(column)
@@ -251,11 +252,11 @@ def plot_results(csv_path: Path) -> Path:
         for axes, (title, members) in zip(axes_list, panels.items(), strict=False):
             for member in members:
                 values = columns[member]
-                x = np.arange(len(values), dtype=np.float64) if epochs is None else epochs
+                x = 1 + (np.arange(len(values), dtype=np.float64) if epochs is None else epochs)
                 _draw_series(axes, x, values, member)
             axes.set_title(title if len(members) > 1 else members[0], fontsize=10)
             axes.set_xlabel("epoch", fontsize=8)
-            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
             axes.grid(alpha=0.3)
             if len(members) > 1:
                 axes.legend(fontsize=7)

@@ -73,11 +73,14 @@ def read_data(options: TrainOptions, say: Callable[[str], None]) -> Data:
     """Indexes the pictures to train with and the validation split."""
     config = dataset(options, say)
     _check_share(options, config)
-    train = build_index(config, "train", single_cls=options.single_cls)
-    val = build_index(config, "val", single_cls=options.single_cls)
+    train, val = (_index(options, config, split) for split in ("train", "val"))
     train = _with_unlabelled(options, config, train, val)
     merged = config.names if options.single_cls and config.nc > 1 else ()
     return Data(config, train, val, tuple(train.names), tuple(merged))
+
+
+def _index(options: TrainOptions, config: DatasetConfig, split: str) -> DatasetIndex:
+    return build_index(config, split, single_cls=options.single_cls, keep=not options.dry_run)
 
 
 def _check_share(options: TrainOptions, config: DatasetConfig) -> None:
@@ -101,7 +104,7 @@ def _with_unlabelled(
     if share == 0 or "unlabeled" not in config.splits:
         return train
     kept_back = {"val": set(val.paths), "test": _pictures_of_test(config)}
-    others = without_pictures(build_index(config, "unlabeled", single_cls=options.single_cls), kept_back)
+    others = without_pictures(_index(options, config, "unlabeled"), kept_back)
     joined = join_unlabelled(train, others)
     if share and not joined.unlabelled_count:
         fix = "give others, or leave --unlabeled-share out"
@@ -270,7 +273,7 @@ def loaders(
         seed=options.seed,
         stride=stride,
         rect=options.rect,
-        cache=options.cache,
+        cache=None if options.dry_run else options.cache,  # a dry run leaves nothing, and tries few batches
         mosaic_until=options.epochs - options.close_mosaic,
         taught_until=options.taught_epochs(),
         unlabelled_share=options.share_of_unlabelled(),
