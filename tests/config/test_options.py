@@ -93,7 +93,7 @@ def test_the_seeds_flags_map_onto_the_presets(words: str, preset: str) -> None:
         (TrainOptions, "--rect --image-weights", ["--image-weights", "--rect"]),
         (TrainOptions, "--noval --image-weights", ["--image-weights", "--noval"]),
         (TrainOptions, "--weights=", ["--weights", "--cfg"]),
-        (TrainOptions, "--resume --batch 8 --seed 2", ["--batch-size: cannot", "--seed: cannot"]),
+        (TrainOptions, "--resume --batch 8 --seed 2", ["--batch-size, --seed: cannot change", "them out"]),
         (declared.TestOptions, "--weights=", ["--weights"]),
         (DetectOptions, "--imgsz 64 64 64", ["--imgsz", "not 3 numbers"]),
         (DetectOptions, "--source= --name ..", ["--source", "--name '..'"]),

@@ -344,10 +344,16 @@ def test_a_picture_smaller_than_the_image_size_is_enlarged(index):
     assert batch.letterboxes[2].pad == (0.0, 0.0)
 
 
-def test_more_workers_than_processors_or_batches_are_not_started(index):
+def test_more_workers_than_processors_or_batches_are_not_started(index, monkeypatch):
     loader = eval_loader(index, image_size=64, batch_size=11, workers=64)
     assert loader.num_workers == 1
     assert eval_loader(index, image_size=64, batch_size=11, workers=0).num_workers == 0
+    monkeypatch.setattr("utils.datasets.loader.usable_cpus", lambda: 8)
+    few = eval_loader(index, image_size=64, batch_size=1, workers=8).num_workers
+    monkeypatch.setattr("utils.datasets.loader.processes_here", lambda: 4)
+    assert eval_loader(index, image_size=64, batch_size=1, workers=8).num_workers == 2 < few
+    monkeypatch.setattr("utils.datasets.loader.processes_here", lambda: 16)
+    assert eval_loader(index, image_size=64, batch_size=1, workers=8).num_workers == 1
 
 
 @pytest.mark.parametrize("cache", [None, "ram", "disk"])

@@ -131,6 +131,19 @@ def test_pictures_are_drawn_on_copies_and_saved(results: Detections, tmp_path: P
     assert len(list((tmp_path / "cut/crops").rglob("*.jpg"))) == len(crops)
 
 
+def test_crops_of_pictures_with_one_name_are_all_kept(tmp_path: Path) -> None:
+    image, boxes = np.zeros((40, 40, 3), np.uint8), torch.tensor([[3, 3, 20, 20, 0.9, 0]])
+    results = Detections([image, image], [boxes, boxes], ["one/a.jpg", "two/a.jpg"], ["a"])
+    assert len(results.crop(save_dir=tmp_path / "cut")) == 2
+    assert len(list((tmp_path / "cut/crops").rglob("*.jpg"))) == 2
+
+
+def test_objects_are_counted_as_people_count_them() -> None:
+    boxes = torch.tensor([[3, 3, 20, 20, 0.9, 1], [3, 3, 20, 20, 0.8, 0], [3, 3, 9, 9, 0.8, 1]])
+    results = Detections([np.zeros((30, 40, 3), np.uint8)], [boxes], ["a.jpg"], ["dog", "person"])
+    assert str(results).startswith("image 1/1: 30x40 1 dog, 2 persons\n")
+
+
 def test_crops_of_boxes_at_the_borders_hold_a_pixel_at_least(tmp_path: Path) -> None:
     boxes = torch.tensor([[3, 9.6, 8, 10, 0.9, 0], [19.7, 2, 20, 7, 0.8, 0], [19.9, 9.9, 20, 10, 0.7, 0]])
     results = Detections([np.zeros((10, 20, 3), np.uint8)], [boxes], ["a.jpg"], ["a"])

@@ -203,6 +203,38 @@ def test_pictures_and_videos_at_an_address_are_files(tmp_path: Path, server: str
     assert [file_name(frame.source) for frame in open_source(str(listing))][39:] == ["v.mp4", "größe 1.png"]
 
 
+def test_a_video_that_has_to_be_read_from_its_end_is_fetched_first(
+    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server sends no parts of files: a long one's index, behind its frames, is out of reach."""
+    write_video(tmp_path / "v.mp4", frames=5)
+    opened: list[str] = []
+
+    def capture(address: str) -> cv2.VideoCapture:
+        opened.append(address)
+        return real() if address.startswith("http") else real(address)
+
+    real = cv2.VideoCapture
+    monkeypatch.setattr("utils.inference.sources.cv2.VideoCapture", capture)
+    frames = list(open_source(f"{server}/v.mp4"))
+    assert [frame.number for frame in frames] == [0, 1, 2, 3, 4]
+    assert {frame.source for frame in frames} == {f"{server}/v.mp4"}
+    assert len(opened) == 2 and not Path(opened[1]).parent.exists()
+    monkeypatch.setattr(remote, "MAX_VIDEO_BYTES", 100)
+    source = FileSource([f"{server}/v.mp4"], warn=str)
+    assert list(source) == [] and "has more than" in source.skipped[0]
+
+
+def test_the_pictures_that_ship_are_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert len(list(open_source("data/images"))) >= 2
+    (tmp_path / "data/images").mkdir(parents=True)
+    with pytest.raises(UserError, match="no picture or video in this folder"):
+        open_source("data/images")
+
+
 def test_pictures_that_cannot_be_fetched_are_skipped_with_the_reason(
     tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,7 +246,7 @@ def test_pictures_that_cannot_be_fetched_are_skipped_with_the_reason(
     source = FileSource([*addresses, dead, f"{server}/gone.mp4"], warn=str)
     assert list(source) == []
     for told, words in zip(
-        source.skipped, ("404", "decode", "more than 1 MiB", "90 bytes", "refused", "no video"), strict=True
+        source.skipped, ("404", "decode", "more than 1 MiB", "90 bytes", "refused", "404"), strict=True
     ):
         assert words in told and "secret" not in told
 

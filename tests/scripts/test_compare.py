@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import cv2
@@ -156,6 +157,8 @@ def test_a_student_and_another_network_are_compared_on_pictures(runs, run_script
     )
     assert done.returncode == 0, done.stderr
     assert "disagreement.jpg and objectness.jpg in" in done.stdout
+    for who in ("student", "teacher"):
+        assert re.search(rf"^{who} .*best\.pt: mAP50 \d\.\d+, mAP50-95 \d\.\d+$", done.stdout, re.MULTILINE)
     assert {path.name for path in (tmp_path / "exp").iterdir()} == {"disagreement.jpg", "objectness.jpg"}
 
 

@@ -146,6 +146,7 @@ def test_detect_refuses_what_cannot_work(
     (tmp_path / "broken.jpg").write_bytes(b"")
     given = arguments if "--weights" in arguments else ["--weights", str(weights), *arguments]
     assert_refused(run_script("detect.py", *given, cwd=tmp_path), code, *words)
+    assert not list(tmp_path.glob("runs/detect/*"))
 
 
 def test_test_scores_and_writes_what_is_asked_for(tmp_path: Path, weights: Path, data: Path) -> None:

@@ -68,7 +68,10 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
         words += ["--epochs", "20"]
     if kind is DistillOptions:
         words += ["--teacher", str(weights)]
+    monkeypatch.setenv("YOLO_CACHE_DIR", str(tmp_path / "cache"))
+    cached = ["--cache", "disk"] if issubclass(kind, TrainOptions) else []
     before = files_below(small_set.parent, weights.parent, tmp_path)
+    words += cached
     run_words([*words, "--dry-run"], kind, project)
     assert files_below(small_set.parent, weights.parent, tmp_path) == before
     said = capsys.readouterr().out

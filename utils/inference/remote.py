@@ -1,13 +1,16 @@
-"""Pictures from the network."""
+"""Pictures and videos from the network."""
 
 from __future__ import annotations
 
 import base64
 import http.client
+import math
 import string
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from utils.datasets.images import UnreadableImageError
@@ -15,6 +18,7 @@ from utils.fetch.web import AGENT, SourceError, opener
 from utils.inference.frames import without_password
 
 MAX_BYTES = 100 * 2**20
+MAX_VIDEO_BYTES = 2**33
 SECONDS_BETWEEN_BYTES, SECONDS_IN_ALL = 20.0, 120.0
 _CHUNK = 2**18
 
@@ -25,18 +29,37 @@ def fetch(address: str) -> bytes:
     Raises:
         UnreadableImageError: it cannot be had, takes too long or has more than `MAX_BYTES`.
     """
-    end = time.monotonic() + SECONDS_IN_ALL
-    content = bytearray()
+    return b"".join(_pieces(address, MAX_BYTES, SECONDS_IN_ALL))
+
+
+def fetch_video(address: str, target: Path) -> None:
+    """Fetches a file that has to be read from its end, as some videos have, whatever time it takes.
+
+    Raises:
+        UnreadableImageError: it cannot be had, cannot be kept, or has more than `MAX_VIDEO_BYTES`.
+    """
+    with target.open("wb") as file:
+        for piece in _pieces(address, MAX_VIDEO_BYTES, math.inf):
+            try:
+                file.write(piece)
+            except OSError as error:
+                raise UnreadableImageError(f"cannot be kept in {target.parent} ({error.strerror})") from error
+
+
+def _pieces(address: str, most: int, seconds: float) -> Iterator[bytes]:
+    """The content at an address, at most so many bytes within so many seconds."""
+    end, count = time.monotonic() + seconds, 0
     try:
         answer = opener().open(_request(address), timeout=SECONDS_BETWEEN_BYTES)
         assert answer is not None, "errors are raised"
         with answer:
             while chunk := answer.read1(_CHUNK):
-                content += chunk
-                if len(content) > MAX_BYTES:
-                    raise UnreadableImageError(f"has more than {MAX_BYTES // 2**20} MiB")
+                count += len(chunk)
+                if count > most:
+                    raise UnreadableImageError(f"has more than {most // 2**20} MiB")
                 if time.monotonic() > end:
-                    raise UnreadableImageError(f"did not come within {SECONDS_IN_ALL:.0f} s")
+                    raise UnreadableImageError(f"did not come within {seconds:.0f} s")
+                yield chunk
             expected = answer.length
     except urllib.error.HTTPError as error:
         raise UnreadableImageError(f"the server answers {error.code} {error.reason}") from error
@@ -45,7 +68,6 @@ def fetch(address: str) -> bytes:
         raise UnreadableImageError(f"cannot be fetched ({reason})") from error
     if expected:
         raise UnreadableImageError(f"the connection ended {expected} bytes too early")
-    return bytes(content)
 
 
 def _request(address: str) -> urllib.request.Request:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import glob
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -28,7 +30,7 @@ from utils.inference.frames import (
     suffix_of,
     without_password,
 )
-from utils.inference.remote import fetch
+from utils.inference.remote import fetch, fetch_video
 from utils.inference.streams import StreamSource
 
 LIST_SUFFIXES = (".txt", ".streams")
@@ -112,8 +114,17 @@ class FileSource:
     def _video(self, path: str, place: str) -> Iterator[Frame]:
         if not is_utf8(path):
             raise UnreadableImageError("OpenCV opens no video with a name that is not UTF-8")
-        source = without_password(path)
-        capture = cv2.VideoCapture(path)
+        with ExitStack() as stack:
+            capture = cv2.VideoCapture(path)
+            if not capture.isOpened() and is_address(path):
+                # Its index may lie at its end, which not every server gives before the rest.
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="video-"))
+                whole = Path(folder) / f"video{suffix_of(path)}"
+                fetch_video(path, whole)
+                capture = cv2.VideoCapture(str(whole))
+            yield from self._frames(capture, without_password(path), place)
+
+    def _frames(self, capture: cv2.VideoCapture, source: str, place: str) -> Iterator[Frame]:
         try:
             fps, total = capture.get(cv2.CAP_PROP_FPS), int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
             number, shown = 0, f" of {total}" if total > 0 else ""
