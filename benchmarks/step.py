@@ -31,7 +31,7 @@ from utils.training import setup
 from utils.training.compiled import Compiler, compile_step
 from utils.training.ema import ModelEma
 from utils.training.loop import Trainer
-from utils.training.precision import answering_dtype, cpu_computes_bf16
+from utils.training.precision import cpu_computes_bf16, teacher_dtype
 from utils.training.replayed import replay_step, replays_student
 from utils.training.step import TrainingStep
 
@@ -138,7 +138,7 @@ class Bench:
         step = TrainingStep(model, losses).to(self.device)
         step.train()
         trainer = setup.build_trainer(step, ema, options, hyp, self.size, self.device)
-        step.compute_in(answering_dtype(options.amp, options.amp_dtype, self.device))
+        step.compute_in(teacher_dtype(options.amp, options.amp_dtype, self.device))
         return trainer
 
     def hastened(self, trainer: Trainer) -> Trainer:

@@ -284,7 +284,7 @@ PLANS = {
         common=(*FINE, "--noval"),
     ),
     "voc320-usual": Plan(
-        "VOC320, yolov5n from the public COCO weights with a new head, 8 epochs at 224 px at the usual pace",
+        "VOC320, yolov5n with a new head, default hyperparameters, 8 epochs at 224 px",
         "experiments/data/voc320.yaml",
         224,
         8,
@@ -341,6 +341,11 @@ PLANS = {
     ),
 }
 TEACHERS["demo"] = TeacherRun("the demo's teacher", "weights/demo_teacher.pt", data="data/demo.yaml")
+PLANS["voc320-usual-long"] = replace(
+    PLANS["voc320-usual"],
+    title="VOC320, yolov5n with a new head, default hyperparameters, 24 epochs at 224 px",
+    epochs=24,
+)
 PLANS["voc320-known-gpu"] = replace(
     PLANS["voc320-known"],
     title="VOC320, yolov5n with what the head of its public weights knows, 30 epochs at 320 px, on a GPU",

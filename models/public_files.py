@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.fetch.lock import alone
+from utils.fetch.lock import exclusive_lock
 from utils.fetch.transfer import Remote, fetch
 from utils.fetch.web import SourceError
 
@@ -52,7 +52,7 @@ def fetch_public_file(
 
     remote = Remote(target.name, tuple(f"{release}/{target.name}" for release in _RELEASES))
     wait = f"another process is fetching {target}: waiting for it"
-    with alone(target.with_name(f".{target.name}.lock"), lambda: say(wait)):
+    with exclusive_lock(target.with_name(f".{target.name}.lock"), lambda: say(wait)):
         if not target.is_file():
             say(f"fetching {target.name} into {target.parent}")
             fetch(remote, target, accept, target)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from utils.streams import copied_beside
+from utils.streams import copied_on_side_stream
 
 FILL = 114  # of 255: the grey around images in letterboxes and mosaics
 
@@ -52,7 +52,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch with its images on another device; the copy overlaps with computation where it can."""
-        return replace(self, images=copied_beside(self.images, device))
+        return replace(self, images=copied_on_side_stream(self.images, device))
 
     def pin_memory(self) -> Batch:
         """The batch with its images in page-locked memory, whose copies to a GPU overlap with its work."""

@@ -51,7 +51,7 @@ def _of_this_rank(wanted: list[str], name: str) -> str:
     return wanted[local_rank()].strip()
 
 
-def sent(values: Tensor, device: torch.device) -> Tensor:
+def to_device(values: Tensor, device: torch.device) -> Tensor:
     """Values of main memory on a device, by a copy that nobody waits for.
 
     From page-locked memory, which torch keeps for the next copy: of other memory the driver may wait for

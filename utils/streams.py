@@ -32,7 +32,7 @@ def _for_copies(device: torch.device) -> torch.cuda.Stream:
 
 
 @contextmanager
-def begun_beside(device: torch.device) -> Iterator[None]:
+def on_side_stream(device: torch.device) -> Iterator[None]:
     """Work that follows what was asked for so far, beside what is asked for from here on."""
     if device.type != "cuda":
         yield
@@ -43,7 +43,7 @@ def begun_beside(device: torch.device) -> Iterator[None]:
         yield
 
 
-def joined_beside(device: torch.device, work: Callable[[], _T]) -> Callable[[], _T]:
+def joined_side_stream(device: torch.device, work: Callable[[], _T]) -> Callable[[], _T]:
     """The rest of what was begun beside, done when it is called; a CPU does it at once.
 
     What is asked for after the call may use all of its results. Reading a value in it waits for this work
@@ -64,7 +64,7 @@ def joined_beside(device: torch.device, work: Callable[[], _T]) -> Callable[[], 
     return join
 
 
-def copied_beside(values: Tensor, device: torch.device) -> Tensor:
+def copied_on_side_stream(values: Tensor, device: torch.device) -> Tensor:
     """Values on a device; from page-locked memory to a GPU while it computes what was asked for before."""
     if device.type != "cuda" or not values.is_pinned():
         return values.to(device, non_blocking=True)

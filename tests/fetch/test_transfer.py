@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from utils.errors import UsageError, UserError
-from utils.fetch.lock import alone
+from utils.fetch.lock import exclusive_lock
 from utils.fetch.transfer import Patience, Remote, fetch
 from utils.fetch.web import SourceError
 
@@ -256,7 +256,7 @@ def test_a_full_disk_keeps_what_has_come(good, tmp_path):
 
 
 def hold(lock: Path, seconds: float) -> None:
-    with alone(lock):
+    with exclusive_lock(lock):
         time.sleep(seconds)
 
 
@@ -274,7 +274,7 @@ def test_one_process_at_a_time_and_a_killed_one_blocks_nobody(tmp_path):
         said.append("waits")
         first.kill()
 
-    with alone(lock, waiting):
+    with exclusive_lock(lock, waiting):
         assert said == ["waits"]
     assert not lock.exists()
     first.join()
@@ -285,6 +285,6 @@ def test_one_process_at_a_time_and_a_killed_one_blocks_nobody(tmp_path):
 def test_an_odd_lock_is_refused(kind, tmp_path):
     lock, elsewhere = tmp_path / ".lock", tmp_path / "elsewhere"
     lock.symlink_to(elsewhere) if kind == "link" else os.mkfifo(lock)
-    with pytest.raises(UserError, match=r"\.lock: cannot be written"), alone(lock):
+    with pytest.raises(UserError, match=r"\.lock: cannot be written"), exclusive_lock(lock):
         pass
     assert os.path.lexists(lock) and not elsewhere.exists()

@@ -9,7 +9,7 @@ from torch import nn
 from models.yolo import Model
 from utils.errors import UserError
 from utils.training import precision
-from utils.training.precision import agrees, amp_dtype, answering_dtype, settle_precision
+from utils.training.precision import agrees, amp_dtype, settle_precision, teacher_dtype
 
 
 class Net(nn.Module):
@@ -72,11 +72,11 @@ def test_a_cpu_computes_in_float32_unless_it_is_asked_for_bf16_and_has_it(monkey
 def test_beside_a_run_in_float32_teachers_answer_in_bf16_where_the_cpu_has_it(monkeypatch):
     cpu, able = torch.device("cpu"), {}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
-    assert answering_dtype(True, "auto", cpu) is None
+    assert teacher_dtype(True, "auto", cpu) is None
     able["amx_bf16"] = True
-    assert answering_dtype(True, "auto", cpu) is torch.bfloat16
-    assert answering_dtype(True, "bf16", cpu) is torch.bfloat16
-    assert answering_dtype(False, "auto", cpu) is None
+    assert teacher_dtype(True, "auto", cpu) is torch.bfloat16
+    assert teacher_dtype(True, "bf16", cpu) is torch.bfloat16
+    assert teacher_dtype(False, "auto", cpu) is None
 
 
 def test_a_network_in_bf16_on_a_cpu_agrees_with_itself_in_float32():

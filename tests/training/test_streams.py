@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.step import PROGRESS, Bench
 from utils.distillation import distiller
-from utils.streams import begun_beside, copied_beside, joined_beside
+from utils.streams import copied_on_side_stream, joined_side_stream, on_side_stream
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 CPU = torch.device("cpu")
@@ -16,10 +16,10 @@ CPU = torch.device("cpu")
 
 def test_a_cpu_does_all_in_turn():
     values = torch.rand(3)
-    with begun_beside(CPU):
+    with on_side_stream(CPU):
         twice = values * 2
-    assert torch.equal(joined_beside(CPU, lambda: twice / 2)(), values)
-    assert copied_beside(values, CPU) is values
+    assert torch.equal(joined_side_stream(CPU, lambda: twice / 2)(), values)
+    assert copied_on_side_stream(values, CPU) is values
 
 
 @needs_cuda
@@ -29,11 +29,11 @@ def test_work_beside_sees_what_was_asked_for_before_and_is_seen_afterwards():
         values = torch.full((4096, 4096), float(number), device=device)
         long = values @ values  # keeps the first stream busy
         values = values + long * 0
-        with begun_beside(device):
+        with on_side_stream(device):
             other = values * 2
         first = torch.cuda.current_stream()
         values = values @ values
-        rest = joined_beside(device, lambda other=other: (other + 1, torch.cuda.current_stream()))
+        rest = joined_side_stream(device, lambda other=other: (other + 1, torch.cuda.current_stream()))
         other, stream = rest()
         assert stream != first and torch.cuda.current_stream() == first
         assert float((other - (2 * number + 1)).abs().max()) == 0
@@ -47,7 +47,7 @@ def test_copies_beside_have_the_values_of_the_batch():
     )
     sums = []
     for values in given:
-        there = copied_beside(values.pin_memory(), device).float()
+        there = copied_on_side_stream(values.pin_memory(), device).float()
         sums.append((there @ there.mT).sum() * 0 + there.sum())
     assert [round(float(x) / (3 * 512 * 512)) for x in sums] == list(range(40))
 
@@ -59,8 +59,8 @@ def test_a_teacher_beside_the_student_says_what_it_says_before_it(monkeypatch, p
     for beside in (False, True):
         with monkeypatch.context() as patched:
             if not beside:
-                patched.setattr(distiller, "begun_beside", lambda _: nullcontext())
-                patched.setattr(distiller, "joined_beside", lambda _, work: work)
+                patched.setattr(distiller, "on_side_stream", lambda _: nullcontext())
+                patched.setattr(distiller, "joined_side_stream", lambda _, work: work)
             trainer = bench.hastened(bench.trainer(distill_loss=preset))
             trainer.schedule = replace(trainer.schedule, nominal_batch=10**6)  # no update
             step = bench.step(trainer)

@@ -22,7 +22,7 @@ from utils.config.suggestions import nearest_path
 from utils.datasets.coco_json import read_coco
 from utils.datasets.sources import is_split_there
 from utils.errors import UserError
-from utils.fetch.lock import alone
+from utils.fetch.lock import exclusive_lock
 from utils.fetch.part import check_room
 from utils.fetch.transfer import FETCH_INTERRUPTED, Remote, check_content, fetch
 from utils.fetch.unpack import move_in, unpack
@@ -72,7 +72,7 @@ def fetch_dataset(config: DatasetConfig, splits: Sequence[str], say: Say, keep: 
     place = _Place(config, say, keep)
     wait = f"another process is fetching {config.root}: waiting for it"
     try:
-        with alone(place.work / ".lock", lambda: say(wait)):
+        with exclusive_lock(place.work / ".lock", lambda: say(wait)):
             splits = missing_splits(config, splits)  # another process may have fetched them meanwhile
             needed = config.download.steps_for(tuple(splits)) if splits else ()
             steps = [step for step in needed if place.is_needed(step)]

@@ -21,7 +21,7 @@ from utils.distillation.teacher import InStudentsTerms, fitted
 from utils.errors import UserError
 from utils.losses.recipe import Body, EpochReport, Terms
 from utils.losses.terms import TermsOfTensors
-from utils.streams import begun_beside, joined_beside
+from utils.streams import joined_side_stream, on_side_stream
 
 
 @dataclass
@@ -122,10 +122,10 @@ class Distiller(nn.Module):
         A GPU asks them, and looks for what they have detected, beside the student's pass.
         """
         device = batch.images.device
-        with begun_beside(device):
+        with on_side_stream(device):
             taught, each = self.teachers(batch.images)
         preset = self.preset
-        rest = joined_beside(device, lambda: None if preset is None else ahead_of(preset, batch, taught))
+        rest = joined_side_stream(device, lambda: None if preset is None else ahead_of(preset, batch, taught))
 
         def compare(output: StudentOutput) -> dict[str, Tensor]:
             against = rest()

@@ -15,7 +15,7 @@ _SECONDS = 0.2  # between two looks
 
 
 @contextmanager
-def alone(lock: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+def exclusive_lock(lock: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Lets one process of this machine through at a time; the file `lock` goes when it leaves.
 
     waiting: called once where there is another. Where a system or a disk knows no locks, all pass.

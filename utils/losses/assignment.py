@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from utils.device import sent
+from utils.device import to_device
 
 # Columns and rows from a target's own cell to its four neighbours: left, up, right, down.
 _NEIGHBOURS = ((0, 0), (-1, 0), (0, -1), (1, 0), (0, 1))
@@ -44,7 +44,7 @@ class Pairs:
         """The pairs on a device, in two copies that nothing waits for."""
         if self.boxes.device == device:
             return self
-        return Pairs.of(sent(self.indices(), device), sent(self.boxes, device), self.counts)
+        return Pairs.of(to_device(self.indices(), device), to_device(self.boxes, device), self.counts)
 
     def indices(self) -> Tensor:
         """All indices as one tensor (8, P), in the order of the fields."""

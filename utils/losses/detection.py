@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from models.decode import boxes_cxcywh_grid
 from utils.batch import Batch, Progress, StudentOutput
 from utils.boxes import aligned_iou
-from utils.device import sent
+from utils.device import to_device
 from utils.distributed import is_distributed, sum_over_ranks
 from utils.losses.assignment import Pairs, assign_targets
 from utils.losses.terms import TermsOfTensors, binary_cross_entropy, smoothed_one_hot
@@ -183,11 +183,14 @@ class DetectionLoss(nn.Module):
         found = assign_targets(targets, self._anchors_on(targets.device), grids, self.gains.anchor_t)
         numbers = torch.tensor(found.counts, device=labelled.device)
         # All in one tensor: one copy to the device, one meeting of the ranks.
-        numbers = sent(torch.cat((numbers, labelled.sum()[None])), device)
+        numbers = to_device(torch.cat((numbers, labelled.sum()[None])), device)
         together = self._count(numbers, len(labelled))
         pairs, real = found.padded() if padded else (found, None)
         return Wanted(
-            pairs.to(device), together, sent(labelled, device), real if real is None else sent(real, device)
+            pairs.to(device),
+            together,
+            to_device(labelled, device),
+            real if real is None else to_device(real, device),
         )
 
     def compare(self, levels: Sequence[Tensor], wanted: Wanted, class_loss: ClassLoss) -> dict[str, Tensor]:

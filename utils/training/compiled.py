@@ -76,7 +76,9 @@ class Compiler:
             self._warn(f"--compile has failed ({reason_of(error)}): going on without it")
 
 
-def hasten(trainer: Trainer, options: TrainOptions, image_size: int, batches: int, console: Console) -> None:
+def speed_up(
+    trainer: Trainer, options: TrainOptions, image_size: int, batches: int, console: Console
+) -> None:
     """Compiles the networks of a run where its options ask for it, and records them on a GPU.
 
     batches: of an epoch.

@@ -6,7 +6,7 @@ from utils.config.options import TrainOptions
 from utils.evaluation.best import Best
 
 
-def why_over(options: TrainOptions, done: int, best: Best) -> str:
+def stop_reason(options: TrainOptions, done: int, best: Best) -> str:
     """Why a run that goes on after `done` epochs has nothing left to train; empty where it has.
 
     It may have stopped early. Who then gives --epochs or --patience anew wants it to go on.

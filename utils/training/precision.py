@@ -46,7 +46,7 @@ def amp_dtype(wanted: bool, kind: str, device: torch.device) -> torch.dtype | No
     return torch.float16
 
 
-def answering_dtype(wanted: bool, kind: str, device: torch.device) -> torch.dtype | None:
+def teacher_dtype(wanted: bool, kind: str, device: torch.device) -> torch.dtype | None:
     """The reduced precision of networks that are only asked: that of the run, `amp_dtype`.
 
     Beside a run in float32 it is bf16 on a CPU that computes it: answers need no more than that.

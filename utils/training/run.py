@@ -36,12 +36,12 @@ from utils.losses.recipe import EpochReport, Loss, LossContext, LossRecipe
 from utils.reporting.console import Console, EpochBar, duration
 from utils.reporting.loggers import check_loggers, open_loggers
 from utils.training import setup, state
-from utils.training.compiled import hasten
+from utils.training.compiled import speed_up
 from utils.training.ema import ModelEma
 from utils.training.loop import BAR_FACTS, EpochHooks, Trainer, means_over_ranks
-from utils.training.patience import why_over
+from utils.training.patience import stop_reason
 from utils.training.pictures import RunPictures
-from utils.training.precision import answering_dtype, settle_precision
+from utils.training.precision import settle_precision, teacher_dtype
 from utils.training.records import RunRecords
 from utils.training.resume import check_pictures, lasting, note_launch, resumed
 from utils.training.step import TrainingStep
@@ -158,9 +158,9 @@ class TrainingRun:
             self.class_scores = np.array(run.class_scores)
             self.saved = None  # a second copy of all weights is not needed any more
         options, asked = self.options, self._from_losses("networks")
-        dtype = answering_dtype(options.amp, options.amp_dtype, self.device)
+        dtype = teacher_dtype(options.amp, options.amp_dtype, self.device)
         settle_precision(trainer, asked, dtype, self.val_loader, self.console.warn)
-        hasten(trainer, options, self.image_size, len(self.train_loader), self.console)
+        speed_up(trainer, options, self.image_size, len(self.train_loader), self.console)
         return trainer
 
     def _from_losses(self, hook: str) -> dict[str, Any]:
@@ -215,7 +215,7 @@ class TrainingRun:
         """Runs the epochs that are left; gives their number."""
         assert self.folder is not None
         options = self.options
-        over = why_over(options, self.start_epoch, self.best)
+        over = stop_reason(options, self.start_epoch, self.best)
         if over:
             self.console.info(over)
             return 0
