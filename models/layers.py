@@ -225,7 +225,9 @@ def replace_activation(model: nn.Module, text: str, where: object) -> None:
             if isinstance(getattr(module, "act", None), nn.SiLU):
                 module.act = ACTIVATIONS[found[1]](*arguments)
     except (TypeError, ValueError) as error:
-        raise UserError(f"activation {text!r} cannot be built: {error}", where) from error
+        raise UserError(
+            f"activation {text!r} cannot be built: {error}", where, "write it as in nn.LeakyReLU(0.1)"
+        ) from error
 
 
 def _rows(cfg: Mapping[str, Any], part: str, where: object) -> list[Any]:

@@ -294,7 +294,10 @@ class Model(nn.Module):
                 image = torch.zeros(1, self.channels, side, side).to(convolutions[0].weight)
                 self.forward_head(self.forward_features(image))
         except RuntimeError as error:
-            raise UserError(f"its layers do not fit together: {reason_of(error)}", "the network") from error
+            fix = "check the arguments of its layers in the network YAML"
+            raise UserError(
+                f"its layers do not fit together: {reason_of(error)}", "the network", fix
+            ) from error
         finally:
             for hook in hooks:
                 hook.remove()

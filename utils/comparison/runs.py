@@ -174,7 +174,7 @@ def read_run(folder: Path, warn: Warn) -> Run:
     columns = _table(folder / RESULTS_NAME)
     epochs = len(next(iter(columns.values()), ()))
     if not epochs:
-        raise UserError("no epoch is done yet", folder / RESULTS_NAME)
+        raise UserError("no epoch is done yet", folder / RESULTS_NAME, "wait for one, or leave this run out")
     gone: list[str] = []
     options = _plain(folder / "opt.yaml", gone)
     hyp = _plain(folder / "hyp.yaml", gone)
@@ -198,7 +198,9 @@ def _table(path: Path) -> dict[str, Floats]:
     try:
         return read_results(path)
     except (OSError, csv.Error) as error:
-        raise UserError(f"cannot be read ({error})", path) from error
+        raise UserError(
+            f"cannot be read ({error})", path, "leave this run out, or bring the file back"
+        ) from error
 
 
 def _plain(path: Path, gone: list[str]) -> dict[str, Any] | None:

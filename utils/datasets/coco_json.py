@@ -90,7 +90,11 @@ def _load(path: Path) -> dict[str, Any]:
             f"is no valid JSON ({str(error)[:200]})", path, "fetch or copy the file again"
         ) from error
     if not isinstance(content, dict) or not {"images", "categories"} <= set(content):
-        raise UserError("is no annotation file: it lacks images or categories", path)
+        raise UserError(
+            "is no annotation file: it lacks images or categories",
+            path,
+            "give one like instances_val2017.json",
+        )
     return content
 
 

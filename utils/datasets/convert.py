@@ -286,7 +286,7 @@ def _read(arguments: argparse.Namespace) -> Converted:
             return from_voc(voc_folder(source, arguments.names))
         config = load_dataset_config(source, arguments.data_dir)
         if config.layout != "voc":
-            raise UserError("its data is in YOLO layout already", config.yaml_path)
+            raise UserError("its data is in YOLO layout already", config.yaml_path, "train with it as it is")
         return from_voc(config)
     splits = arguments.splits or [_split_of(path) for path in source]
     if len(set(splits)) != len(source):

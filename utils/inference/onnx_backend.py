@@ -68,7 +68,11 @@ class OnnxNetwork(Exported):
         try:
             (output,) = self.session.run([self._output], given)
         except Exception as error:
-            raise UserError(f"onnxruntime cannot run it ({first_words(error)})", self.path) from error
+            raise UserError(
+                f"onnxruntime cannot run it ({first_words(error)})",
+                self.path,
+                "export it anew with export.py",
+            ) from error
         return torch.from_numpy(np.asarray(output)).to(self.device)
 
 
