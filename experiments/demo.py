@@ -27,8 +27,6 @@ TEACHER, START = Path("weights/demo_teacher.pt"), Path("weights/demo_student.pt"
 DATA = ("--data", "data/demo.yaml")
 IMAGE_SIZE = 320
 EPOCHS = 10
-# A few shapes that nobody mixes up: where they lie is what there is to learn. See docs/choosing-a-teacher.md.
-GAINS = ("--distill-box", "6", "--distill-obj", "3", "--distill-cls", "3")
 PICTURES = "datasets/demo/images/test/test_0000*.png"
 # Small networks on few pictures: pictures of the training and a full set of plots would take longer
 # than the learning.
@@ -78,7 +76,7 @@ def run_steps(folder: Path) -> tuple[list[Score], Path]:
     step("the demo set", "-m", "utils.datasets.demo", "--out", "datasets/demo")
     go_on = ("--weights", str(START))
     plain = train(folder, f"{EPOCHS} epochs, plain", "plain", go_on)
-    taught = ("--teacher", str(TEACHER), "--distill-ratio", "1", *GAINS)
+    taught = ("--teacher", str(TEACHER), "--distill-ratio", "1")
     distilled = train(folder, f"{EPOCHS} epochs, distilled", "distilled", (*go_on, *taught))
     scores = [
         score(folder, "teacher", TEACHER),

@@ -99,9 +99,10 @@ TEACHERS = {
 }
 
 PLAIN = Arm("plain", "plain training")
-# For boxes of few classes: what the default was when the runs on BCCD were made.
 RESPONSE = ("--distill-loss", "response")
+# The default with up to ten classes, and that with more. The runs were made before there were two.
 BOXES = (*RESPONSE, "--distill-box", "6", "--distill-obj", "3", "--distill-cls", "3")
+CLASSES = (*RESPONSE, "--distill-box", "1", "--distill-obj", "1", "--distill-cls", "8")
 BOTH = (*RESPONSE, "--distill-box", "6", "--distill-obj", "3", "--distill-cls", "24")
 FEATURES_ALONE = (*RESPONSE, "--distill-box", "0", "--distill-obj", "0", "--distill-cls", "0")
 
@@ -109,7 +110,7 @@ FEATURES_ALONE = (*RESPONSE, "--distill-box", "0", "--distill-obj", "0", "--dist
 def presets(teacher: str, boxes_first: bool = False) -> tuple[Arm, ...]:
     """Plain training, each preset, the default, and the default with each feature loss.
 
-    boxes_first: also `response` with the weights for few classes (`BOXES`), with and without features.
+    boxes_first: with features beside the default's weights for few classes (`BOXES`) too.
     """
 
     def distilled(name: str, title: str, *options: str) -> Arm:
@@ -132,10 +133,12 @@ def presets(teacher: str, boxes_first: bool = False) -> tuple[Arm, ...]:
         distilled("l2", "`l2`", "--distill-loss", "l2"),
         distilled("kl", "`kl`", "--distill-loss", "kl"),
     )
+    classes = "`response`, classes first (1, 1, 8)"
     if not boxes_first:
-        return (*arms, *featured("response", "`response` (the default)", *RESPONSE))
-    default = featured("default", "`response` (the default)", *RESPONSE)
-    return (*arms, *default, *featured("response", "`response`, boxes first (6, 3, 3)", *BOXES))
+        usual = distilled("boxes-first", "`response` (the default)", *BOXES)
+        return (*arms, usual, *featured("response", classes, *CLASSES))
+    default = featured("response", "`response` (the default)", *BOXES)
+    return (*arms, *default, *featured("default", classes, *CLASSES))
 
 
 def few_labels() -> tuple[Arm, ...]:

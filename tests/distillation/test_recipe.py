@@ -42,7 +42,7 @@ def test_teachers_without_a_class_for_the_student_are_told_with_the_feature_loss
 
 
 PRESETS_CLASS_GAIN = {
-    "response": lambda preset: preset.cls / 8,
+    "response": lambda preset: preset.cls / 3,
     "l2": lambda preset: preset.gains.cls,
     "objectness": lambda preset: preset.gains.cls,
     "boxes": lambda preset: preset.detection.gains.cls,

@@ -10,7 +10,7 @@ from utils.batch import Batch, Progress, StudentOutput
 from utils.config.options import DistillOptions
 from utils.distillation.distiller import Distiller
 from utils.distillation.ensemble import Teachers
-from utils.distillation.recipe import build_distiller, build_preset
+from utils.distillation.recipe import build_distiller, build_preset, response_gains
 from utils.distillation.schedule import DistillSchedule
 from utils.distillation.teacher import Teacher
 from utils.losses.detection import DetectionLoss, LossGains
@@ -65,6 +65,24 @@ def test_the_weights_are_those_of_the_options():
 def test_each_term_of_the_response_has_the_weight_of_its_own_option():
     preset = preset_of(distill_box=2.0, distill_obj=3.0, distill_cls=5.0)
     assert (preset.box, preset.obj, preset.cls) == pytest.approx((2 * 0.05, 3 * 1.0, 5 * 0.4))
+
+
+def test_weights_that_are_not_named_suit_the_number_of_classes():
+    gains = [
+        response_gains(options_of(**given), count)
+        for given, count in (
+            ({}, 1),
+            ({}, 10),
+            ({}, 11),
+            (dict(distill_cls=0.0), 3),
+            (dict(distill_box=0.0), 80),
+        )
+    ]
+    assert [(one.box, one.obj, one.cls) for one in gains] == [
+        (6, 3, 3), (6, 3, 3), (1, 1, 8), (6, 3, 0), (0, 1, 8),
+    ]  # fmt: skip
+    preset = preset_of()
+    assert (preset.box, preset.obj, preset.cls) == pytest.approx((6 * 0.05, 3 * 1.0, 3 * 0.4))
 
 
 def test_boxes_and_kl_are_made_as_the_options_say():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from utils.config.options_base import DATA, TEACHER
 from utils.config.options_train import TrainOptions
@@ -13,6 +13,24 @@ from utils.config.settings import above, at_least, between, option
 OWN_AVERAGE = "ema"  # as a teacher
 Preset = Literal["response", "boxes", "objectness", "l2", "kl"]
 PRESETS: tuple[str, ...] = get_args(Preset)
+
+
+# The weights of the terms of `response` with few classes and with more; where they are few, boxes are what
+# there is to learn. See docs/experiments.md.
+FEW_CLASSES = 10
+TERM_WEIGHTS = {"box": (6.0, 1.0), "obj": (3.0, 1.0), "cls": (3.0, 8.0)}
+
+
+def term_weight(name: str, term: str) -> Any:
+    """The field of the weight of a term of `response`; None stands for that by the number of classes."""
+    few, many = TERM_WEIGHTS[name]
+    return option(
+        None,
+        f"response: weight of the {term} term, relative to the gain of the labels' loss; without it "
+        f"{few:g} with up to {FEW_CLASSES} classes, else {many:g}",
+        limits=at_least(0),
+        group=TEACHER,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,24 +76,9 @@ class DistillOptions(TrainOptions):
         limits=above(0),
         group=TEACHER,
     )
-    distill_box: float = option(
-        1.0,
-        "response: weight of the box term, relative to the gain of the labels' loss",
-        limits=at_least(0),
-        group=TEACHER,
-    )
-    distill_obj: float = option(
-        1.0,
-        "response: weight of the objectness term, relative to the gain of the labels' loss",
-        limits=at_least(0),
-        group=TEACHER,
-    )
-    distill_cls: float = option(
-        8.0,
-        "response: weight of the class term, relative to the gain of the labels' loss",
-        limits=at_least(0),
-        group=TEACHER,
-    )
+    distill_box: float | None = term_weight("box", "box")
+    distill_obj: float | None = term_weight("obj", "objectness")
+    distill_cls: float | None = term_weight("cls", "class")
     feature_loss: Literal["none", "cwd", "pkd", "score-l2"] = option(
         "none",
         "also distil the inputs of the Detect layer: by channel-wise divergence, correlation, or "

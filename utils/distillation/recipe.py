@@ -77,6 +77,13 @@ def build_distiller(options: DistillOptions, paths: Sequence[Path | None], conte
     )
 
 
+def response_gains(options: DistillOptions, class_count: int) -> ResponseGains:
+    """The weights of the terms that the options name, and for others those that suit so many classes."""
+    named = {term: getattr(options, f"distill_{term}") for term in ("box", "obj", "cls")}
+    given = {term: weight for term, weight in named.items() if weight is not None}
+    return replace(ResponseGains.for_classes(class_count), **given)
+
+
 def warn_of_a_lonely_class(options: DistillOptions, context: LossContext, shared: int) -> None:
     """Warns where classes are compared with one another, and teacher and data have one in common."""
     if shared == 1 and len(context.names) > 1 and (options.preset() == "kl" or options.soft_loss):
@@ -188,7 +195,7 @@ def build_preset(options: DistillOptions, context: LossContext, teachers: Teache
     warn_of_a_lonely_class(options, context, len(fit.classes.student))
     match options.preset():
         case "response":
-            own = ResponseGains(options.distill_box, options.distill_obj, options.distill_cls)
+            own = response_gains(options, len(context.names))
             return Response(gains, anchors, own, balance=balance, complete=complete)
         case "boxes":
             strides = context.model.stride[rows]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from models.decode import boxes_cxcywh_grid
 from utils.boxes import aligned_iou
+from utils.config.options_distill import FEW_CLASSES, TERM_WEIGHTS
 from utils.distillation.presets import DensePreset
 from utils.losses.detection import LossGains, level_balance, mean_count
 from utils.losses.terms import differentiated_at_once
@@ -25,14 +26,22 @@ from utils.losses.terms import differentiated_at_once
 class ResponseGains:
     """Weights of the three terms, relative to the ground-truth loss's gains of the same name.
 
-    At these the gradient of the classes is about as strong as that of the labels, that of boxes a quarter.
-    Boxes have nearly all of a network's gradient: with more of them from the teacher than from the labels,
-    classes are learnt more slowly than without one. See docs/experiments.md.
+    Those here are for many classes: the gradient of the classes is about as strong as that of the labels,
+    that of boxes a quarter. Boxes have nearly all of a network's gradient: with more of them from the
+    teacher than from the labels, many classes are learnt more slowly than without one. See
+    docs/experiments.md.
     """
 
-    box: float = 1.0
-    obj: float = 1.0
-    cls: float = 8.0
+    box: float = TERM_WEIGHTS["box"][1]
+    obj: float = TERM_WEIGHTS["obj"][1]
+    cls: float = TERM_WEIGHTS["cls"][1]
+
+    @classmethod
+    def for_classes(cls, count: int) -> ResponseGains:
+        """The weights for data of so many classes."""
+        return (
+            cls(**{name: few for name, (few, _) in TERM_WEIGHTS.items()}) if count <= FEW_CLASSES else cls()
+        )
 
 
 @dataclass(frozen=True)
