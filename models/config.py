@@ -21,7 +21,17 @@ FOLDER = Path(__file__).parent
 # Anchors for a cfg that only says how many: sizes in cells, in proportions that suit most data.
 # AutoAnchor fits them to the labels.
 START_SIZES = (1.25, 1.6), (2.0, 3.75), (4.1, 2.9)
-KEYS = ("nc", "ch", "depth_multiple", "width_multiple", "activation", "anchors", "backbone", "head")
+KEYS = (
+    "nc",
+    "ch",
+    "depth_multiple",
+    "width_multiple",
+    "activation",
+    "anchors",
+    "backbone",
+    "head",
+    "inplace",
+)
 MAX_CLASSES = 100_000
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same loader in C, ten times as fast
 
@@ -92,10 +102,10 @@ def find_config(name: Path | str) -> Path:
 def _load(path: Path) -> dict[str, Any]:
     """The content of a file. A key without a meaning is most likely a slip, and is refused."""
     content, lines = load_yaml(path, _LOADER)
+    unknown = [key for key in content if key not in KEYS]
     wrong = [
-        f"line {lines[key]}: unknown key {key!r}{did_you_mean(key, KEYS)}"
-        for key in content
-        if key not in KEYS
+        f"{f'line {lines[key]}: ' if key in lines else ''}unknown key {key!r}{did_you_mean(key, KEYS)}"
+        for key in unknown
     ]
     if wrong:
         raise UserError("; ".join(wrong), path, f"known are {', '.join(KEYS)}")

@@ -38,7 +38,8 @@ Each line is a test that makes the fault happen and looks at what follows. The p
 Three rules hold for all of them. Data is never rewritten: what is put right is put right in memory. What a
 person can mend ends in one line with file, line and what to do, and exit code 1 (2 for options and settings).
 Nothing that is read from a file is ever executed, and nothing is written but into the run's folder and the
-user's cache folder; what is fetched goes where it belongs, and replaces nothing.
+user's cache folder (and, while a video from the network is looked at, the system's folder for temporary
+files); what is fetched goes where it belongs, and replaces nothing.
 
 `python train.py --check-data --data ...` lists everything that is wrong with a dataset, without training.
 """

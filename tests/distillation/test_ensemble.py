@@ -74,6 +74,17 @@ def test_in_reduced_precision_teachers_say_together_what_they_say_in_float32(dty
     torch.testing.assert_close(together, mean_level([level.float() for level in halves]).to(dtype))
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_one_that_tells_no_classes_apart_has_nothing_in_common_with_strangers(images, turned):
+    student = network(names=["item"])
+    for merged, others in ((["a", "b"], ["xy"]), (["a", "b", "c"], ["ax", "by"])):
+        members = [Teacher(network(1, names=["thing"]))]
+        members += [Teacher(network(2, names=list(names))) for names in others]
+        teachers = Teachers(members[::-1] if turned else members, student, ["item"], merged)
+        assert not teachers.fit.classes.student
+        teachers(images)
+
+
 def test_one_teacher_speaks_for_itself(images):
     teachers = Teachers([Teacher(network(1))], network(), NAMES)
     together, (alone,) = teachers(images)

@@ -55,7 +55,7 @@ def test_a_class_weighs_the_same_whichever_others_the_teacher_knows(kind):
     names = ["a", "b", "c", "d"]
     student = network(names)
     detection = DetectionLoss(student.head.anchors, 4, LossGains(cls=0.4))
-    context = SimpleNamespace(model=student, names=names, detection=detection, device="cpu")
+    context = SimpleNamespace(model=student, names=names, detection=detection, device="cpu", say=len)
     gains = []
     for known in (names, ["a", "x", "y", "z"]):
         teachers = Teachers([Teacher(network(known))], student, names)
@@ -73,7 +73,9 @@ def test_a_single_class_in_common_has_a_class_term_or_a_line_says_why_not(kind, 
     names, said = ["a", "b", "c", "d"], []
     student, teacher = network(names), Teacher(network(["a", "x"], seed=1))
     detection = DetectionLoss(student.head.anchors, 4, LossGains())
-    context = SimpleNamespace(model=student, names=names, detection=detection, device="cpu", warn=said.append)
+    context = SimpleNamespace(
+        model=student, names=names, detection=detection, device="cpu", warn=said.append, say=len
+    )
     teachers = Teachers([teacher], student, names)
     options = DistillOptions(teacher=("t.pt",), distill_loss=kind, soft_loss=soft, t_conf_thres=0.0)
     preset = build_preset(options, context, teachers)

@@ -381,6 +381,7 @@ def test_a_file_that_is_no_config_is_refused(tmp_path):
         ("[1, 2]", "needs 'key: value' lines"),
         ("a: [", "is not valid YAML"),
         ("nc: 2\nwidth_multiple: 1\nnc: 3\n", "nc"),
+        ("nc: 2\non: true\n0x10: 2\n<<: {foo: 3}\n", "unknown key 'foo'.*unknown key 'True'"),
         (slips, "line 1: unknown key 'depth_mutiple', did you mean 'depth_multiple'.*; line 3: .*activation"),
     ):
         (tmp_path / "odd.yaml").write_text(text)

@@ -128,7 +128,7 @@ def test_an_epoch_shows_its_values_below_their_names(
     assert "30/30" in line and "ratio=1.23e-05" in line
 
 
-@pytest.mark.parametrize(("width", "shown"), [(60, 0), (80, 2), (100, 4), (120, 6), (160, 9), (200, 9)])
+@pytest.mark.parametrize(("width", "shown"), [(60, 0), (80, 1), (100, 3), (120, 5), (170, 9), (200, 9)])
 def test_on_a_narrow_terminal_progress_and_times_come_first(
     width: int, shown: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

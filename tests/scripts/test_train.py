@@ -16,6 +16,7 @@ from utils.config.options import DistillOptions
 from utils.distillation.recipe import distillation_recipe
 from utils.distillation.teacher import checksum
 from utils.training.run import TrainingRun
+from utils.training.state import set_weights_aside
 from utils.training.stop import StopSignals
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -283,6 +284,7 @@ def test_a_folder_that_is_used_again_sets_the_weights_of_the_run_before_aside(
     assert [path.name for path in kept] == ["best.pt", "epoch3.pt", "last.pt", "state.pt"]
     assert all(path.read_bytes() == teacher.read_bytes() for path in kept)
     assert f"the weights of an earlier run are now in {folder / 'earlier'}" in done.stdout
+    assert set_weights_aside(folder) == folder / "earlier2" and len(list((folder / "earlier").iterdir())) == 4
 
 
 def test_a_run_without_a_score_yet_has_patience(small_set, run_script, tmp_path, rows_of):

@@ -196,6 +196,9 @@ def build_preset(options: DistillOptions, context: LossContext, teachers: Teache
     match options.preset():
         case "response":
             own = response_gains(options, len(context.names))
+            weights = ", ".join(f"{weight:g}" for weight in (own.box, own.obj, own.cls))
+            classes = counted(len(context.names), "class", "classes")
+            context.say(f"weights of distillation's box, objectness and class terms: {weights} ({classes})")
             return Response(gains, anchors, own, balance=balance, complete=complete)
         case "boxes":
             strides = context.model.stride[rows]

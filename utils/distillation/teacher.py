@@ -127,7 +127,7 @@ class Teacher:
         the number of unnamed classes differs.
         """
         if merged and self.model.nc == 1:  # knows no classes either
-            merged, only = (), None
+            merged, only = (), (None if only else only)  # of several that share nothing, nothing either
         own, taken = self._names_for(merged or names)
         if merged:
             classes = ClassMap.all_as_one(own, merged, names[0], only)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import importlib.util
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,10 +35,11 @@ from utils.inference.exported import Exported
 from utils.inference.facts import ExportFacts, NmsInside
 from utils.inference.predictor import halved, in_words
 from utils.inference.preprocess import fitting_image_size
-from utils.inference.sources import open_source
+from utils.inference.sources import found_from_anywhere, open_source
 from utils.reporting.console import Console
 
 # What writing a format, and running it for the comparison, needs beside requirements.txt.
+_SCRATCH, _ABANDONED_SECONDS = ".export-", 24 * 3600
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _PACKAGES = {"torchscript": (), "onnx": _ONNX_PACKAGES, "openvino": (*_ONNX_PACKAGES[:2], "openvino")}
 _ALWAYS_SAID = frozenset({"weights", "source"})
@@ -108,7 +111,8 @@ def _export(makers: _Makers, name: str, weights: Path, check: _Check, console: C
     """
     folder = weights.parent
     with refusals("nothing can be written here", folder):
-        scratch = tempfile.TemporaryDirectory(prefix=".export-", dir=folder)
+        _remove_abandoned(folder)
+        scratch = tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=folder)
     with scratch:
         try:
             made = makers.make(name, Path(scratch.name), weights.stem)
@@ -128,6 +132,13 @@ def _export(makers: _Makers, name: str, weights: Path, check: _Check, console: C
         fix = "name pictures in which it sees something with --source"
         console.warn(f"{path}: the network sees nothing in these pictures, so nothing was compared; {fix}")
     return path
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Removes what exports that were killed have left; another one may be going on."""
+    for place in folder.glob(f"{_SCRATCH}*"):
+        if place.is_dir() and time.time() - place.stat().st_mtime > _ABANDONED_SECONDS:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def _put_in_place(made: Path, path: Path) -> None:
@@ -160,7 +171,7 @@ def is_installed(package: str) -> bool:
 
 
 def _pictures(source: str, console: Console) -> Sequence[Image]:
-    frames = islice(open_source(source, warn=console.warn), 4)
+    frames = islice(open_source(found_from_anywhere(source), warn=console.warn), 4)
     return check_pictures([frame.image for frame in frames], source)
 
 

@@ -38,12 +38,12 @@ def fetch_video(address: str, target: Path) -> None:
     Raises:
         UnreadableImageError: it cannot be had, cannot be kept, or has more than `MAX_VIDEO_BYTES`.
     """
-    with target.open("wb") as file:
-        for piece in _pieces(address, MAX_VIDEO_BYTES, math.inf):
-            try:
+    try:
+        with target.open("wb") as file:
+            for piece in _pieces(address, MAX_VIDEO_BYTES, math.inf):
                 file.write(piece)
-            except OSError as error:
-                raise UnreadableImageError(f"cannot be kept in {target.parent} ({error.strerror})") from error
+    except OSError as error:
+        raise UnreadableImageError(f"cannot be kept in {target.parent} ({error.strerror})") from error
 
 
 def _pieces(address: str, most: int, seconds: float) -> Iterator[bytes]:

@@ -35,7 +35,7 @@ from utils.inference.outputs import LABELS, OutputChoice, Outputs
 from utils.inference.pipeline import Behind, in_groups, worked_ahead
 from utils.inference.predictor import Predictor, half_precision
 from utils.inference.preprocess import fitting_image_size
-from utils.inference.sources import FileSource, Piece, Unreadable, open_source
+from utils.inference.sources import FileSource, Piece, Unreadable, found_from_anywhere, open_source
 from utils.inference.streams import StreamSource
 from utils.inference.viewer import Viewer
 from utils.reporting.console import Console
@@ -57,7 +57,10 @@ def run_detect(options: DetectOptions, console: Console | None = None) -> Path |
     """Detects in `options.source`; gives the folder with the results, None where nothing is written."""
     console = console or Console()
     device = select_device(options.device)
-    source = open_source(options.source, options.vid_stride, console.warn)
+    place = found_from_anywhere(options.source)
+    if place != options.source:
+        console.info(f"{options.source} is not in this folder: these are the pictures that ship, {place}")
+    source = open_source(place, options.vid_stride, console.warn)
     detector = _detector(options, device, console)
     choice = OutputChoice(
         pictures=not options.nosave,

@@ -118,7 +118,11 @@ class FileSource:
             capture = cv2.VideoCapture(path)
             if not capture.isOpened() and is_address(path):
                 # Its index may lie at its end, which not every server gives before the rest.
-                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="video-"))
+                self.warn(f"{without_password(path)} cannot be played from there: it is fetched first")
+                try:
+                    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="video-"))
+                except OSError as error:
+                    raise UnreadableImageError(f"no folder to keep it in ({error.strerror})") from error
                 whole = Path(folder) / f"video{suffix_of(path)}"
                 fetch_video(path, whole)
                 capture = cv2.VideoCapture(str(whole))
@@ -150,6 +154,13 @@ def _picture(path: str, place: str) -> Frame | Unreadable:
     except UnreadableImageError as error:
         return Unreadable(path, str(error))
     return Frame(image, without_password(path), place=place)
+
+
+def found_from_anywhere(source: str) -> str:
+    """The source; for the scripts' default, where it is not in the working folder, the pictures that ship."""
+    if Path(source) == SHIPPED_PICTURES and not os.path.exists(source):
+        return str(FOLDER.parent / SHIPPED_PICTURES)
+    return source
 
 
 def open_source(source: str, vid_stride: int = 1, warn: Callable[[str], None] = print) -> Source:
@@ -222,8 +233,6 @@ def _files(source: str) -> list[str]:
     if is_remote_file(source):
         return [source]
     path = os.path.expanduser(source)
-    if Path(path) == SHIPPED_PICTURES and not os.path.exists(path):
-        path = str(FOLDER.parent / SHIPPED_PICTURES)  # the scripts' default, started from another folder
     if os.path.isfile(path):
         if not _is_readable(path):
             raise UserError("neither a picture nor a video", source, f"known are {_known_suffixes()}")

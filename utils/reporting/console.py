@@ -6,6 +6,7 @@ keeps what is worth keeping. Ranks above 0 say nothing.
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import unicodedata
@@ -28,7 +29,7 @@ CELL_WIDTH = 8  # letters of a column with values, where its heading is no longe
 GAP = 2  # between columns
 # Places on a terminal that these take at most, without the two counts: SHORT_LINE, and beside it the rate
 # and the bar itself. An epoch's columns get what is left.
-SHORT_WIDTH, RATE_WIDTH, BAR_WIDTH = 36, 12, 19
+SHORT_WIDTH, RATE_WIDTH, BAR_WIDTH = 44, 12, 19
 
 
 class ProgressBar(tqdm):  # type: ignore[misc] # tqdm has no types
@@ -107,7 +108,7 @@ class EpochBar(ProgressBar):
         self._columns, self._unseen = tuple(columns), frozenset[str]()
         layout = BAR
         if sys.stderr.isatty():
-            layout = self._fit(shutil.get_terminal_size().columns, 2 * len(str(total)))
+            layout = self._fit(_terminal_width(), 2 * len(str(total)))
         self._values: dict[str, float | int | str] = {}
         if not quiet:
             headings = (f"{heading(name):>{CELL_WIDTH}}" for name in self._columns)
@@ -153,6 +154,14 @@ class EpochBar(ProgressBar):
             for name in self._columns
         )
         return (" " * GAP).join((self._place, *cells))
+
+
+def _terminal_width() -> int:
+    """The columns of the terminal that shows the bars: what goes to standard output may go to a file."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):
+        return shutil.get_terminal_size().columns
 
 
 def heading(name: str) -> str:

@@ -273,7 +273,8 @@ def loaders(
         seed=options.seed,
         stride=stride,
         rect=options.rect,
-        cache=None if options.dry_run else options.cache,  # a dry run leaves nothing, and tries few batches
+        # A dry run leaves nothing on the disk.
+        cache=None if options.dry_run and options.cache == "disk" else options.cache,
         mosaic_until=options.epochs - options.close_mosaic,
         taught_until=options.taught_epochs(),
         unlabelled_share=options.share_of_unlabelled(),

@@ -18,7 +18,14 @@ import torch
 
 from models.archive import load_content
 from models.yolo import Model
-from utils.config.files import claim_folder, last_written, refusals, remove_unfinished, replace_atomically
+from utils.config.files import (
+    claim_folder,
+    last_written,
+    next_run_folder,
+    refusals,
+    remove_unfinished,
+    replace_atomically,
+)
 from utils.config.hyperparameters import Hyperparameters
 from utils.config.schema import settings_from
 from utils.config.suggestions import near_files, question
@@ -227,18 +234,15 @@ def open_weights(folder: Path) -> Path:
 def set_weights_aside(folder: Path) -> Path | None:
     """Moves what an earlier run has left in a weights folder into a folder in it, and gives that.
 
-    There it passes neither for the new run's weights nor for its state. What was set aside before is
-    removed. None where there is nothing to move.
+    There it passes neither for the new run's weights nor for its state; a number is added where there is
+    such a folder already. None where there is nothing to move.
     """
     patterns = (STATE_NAME, "best.pt", "last.pt", "epoch*.pt")
     found = [path for pattern in patterns for path in folder.glob(pattern)]
     if not found:
         return None
-    aside = folder / ASIDE_NAME
+    aside = next_run_folder(folder, ASIDE_NAME)
     with refusals("an earlier run's weights cannot be moved", folder):
-        aside.mkdir(exist_ok=True)
-        for path in aside.glob("*.pt"):
-            path.unlink()
         for path in found:
             path.rename(aside / path.name)
     return aside
