@@ -108,9 +108,9 @@ FEATURES_ALONE = (*RESPONSE, "--distill-box", "0", "--distill-obj", "0", "--dist
 
 
 def presets(teacher: str, boxes_first: bool = False) -> tuple[Arm, ...]:
-    """Plain training, each preset, the default, and the default with each feature loss.
+    """Plain training, each preset, the default for few classes, and `response` with the weights for many.
 
-    boxes_first: with features beside the default's weights for few classes (`BOXES`) too.
+    Each feature loss stands beside the latter, with `boxes_first` beside the default too.
     """
 
     def distilled(name: str, title: str, *options: str) -> Arm:

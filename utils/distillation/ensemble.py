@@ -36,11 +36,7 @@ class Teachers:
         for member in self.members:
             member.fit_to(student, names, merged=merged)
         wanted = merged or names
-        known = [
-            # One that tells no classes apart sees the objects of all that are one.
-            set(range(len(merged))) if merged and member.model.nc == 1 else member.fit.classes.known(wanted)
-            for member in self.members
-        ]
+        known = [member.known_of(wanted, is_one=bool(merged)) for member in self.members]
         common, self.note = set.intersection(*known), ""
         if any(own != common for own in known):
             lost = [name for number, name in enumerate(wanted) if number not in common]

@@ -112,6 +112,16 @@ class Teacher:
             return nullcontext()
         return torch.autocast(kind, self.dtype)
 
+    def known_of(self, wanted: Sequence[str], *, is_one: bool) -> set[int]:
+        """Which of the data's classes it knows, by their numbers, once it is fitted.
+
+        is_one: whether they are one for the student. A teacher that tells no classes apart sees the objects
+        of all of these.
+        """
+        if is_one and self.model.nc == 1:
+            return set(range(len(wanted)))
+        return self.fit.classes.known(wanted)
+
     def fit_to(
         self,
         student: Model,

@@ -38,8 +38,8 @@ from utils.inference.preprocess import fitting_image_size
 from utils.inference.sources import found_from_anywhere, open_source
 from utils.reporting.console import Console
 
-# What writing a format, and running it for the comparison, needs beside requirements.txt.
 _SCRATCH, _ABANDONED_SECONDS = ".export-", 24 * 3600
+# What writing a format, and running it for the comparison, needs beside requirements.txt.
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _PACKAGES = {"torchscript": (), "onnx": _ONNX_PACKAGES, "openvino": (*_ONNX_PACKAGES[:2], "openvino")}
 _ALWAYS_SAID = frozenset({"weights", "source"})

@@ -111,14 +111,14 @@ class EpochBar(ProgressBar):
             layout = self._fit(_terminal_width(), 2 * len(str(total)))
         self._values: dict[str, float | int | str] = {}
         if not quiet:
-            headings = (f"{heading(name):>{CELL_WIDTH}}" for name in self._columns)
+            headings = (f"{heading(name):>{_width_of(name)}}" for name in self._columns)
             _write((" " * GAP).join((f"{'Epoch':>9}", *headings)), sys.stderr)
         super().__init__(iterable, total, self._line(), quiet, initial, layout=layout)
 
     def _fit(self, width: int, counts: int) -> str:
         """Leaves out the last columns that a terminal has no room for; gives what of the bar it has."""
         room = width - len(self._place) - SHORT_WIDTH - counts
-        ends = list(accumulate(GAP + max(CELL_WIDTH, len(heading(name))) for name in self._columns))
+        ends = list(accumulate(GAP + _width_of(name) for name in self._columns))
         shown = sum(end <= room for end in ends)
         self._columns, self._unseen = self._columns[:shown], frozenset(self._columns[shown:])
         room -= ends[shown - 1] if shown else 0
@@ -149,10 +149,7 @@ class EpochBar(ProgressBar):
         super().set_postfix(others, refresh=refresh and not self._in_log)
 
     def _line(self) -> str:
-        cells = (
-            f"{_cell(self._values.get(name, '-')):>{max(CELL_WIDTH, len(heading(name)))}}"
-            for name in self._columns
-        )
+        cells = (f"{_cell(self._values.get(name, '-')):>{_width_of(name)}}" for name in self._columns)
         return (" " * GAP).join((self._place, *cells))
 
 
@@ -167,6 +164,10 @@ def _terminal_width() -> int:
 def heading(name: str) -> str:
     """What stands above the column of a value: its name, with the loss that it belongs to by a letter."""
     return name.replace("distill_grad_ratio", "d_grad").replace("distill_", "d_")
+
+
+def _width_of(name: str) -> int:
+    return max(CELL_WIDTH, len(heading(name)))
 
 
 class Console:
