@@ -29,7 +29,7 @@ from utils.inference.run import run_detect
 
 
 def many_pictures(source: Path, count: int, folder: Path) -> list[Path]:
-    """So many pictures in a folder: those of the source over and over, as links where that is possible."""
+    """Create a folder with `count` images by repeating those of the source, as links if possible."""
     found = sorted(path for path in source.rglob("*") if is_image(path))
     if not found:
         raise SystemExit(f"no pictures in {source}")
@@ -42,7 +42,7 @@ def many_pictures(source: Path, count: int, folder: Path) -> list[Path]:
 
 
 class Bare:
-    """The network alone, up to its raw outputs, on prepared pictures in the batches of detect.py."""
+    """The network alone, up to its raw outputs, on preprocessed images in the batches of detect.py."""
 
     def __init__(self, weights: str, pictures: Sequence[Path], size: int, device: torch.device) -> None:
         self.model = prepare_model(build_model(read_checkpoint(resolve_weights(weights))), device)
@@ -54,7 +54,7 @@ class Bare:
 
     @torch.no_grad()
     def __call__(self) -> None:
-        """All pictures once."""
+        """Run all images once."""
         for pixels in self.batches:
             self.predictor.forward(pixels.to(self.predictor.device).float().div_(255))
 
@@ -76,7 +76,7 @@ def main() -> None:
 
         def detect(folder: Path) -> Callable[[], object]:
             options = DetectOptions(
-                weights=given.weights, source=str(folder), imgsz=(given.img,), device=given.device,
+                weights=(given.weights,), source=str(folder), imgsz=(given.img,), device=given.device,
                 project=Path(name) / "out",
             )  # fmt: skip
 
@@ -92,7 +92,7 @@ def main() -> None:
             "twice": detect(folders[1]),
         }
         times = medians(work, given.rounds, device, warm=1)
-    # The start, with reading the weights, is in both and cancels out.
+    # The startup, including loading the weights, is in both and cancels out.
     steady = times["twice"] - times["once"]
     rates = {"the network alone": times["network"], "detect.py": steady}
     rows = [[name, f"{given.pictures / seconds:.1f} pictures/s"] for name, seconds in rates.items()]

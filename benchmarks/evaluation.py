@@ -28,7 +28,7 @@ from utils.inference.predictor import Predictor, prepare_model
 
 
 def share_of_network(weights: str, data: Path, split: str, size: int, rounds: int, device_name: str) -> None:
-    """Times whole evaluations, and the forward passes of the same batches alone."""
+    """Time whole evaluations, and only the forward passes of the same batches."""
     device = device_of(device_name)
     model = prepare_model(build_model(read_checkpoint(resolve_weights(weights))), device)
     index = build_index(load_dataset_config(data), split)
@@ -62,16 +62,16 @@ def share_of_network(weights: str, data: Path, split: str, size: int, rounds: in
 
 
 def peak_kib() -> int:
-    """The most that this program has held; what `getrusage` tells counts what its process was before, too."""
+    """Return the peak memory of this program; `getrusage` would include that of the process before exec."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
 
 
 def average_precision(detections: int) -> None:
-    """Times the scores of so many detections; prints what they take at the peak."""
+    """Time average precision over `detections` random detections and print its peak memory."""
     rng = np.random.default_rng(0)
     classes = 80
-    # Column by column: made at once, the random numbers would take more than what is measured.
+    # Column by column: at once, the random numbers would take more memory than what is measured.
     hits = np.empty((detections, len(IOU_THRESHOLDS)), np.bool_)
     for column in range(len(IOU_THRESHOLDS)):
         hits[:, column] = rng.random(detections, np.float32) < 0.3
@@ -101,7 +101,7 @@ def main() -> None:
         average_precision(given.detections)
         return
     share_of_network(given.weights, given.data, given.split, given.img, given.rounds, given.device)
-    # In a process of its own: the peak of memory is a process's.
+    # In a process of its own, as peak memory is per process.
     words = ["--precision-only", "--detections", str(given.detections)]
     subprocess.run([sys.executable, "-m", "benchmarks.evaluation", *words], check=True)
 

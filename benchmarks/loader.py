@@ -23,11 +23,11 @@ from utils.datasets.images import scaled_wh
 from utils.datasets.index import DatasetIndex, build_index
 from utils.datasets.loader import AugmentSettings, TrainLoader, train_loader
 
-SAMPLES = 16  # of a timed round
+SAMPLES = 16  # per timed round
 
 
 def yardstick(index: DatasetIndex, size: int) -> Callable[[], None]:
-    """Reads and resizes four pictures for each sample."""
+    """Return a function that reads and resizes four images for each sample."""
     numbers = itertools.cycle(np.random.default_rng(0).permutation(len(index)).tolist())
 
     def run() -> None:
@@ -40,7 +40,7 @@ def yardstick(index: DatasetIndex, size: int) -> Callable[[], None]:
 
 
 def samples(loader: TrainLoader) -> Callable[[], object]:
-    """Makes a batch of mosaics, wherever the epochs stand."""
+    """Return a function that makes the next batch of mosaics, across epochs."""
 
     def forever() -> Iterator[object]:
         for epoch in itertools.count():

@@ -1,8 +1,7 @@
-"""What the benchmarks share: medians of things that are timed in turn, and the machine in words.
+"""Helpers of the benchmarks: medians of interleaved timings, and a description of the machine.
 
-Times of different machines, or of one machine on different days, say little about one another. What is
-to be compared is therefore timed in one run, round after round, so that whatever slows the machine down for
-a while slows all of it down.
+Times from different machines or days are hardly comparable. So whatever is to be compared is timed in the
+same run, in alternating rounds, so that a temporary slowdown of the machine affects all of it.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from utils.device import describe_device, select_device
 def parser(
     description: str | None, rounds: int | None = None, *, device: bool = True, busy: bool = False
 ) -> argparse.ArgumentParser:
-    """The options that benchmarks have in common: those of them that this one heeds."""
+    """Return a parser with those of the common options that this benchmark supports."""
     made = argparse.ArgumentParser(description=description)
     if device:
         made.add_argument("--device", default="cpu", help="cpu, or the number of a GPU")
@@ -35,15 +34,15 @@ def parser(
 
 
 def clock_of(given: argparse.Namespace) -> Callable[[], float]:
-    """What `--busy` asks for.
+    """Return the clock: with `--busy` that of CPU time.
 
-    With OMP_NUM_THREADS=1 that is: threads that wait for one another would count their waiting.
+    CPU time needs OMP_NUM_THREADS=1: it would include the busy waiting of threads for each other.
     """
     return time.process_time if given.busy else time.perf_counter
 
 
 def device_of(name: str) -> torch.device:
-    """The device, told on the console with the machine and torch's version."""
+    """Select the device and print it with the machine and torch's version."""
     device = select_device(name)
     print(f"{platform.machine()}, {describe_device(device)}, torch {torch.__version__}, {load()}")
     return device
@@ -56,9 +55,9 @@ def medians(
     warm: int = 2,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
-    """The median seconds of each piece of work, all of them timed in turn in each round.
+    """Return the median seconds of each piece of work, all of them timed in turn in each round.
 
-    clock: `time.thread_time` for work of a single thread leaves out what other processes take of its core.
+    clock: for single-threaded work, `time.thread_time` excludes time that other processes take of its core.
     """
     times: dict[str, list[float]] = {name: [] for name in work}
     for number in range(warm + rounds):
@@ -77,19 +76,19 @@ def _now(device: torch.device, clock: Callable[[], float]) -> float:
 
 
 def load() -> str:
-    """How busy the machine is beside this, in words."""
+    """Describe the load average of the machine."""
     if not hasattr(os, "getloadavg"):
         return "load unknown"
     return f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints rows as Markdown."""
+    """Print rows as a Markdown table."""
     print(f"\n| {' | '.join(header)} |\n|{'---|' * len(header)}")
     for row in rows:
         print(f"| {' | '.join(row)} |")
 
 
 def ms(seconds: float) -> str:
-    """Seconds as milliseconds in words."""
+    """Format seconds as milliseconds."""
     return f"{1000 * seconds:.1f} ms" if seconds < 1 else f"{1000 * seconds:,.0f} ms"

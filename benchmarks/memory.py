@@ -37,26 +37,26 @@ STEPS: dict[str, tuple[dict[str, object], Progress]] = {
     "`l2`": ({"distill_loss": "l2"}, PROGRESS),
     "`boxes`": ({"distill_loss": "boxes"}, PROGRESS),
 }
-LABELS = 7  # of each of the pictures that are made, which is the mean of COCO
+LABELS = 7  # per generated image, COCO's mean
 
 
 def own_mib() -> float:
-    """What this process holds that no other shares, and its part of what is shared, now."""
+    """Return the current proportional set size of this process: private and its part of shared memory."""
     with open("/proc/self/smaps_rollup", encoding="ascii") as stream:
         found = {line.split(":")[0]: line.split()[1] for line in stream if line.startswith("Pss:")}
     return int(found["Pss"]) / 1024
 
 
 def peak_mib(device: torch.device) -> float:
-    """The most that this process has held."""
+    """Return the peak memory of this process."""
     if device.type == "cuda":
-        # Reserved: what a record holds between its replays is allocated to nobody.
+        # Reserved, as the memory that a CUDA graph keeps between replays does not count as allocated.
         return torch.cuda.max_memory_reserved(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def of_steps(given: argparse.Namespace) -> None:
-    """Prints what one kind of step takes at its peak, beside networks and optimizer, as JSON."""
+    """Print the memory before the first step of one kind and the peak, as JSON."""
     from utils.training.capture import WARM_CALLS
 
     device = select_device(given.device)
@@ -71,7 +71,7 @@ def of_steps(given: argparse.Namespace) -> None:
 
 
 def compare_steps(given: argparse.Namespace) -> None:
-    """The peaks of a plain and of a distilled run, each in a process of its own."""
+    """Compare the peak memory of a plain and of a distilled run, each in a process of its own."""
     found = {}
     words = ["--device", given.device, "--student", given.student, "--teacher", given.teacher]
     words += ["--img", str(given.img), "--batch", str(given.batch)]
@@ -82,7 +82,7 @@ def compare_steps(given: argparse.Namespace) -> None:
         )  # fmt: skip
         found[kind] = json.loads(done.stdout.splitlines()[-1])
     plain, distilled = found["plain"]["peak"], found["distilled"]["peak"]
-    # Of the teacher: its weights, and one forward pass of it.
+    # The teacher may add its weights and one forward pass.
     allowed = plain + (found["teacher"]["peak"] - found["plain"]["before"])
     rows = [
         ["plain", f"{plain:,.0f} MiB"],
@@ -93,7 +93,7 @@ def compare_steps(given: argparse.Namespace) -> None:
 
 
 def of_index(pictures: int, workers: int) -> list[str]:
-    """Makes up an index, trains from it as far as the order of pictures; gives a row of the table."""
+    """Create a synthetic index and order its images as for training; returns a row of the table."""
     from utils.datasets.index import DatasetIndex
     from utils.datasets.loader import AugmentSettings, train_loader
     from utils.datasets.packed import PackedRows, PackedTexts
@@ -109,7 +109,7 @@ def of_index(pictures: int, workers: int) -> list[str]:
     loader = train_loader(
         index, image_size=640, batch_size=16, augment=AugmentSettings(mosaic=1.0), workers=0, seed=0
     )
-    # The first time is that of memory which nobody had before, too.
+    # With a warm-up round: the first one also pays for allocating memory.
     started = medians({"": lambda: next(iter(loader._order))}, 3, torch.device("cpu"), warm=1)[""]
     beside = _of_workers(loader, workers)
     each = held * 2**20 / pictures
@@ -117,7 +117,7 @@ def of_index(pictures: int, workers: int) -> list[str]:
 
 
 def _of_workers(loader: object, workers: int) -> float:
-    """What a forked process that goes through the whole index takes for itself, in MiB, on average."""
+    """Return the mean private memory in MiB of a forked process that reads through the whole index."""
     total = 0.0
     for _ in range(workers):
         reading, writing = os.pipe()
@@ -141,7 +141,7 @@ def _private_mib() -> float:
 
 
 def make_files(folder: Path, pictures: int) -> Path:
-    """A dataset of tiny pictures with labels; gives its YAML."""
+    """Create a dataset of tiny images with labels; returns the path of its YAML."""
     _, encoded = cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))
     rows = "".join(f"0 0.5 0.5 0.{number}1 0.{number}2\n" for number in range(1, LABELS + 1))
     for kind in ("images", "labels"):
@@ -157,7 +157,7 @@ def make_files(folder: Path, pictures: int) -> Path:
 
 
 def of_start(settings: Path) -> None:
-    """Prints what indexing a dataset takes, in time and at its peak, as JSON."""
+    """Print the time and the peak memory of indexing a dataset, as JSON."""
     from utils.config.dataset import load_dataset_config
     from utils.datasets.index import build_index
 
@@ -171,13 +171,13 @@ def of_start(settings: Path) -> None:
 def step_peaks(
     bench: Bench, kinds: Mapping[str, tuple[dict[str, object], Progress]]
 ) -> dict[str, tuple[float, float]]:
-    """Of each kind of step the most that its tensors take, and the most that they may, in MiB.
+    """Return the peak memory of the tensors of each kind of step, and its limit, in MiB.
 
-    Counted from what is held between steps, on the CPU and to the byte. They may take what a plain step and
-    one forward pass of the teacher do.
+    Measured exactly, on the CPU, relative to the memory between steps. The limit is what a plain step and
+    one forward pass of the teacher take.
     """
     plain = bench.step(bench.trainer())
-    plain()  # makes momentum
+    plain()  # allocates the momentum buffers
     most = tensor_peak_mib(plain)
     found = {}
     for name, (options, progress) in kinds.items():
@@ -189,7 +189,7 @@ def step_peaks(
 
 
 def tensor_peak_mib(work: Callable[[], object]) -> float:
-    """The most that tensors made within some work on the CPU take together."""
+    """Return the peak memory in MiB of the tensors allocated by a function on the CPU."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         work()
     assert profiled.profiler is not None and profiled.profiler.kineto_results is not None
@@ -199,7 +199,7 @@ def tensor_peak_mib(work: Callable[[], object]) -> float:
 
 
 def compare_starts(pictures: int) -> list[list[str]]:
-    """The first start with a dataset and the next one, each in a process of its own."""
+    """Measure the first start with a dataset and the next one, each in a process of its own."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         settings = make_files(Path(folder), pictures)

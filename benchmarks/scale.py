@@ -36,18 +36,19 @@ from utils.datasets.loader import AugmentSettings, train_loader
 from utils.training.capture import WARM_CALLS
 from utils.training.replayed import replay_frozen
 
-# Small sums in a step: the labels' normalisers, and the buffers; `response` adds what the teacher sees.
+# Small all-reduces per step: normalisers of the detection loss, and buffers; `response` adds its normaliser.
 MEETINGS, MEETINGS_TAUGHT = 2, 3
-BACKWARD_SHARE = 2 / 3  # of a plain step: the backward pass has two products for each one of the forward
+BACKWARD_SHARE = 2 / 3  # of a plain step: two matrix products in the backward pass for each forward one
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """What one GPU and one core do.
+    """The measured performance of one GPU and one core.
 
-    step_s: seconds of a step without exchange, as one of several GPUs does it. alone_s: the same of a single
-    GPU. hides_s: those of its backward pass. gradient_bytes: of the student, float32. batch: pictures of a
-    GPU's step. samples_s: training samples a second and core. meetings: small sums that it waits for.
+    step_s: seconds of a step without communication, as run by each of several GPUs. alone_s: of a step with
+    a single GPU. hides_s: of the backward pass, which hides communication. gradient_bytes: of the student,
+    float32. batch: images per step and GPU. samples_s: training samples per second and core. meetings: small
+    all-reduces that a step waits for.
     """
 
     step_s: float
@@ -61,11 +62,10 @@ class Pieces:
 
 @dataclass(frozen=True)
 class Machine:
-    """What is assumed of a machine.
+    """The assumed properties of a machine.
 
-    gpus: in one machine. cores: for making batches, all together. inside_gb_s, between_gb_s: what a GPU
-    sends in a second to one of the same machine and a machine to another one, 10^9 bytes.
-    latency_us: of a turn of the exchange.
+    gpus: per machine. cores: for loading, per machine. inside_gb_s, between_gb_s: bandwidth between the GPUs
+    of a machine and between machines, 10^9 bytes per second. latency_us: of one step of an all-reduce.
     """
 
     gpus: int
@@ -77,7 +77,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of so many GPUs: pictures a second, part of N times one GPU's, and what it stops at."""
+    """For a number of GPUs: images per second, scaling efficiency relative to one GPU, and the bottleneck."""
 
     gpus: int
     pictures_s: float
@@ -86,7 +86,7 @@ class Estimate:
 
 
 def exchange_s(pieces: Pieces, machine: Machine, gpus: int) -> float:
-    """Seconds of a ring all-reduce of the gradients."""
+    """Return the seconds of a ring all-reduce of the gradients."""
     if gpus == 1:
         return 0.0
     bandwidth = (
@@ -97,7 +97,7 @@ def exchange_s(pieces: Pieces, machine: Machine, gpus: int) -> float:
 
 
 def estimate(pieces: Pieces, machine: Machine, counts: list[int]) -> Iterator[Estimate]:
-    """What each number of GPUs comes to; every machine brings its own cores."""
+    """Yield the estimate for each number of GPUs; every machine adds its own cores."""
     for gpus in counts:
         machines = -(-gpus // machine.gpus)
         exposed = max(exchange_s(pieces, machine, gpus) - pieces.hides_s, 0.0)
@@ -113,9 +113,9 @@ def estimate(pieces: Pieces, machine: Machine, counts: list[int]) -> Iterator[Es
 
 
 def measured(given: argparse.Namespace, device: torch.device) -> tuple[Pieces, Pieces]:
-    """The pieces of a plain and of a distilled run (`response`)."""
+    """Measure the pieces of a plain and of a distilled run (`response`)."""
     bench = Bench(given.student, given.teacher, given.img, given.batch, device)
-    # The student runs as it does under DistributedDataParallel, which a record of it does not go with.
+    # The student runs without a CUDA graph, as under DistributedDataParallel, which does not work with one.
     plain, taught = bench.trainer(), bench.trainer(distill_loss="response")
     if device.type == "cuda":
         replay_frozen(taught, print)
@@ -141,7 +141,7 @@ def measured(given: argparse.Namespace, device: torch.device) -> tuple[Pieces, P
 
 
 def options_given() -> argparse.Namespace:
-    """What the command line says."""
+    """Parse the command line."""
     options = parser(__doc__, rounds=5)
     options.add_argument("--student", default="yolov5s")
     options.add_argument("--teacher", default="yolov5m")
@@ -209,7 +209,7 @@ def main() -> None:
 
 
 def told(given: argparse.Namespace) -> tuple[Pieces, Pieces]:
-    """The pieces from options, with the gradients of the student."""
+    """Return the pieces given as options, with the gradient size of the student."""
     from models.yolo import Model
 
     size = sum(4 * parameter.numel() for parameter in Model(f"models/{given.student}.yaml").parameters())

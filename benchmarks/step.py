@@ -45,24 +45,24 @@ PRESETS: dict[str, dict[str, object]] = {
     "objectness": {"distill_loss": "objectness"},
     "boxes": {"distill_loss": "boxes"},
 }
-OBJECTS = 12  # a picture
+OBJECTS = 12  # per image
 CELLS_OF_AN_OBJECT = 3
-# In the middle of an epoch, where no gradient ratio is sampled.
+# In the middle of an epoch, at a step where the gradient ratio is not sampled.
 PROGRESS = Progress(2510, 25, 100, 100)
-SAMPLED = Progress(2525, 25, 100, 100)  # where one is
-STEPS_ON_GPU = 4  # between two waits for it: within an epoch it is not waited for either
+SAMPLED = Progress(2525, 25, 100, 100)  # a step where it is sampled
+STEPS_ON_GPU = 4  # between two synchronisations, as the steps of an epoch do not synchronise either
 
 
 class NoScores:
-    """Of a validation split that is not there."""
+    """Stands for the scores of a validation split that does not exist."""
 
     def over(self, _classes: object = None) -> tuple[float, float]:
-        """Nothing."""
+        """Return zeros."""
         return 0.0, 0.0
 
 
 class Bench:
-    """Networks, batch and trainers of one size."""
+    """Networks, a batch and trainers for one configuration."""
 
     def __init__(
         self, student: str, teacher: str, size: int, batch: int, device: torch.device, classes: int = 20
@@ -93,7 +93,7 @@ class Bench:
 
     @torch.no_grad()
     def _seeing(self, model: Model) -> Model:
-        """A network of random weights that sees objects in the batch, a few cells for each label."""
+        """Scale the head of a randomly initialised network so that it detects a few cells per label."""
         model.eval().to(memory_format=torch.channels_last)
         levels = model.forward_head(model.forward_features(self.batch.to_float().images))
         seen = torch.cat([level[..., 4].flatten() for level in levels])
@@ -109,9 +109,9 @@ class Bench:
         return model
 
     def trainer(self, precision: str = "auto", **distilled: object) -> Trainer:
-        """The trainer of a run with these options of train_distill.py; plain without any.
+        """Return the trainer of a run with these options of train_distill.py; of a plain run without any.
 
-        precision: that of --amp-dtype.
+        precision: value of --amp-dtype.
         """
         model = copy.deepcopy(self.student).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         hyp = replace(Hyperparameters(), nbs=self.count)
@@ -142,19 +142,19 @@ class Bench:
         return trainer
 
     def hastened(self, trainer: Trainer) -> Trainer:
-        """The same trainer, a GPU replaying its networks, as in a run."""
+        """Return the trainer with its networks as CUDA graphs on a GPU, as in a run."""
         replay_step(trainer, (self.count, 3, self.size, self.size), print)
         return trainer
 
     def compiled(self, trainer: Trainer) -> Trainer:
-        """The same trainer with its networks compiled, as --compile does it."""
+        """Return the trainer with its networks compiled, as by --compile."""
         images = self.batch.to(self.device).to_float().images
         cached = not replays_student(trainer)
         compile_step(trainer.step, Compiler(print), images, trainer.amp_dtype, cached)
         return trainer
 
     def step(self, trainer: Trainer, progress: Progress = PROGRESS) -> Callable[[], object]:
-        """One step of a trainer as an epoch has it, from the loader's batch to the watch for bad numbers."""
+        """Return a step of a trainer as in an epoch, from the loader's batch to the check for NaNs."""
 
         def run() -> None:
             batch, terms = trainer.train_on(self.batch, progress)
@@ -164,7 +164,7 @@ class Bench:
         return run
 
     def teacher_alone(self, trainer: Trainer) -> Callable[[], object]:
-        """The forward pass of a distilled trainer's teacher."""
+        """Return the forward pass of a distilled trainer's teacher."""
         distiller = trainer.step.losses[-1]
         assert isinstance(distiller, Distiller)
         images = self.batch.to(self.device).to_float().images
@@ -176,7 +176,7 @@ class Bench:
         return run
 
     def common_way(self, trainer: Trainer) -> Callable[[], object]:
-        """A plain step in torch's own memory order, with loops over the parameters, waiting for its loss."""
+        """Return a conventional plain step: contiguous format, loops over parameters, loss read each step."""
         step, groups = trainer.step, trainer.optimizer.param_groups
         step.to(memory_format=torch.contiguous_format)
         average: dict[str, Tensor] = {k: v.clone() for k, v in step.model.state_dict().items()}
@@ -210,9 +210,9 @@ class Bench:
 
 
 def variants(bench: Bench, compiled: bool, reduced: bool) -> dict[str, Callable[[], object]]:
-    """A plain step, one taught by `response` and its teacher, in bf16 and compiled, as far as asked for.
+    """Return further variants: a `response` step that samples gradients, and steps in bf16 and compiled.
 
-    With the teacher's a step that samples the gradients' strength; on a GPU also what is not recorded.
+    On a GPU also the steps without CUDA graphs.
     """
     kinds = [("in bf16", "bf16", False)] if reduced else []
     kinds += [("compiled", "auto", True)] if compiled else []
@@ -271,7 +271,7 @@ def main() -> None:
 
 
 def repeated(piece: Callable[[], object], count: int) -> Callable[[], None]:
-    """A piece of work, `count` times."""
+    """Return a function that runs `piece` `count` times."""
 
     def run() -> None:
         for _ in range(count):
@@ -281,7 +281,7 @@ def repeated(piece: Callable[[], object], count: int) -> Callable[[], None]:
 
 
 def rows_of(times: Mapping[str, float], taught: Sequence[str], others: Sequence[str]) -> list[list[str]]:
-    """The table: the plain step, the floor, what is taught, and the variants."""
+    """Return the table rows: the plain step, the floor, the distilled steps, and the variants."""
     plain, floor = times["plain"], times["plain"] + times.get("teacher", 0.0)
     rows = [
         ["plain step in the common way", ms(times["common"]), f"{times['common'] / plain:.2f}", ""],

@@ -30,10 +30,10 @@ from utils.training.start import run_training
 
 
 class AllCells(Response):
-    """Class and box terms are means over all cells, of which a few in a thousand hold an object."""
+    """Class and box terms averaged over all cells, of which a few in a thousand contain an object."""
 
     def __call__(self, batch: Batch, student: StudentOutput, teacher: TeacherOutput) -> dict[str, Tensor]:
-        """The three terms, float32 scalars."""
+        """Return the three loss terms, float32 scalars."""
         terms = super().__call__(batch, student, teacher)
         objectness = [level[..., 4] for level in teacher.levels]
         seen = sum(float(level.sigmoid().sum()) for level in objectness)
@@ -42,42 +42,42 @@ class AllCells(Response):
 
 
 class Softmax(Response):
-    """Classes are compared by KL of softmax at temperature 20, which no common shift changes."""
+    """Classes compared by KL of softmax at temperature 20, which is invariant to a common shift."""
 
     def class_sum(self, own: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-        """The class loss of all cells, weighted."""
+        """Return the weighted class loss, summed over all cells."""
         return (softmax_divergence(own, target, 20.0) * weight).sum() / own.shape[-1]
 
 
 class Gated(Response):
-    """Objectness counts where the teacher sees an object: what the student imagines costs nothing."""
+    """Objectness weighted by the teacher's: the student's false positives cost nothing."""
 
     def objectness_sum(self, own: Tensor, target: Tensor, share: Tensor | float) -> Tensor:
-        """The objectness loss of all cells."""
+        """Return the objectness loss, summed over all cells."""
         return focused_cross_entropy(own, target, target[..., 0].sigmoid() * share)
 
 
 class RawBoxes(Response):
-    """Boxes are compared by squared errors of the raw outputs."""
+    """Boxes compared by the squared error of the raw outputs."""
 
     def box_distance(self, own: Tensor, target: Tensor, anchors: Tensor) -> Tensor:
-        """The box loss of each cell."""
+        """Return the box loss of each cell."""
         return (own - target).square().mean(-1)
 
 
 class TrainingMode(Teacher):
-    """A teacher whose batch norms follow the student's batches."""
+    """A teacher in training mode, whose batch norms use and update batch statistics."""
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> TeacherOutput:
-        """One batched forward."""
+        """Run the forward pass on a batch."""
         self.model.train()
         levels = self.model.forward_head(self.model.forward_features(images))
         return TeacherOutput(self.fit.of_teacher(levels))
 
 
 def in_training_mode(distiller: Distiller, context: LossContext) -> None:
-    """Puts the teacher back into training mode, unfused."""
+    """Replace the teacher by an unfused one in training mode."""
     (member,) = distiller.teachers.members
     loaded = build_model(read_checkpoint(resolve_weights(str(member.source)))).to(context.device)
     teacher = TrainingMode(loaded, member.source, frozen=False)
@@ -86,7 +86,7 @@ def in_training_mode(distiller: Distiller, context: LossContext) -> None:
 
 
 def replaced_by(kind: type[Response]) -> Callable[[Distiller, LossContext], None]:
-    """Exchanges the preset for a weaker kind of it, with all its settings."""
+    """Return a function that replaces the preset by a weaker variant with the same settings."""
 
     def exchange(distiller: Distiller, _context: LossContext) -> None:
         assert type(distiller.preset) is Response, "give --distill-loss response"
@@ -105,7 +105,7 @@ CAUSES: dict[str, Callable[[Distiller, LossContext], None]] = {
 
 
 def recipe_with(cause: str, options: DistillOptions) -> LossRecipe:
-    """The recipe of the options, with the cause put back."""
+    """Return the loss recipe of the options, with the cause put back."""
     whole = distillation_recipe(options)
 
     def recipe(context: LossContext) -> Sequence[Loss]:
@@ -117,7 +117,7 @@ def recipe_with(cause: str, options: DistillOptions) -> LossRecipe:
 
 
 def main() -> int:
-    """Trains; gives the exit code."""
+    """Train and return the exit code."""
     if sys.argv[1:2] in (["-h"], ["--help"]):
         print(f"{__doc__}\ncauses: {', '.join(CAUSES)}; then the options of train_distill.py")
         return 0

@@ -28,8 +28,8 @@ DATA = ("--data", "data/demo.yaml")
 IMAGE_SIZE = 320
 EPOCHS = 10
 PICTURES = "datasets/demo/images/test/test_0000*.png"
-# Small networks on few pictures: pictures of the training and a full set of plots would take longer
-# than the learning.
+# With small networks and few images, drawing training batches and all plots would take longer than
+# training.
 TRAINING = (
     *("--batch-size", "16", "--optimizer", "AdamW", "--hyp", "data/hyp.demo.yaml"),
     *("--cache", "ram", "--noplots", "--seed", "0"),
@@ -38,7 +38,7 @@ TRAINING = (
 
 @dataclass(frozen=True)
 class Score:
-    """What `test.py` said of one file of weights."""
+    """The metrics of `test.py` for one weight file."""
 
     title: str
     map50: float
@@ -47,14 +47,14 @@ class Score:
 
 
 def main() -> int:
-    """Runs all steps and says how it went; gives the exit code."""
+    """Run the demo and return the exit code."""
     argparse.ArgumentParser(prog="python -m experiments.demo", description=__doc__).parse_args()
     os.chdir(ROOT)
     return exit_code_of(run_demo)
 
 
 def run_demo() -> None:
-    """All steps, and the table of their scores."""
+    """Run all steps and print the table of scores."""
     begun = time.monotonic()
     check_start()
     folder = next_run_folder(Path("runs/demo"), "exp")
@@ -65,14 +65,14 @@ def run_demo() -> None:
 
 
 def check_start() -> None:
-    """Raises UserError where the demo cannot begin."""
+    """Raise UserError if the demo's weights are missing."""
     for weights in (TEACHER, START):
         if not weights.is_file():
             raise UserError("the demo's weights are missing", weights, "train them again: make demo-weights")
 
 
 def run_steps(folder: Path) -> tuple[list[Score], Path]:
-    """All steps in order; gives the scores and the folder with the pictures."""
+    """Run all steps in order; returns the scores and the folder with the drawn images."""
     step("the demo set", "-m", "utils.datasets.demo", "--out", "datasets/demo")
     go_on = ("--weights", str(START))
     plain = train(folder, f"{EPOCHS} epochs, plain", "plain", go_on)
@@ -88,7 +88,7 @@ def run_steps(folder: Path) -> tuple[list[Score], Path]:
 
 
 def train(folder: Path, title: str, name: str, extra: tuple[str, ...]) -> Path:
-    """Trains into `folder/name`; gives the best weights."""
+    """Train into `folder/name`; returns the path of the best weights."""
     script = "train_distill.py" if "--teacher" in extra else "train.py"
     where = ("--project", str(folder), "--name", name)
     size = ("--img", str(IMAGE_SIZE), "--epochs", str(EPOCHS))
@@ -97,7 +97,7 @@ def train(folder: Path, title: str, name: str, extra: tuple[str, ...]) -> Path:
 
 
 def score(folder: Path, title: str, weights: Path) -> Score:
-    """The weights' scores on the test split, as `test.py` reports them."""
+    """Score weights on the test split with `test.py`."""
     name = f"test-{weights.stem if weights.parent == TEACHER.parent else weights.parents[1].name}"
     where = ("--project", str(folder), "--name", name)
     size = ("--img", str(IMAGE_SIZE), "--task", "test", "--noplots")
@@ -107,7 +107,7 @@ def score(folder: Path, title: str, weights: Path) -> Score:
 
 
 def detect(folder: Path, weights: Path) -> Path:
-    """Draws the student's boxes on a few test pictures; gives the folder with them."""
+    """Draw the student's boxes on a few test images; returns the folder with them."""
     where = ("--project", str(folder), "--name", "pictures")
     found = ("--source", PICTURES, "--img", str(IMAGE_SIZE))
     step("boxes on pictures", "detect.py", "--weights", str(weights), *DATA, *found, *where)
@@ -115,10 +115,10 @@ def detect(folder: Path, weights: Path) -> Path:
 
 
 def step(title: str, *arguments: str) -> None:
-    """Runs a script with this Python; its output and progress bars go to the terminal.
+    """Run a script with this Python, with its output and progress bars on the terminal.
 
     Raises:
-        UserError: the script failed; it has said why.
+        UserError: if the script failed, after printing its own message.
     """
     print(f"\n== {title}\n$ python {shlex.join(arguments)}", flush=True)
     done = subprocess.run([sys.executable, *arguments], check=False)
@@ -128,7 +128,7 @@ def step(title: str, *arguments: str) -> None:
 
 
 def table(scores: list[Score]) -> str:
-    """The scores as aligned text."""
+    """Format the scores as an aligned text table."""
     width = max(len(score.title) for score in scores)
     lines = [f"{'':{width}}  mAP50  mAP50-95    MB"]
     for entry in scores:

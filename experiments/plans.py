@@ -1,7 +1,7 @@
-"""The experiments by name: what is trained, on what, under which teacher.
+"""The experiments by name: what is trained, on which data, with which teacher.
 
-All arms of a plan share the start, the data, the schedule and the evaluations; they differ by their
-own options alone.
+All arms of a plan share initial weights, data, schedule and evaluation; they differ only in their own
+options.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train: its title in the table and its options beside the plan's.
+    """One training variant: its title in the table and its options in addition to the plan's.
 
-    teacher: name of the teacher in `TEACHERS`, None for plain training. data: a dataset in place of the
-    plan's. ablation: what is put back into the loss, see `experiments.ablation`. epochs: in place of
-    the plan's, for the same number of updates with fewer pictures.
+    teacher: name of the teacher in `TEACHERS`, None for plain training. data: a dataset instead of the
+    plan's. ablation: the weakness put back, see `experiments.ablation`. epochs: instead of the plan's, for
+    the same number of updates with fewer images.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class TeacherRun:
-    """A teacher that is trained once, with seed 0; a public file where `options` is empty."""
+    """A teacher, trained once with seed 0, or used as it is if `options` is empty."""
 
     title: str
     weights: str
@@ -41,10 +41,10 @@ class TeacherRun:
 class Plan:
     """Arms to compare.
 
-    start: options of the student's start. split: scored at the end, seen by neither training nor choice.
-    choice: `best` picks the epoch by the validation split, `last` picks none (where both splits are one).
-    reference: the arm that the others are compared with. target: the arm that stands for what can be
-    reached, None for each arm's teacher.
+    start: options for the student's initial weights. split: scored at the end, not used for training or
+    model selection. choice: `best` selects the epoch on the validation split, `last` takes the last one
+    (used if `split` is the validation split). reference: the arm that the others are compared with.
+    target: the arm that represents the achievable score, None for each arm's teacher.
     """
 
     title: str
@@ -63,7 +63,7 @@ class Plan:
 
 SMALL_SET = ("--hyp", "experiments/data/hyp.small-set.yaml")
 FINE = ("--hyp", "experiments/data/hyp.fine.yaml")
-# The runs on VOC320 up to *voc320-full*, and their teachers, began with a new head, as the original would.
+# The plans on VOC320 up to *voc320-full*, and their teachers, start with a new head, as YOLOv5 does.
 NEW_HEAD = ("--no-head-by-name",)
 TEACHERS = {
     "bccd-s": TeacherRun(
@@ -100,7 +100,7 @@ TEACHERS = {
 
 PLAIN = Arm("plain", "plain training")
 RESPONSE = ("--distill-loss", "response")
-# The default with up to ten classes, and that with more. The runs were made before there were two.
+# The default weights for up to ten classes, and those for more. The runs predate this distinction.
 BOXES = (*RESPONSE, "--distill-box", "6", "--distill-obj", "3", "--distill-cls", "3")
 CLASSES = (*RESPONSE, "--distill-box", "1", "--distill-obj", "1", "--distill-cls", "8")
 BOTH = (*RESPONSE, "--distill-box", "6", "--distill-obj", "3", "--distill-cls", "24")
@@ -108,16 +108,16 @@ FEATURES_ALONE = (*RESPONSE, "--distill-box", "0", "--distill-obj", "0", "--dist
 
 
 def presets(teacher: str, boxes_first: bool = False) -> tuple[Arm, ...]:
-    """Plain training, each preset, the default for few classes, and `response` with the weights for many.
+    """Return plain training, each preset, and `response` with the weights for few and for many classes.
 
-    Each feature loss stands beside the latter, with `boxes_first` beside the default too.
+    Each feature loss is combined with the latter and, with `boxes_first`, also with the former.
     """
 
     def distilled(name: str, title: str, *options: str) -> Arm:
         return Arm(name, title, options, teacher)
 
     def featured(name: str, title: str, *options: str) -> tuple[Arm, ...]:
-        """The arm without features and with each of their losses."""
+        """Return the arm without a feature loss and with each of them."""
         losses = (("cwd", "cwd"), ("pkd", "pkd"), ("score", "score-l2"))
         beside = [
             distilled(f"{name}-{short}", f"{title}, features by {loss}", *options, "--feature-loss", loss)
@@ -142,9 +142,9 @@ def presets(teacher: str, boxes_first: bool = False) -> tuple[Arm, ...]:
 
 
 def few_labels() -> tuple[Arm, ...]:
-    """A fifth of the labels alone, then with the other pictures unlabelled, then all labels.
+    """Return arms with only a fifth of the labels, with all labels, and with the other images unlabelled.
 
-    41 pictures are 3 batches, 205 are 13: the arm with the labels alone has 130 epochs for 30.
+    41 images are 3 batches, 205 are 13: the arm with only the labelled ones has 130 epochs instead of 30.
     """
     fifth = "experiments/data/bccd_fifth.yaml"
     return (
@@ -156,7 +156,7 @@ def few_labels() -> tuple[Arm, ...]:
 
 
 def ablations() -> tuple[Arm, ...]:
-    """The response loss, and what each weakness of other implementations makes of it."""
+    """Return the response loss, and its variants with each weakness of other implementations."""
     weaknesses = {
         "training-mode": "teacher in training mode",
         "all-cells": "mean over all cells",
@@ -169,7 +169,7 @@ def ablations() -> tuple[Arm, ...]:
 
 
 def gains() -> tuple[Arm, ...]:
-    """The three terms of the response loss in different proportions."""
+    """Return the response loss with different weights of its three terms."""
     arms = [PLAIN]
     for box, obj, cls in ((6, 3, 3), (6, 3, 24), (1, 1, 8), (2, 1, 8)):
         words = f"--distill-box {box} --distill-obj {obj} --distill-cls {cls}"
@@ -179,7 +179,7 @@ def gains() -> tuple[Arm, ...]:
 
 
 def long_runs(teacher: str) -> tuple[Arm, ...]:
-    """Plain training, the default, and what else may last longer than its lead."""
+    """Return plain training, the default, and variants whose gain may last longer than the default's."""
     return (
         PLAIN,
         Arm("response", "`response`", RESPONSE, teacher),
@@ -191,9 +191,9 @@ def long_runs(teacher: str) -> tuple[Arm, ...]:
 
 
 def knowing(image_size: int) -> tuple[Arm, ...]:
-    """`long_runs` under the public yolov5s, and what else may bring more of it.
+    """Return `long_runs` with the public yolov5s as teacher, and further variants that may gain more from it.
 
-    image_size: of the plan; a teacher that sees pictures of twice the size shares two levels.
+    image_size: of the plan; a teacher with images of twice the size shares two levels with the student.
     """
     larger = str(2 * image_size)
 

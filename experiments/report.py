@@ -1,4 +1,4 @@
-"""The tables and pictures of docs/experiments.md, from the records in experiments/results."""
+"""The tables and plots of docs/experiments.md, from the records in experiments/results."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ class ArmResults:
     by_seed: dict[int, dict[str, Any]]
 
     def curves(self) -> list[list[float]]:
-        """The validation mAP50-95 of each seed, by scored epoch."""
+        """Return the validation mAP50-95 of each seed, by scored epoch."""
         return [record["val_map50_95"] for record in self.by_seed.values()]
 
     def values(self, key: str) -> list[float]:
-        """One figure of each seed."""
+        """Return one metric of each seed."""
         return [record[key] for record in self.by_seed.values()]
 
 
 def write_report() -> None:
-    """Writes all tables between their marks, and a picture of the curves for each experiment."""
+    """Write all tables between their markers, and a plot of the curves of each experiment."""
     for name, plan in PLANS.items():
         page = OTHER_PAGES.get(name, PAGE)
         results, teachers = read_records(name, plan)
@@ -58,7 +58,7 @@ def write_report() -> None:
 
 
 def read_records(name: str, plan: Plan) -> tuple[list[ArmResults], dict[str, dict[str, Any]]]:
-    """What is there of a plan: its arms with any record, and its teachers' scores."""
+    """Read the records of a plan: its arms that have any, and its teachers' scores."""
     results = []
     for arm in plan.arms:
         files = sorted((RESULTS / name).glob(f"{arm.name}-s[0-9]*.json"))
@@ -75,7 +75,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def table(plan: Plan, results: Sequence[ArmResults], teachers: dict[str, dict[str, Any]]) -> str:
-    """Markdown: one row an arm, with its difference from its plain twins of the same seeds."""
+    """Return a Markdown table with a row per arm and its difference from plain runs of the same seeds."""
     lines = [
         "| | seeds | mAP50 | mAP50-95 | over plain | gap closed | at plain's final score |",
         "|---|---|---|---|---|---|---|",
@@ -97,7 +97,7 @@ def table(plan: Plan, results: Sequence[ArmResults], teachers: dict[str, dict[st
 
 
 def remarks(results: Sequence[ArmResults], teachers: dict[str, dict[str, Any]]) -> str:
-    """What a reader has to know of how the rows came about; empty mostly."""
+    """Return caveats about how the rows were obtained; usually empty."""
     found = ""
     for name, record in teachers.items():
         sums = {r.get("teacher_sha256") for e in results if e.arm.teacher == name for r in e.by_seed.values()}
@@ -113,9 +113,9 @@ def remarks(results: Sequence[ArmResults], teachers: dict[str, dict[str, Any]]) 
 
 
 def compared(entry: ArmResults, plain: ArmResults, goal: float | None) -> list[str]:
-    """Cells of a row: what it is over plain, part of the gap closed, when plain's end is reached.
+    """Return three cells: gain over plain, fraction of the gap closed, when plain's final score is reached.
 
-    The first has the mean difference of mAP50-95, its standard error, and the least of any seed.
+    The first has the mean difference of mAP50-95, its standard error, and the smallest of any seed.
     """
     own, other = (
         {seed: record["map50_95"] for seed, record in arm.by_seed.items()} for arm in (entry, plain)
@@ -128,7 +128,7 @@ def compared(entry: ArmResults, plain: ArmResults, goal: float | None) -> list[s
     least = min(100 * (own[seed] - other[seed]) for seed in seeds)
     shown = [f"{gain} (least {least:+.1f})", "" if closed is None else f"{closed:.0%}"]
     curves = [(entry.by_seed[s]["val_map50_95"], plain.by_seed[s]["val_map50_95"]) for s in seeds]
-    if any(len(curve) < 2 for curve, _ in curves):  # scored at the end alone
+    if any(len(curve) < 2 for curve, _ in curves):  # scored only at the end
         return [*shown, ""]
     reached = [part_to_reach(curve, goal_curve[-1]) for curve, goal_curve in curves]
     part = f"{statistics.mean(reached):.0%} of the epochs" if max(reached) <= 1 else "not by every seed"
@@ -136,11 +136,11 @@ def compared(entry: ArmResults, plain: ArmResults, goal: float | None) -> list[s
 
 
 def plot_curves(path: Path, plan: Plan, results: Sequence[ArmResults]) -> None:
-    """Validation mAP50-95 by epoch: the mean over the seeds, shaded from the worst to the best."""
+    """Plot validation mAP50-95 by epoch: the mean over seeds, shaded from the worst to the best."""
     groups = []
     for entry in results:
         curves = [np.array(curve, dtype=np.float64) for curve in entry.curves()]
-        if min(map(len, curves)) < 2:  # scored at the end alone
+        if min(map(len, curves)) < 2:  # scored only at the end
             continue
         label = f"{entry.arm.title.replace('`', '')} ({counted(len(curves), 'seed')})"
         drawn = tuple(Curve(np.arange(1.0, len(curve) + 1), curve) for curve in curves)
@@ -149,7 +149,7 @@ def plot_curves(path: Path, plan: Plan, results: Sequence[ArmResults]) -> None:
 
 
 def between_marks(text: str, name: str, body: str) -> str:
-    """The page with what stands between the marks of a name replaced."""
+    """Replace the text between a page's markers of a name."""
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     pattern = re.compile(f"{re.escape(begin)}\n.*?{re.escape(end)}", re.DOTALL)
     assert pattern.search(text), f"the page lacks {begin}"

@@ -42,25 +42,25 @@ Task = tuple[str, Arm, int, Path]  # plan, arm, seed, and the record that it lea
 
 
 class Runner:
-    """Where the runs go and what they run on."""
+    """Runs what is missing of the plans, on one device."""
 
     def __init__(self, device: str, weights: Path, jobs: int = 1) -> None:
-        """`weights` is the folder with the public files; `jobs` of the runs go on at once."""
+        """`weights` is the folder of the public files; `jobs` is the number of concurrent runs."""
         self.device, self.weights, self.jobs = device, weights, jobs
         self.machine = describe_device(select_device(device))
-        # What a GPU does by itself. Half the time of every run.
+        # On a GPU AMP is the default. bf16 halves the time of a run on a CPU that supports it.
         self.precision = ("--amp-dtype", "bf16") if device == "cpu" and cpu_computes_bf16() else ()
         self._reporting = threading.Lock()
 
     def run(self, plans: Sequence[str], arms: Sequence[str], seeds: Sequence[int]) -> None:
-        """Runs what is missing of the plans, one seed after another, and writes the report after each run.
+        """Run what is missing of the plans, seed by seed, and write the report after each run.
 
-        Of several jobs what fails leaves the others to go on, and is raised at the end.
+        With several jobs, the failure of one does not stop the others and is raised at the end.
         """
         missing = [task for name in plans for task in self._missing(name, arms, seeds)]
         for name, arm, _, _ in missing:
             if arm.teacher is not None:
-                self.teacher(arm.teacher)  # here, for no two runs may train it at once
+                self.teacher(arm.teacher)  # here, so that no two runs train it concurrently
                 self.teacher_score(arm.teacher, name, PLANS[name])
 
         def work(task: Task) -> None:
@@ -77,7 +77,7 @@ class Runner:
             try:
                 errors = [one.exception() for one in running]
             except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)  # what has not begun, when interrupted
+                pool.shutdown(wait=False, cancel_futures=True)  # if interrupted, start no more
                 raise
         failed = [
             f"{task[0]}/{task[1].name}-s{task[2]}" for task, e in zip(missing, errors, strict=True) if e
@@ -98,7 +98,7 @@ class Runner:
                     yield name, arm, seed, record
 
     def teacher(self, name: str) -> Path:
-        """The weights of a teacher, trained where they are missing, and scored once."""
+        """Return the path of a teacher's weights, training it if necessary."""
         teacher = TEACHERS[name]
         if teacher.options:
             options = ("--data", teacher.data, "--weights", str(self._start(teacher.weights)))
@@ -112,7 +112,7 @@ class Runner:
         return weights
 
     def teacher_score(self, name: str, plan_name: str, plan: Plan) -> None:
-        """Scores a teacher on the split of a plan."""
+        """Score a teacher on the split of a plan, unless that is done."""
         record = RESULTS / plan_name / f"teacher-{name}.json"
         if not record.is_file():
             metrics, command = self._test(
@@ -122,7 +122,7 @@ class Runner:
             self._write(record, content)
 
     def arm(self, name: str, arm: Arm, seed: int, record: Path) -> None:
-        """One run: trained, scored, written down."""
+        """Train and score one run, and write its record."""
         plan = PLANS[name]
         data = arm.data or plan.data
         script, options = ["train.py"], arm.options
@@ -132,7 +132,7 @@ class Runner:
         start = tuple(str(self._start(word)) if word.endswith(".pt") else word for word in plan.start)
         size = ("--img", str(plan.image_size), "--epochs", str(arm.epochs or plan.epochs))
         folder = RUNS / name / f"{arm.name}-s{seed}"
-        # No arm stops early: all have the same number of updates.
+        # No early stopping, so that all arms have the same number of updates.
         length = (*size, "--patience", "0")
         words = (
             "--data",
@@ -168,11 +168,11 @@ class Runner:
         self._write(record, content)
 
     def _sum_of(self, teacher: str) -> dict[str, str]:
-        """Which weights a teacher has: trained again, it is another one."""
+        """Return the checksum of a teacher's weights, by which a retrained one can be told apart."""
         return {"teacher_sha256": hashlib.sha256(self.teacher(teacher).read_bytes()).hexdigest()}
 
     def _start(self, weights: str) -> Path:
-        """A public file in the folder for these, or a file of the project itself."""
+        """Return the path of a weight file: as given, or in the folder of the public files."""
         path = Path(weights)
         path = path if path.is_file() else self.weights / path.name
         if not path.is_file():
@@ -180,9 +180,9 @@ class Runner:
         return path
 
     def _train(self, script: Sequence[str], words: Sequence[str], folder: Path) -> str:
-        """Trains into the folder unless that is done; goes on where a run was cut short.
+        """Train into the folder unless that is done, resuming an interrupted run; returns the command.
 
-        Raises UserError where the folder is that of another command: a plan has changed since.
+        Raises UserError if the folder belongs to another command, because the plan has changed.
         """
         place = ("--project", str(folder.parent), "--name", folder.name, "--exist-ok")
         command = shlex.join(("python", *script, *words))
@@ -201,7 +201,7 @@ class Runner:
         return command
 
     def _test(self, weights: Path, plan: Plan, data: str, scores: Path) -> tuple[dict[str, float], str]:
-        """Scores on the plan's split, left in the folder `scores`, and the command."""
+        """Score weights on the plan's split, into the folder `scores`; returns metrics and command."""
         size = ("--img", str(plan.image_size), "--task", plan.split)
         words = ("test.py", "--weights", str(weights), "--data", data, *size)
         place = ("--project", str(scores.parent), "--name", scores.name, "--exist-ok", "--noplots")
@@ -212,7 +212,7 @@ class Runner:
         return {key: round(metrics[key], 5) for key in ("map50", "map50_95")}, command
 
     def _call(self, folder: Path, *words: str) -> None:
-        """Runs a script; with several jobs what it prints goes to run.log in its folder."""
+        """Run a script; with several jobs its output goes to run.log in its folder."""
         print(f"$ python {shlex.join(words)}", flush=True)
         if self.jobs == 1:
             done = subprocess.run([sys.executable, *words], check=False)
@@ -232,12 +232,12 @@ class Runner:
 
 
 def _scored(values: list[float]) -> list[float]:
-    """The scores of the epochs that were scored."""
+    """Return the finite values, those of the epochs that were scored."""
     return [round(value, 5) for value in values if math.isfinite(value)]
 
 
 def main() -> int:
-    """Runs what the command line names; gives the exit code."""
+    """Run the command line and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m experiments.run", description=__doc__)
     parser.add_argument(
         "plans", nargs="*", choices=[*PLANS, []], help="experiments to run; none: tables only"

@@ -1,7 +1,7 @@
-"""Zip weight files that hold pickled objects, and what of a network they contain.
+"""Reading of zip weight files that hold pickled objects, and of the networks in them.
 
-The instructions in them are carried out by `foreign`; here are the records of the zip, the tensors' storages,
-and the walk through a recorded network.
+`foreign` interprets the pickle instructions; this module reads the zip records and tensor storages, and
+walks the module tree of a recorded network.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from models.foreign import Machine
 from models.inert import Inert, NumpyArray, RefusedError, Storage, shown, text_items
 from utils.errors import UserError
 
-MAX_PICKLE_BYTES = 8 << 20  # public files have less than 1 MB; a byte can become a list of 64
-MAX_ENTRIES = 100_000  # modules and weights of a network, however often the file shows the same
+MAX_PICKLE_BYTES = 8 << 20  # public files have less than 1 MB; one byte can create a 64-byte list
+MAX_ENTRIES = 100_000  # modules and weights of a network, repeated references included
 MAX_NAME = 1000  # characters of a weight's name
 MAX_PLAIN_DEPTH = 12
 MAX_PLAIN_VALUES = 16384
-EXPORTED = (".onnx", ".torchscript")  # what export.py writes in one file
+EXPORTED = (".onnx", ".torchscript")  # single-file formats of export.py
 FROM_PT = "it cannot be trained or taught from: give the .pt that it was made from"
-_TEXT_UNIT = 64  # so many characters count as one more value
-_MAX_TOLD = 300  # characters of an error that a library words
-# What reading a damaged file can run into.
+_TEXT_UNIT = 64  # characters of text that count as one more value
+_MAX_TOLD = 300  # characters quoted from a library's error message
+# Exceptions that reading a damaged file can raise.
 DAMAGE = (
     ValueError,
     TypeError,
@@ -42,11 +42,11 @@ DAMAGE = (
 
 
 def load_content(path: Path) -> Any:
-    """What a zip weight file holds: containers, numbers, text, tensors; Inert records of objects.
+    """Load the content of a zip weight file: containers, numbers, text, tensors; Inert records of objects.
 
-    Executes nothing from it. Our own files are read the same way: torch's reader of plain values takes
-    them too, but a file made for it can crash that one. Raises UserError for what is no such file, what
-    could unfold to more than its own size, and what names anything that networks are not made of.
+    Nothing in the file is executed. Our own files are read the same way: `torch.load(weights_only=True)`
+    accepts them too, but a crafted file can crash it. Raises UserError if the file is not a zip weight
+    file, could unpack to more than its own size, or names a global that is not part of a network.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -65,9 +65,9 @@ def load_content(path: Path) -> Any:
 
 
 def module_state(root: Inert) -> dict[str, Tensor]:
-    """The state dict of a recorded module: names with dots, tensors as they lie in the file.
+    """Return the state dict of a recorded module: dotted names, tensors as stored in the file.
 
-    Modules that contain one another would never end: the walk does after `MAX_ENTRIES`.
+    The walk stops after `MAX_ENTRIES` entries, since modules in a file can contain one another.
     """
     state: dict[str, Tensor] = {}
     waiting: list[tuple[str, Any]] = [("", root)]
@@ -88,7 +88,7 @@ def module_state(root: Inert) -> dict[str, Tensor]:
         for name, value in kept:
             if isinstance(value, Tensor) and len(prefix) + len(name) <= MAX_NAME:
                 state[prefix + name] = value
-        # Last in, first out: reversed, the names come in the order of the layers.
+        # The stack is last in, first out: reversed, so that names come in layer order.
         for name, child in reversed(children):
             if len(prefix) + len(name) <= MAX_NAME:
                 waiting.append((f"{prefix}{name}.", child))
@@ -96,7 +96,7 @@ def module_state(root: Inert) -> dict[str, Tensor]:
 
 
 def submodules(root: Inert) -> Iterable[Inert]:
-    """The records of a module and all modules in it, each once; `MAX_ENTRIES` are looked at."""
+    """Yield the records of a module and all its submodules, each once, visiting at most `MAX_ENTRIES`."""
     seen: set[int] = set()
     waiting: list[Any] = [root]
     left = MAX_ENTRIES
@@ -112,22 +112,22 @@ def submodules(root: Inert) -> Iterable[Inert]:
 
 
 def plain_value(value: Any) -> Any:
-    """Containers, numbers and text without the rest; what has no plain form becomes None.
+    """Convert a value to plain containers, numbers and text; what has no plain form becomes None.
 
-    Tensors become lists. At most 16384 values are taken over, those of tensors and arrays among them, and
-    a million characters: containers that share their content can describe more than any memory holds.
+    Tensors become lists. At most 16384 values (elements of tensors and arrays included) and a million
+    characters are converted: containers that share content can describe more than fits into memory.
     """
     return _Plain().value(value, 0)
 
 
 class _Plain:
-    """Takes values over until there have been enough."""
+    """Converts values until the limit is reached."""
 
     def __init__(self) -> None:
         self.left = MAX_PLAIN_VALUES
 
     def value(self, value: Any, depth: int) -> Any:
-        """The plain form, or None."""
+        """Return the plain form, or None."""
         if depth > MAX_PLAIN_DEPTH or not self._takes(1):
             return None
         if isinstance(value, Inert) and value.kind == "argparse.Namespace":
@@ -143,7 +143,7 @@ class _Plain:
         return self._numbers(value)
 
     def _takes(self, count: int) -> bool:
-        """Whether there is room for so many more; if so it is taken."""
+        """Reserve `count` more values; return False if that exceeds the limit."""
         if count > self.left:
             return False
         self.left -= count
@@ -159,7 +159,7 @@ class _Plain:
         for key, value in values.items():
             if not self.left:
                 return
-            # A key that is passed over counts too: it takes time.
+            # A skipped key counts too, since it takes time.
             cost = 1 + len(key) // _TEXT_UNIT if isinstance(key, str) else 1
             if self._takes(cost) and isinstance(key, str | int):
                 yield key, self.value(value, depth)
@@ -170,13 +170,13 @@ class _Plain:
         if isinstance(value, NumpyArray) and isinstance(value.content, bytes):
             try:
                 return value.value() if self._takes(len(value.content)) else None
-            except ValueError:  # of objects, or cut off
+            except ValueError:  # an object array, or truncated
                 return None
         return None
 
 
 def _no_zip(path: Path, error: zipfile.BadZipFile) -> tuple[str, Path, str]:
-    """Why a file that is no intact zip cannot be read, the file, and what to do."""
+    """Return the UserError arguments (what, where, fix) for a file that is not an intact zip."""
     with open(path, "rb") as stream:
         start = stream.read(16)
     again = "fetch or copy the file again"
@@ -193,7 +193,7 @@ def _no_zip(path: Path, error: zipfile.BadZipFile) -> tuple[str, Path, str]:
 
 
 class _Records:
-    """The records of a zip that torch.save wrote."""
+    """The records of a zip written by torch.save."""
 
     def __init__(self, archive: zipfile.ZipFile, file_bytes: int) -> None:
         self.archive = archive
@@ -204,7 +204,7 @@ class _Records:
         self.root = pickles[0].removesuffix("data.pkl")
         if f"{self.root}constants.pkl" in self.records:
             raise RefusedError("it is a TorchScript export, which holds code")
-        # torch stores without compression. Compressed or shared records could unfold to any size.
+        # torch.save doesn't compress. Compressed or overlapping records could unpack to any size.
         if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
             raise RefusedError("its records are compressed")
         if sum(info.file_size for info in archive.infolist()) > file_bytes:
@@ -216,7 +216,7 @@ class _Records:
         self.storages = Storages(lambda key: self._read(f"data/{key}"))
 
     def load(self) -> Any:
-        """The object that the instructions describe."""
+        """Return the object that the pickle describes."""
         return Machine(self.storages.get).run(self._read("data.pkl"))
 
     def _read(self, name: str) -> bytes:
@@ -224,22 +224,22 @@ class _Records:
 
 
 class Storages:
-    """The tensors' elements, each storage read once."""
+    """The tensor storages of a file, each read once."""
 
     def __init__(self, read: Callable[[str], bytes]) -> None:
-        """`read` gives the record of a key."""
+        """`read` returns the bytes of a key's record."""
         self._read = read
         self._known: dict[str, Tensor] = {}
 
     def get(self, wanted: Storage) -> Tensor:
-        """The elements of a storage, flat. Its size must be what the file announces."""
+        """Return a storage as a flat tensor. Raises ValueError if its size isn't the declared one."""
         if wanted.key not in self._known:
             content = self._read(wanted.key)
             if len(content) != wanted.count * wanted.dtype.itemsize:
                 has = f"has {len(content)} bytes for {wanted.count} elements"
                 raise ValueError(f"storage {shown(wanted.key)} {has}")
             flat = torch.frombuffer(bytearray(content or bytes(8)), dtype=wanted.dtype)
-            self._known[wanted.key] = flat[: wanted.count]  # torch cannot wrap a buffer of nothing
+            self._known[wanted.key] = flat[: wanted.count]  # torch cannot wrap an empty buffer
         flat = self._known[wanted.key]
         if flat.dtype != wanted.dtype or flat.numel() != wanted.count:
             raise ValueError(f"storage {shown(wanted.key)} is asked for in two ways")

@@ -1,4 +1,4 @@
-"""The one reader and writer of weight files."""
+"""Reading and writing of weight files, all of which goes through this module."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ FORMAT, VERSION = "yolov5-distillation", 1
 _HALF_LIMIT = 65504.0  # the largest float16
 MAX_NAME = 200  # characters of a class's name
 _SHOWN = 3
-_WRAPPERS = ("module.", "_orig_mod.")  # what data parallel training and torch.compile put before names
+_WRAPPERS = ("module.", "_orig_mod.")  # name prefixes from DataParallel / DDP and torch.compile
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a weight file holds.
+    """The content of a weight file.
 
-    cfg: the network's config, empty where the file has none and none of the shipped ones fits;
-    state: float32 tensors by name, the averaged (EMA) ones where there are any, never fused; epoch: -1
-    when training is over; meta: plain values, for example training options; source: who wrote it.
+    cfg: the network's config, empty if the file has none and no shipped one fits;
+    state: tensors by name (floating point as float32), from the EMA if there is one, with batch norms
+    unfused; epoch: -1 once training is over; meta: plain values such as training options; source: who
+    wrote the file.
     """
 
     path: Path
@@ -49,10 +50,10 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path | str, cfg: dict[str, Any] | Path | str | None = None) -> Checkpoint:
-    """Reads a weight file; nothing in it is executed.
+    """Read a weight file without executing anything in it.
 
-    Takes our own files, public YOLOv5 files and state dicts, bare or wrapped. `cfg` describes the
-    network of a file that does not. Raises UserError for everything else.
+    Accepts our own files, public YOLOv5 files and state dicts, bare or wrapped. `cfg` overrides the
+    network config in the file. Raises UserError for anything else.
     """
     path = Path(path)
     content = load_content(path)
@@ -64,7 +65,7 @@ def read_checkpoint(path: Path | str, cfg: dict[str, Any] | Path | str | None = 
 
 
 def described_by(checkpoint: Checkpoint, cfg: dict[str, Any] | Path | str) -> Checkpoint:
-    """The checkpoint with this description of its network, whatever its file says. Raises UserError."""
+    """Return the checkpoint with `cfg` as its network config, whatever its file says. Raises UserError."""
     content = read_config(cfg, nc=_class_count(checkpoint)).content
     return dataclasses.replace(checkpoint, cfg=content)
 
@@ -72,10 +73,9 @@ def described_by(checkpoint: Checkpoint, cfg: dict[str, Any] | Path | str) -> Ch
 def build_model(
     checkpoint: Checkpoint, nc: int | None = None, cfg: dict[str, Any] | Path | str | None = None
 ) -> Model:
-    """The network of a checkpoint with exactly its weights, anchors and names, in training mode.
+    """Build the network of a checkpoint with exactly its weights, anchors and names, in training mode.
 
-    `cfg` describes the network in the place of the file's own config. Raises UserError where the
-    weights are not those of the network.
+    `cfg` replaces the config in the file. Raises UserError if the weights don't fit the network.
     """
     model, state = _laid_out(checkpoint, nc, cfg)
     model.load_state_dict({name: value.clone() for name, value in state.items()}, assign=True)
@@ -86,7 +86,7 @@ def build_model(
 
 
 def fits(checkpoint: Checkpoint) -> bool:
-    """Whether the weights of a checkpoint are those of the network that it describes."""
+    """Return whether the weights of a checkpoint fit the network that it describes."""
     try:
         check_network(checkpoint)
     except UserError:
@@ -95,9 +95,9 @@ def fits(checkpoint: Checkpoint) -> bool:
 
 
 def check_network(checkpoint: Checkpoint) -> None:
-    """Raises UserError where a file's weights are not those of the network that it describes.
+    """Raise UserError if a file's weights don't fit the network that it describes.
 
-    Such a config may ask for any amount of memory, its weights for no more than the file has.
+    The config of such a file can ask for any amount of memory, its weights only for what the file holds.
     """
     _laid_out(checkpoint, None, None)
 
@@ -105,12 +105,12 @@ def check_network(checkpoint: Checkpoint) -> None:
 def _laid_out(
     checkpoint: Checkpoint, nc: int | None, cfg: dict[str, Any] | Path | str | None
 ) -> tuple[Model, dict[str, Tensor]]:
-    """The network of a checkpoint without memory, and the values that belong into it."""
+    """Return the network of a checkpoint on the meta device, and the state dict to load into it."""
     if not cfg and not checkpoint.cfg:
         fix = "train.py takes its config beside it (--cfg), train_distill.py also a teacher's (--teacher-cfg)"
         raise UserError("it does not say what network it is", checkpoint.path, fix)
     described = cfg or {**checkpoint.cfg, "yaml_file": f"network config in {checkpoint.path}"}
-    with torch.device("meta"):  # the weights come from the file: no memory and no time for random ones
+    with torch.device("meta"):  # skip allocation and random initialisation: the weights come from the file
         model = Model(described, nc=nc or _class_count(checkpoint))
     wanted = model.state_dict()
     state = {name: value for name, value in checkpoint.state.items() if name in wanted}
@@ -124,9 +124,9 @@ def _laid_out(
 def save_checkpoint(
     path: Path, *, model: Model, epoch: int, best_fitness: float | None, meta: Mapping[str, Any]
 ) -> None:
-    """Writes the model as plain values and tensors, whole or not at all.
+    """Write the model atomically, as plain values and tensors; loads with `weights_only=True`.
 
-    Tensors are float16, except anchors and what float16 cannot hold. Loads with `weights_only=True`.
+    Floating-point tensors are stored as float16, except anchors and those out of float16's range.
     """
     cfg = {**model.yaml, "nc": model.nc, "anchors": listed_anchors(model)}
     content = {
@@ -151,8 +151,8 @@ def _compact(name: str, value: Tensor) -> Tensor:
 
 
 def _plain(value: Any) -> Any:
-    """Dicts, lists, numbers and text of a value made of them, paths and numpy scalars."""
-    if isinstance(value, np.generic):  # before float: numpy's float64 is one, and would be pickled as numpy's
+    """Convert paths, NumPy scalars and containers to plain dicts, lists, numbers and text."""
+    if isinstance(value, np.generic):  # first, since np.float64 is a float and would be pickled as NumPy's
         value = value.item()
     if value is None or type(value) in (bool, int, float, str):
         return value
@@ -166,7 +166,7 @@ def _plain(value: Any) -> Any:
 
 
 def listed_anchors(model: Model) -> list[list[float]]:
-    """The model's anchors as a config writes them, in px."""
+    """Return the model's anchors in px, in the form of a config."""
     return [[round(size, 4) for size in level] for level in model.anchors_px.flatten(1).tolist()]
 
 
@@ -176,7 +176,7 @@ def _own(content: dict[str, Any], path: Path) -> Checkpoint:
         told = version if isinstance(version, int) and abs(version) < 10**9 else "unknown"
         raise UserError(f"it is of format version {told}", path, "update this project")
     try:
-        # Plain, for a few lists that hold one another can stand for more than any memory holds.
+        # Through plain_value, since a few nested shared lists can expand to more than fits into memory.
         values = {key: plain_value(content[key]) for key in ("cfg", "names", "epoch", "best_fitness", "meta")}
         fitness = values["best_fitness"]
         return Checkpoint(
@@ -194,7 +194,7 @@ def _own(content: dict[str, Any], path: Path) -> Checkpoint:
 
 
 def _public(content: Any, path: Path) -> Checkpoint:
-    """A public file, or a state dict that somebody saved."""
+    """Return the checkpoint in a public file or a saved state dict."""
     holder = content if isinstance(content, dict) else {}
     network = content
     for key in ("ema", "model", "state_dict", "model_state_dict"):
@@ -225,14 +225,14 @@ def _public(content: Any, path: Path) -> Checkpoint:
 
 
 def _unwrapped(record: Inert) -> Inert:
-    """The network inside of a wrapper such as DistributedDataParallel or an EMA, else the record."""
+    """Return the network inside a wrapper such as DistributedDataParallel or an EMA, else the record."""
     averaged = record.attributes.get("ema")
     inside = averaged if isinstance(averaged, Inert) else record
     return next((module for module in submodules(inside) if "yaml" in module.attributes), inside)
 
 
 def _from_module(module: Inert, path: Path) -> tuple[dict[str, Any], list[str], dict[str, Tensor]]:
-    """Config, class names and state of a recorded module."""
+    """Return config, class names and state dict of a recorded module."""
     cfg = plain_value(module.attributes.get("yaml"))
     state = _clean_state(module_state(module), path)
     if not isinstance(cfg, dict) or not cfg.get("backbone"):
@@ -243,7 +243,7 @@ def _from_module(module: Inert, path: Path) -> tuple[dict[str, Any], list[str], 
 
 
 def _activation(module: Inert, path: Path) -> str | None:
-    """The activation of its blocks as a config writes it, None for the usual SiLU."""
+    """Return the activation of the network's blocks in the form of a config, None for the default SiLU."""
     found = set()
     for block in submodules(module):
         children = block.attributes.get("_modules")
@@ -260,7 +260,7 @@ def _activation(module: Inert, path: Path) -> str | None:
 
 
 def _clean_state(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """Names as our networks have them, float32, never fused. Raises UserError for broken values."""
+    """Normalise a state dict: our names, float32, batch norms unfused. Raises UserError for bad values."""
     clean: dict[str, Tensor] = {}
     tensors = {
         name: value for name, value in state.items() if isinstance(value, Tensor) and not value.is_sparse
@@ -275,7 +275,7 @@ def _clean_state(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     for name, value in tensors.items():
         for wrapper in _WRAPPERS:
             name = name.removeprefix(wrapper)
-        if name.endswith(".anchor_grid"):  # of v5.0: the anchors once more, in px
+        if name.endswith(".anchor_grid"):  # in v5.0 files: the anchors again, in px
             continue
         value = value.float() if value.is_floating_point() else value
         if value.is_floating_point() and not value.isfinite().all():
@@ -285,7 +285,7 @@ def _clean_state(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
 
 
 def _unfused(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Gives every fused convolution a batch norm that only adds the bias: then it can be trained on."""
+    """Give every fused convolution a batch norm that only adds its bias, so that it can be trained."""
     for name in [name for name in state if name.endswith(".conv.bias")]:
         norm = name.removesuffix("conv.bias") + "bn."
         if norm + "weight" not in state:
@@ -298,7 +298,7 @@ def _unfused(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _names(value: Any) -> list[str]:
-    """Class names from a list, or from a dict by class id."""
+    """Return class names from a list, or from a dict keyed by class index."""
     plain = plain_value(value)
     if isinstance(plain, dict) and all(str(key).isdecimal() for key in plain):
         plain = [plain[key] for key in sorted(plain, key=int)]
@@ -306,12 +306,12 @@ def _names(value: Any) -> list[str]:
 
 
 def _listed_names(names: Iterable[Any]) -> list[str]:
-    """Names as text of a bounded length; what is neither text nor a number has no name."""
+    """Return names as text of bounded length, "" for what is neither text nor a number."""
     return [str(name)[:MAX_NAME] if isinstance(name, str | int | float) else "" for name in names]
 
 
 def _class_count(checkpoint: Checkpoint) -> int | None:
-    """How many classes the head's outputs are for; None where that cannot be seen."""
+    """Return the number of classes of the head, None if it cannot be determined."""
     anchors = checkpoint.cfg.get("anchors")
     if isinstance(anchors, list) and anchors and isinstance(anchors[0], list):
         anchors = len(anchors[0]) // 2
@@ -329,7 +329,7 @@ def _classes_of_head(state: Mapping[str, Tensor], anchors_per_cell: int) -> int 
 
 
 def _head_index(state: Mapping[str, Tensor]) -> int | None:
-    """The last layer's index, if it looks like Detect."""
+    """Return the index of the last layer if it looks like Detect, else None."""
     indices = [int(found[1]) for name in state if (found := re.match(r"model\.(\d{1,4})\.", name))]
     last = max(indices, default=-1)
     weight = state.get(f"model.{last}.m.0.weight")
@@ -337,14 +337,14 @@ def _head_index(state: Mapping[str, Tensor]) -> int | None:
 
 
 def _guess_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The shipped config whose network has exactly these entries, else an empty dict."""
+    """Return the shipped config whose network has exactly these entries, else an empty dict."""
     index, nc = _head_index(state), _classes_of_head(state, 3)
     if index is None or nc is None:
         return {}
     for path in sorted(FOLDER.rglob("*.yaml"), key=lambda path: (len(path.parts), path.name)):
         try:
             content = read_config(path).content
-        except UserError:  # some other YAML that lies there
+        except UserError:  # a YAML file that is no network config
             continue
         if len(content["backbone"]) + len(content["head"]) != index + 1:
             continue
@@ -360,7 +360,7 @@ def _weight_shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
 
 
 def _check_fit(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
-    """Raises UserError that names the first weights which are not the network's."""
+    """Raise UserError, naming the first mismatches, if the weights don't fit the network."""
     problems = [f"{name} is missing" for name in wanted if name not in state]
     problems += [
         f"{name} is {tuple(state[name].shape)} and the network's is {tuple(wanted[name].shape)}"

@@ -120,7 +120,7 @@ class C3(nn.Module):
         self.cv1 = Conv(c1, hidden)
         self.cv2 = Conv(c1, hidden)
         self.cv3 = Conv(2 * hidden, c2)
-        self.m = _bottlenecks(hidden, n, shortcut, g)
+        self.m: nn.Module = _bottlenecks(hidden, n, shortcut, g)
 
     def forward(self, x: Tensor) -> Tensor:
         """A map of the input's height and width."""

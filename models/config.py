@@ -1,4 +1,4 @@
-"""A network's config: the YAML file or dict that names its classes, anchors and layers."""
+"""Network configs: the YAML file or dict that defines classes, anchors and layers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from utils.config.suggestions import did_you_mean, near_files, near_names, quest
 from utils.errors import UserError
 
 FOLDER = Path(__file__).parent
-# Anchors for a cfg that only says how many: sizes in cells, in proportions that suit most data.
+# Initial anchors for a config that gives only their number: sizes in cells, with common aspect ratios.
 # AutoAnchor fits them to the labels.
 START_SIZES = (1.25, 1.6), (2.0, 3.75), (4.1, 2.9)
 KEYS = (
@@ -33,14 +33,14 @@ KEYS = (
     "inplace",
 )
 MAX_CLASSES = 100_000
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same loader in C, ten times as fast
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is ten times as fast
 
 
 @dataclass(frozen=True)
 class Config:
-    """A config that has been read.
+    """A parsed and checked config.
 
-    content: the dict with `nc` and `anchors` as they are used; where: the file, for messages.
+    content: the dict, with the effective `nc` and `anchors`; where: the file, for messages.
     """
 
     content: dict[str, Any]
@@ -49,7 +49,10 @@ class Config:
     where: str
 
     def anchors_px(self, strides: Sequence[float]) -> Tensor:
-        """Anchor widths and heights in px, (levels, anchors, 2), for a head with these strides."""
+        """Return anchor widths and heights in px, (levels, anchors, 2), for a head with these strides.
+
+        Raises UserError if the config has anchors for another number of levels.
+        """
         given = self.content["anchors"]
         if isinstance(given, int):
             cells = [[side * 1.5 ** (i // 3) for side in START_SIZES[i % 3]] for i in range(given)]
@@ -60,7 +63,7 @@ class Config:
                 self.where,
                 "give one list of anchors for each level",
             )
-        # On the CPU even where a network is laid out on the meta device to be filled from a file.
+        # Explicitly on the CPU: the model may be built under the meta device, to be filled from a file.
         return torch.tensor(given, dtype=torch.float32, device="cpu").view(len(given), -1, 2)
 
 
@@ -71,7 +74,7 @@ def read_config(
     channels: int | None = None,
     anchors: object = None,
 ) -> Config:
-    """The config of a file or dict; what is passed goes before what it says. Raises UserError."""
+    """Read the config in a file or dict; arguments override its values. Raises UserError."""
     if isinstance(cfg, dict):
         content, where = copy.deepcopy(cfg), "network config"
         where = str(content.pop("yaml_file", "")) or where
@@ -85,7 +88,10 @@ def read_config(
 
 
 def find_config(name: Path | str) -> Path:
-    """The YAML file of that name: as given, else anywhere under `models/`, which some call `model/`."""
+    """Find a config: the path as given, else by name under `models/` (also written `model/`).
+
+    Raises UserError, with near matches, if there is none.
+    """
     given = Path(name)
     if os.path.isfile(given):
         return given
@@ -100,7 +106,7 @@ def find_config(name: Path | str) -> Path:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """The content of a file. A key without a meaning is most likely a slip, and is refused."""
+    """Load a file. Raises UserError for unknown keys, which are most likely typos."""
     content, lines = load_yaml(path, _LOADER)
     unknown = [key for key in content if key not in KEYS]
     wrong = [
@@ -119,12 +125,12 @@ def _whole(value: Any, key: str, most: int, where: str) -> int:
 
 
 def _checked_anchors(value: Any, where: str) -> int | list[list[float]]:
-    """A count of anchors a cell, or a list a level: width, height, width, height, ... in px."""
+    """Return the number of anchors per cell, or a list per level: width, height, width, height, ... in px."""
     if isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value <= 32:
         return round(value)
     try:
         levels = [[float(x) for x in _flat(level)] for level in value]
-    except (TypeError, ValueError, OverflowError):  # a whole number may be too large for a float
+    except (TypeError, ValueError, OverflowError):  # OverflowError: an integer too large for a float
         levels = []
     sizes = [x for level in levels for x in level]
     alike = len({len(level) for level in levels}) == 1 and len(levels[0]) % 2 == 0

@@ -1,6 +1,6 @@
-"""From a network's raw outputs to boxes and scores.
+"""Decoding of raw network outputs to boxes and scores.
 
-Shapes: B images, L levels, A anchors a cell, H W grid, K classes, N predictions (the sum of A * H * W
+Shapes: B images, L levels, A anchors per cell, H W grid, K classes, N predictions (the sum of A * H * W
 over the levels).
 """
 
@@ -17,12 +17,12 @@ Grid = tuple[Tensor, Tensor, Tensor]
 
 
 def boxes_cxcywh_grid(raw_xywh: Tensor, anchors_grid: Tensor) -> Tensor:
-    """Boxes (..., 4) of raw outputs (..., 4), in grid units, the centre relative to its cell's corner.
+    """Decode raw outputs (..., 4) to boxes (..., 4) in grid units, the centre relative to its cell's corner.
 
-    The centre lies within -0.5..1.5, sizes within 0..4 anchors. `anchors_grid` (..., 2) is in grid
-    units (in another unit, sizes come out in that).
+    The centre lies within -0.5..1.5, sizes within 0..4 times the anchor. `anchors_grid` (..., 2) is in grid
+    units (sizes have the unit of the anchors).
     """
-    # Each coordinate by itself in memory: what follows for many boxes, such as overlaps, is then vectorised.
+    # Each coordinate is contiguous in memory, so that later work on many boxes, such as IoU, vectorises.
     root = raw_xywh.movedim(-1, 0).contiguous().sigmoid()
     anchors = anchors_grid[(None,) * (raw_xywh.dim() - anchors_grid.dim())]
     sizes = (root[2:] * 2).square() * anchors.movedim(-1, 0)
@@ -30,27 +30,27 @@ def boxes_cxcywh_grid(raw_xywh: Tensor, anchors_grid: Tensor) -> Tensor:
 
 
 def decode(levels: Sequence[Tensor], anchors_px: Tensor, strides: Tensor) -> Tensor:
-    """All predictions of all levels, (B, N, 5 + K) float32: centre x, y, width, height in px, scores.
+    """Decode all levels to predictions (B, N, 5 + K) float32: centre x, y, width, height in px, scores.
 
-    levels: raw (B, A, H, W, 5 + K); anchors_px: (L, A, 2); strides: (L,) in px. The order is by
+    levels: raw (B, A, H, W, 5 + K); anchors_px: (L, A, 2); strides: (L,) in px. Predictions are ordered by
     level, then anchor, then row. Scores (objectness, classes) are sigmoids, 0..1.
     """
     batch, count, _, _, outputs = levels[0].shape
     shapes = tuple((level.shape[2], level.shape[3]) for level in levels)
-    # What a tracer sees being made must not stay in the cache: it may hold no values.
+    # Tensors created while tracing must not be cached: they may have no values.
     grid = _grid.__wrapped__ if torch.compiler.is_compiling() else _grid
     cells, level_of, anchor_of = grid(shapes, count, levels[0].device)
     strides_px = strides.float()[level_of].unsqueeze(1)
     anchors = anchors_px.float().reshape(-1, 2)[anchor_of]
     raw = torch.empty((batch, len(cells), outputs), device=levels[0].device)
     start = 0
-    for level in levels:  # one copy, whatever the memory order: a reshape and a cat would make two
+    for level in levels:  # one copy, whatever the memory format: reshape and cat would make two
         end = start + count * level.shape[2] * level.shape[3]
         raw[:, start:end].view(level.shape).copy_(level)
         start = end
-    # The gradient of a sigmoid needs its output as it was.
+    # The backward pass of sigmoid needs its unmodified output.
     decoded = raw.sigmoid().clone() if raw.requires_grad else raw.sigmoid_()
-    # In place: the scores are most of the memory and stay as they are.
+    # In place: the scores, most of the tensor, need no further work.
     decoded[..., :2].mul_(2 * strides_px).add_(cells * strides_px)
     decoded[..., 2:4].mul_(2).square_().mul_(anchors)
     return decoded
@@ -59,10 +59,10 @@ def decode(levels: Sequence[Tensor], anchors_px: Tensor, strides: Tensor) -> Ten
 def decode_above(
     levels: Sequence[Tensor], anchors_px: Tensor, strides: Tensor, least: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Image (C,), row (C,) and prediction (C, 5 + K) of those whose objectness is above `least` (0..1).
+    """Decode only the predictions whose objectness is above `least` (0..1), usually a few dozen.
 
-    The rows and predictions are those of `decode`, by image and then by row, without the work for
-    the others: mostly all but a few dozen of them.
+    Return image index (C,), row (C,) and prediction (C, 5 + K), sorted by image, then row; rows and
+    predictions are those of `decode`.
     """
     limit = math.log(least / (1 - least)) if 0 < least < 1 else math.inf if least >= 1 else -math.inf
     images, rows, found, start = [], [], [], 0
@@ -78,7 +78,7 @@ def decode_above(
         start += count * height * width
     image, row, predictions = torch.cat(images), torch.cat(rows), torch.cat(found)
     if len(levels[0]) > 1:
-        # By image first; within one they are in order already.
+        # Sort by image; within an image they are in order already.
         order = image.argsort(stable=True)
         image, row, predictions = image[order], row[order], predictions[order]
     return image, row, predictions
@@ -86,11 +86,11 @@ def decode_above(
 
 @lru_cache(maxsize=64)
 def _grid(shapes: tuple[tuple[int, int], ...], anchors: int, device: torch.device) -> Grid:
-    """Of every prediction: its cell's corner, its level and its row among the anchors of all levels.
+    """Return each prediction's cell corner, level and row among the anchors of all levels.
 
-    The corner is (N, 2) float32 in cells, x first, less the half cell by which a centre may reach out.
+    The corner is (N, 2) float32 in cells, x first, minus the half cell by which a centre may lie outside.
     """
-    # A tensor made in inference mode could never again be part of a graph.
+    # Cached tensors created in inference mode could not be used in autograd later.
     with torch.inference_mode(False), torch.no_grad():
         corners, levels, rows = [], [], []
         for level, (height, width) in enumerate(shapes):

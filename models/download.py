@@ -1,4 +1,4 @@
-"""Fetches public weights where they are missing:  python -m models.download yolov5s.pt yolov5m.pt"""
+"""Download missing public weights:  python -m models.download yolov5s.pt yolov5m.pt"""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; gives the exit code."""
+    """Run the command line; return the exit code."""
     names = _arguments(argv).names
 
     def fetch() -> None:

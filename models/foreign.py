@@ -1,7 +1,7 @@
-"""Pickle's instructions carried out on inert values; the module itself is imported nowhere.
+"""A safe interpreter of pickle instructions, which never unpickles.
 
-It never unpickles. It walks the instructions and builds plain containers, numbers, text and tensors
-itself. Every global that they name must be on the list of `inert`; nothing is imported or called.
+It walks the opcodes and builds plain containers, numbers, text and tensors itself. Every global that a
+pickle names must be on the allow list in `inert`; nothing is imported or called.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from models.inert import (
     usable_key,
 )
 
-# What calls may copy in all, in elements: an instruction of a few bytes can name a value of megabytes.
+# Total elements that calls may copy: an instruction of a few bytes can refer to a value of megabytes.
 MAX_COPIED = 20_000_000
-MAX_INSTRUCTIONS = 1_000_000  # a tenth of it for the largest public files; one can make a set of 200 bytes
-MAX_NAME = 200  # characters of a global's module, and of its name in there
-MAX_BITS = 1000  # of a whole number, so that it becomes a float or a text of bounded length
+MAX_INSTRUCTIONS = 1_000_000  # the largest public files have a tenth; one can create a 200-byte set
+MAX_NAME = 200  # characters of a global's module, and of its name in the module
+MAX_BITS = 1000  # of an integer, so that converting it to float or text is bounded
 
 _MARK = object()
 _CONSTANTS = frozenset(
@@ -60,7 +60,7 @@ _GATHERED: dict[str, Callable[[list[Any]], Any]] = {
 
 
 def _order(state: Any) -> str:
-    """The byte order in the state of a numpy type."""
+    """Return the byte order in the state of a NumPy dtype. Raises ValueError if there is none."""
     order = state[1] if isinstance(state, tuple) and len(state) > 1 else None
     if not isinstance(order, str) or order not in ("<", ">", "=", "|"):
         raise ValueError("a numpy type has no proper byte order")
@@ -68,12 +68,12 @@ def _order(state: Any) -> str:
 
 
 class Machine:
-    """Carries out a pickle's instructions on inert values."""
+    """A pickle stack machine that works on inert values."""
 
     def __init__(
         self, storage: Callable[[Storage], Tensor], is_record: Callable[[str], bool] = lambda name: False
     ) -> None:
-        """`storage` gives the elements of one; `is_record`: names of more classes to keep records of."""
+        """`storage` loads a storage; `is_record` accepts names of further classes to keep as records."""
         self.storage, self.is_record = storage, is_record
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
@@ -82,7 +82,7 @@ class Machine:
         self.steps = {name.removeprefix("_on_").upper(): getattr(self, name) for name in methods}
 
     def run(self, instructions: bytes) -> Any:
-        """The value that is left at the end."""
+        """Execute the instructions and return the resulting value."""
         for number, (opcode, argument, _) in enumerate(pickletools.genops(instructions)):
             name = opcode.name
             if number == MAX_INSTRUCTIONS:
@@ -100,13 +100,13 @@ class Machine:
         return self.stack.pop()
 
     def _constant(self, value: Any) -> None:
-        # The hash of a number of megabytes takes its time, each time that it is a key.
+        # Hashing a number of megabytes is slow, and happens each time that it is a key.
         if isinstance(value, int) and value.bit_length() > MAX_BITS:
             raise RefusedError(f"a number has more than {MAX_BITS} bits")
         self.stack.append(value)
 
     def _to_mark(self) -> list[Any]:
-        """Takes everything above the last mark, and the mark, off the stack."""
+        """Pop the last mark and everything above it; return the latter."""
         place = len(self.stack) - 1
         while self.stack[place] is not _MARK:
             place -= 1
@@ -143,7 +143,7 @@ class Machine:
             self.stack.append(constructor(function)(*arguments))
 
     def _count(self, values: Iterable[Any]) -> None:
-        # A tensor is a view, however often it is passed on; one without dimensions has no length.
+        # Tensors are passed as views and never copied; besides, a 0-d tensor has no length.
         copied = (value for value in values if isinstance(value, Sized) and not isinstance(value, Tensor))
         self.copied += sum(map(len, copied))
         if self.copied > MAX_COPIED:
@@ -186,7 +186,7 @@ class Machine:
             if not isinstance(state, tuple) or len(state) != 5 or not isinstance(state[1], tuple):
                 raise ValueError("a numpy array has no proper state")
             _, target.shape, target.dtype, _, target.content = state
-        elif not isinstance(target, dict | Tensor):  # theirs is metadata that nothing here needs
+        elif not isinstance(target, dict | Tensor):  # the state of these is unused metadata
             raise RefusedError(f"it sets attributes of {type(target).__name__}")
 
     def _on_binpersid(self, _argument: Any) -> None:

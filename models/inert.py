@@ -1,10 +1,10 @@
-"""What the globals in public weight files stand for: the list of what they may name, and its values.
+"""The allow list of globals in public weight files, and the inert values that stand in for them.
 
-Classes of networks become `Inert` records; constructors of containers, tensors, numbers and paths become
-functions of this module with the same effect on plain values. Whatever is not on the list is refused.
+Classes of networks become `Inert` records; constructors of containers, tensors, numbers and paths are
+replaced by functions of this module with the same effect on plain values. Anything else is refused.
 
-A few bytes can describe lists that hold one another and stand for more values than any memory holds. So
-no value is formatted, hashed or compared before its type is known, and none but text and numbers then.
+A few bytes can describe nested shared lists that expand to more values than fit into memory. So no value
+is formatted, hashed or compared before its type is known, and then only text and numbers are.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ STORAGES = {
     "BoolStorage": torch.bool,
 }
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in STORAGES.values()}
-# Classes whose instances are kept as records: torch's layers, and what the YOLO family calls its own.
+# Classes whose instances are kept as records: torch's layers and the modules of the YOLO family.
 NETWORK_CLASS = re.compile(
     r"(torch\.nn\.(modules|parallel)(\.\w+)*|(yolov5\.)?(models(\.\w+)+|utils\.(activations|torch_utils)))"
     r"\.([A-Z]\w*|autoShape)"
 )
 NUMPY_NUMBER = re.compile("[<>=](b1|[iu][1248]|f[248])")
 MAX_DIMENSIONS = 16
-MAX_EMPTY = 1 << 16  # the other dimensions of a tensor without elements, multiplied
-MAX_NUMBER_BYTES = 16  # of a single numpy number
-MAX_KEY_BITS = 60  # of a whole number that is a key: longer ones can be chosen to have all the same hash
+MAX_EMPTY = 1 << 16  # product of the non-zero dimensions of an empty tensor
+MAX_NUMBER_BYTES = 16  # of a NumPy scalar
+MAX_KEY_BITS = 60  # of an integer key: longer ones can be chosen so that all hashes collide
 _MAX_SHOWN = 100
 RECORDS = {f"datetime.{name}" for name in ("date", "datetime", "timedelta", "timezone")} | {
     "argparse.Namespace"
@@ -52,7 +52,7 @@ NUMPY_CORE = re.compile(r"numpy\.(_core|core)\.(multiarray|numeric)")
 
 @dataclass(frozen=True)
 class Name:
-    """A global that the file names and that is on the list."""
+    """A global that the file names, already checked against the allow list."""
 
     module: str
     name: str
@@ -73,7 +73,7 @@ class Inert:
 
 @dataclass(frozen=True)
 class Storage:
-    """A storage as the instructions name it: its record's key and its elements."""
+    """A tensor storage as a pickle refers to it: dtype, key of its record, number of elements."""
 
     dtype: torch.dtype
     key: str
@@ -82,36 +82,36 @@ class Storage:
 
 @dataclass(eq=False, repr=False)
 class NumpyType:
-    """A numpy data type by its short code (`f8`) and byte order."""
+    """A NumPy dtype by its short code (`f8`) and byte order."""
 
     code: str
     order: str = "<"
 
 
 class RefusedError(Exception):
-    """What is wrong with the instructions."""
+    """The file contains something that is not allowed, or exceeds a limit."""
 
 
 def shown(text: str) -> str:
-    """The start of a text of any length, for a message."""
+    """Return a text, truncated for use in a message."""
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def text_items(mapping: Any) -> list[tuple[str, Any]]:
-    """A mapping's entries whose key is text; nothing for what is no mapping."""
+    """Return a dict's entries with text keys; an empty list if it is not a dict."""
     if not isinstance(mapping, dict):
         return []
     return [(key, value) for key, value in mapping.items() if isinstance(key, str)]
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_rest: Any) -> Tensor:
-    """A view of a flat storage; it must lie inside of it and not repeat elements."""
+    """Return a view of a flat storage. Raises ValueError if it lies outside or has more elements."""
     listed = isinstance(size, list | tuple) and isinstance(stride, list | tuple)
     if not isinstance(storage, Tensor) or not listed or not len(size) == len(stride) <= MAX_DIMENSIONS:
         raise ValueError("a tensor has no proper size")
     sizes, strides = [*size], [*stride]
     whole = all(type(x) is int and x >= 0 for x in (offset, *sizes, *strides))
-    # A billion rows of nothing take no room in the file, and become a billion lists.
+    # A billion empty rows take no space in the file, but become a billion lists.
     if not whole or (0 in sizes and math.prod(x for x in sizes if x) > MAX_EMPTY):
         raise ValueError("a tensor has no proper size")
     count = math.prod(sizes)
@@ -126,7 +126,10 @@ def _first(value: Any, *_rest: Any) -> Any:
 
 
 def usable_key(value: Any) -> Any:
-    """A value that may be a key or a member of a set: the hash of nested tuples knows no depth limit."""
+    """Return a value that may be a dict key or set member. Raises ValueError for others.
+
+    Containers are refused: hashing nested tuples recurses without a depth limit.
+    """
     if isinstance(value, int) and value.bit_length() > MAX_KEY_BITS:
         raise ValueError(f"a number of more than {MAX_KEY_BITS} bits is a key")
     if value is None or isinstance(value, str | bytes | int | float | Name | Inert):
@@ -135,7 +138,7 @@ def usable_key(value: Any) -> Any:
 
 
 def dict_of(pairs: Iterable[Any]) -> dict[Any, Any]:
-    """A dict of key and value pairs."""
+    """Return a dict of key and value pairs."""
     return {usable_key(key): value for key, value in pairs}
 
 
@@ -146,7 +149,7 @@ def _dict_from(items: Any = (), *_rest: Any) -> dict[Any, Any]:
 
 
 def in_twos(items: list[Any]) -> Iterable[tuple[Any, Any]]:
-    """Pairs of neighbours. Raises ValueError for an odd count."""
+    """Return consecutive items in pairs. Raises ValueError for an odd count."""
     return zip(items[::2], items[1::2], strict=True)
 
 
@@ -184,7 +187,7 @@ def _object(name: Any, *_rest: Any) -> Inert:
 
 
 def _number(dtype: Any, content: Any = b"\0" * 8) -> Any:
-    """A numpy scalar from its bytes."""
+    """Return a NumPy scalar from its bytes."""
     if isinstance(content, bytes) and len(content) > MAX_NUMBER_BYTES:
         raise ValueError("a numpy number is too long")
     return NumpyArray((), dtype, content).value()
@@ -192,14 +195,14 @@ def _number(dtype: Any, content: Any = b"\0" * 8) -> Any:
 
 @dataclass(eq=False, repr=False)
 class NumpyArray:
-    """A numpy array under construction: the file first makes an empty one, then fills it."""
+    """A NumPy array under construction: a pickle first creates an empty one, then fills it."""
 
     shape: tuple[int, ...] = ()
     dtype: Any = None
     content: Any = b""
 
     def value(self) -> Any:
-        """Numbers: one for a shape without dimensions, else a flat list. Raises ValueError for others."""
+        """Return a number for a 0-d array, else a flat list. Raises ValueError if it is not numeric."""
         if not isinstance(self.dtype, NumpyType) or not isinstance(self.content, bytes):
             raise ValueError("a numpy array has no proper content")
         kind = self.dtype.order + self.dtype.code
@@ -230,12 +233,12 @@ CONSTRUCTORS: dict[str, Callable[..., Any]] = {
     "numpy.ndarray": lambda *_rest: NumpyArray(),
     "copyreg._reconstructor": _object,
 }
-# Named only as arguments of the constructors above.
+# Allowed only as arguments of the constructors above.
 ARGUMENTS = {"builtins.object", "builtins.int", "builtins.float"}
 
 
 def constructor(name: Name) -> Callable[..., Any]:
-    """What makes the value of a global that is called; refuses what is not on the list."""
+    """Return the function that stands in for a global. Raises RefusedError if it is not on the list."""
     text = str(name)
     if text in CONSTRUCTORS:
         return CONSTRUCTORS[text]
@@ -249,7 +252,7 @@ def constructor(name: Name) -> Callable[..., Any]:
 
 
 def is_known(name: Name) -> bool:
-    """Whether a global is on the list."""
+    """Return whether a global is on the allow list."""
     text = str(name)
     if name.module == "torch":
         return name.name in STORAGES or name.name in DTYPES or text in CONSTRUCTORS

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from models import common
+from models import common, rare_blocks, transformer
 from utils.config.suggestions import near_names, question
 from utils.errors import UserError
 
@@ -22,6 +22,7 @@ CHANNEL_STEP = 8
 # Far above any real network; they keep a damaged file from asking for all of the memory.
 MAX_ROWS, MAX_REPEATS, MAX_CHANNELS = 1000, 200, 16384
 MAX_REPEATS_IN_ALL = 2000
+MAX_GAIN = 16  # of Contract and Expand
 MAX_PARAMETERS = 2**30  # 4 GiB; the largest network that ships has an eighth of it
 
 
@@ -80,11 +81,15 @@ Block = Callable[..., nn.Module]
 Builder = Callable[[_Row], Built]
 
 
-def _block(kind: Block, stride_at: int | None = None, stride: int = 1) -> Builder:
-    """A block of (c1, c2, ...) that is repeated as a whole; its stride is an argument or fixed."""
+def _block(kind: Block, stride_at: int | None = None, stride: int = 1, transposed: bool = False) -> Builder:
+    """A block of (c1, c2, ...) that is repeated as a whole; its stride is an argument or fixed.
+
+    transposed: whether the stride enlarges the map.
+    """
 
     def build(row: _Row) -> Built:
         c2, reduction = row.out_channels(), stride if stride_at is None else row.argument(stride_at, 1)
+        reduction = 1 / reduction if transposed else reduction
         modules = []
         channels = row.inputs[0].channels
         for _ in range(row.repeats):
@@ -128,6 +133,25 @@ def _max_pool(row: _Row) -> Built:
     return nn.MaxPool2d(*row.arguments), Port(source.channels, source.stride * stride)
 
 
+def _contract(row: _Row) -> Built:
+    gain, source = _gain(row), row.inputs[0]
+    return rare_blocks.Contract(gain), Port(source.channels * gain**2, source.stride * gain)
+
+
+def _expand(row: _Row) -> Built:
+    gain, source = _gain(row), row.inputs[0]
+    if source.channels % gain**2:
+        raise ValueError(f"{source.channels} channels are not a multiple of {gain**2}")
+    return rare_blocks.Expand(gain), Port(source.channels // gain**2, source.stride / gain)
+
+
+def _gain(row: _Row) -> int:
+    gain = row.argument(0, 2)
+    if isinstance(gain, bool) or not isinstance(gain, int) or not 1 <= gain <= MAX_GAIN:
+        raise ValueError(f"its gain must be a whole number from 1 to {MAX_GAIN}, not {gain!r}")
+    return gain
+
+
 def _batch_norm(row: _Row) -> Built:
     return common.batch_norm(row.inputs[0].channels), row.inputs[0]
 
@@ -140,15 +164,24 @@ BLOCKS: dict[str, Builder] = {
     "Conv": _block(common.Conv, stride_at=2),
     "DWConv": _block(common.DWConv, stride_at=2),
     "GhostConv": _block(common.GhostConv, stride_at=2),
+    "CrossConv": _block(rare_blocks.CrossConv, stride_at=2),
+    "MixConv2d": _block(rare_blocks.MixConv2d, stride_at=2),
+    "DWConvTranspose2d": _block(rare_blocks.DWConvTranspose2d, stride_at=2, transposed=True),
     "GhostBottleneck": _block(common.GhostBottleneck, stride_at=2),
     "Focus": _block(common.Focus, stride=2),
     "Bottleneck": _block(common.Bottleneck),
     "SPP": _block(common.SPP),
     "SPPF": _block(common.SPPF),
+    "C3SPP": _block(rare_blocks.C3SPP),
     "C3": _stack(common.C3),
+    "C3x": _stack(rare_blocks.C3x),
+    "C3TR": _stack(transformer.C3TR),
     "C3Ghost": _stack(common.C3Ghost),
     "BottleneckCSP": _stack(common.BottleneckCSP),
     "Concat": _concat,
+    "Contract": _contract,
+    "Expand": _expand,
+    "nn.ConvTranspose2d": _block(nn.ConvTranspose2d, stride_at=2, transposed=True),
     "nn.Upsample": _upsample,
     "nn.MaxPool2d": _max_pool,
     "nn.ZeroPad2d": _zero_pad,

@@ -1,4 +1,4 @@
-"""Which class of one network is which of another, by their names."""
+"""Matching of the classes of two networks by name."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from dataclasses import dataclass
 
 from utils.words import listed
 
-MOST_UNKNOWN = 40  # names of classes without a class term that are told
-# VOC's words for what COCO calls otherwise, as `plain` spells both.
+MOST_UNKNOWN = 40  # names printed of the classes without a class term
+# VOC names and their COCO synonyms, spelled as `plain` returns them.
 _COCO_WORDS = {"aeroplane": "airplane", "motorbike": "motorcycle", "sofa": "couch", "tvmonitor": "tv"}
 
 
 def partners(own: Sequence[str], wanted: Sequence[str]) -> list[int | None]:
-    """For each wanted name the number of its partner among the own, each of which has one at the most.
+    """Return for each wanted name the index of its match in `own`, or None; matches are one-to-one.
 
-    A name that is spelled the same goes before one that is only alike, and that before another word.
+    Identical spelling goes first, then equality ignoring case and separators, then VOC/COCO synonyms.
     """
     found: list[int | None] = [None] * len(wanted)
     taken: set[int] = set()
     for alike in (str, plain, _word):
         free: dict[str, list[int]] = {}
-        for number in range(len(own) - 1, -1, -1):  # the first of equal names is the last of its list
+        for number in range(len(own) - 1, -1, -1):  # reversed, so that pop() returns the first of equal names
             if number not in taken:
                 free.setdefault(alike(own[number]), []).append(number)
         for mine, name in enumerate(wanted):
@@ -34,24 +34,24 @@ def partners(own: Sequence[str], wanted: Sequence[str]) -> list[int | None]:
 
 
 def plain(name: str) -> str:
-    """A class name without what people spell differently."""
+    """Return a class name in lower case, without spaces, hyphens and underscores."""
     return re.sub(r"[\s_-]+", "", name.casefold())
 
 
 def _word(name: str) -> str:
-    """COCO's word for a class name."""
+    """Return COCO's synonym for a class name, in plain spelling."""
     return _COCO_WORDS.get(plain(name), plain(name))
 
 
 @dataclass(frozen=True)
 class ClassMap:
-    """Classes that both sides know, by their names; dashes and capitals do not count.
+    """The classes that teacher and data share by name, ignoring case and separators.
 
-    Where VOC and COCO have different words for a thing (aeroplane, airplane), these are one name.
+    VOC and COCO names of the same class (aeroplane, airplane) match too.
 
-    student, teacher: (C,) their numbers on each side. unknown: of the data, that the teacher lacks.
-    ignored: of the teacher, that the data lacks. one: what the data's classes are called where all of them
-    are one; `student` then is that one, `teacher` all that belong to it.
+    student, teacher: (C,) class indices on each side. unknown: classes of the data that the teacher lacks.
+    ignored: classes of the teacher that the data lacks. one: the name of the single class if all of the
+    data's classes are merged; then `student` is that class and `teacher` all that belong to it.
     """
 
     student: tuple[int, ...]
@@ -64,7 +64,7 @@ class ClassMap:
     def by_name(
         cls, own: Sequence[str], wanted: Sequence[str], only: Collection[int] | None = None
     ) -> ClassMap:
-        """From the teacher's classes `own` and those of the data; `only` numbers of the latter count."""
+        """Match the teacher's classes `own` with the data's; `only` restricts the latter to these indices."""
         numbers = partners(own, wanted)
         if only is not None:
             numbers = [number if mine in only else None for mine, number in enumerate(numbers)]
@@ -81,9 +81,9 @@ class ClassMap:
     def all_as_one(
         cls, own: Sequence[str], merged: Sequence[str], name: str, only: Collection[int] | None = None
     ) -> ClassMap:
-        """From the teacher's classes `own` to the single class `name`, which the data's `merged` are.
+        """Map the teacher's classes `own` to the single class `name`, into which the data's are `merged`.
 
-        `only` numbers of the merged ones count.
+        `only` restricts the merged ones to these indices.
         """
         parts = cls.by_name(own, merged, only)
         if not parts.teacher:
@@ -91,18 +91,18 @@ class ClassMap:
         return cls((0,), parts.teacher, parts.unknown, parts.ignored, name)
 
     def known(self, wanted: Sequence[str]) -> set[int]:
-        """Which of the data's classes, merged or not, the teacher knows."""
+        """Return the indices of the data's classes, merged or not, that the teacher knows."""
         if not self.one:
             return set(self.student)
         return {number for number, name in enumerate(wanted) if name not in self.unknown}
 
     def pairs(self, own: Sequence[str], wanted: Sequence[str]) -> str:
-        """Which of the data's classes is which of the teacher's, in words."""
+        """Describe in words which class of the data corresponds to which of the teacher's."""
         if self.one:
             return f"{listed([own[theirs] for theirs in self.teacher])} as one, '{self.one}'"
         names = [(wanted[mine], own[theirs]) for mine, theirs in zip(self.student, self.teacher, strict=True)]
         same, others = [a for a, b in names if a == b], [f"{a} = {b}" for a, b in names if a != b]
-        # Every guess is shown: a wrong one would teach a wrong class.
+        # All inexact matches are shown: a wrong one would teach a wrong class.
         return ", ".join(([listed(same)] if same else []) + others)
 
     @property
@@ -111,7 +111,7 @@ class ClassMap:
         return not self.unknown and not self.ignored and self.student == self.teacher
 
     def __str__(self) -> str:
-        """One line."""
+        """Return a one-line summary."""
         known = len(self.teacher)
         parts = [f"{known} of {known + len(self.unknown)} classes known to the teacher"]
         if self.unknown:

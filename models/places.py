@@ -1,4 +1,4 @@
-"""Where the weight files that people name are."""
+"""Lookup of weight files by name."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from utils.errors import UserError
 
 
 def resolve_weights(name: Path | str, download: bool = False) -> Path:
-    """The weight file of that name: as given, else in `weights/`, else fetched where it is a public one.
+    """Find a weight file: the path as given, else in `weights/`, else downloaded if it is a public one.
 
-    `weights/` is for names alone: who names a folder means the file in it, and one of the same name that lies
-    elsewhere may be another network. Raises UserError with near matches.
+    `weights/` is searched for bare names only: a path with a folder means the file in that folder, and one
+    of the same name elsewhere may be another network. Raises UserError with near matches.
     """
     given = Path(name)
     folders = [PUBLIC_FOLDER, FOLDER.parent / "weights"]
@@ -44,10 +44,10 @@ def resolve_weights(name: Path | str, download: bool = False) -> Path:
 
 
 def _proposals(given: Path, folders: Sequence[Path]) -> list[str]:
-    """Weight files that may have been meant: in the folder named, in `folders`, of runs, public ones."""
+    """Return weight files that may have been meant: in the given folder, in `folders`, in runs, public."""
     wanted = given if given.suffix else given.with_name(f"{given.name}.pt")
     known = [path for folder in (given.parent, *folders) for path in _weights_in(folder)]
-    # Of runs the newest first: many have a best.pt.
+    # Newest runs first: many have a best.pt.
     trained = sorted(Path("runs").glob("*/*/weights/*.pt"), key=last_written, reverse=True)
     there = {path.name for path in known}
     public = [] if given.name in NAMES else [given.with_name(name) for name in NAMES if name not in there]
@@ -57,5 +57,5 @@ def _proposals(given: Path, folders: Sequence[Path]) -> list[str]:
 
 
 def _weights_in(folder: Path) -> list[Path]:
-    # Not Path.glob, which fails for a name that is too long for any folder.
+    # Not Path.glob, which fails if the folder's name is longer than the file system allows.
     return sorted(map(Path, glob.glob(os.path.join(glob.escape(str(folder)), "*.pt"))))

@@ -1,4 +1,4 @@
-"""The public weight files of YOLOv5: their names, where they lie, and how one is fetched."""
+"""The public weight files of YOLOv5: names, locations and download."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from utils.fetch.transfer import Remote, fetch
 from utils.fetch.web import SourceError
 
 NAMES = tuple(f"yolov5{size}{head}.pt" for head in ("", "6") for size in "nsmlx")
-# The newest first; files of the v5.0 release have the same names and other networks.
+# Newest first. Not v5.0: its files have the same names but other networks.
 _RELEASES = tuple(
     f"https://github.com/ultralytics/yolov5/releases/download/{tag}"
     for tag in ("v7.0", "v6.2", "v6.1", "v6.0")
@@ -21,9 +21,9 @@ FOLDER = Path("weights")
 
 
 def place_of(given: Path, project_folder: Path) -> Path | None:
-    """Where a public file of that name belongs; None where it is no public one or there is no such folder.
+    """Return the path where a public file belongs; None if it is not public or its folder doesn't exist.
 
-    A name alone goes to `weights` in the working folder where that is there, else to the project's.
+    A bare name belongs in `weights` in the working directory if that exists, else in `project_folder`.
     """
     if given.name not in NAMES:
         return None
@@ -35,13 +35,13 @@ def place_of(given: Path, project_folder: Path) -> Path | None:
 def fetch_public_file(
     target: Path, read: Callable[[Path], object], say: Callable[[str], None] = print
 ) -> Path:
-    """Fetches a public file to its place, where it comes only after `read` has read it.
+    """Download a public file; it is moved to `target` only after `read` has accepted it.
 
-    No checksums of them are published: the zip's own tell whether it came whole, and the reader runs
-    nothing from it whatever it holds. Of several processes one fetches.
+    No checksums are published for these files: the zip's own CRCs show whether it is complete, and the
+    reader executes nothing in it whatever it contains. Of several processes only one downloads.
 
     Raises:
-        UserError: no source has it, or the system refuses to write.
+        UserError: no source has the file, or it cannot be written.
     """
 
     def accept(part: Path) -> None:

@@ -1,8 +1,8 @@
-"""The code inside of TorchScript archives: read as text, compared with a list, written anew.
+"""Checking of the code in TorchScript archives against an allow list.
 
-TorchScript looks like Python. Here Python's own parser reads it (nothing is compiled, nothing runs), every
-construct and every function it calls must be on a list, and what PyTorch gets to see is the text that is
-written back from the tree: no word in it was read by one parser and taken otherwise by another.
+TorchScript is close to Python. Python's own parser reads it (nothing is compiled or run), every construct
+and every called function must be on a list, and PyTorch gets the text that is unparsed from the checked
+tree: so no text can mean one thing to this parser and another to PyTorch's.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import warnings
 
 from models.inert import RefusedError, shown
 
-MAX_DEPTH = 150  # of a tree: PyTorch's parser calls itself without a limit
+MAX_DEPTH = 150  # of the tree: PyTorch's parser recurses without a limit
 _TEXT = re.compile(r"[\n\x20-\x5b\x5d-\x7e]*")  # printable ASCII without the backslash
-_ROW = re.compile(r"(?:[-+~*] *|\bnot +){40}")  # Python's own parser calls itself for each operator
+_ROW = re.compile(r"(?:[-+~*] *|\bnot +){40}")  # Python's parser recurses at each of these operators
 
-# Functions of torch that compute with the tensors and numbers they are given and do nothing else: no file,
-# no device but the one at hand, no code.
+# Functions of torch that only compute with the given tensors and numbers: no file access, no other device,
+# no code execution.
 _MATHS = """
 abs adaptive_avg_pool2d add addcdiv addcmul addmm alias all amax amin any append arange argmax argmin
 argsort atleast_1d avg_pool1d avg_pool2d baddbmm batch_norm bitwise_and bitwise_not bitwise_or bmm Bool
@@ -87,7 +87,7 @@ _NODES = (
 
 
 def checked_code(text: str, where: str) -> str:
-    """The code of one file of an archive, written anew. Raises RefusedError for what is not on the list."""
+    """Check the code of one file of an archive and return it unparsed. Raises RefusedError if not allowed."""
     if not _TEXT.fullmatch(text) or _ROW.search(text):
         raise RefusedError(f"its code {shown(where)} has characters that networks do not need")
     try:
@@ -101,8 +101,8 @@ def checked_code(text: str, where: str) -> str:
 
 
 def _check(tree: ast.Module) -> None:
-    """Walks the tree without calling itself: a file may nest as deep as it likes."""
-    called: set[int] = set()  # names that have been accounted for
+    """Walk the tree iteratively, since a file may nest to any depth. Raises RefusedError."""
+    called: set[int] = set()  # ids of the names that are part of an allowed call
     waiting: list[tuple[ast.AST, int]] = [(tree, 0)]
     while waiting:
         node, depth = waiting.pop()
@@ -130,7 +130,7 @@ def _check_class(node: ast.ClassDef) -> None:
 
 
 def _check_function(node: ast.FunctionDef, called: set[int]) -> None:
-    """Refuses decorators; accounts for calls of names that stand for a function of the archive alone."""
+    """Refuse decorators; allow calls of local names that only ever refer to a function of the archive."""
     if node.decorator_list:
         raise RefusedError("its code has a decorator")
     own, other = set(), {argument.arg for argument in node.args.args}
@@ -148,7 +148,7 @@ def _check_function(node: ast.FunctionDef, called: set[int]) -> None:
 
 
 def _check_call(node: ast.Call, called: set[int]) -> None:
-    """Passes a call of a function on the list, of one that the archive brings, or of a module in it."""
+    """Allow only calls of listed functions, and of functions and modules of the archive itself."""
     function = node.func
     name = _dotted(function)
     if name.startswith(("torch.", "ops.")):
@@ -169,7 +169,7 @@ def _check_call(node: ast.Call, called: set[int]) -> None:
 
 
 def _dotted(node: ast.AST) -> str:
-    """`a.b.c` of a chain of names; empty for anything else."""
+    """Return `a.b.c` for a chain of names; an empty string for anything else."""
     parts: list[str] = []
     while isinstance(node, ast.Attribute):
         parts.append(node.attr)

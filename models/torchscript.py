@@ -1,8 +1,8 @@
-"""TorchScript archives, looked through before PyTorch gets to see them.
+"""Checking of TorchScript archives before PyTorch loads them.
 
-Such a file holds code. PyTorch gets an archive that is made anew from what was found to be in order: the
-code as `script_code` writes it back, the pickles after `foreign` has walked through them on inert values,
-and the tensors that they name. Whatever else lies in the file stays outside.
+Such a file holds code. PyTorch gets a new archive, made only from checked content: the code as unparsed
+by `script_code`, the pickles once `foreign` has interpreted them on inert values, and the tensors that they
+refer to. Anything else in the file is left out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from models.inert import RefusedError, shown
 from models.script_code import checked_code
 from utils.errors import UserError
 
-MAX_CODE_BYTES = 2 << 20  # of all files together; the largest networks have a fifth of a megabyte
+MAX_CODE_BYTES = 2 << 20  # of all files together; the largest networks have 0.2 MB
 MAX_EXTRA_BYTES = 4 << 20
 MAX_ARCHIVE_BYTES = 4 << 30
 _CODE = re.compile(r"code/__torch__(/\w+)*\.py")
@@ -38,11 +38,10 @@ TRUST = "export it again, from weights of a source you trust"
 
 
 def read_torchscript(path: Path) -> tuple[io.BytesIO, dict[str, str]]:
-    """An archive for torch.jit.load that holds what was checked, and the texts that came with the file.
+    """Return an archive for torch.jit.load with the checked content, and the file's extra texts by name.
 
-    Nothing runs. The code in the archive can compute with tensors and do nothing else; how long and with
-    how much memory, only running it can tell. Raises UserError for what is no TorchScript file or asks for
-    more than that.
+    Nothing is executed. The code in the returned archive can only compute with tensors; its run time and
+    memory use are not checked. Raises UserError if the file is not TorchScript or its code does more.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -60,7 +59,7 @@ def read_torchscript(path: Path) -> tuple[io.BytesIO, dict[str, str]]:
 
 
 class _Archive:
-    """The records of a zip that torch.jit.save wrote."""
+    """The records of a zip written by torch.jit.save."""
 
     def __init__(self, archive: zipfile.ZipFile, file_bytes: int) -> None:
         self.archive = archive
@@ -79,7 +78,7 @@ class _Archive:
             raise RefusedError("its records are larger than the file")
 
     def checked(self) -> tuple[io.BytesIO, dict[str, str]]:
-        """The new archive, and the texts of `extra/` by name."""
+        """Return the new archive, and the texts of `extra/` by name."""
         records = {"version": self._read("version", 32), "byteorder": b"little"}
         if f"{self.root}byteorder" in self.records and self._read("byteorder", 32) != b"little":
             raise ValueError("it is in big-endian byte order")
@@ -107,7 +106,7 @@ class _Archive:
         return checked
 
     def _tensors(self, instructions: bytes, folder: str) -> dict[str, bytes]:
-        """The storages that a pickle names; its classes are the archive's own."""
+        """Return the storages that a pickle refers to; it may name only the archive's own classes."""
         used: dict[str, bytes] = {}
 
         def read(key: str) -> bytes:
@@ -137,7 +136,7 @@ class _Archive:
         }
 
     def _read(self, name: str, most: int) -> bytes:
-        """A record of at most so many bytes, whatever it claims or unfolds to."""
+        """Read a record. Raises RefusedError beyond `most` bytes, whatever size the header declares."""
         with self.archive.open(self.records[self.root + name]) as stream:
             content = stream.read(most + 1)
         if len(content) > most:

@@ -1,4 +1,4 @@
-"""What a new network takes over from weights that are not quite its own."""
+"""Transfer of weights to a network that differs from the one they were trained for."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from models.yolo import Model, rows_of_classes
 def transfer_weights(
     model: Model, checkpoint: Checkpoint, exclude_anchors: bool = False, exclude_head: bool = False
 ) -> tuple[int, int]:
-    """Copies the entries whose name and shape agree; gives how many did, and of how many.
+    """Copy the state dict entries with matching name and shape; return how many, and the model's total.
 
-    `exclude_anchors` leaves the model its own anchors, `exclude_head` its own convolutions of the head.
+    `exclude_anchors` keeps the model's own anchors, `exclude_head` the convolutions of its head.
     """
     own, head = model.state_dict(), _head_of(model)
     fitting = {
@@ -32,9 +32,9 @@ def transfer_weights(
 
 
 def known_by_name(model: Model, checkpoint: Checkpoint) -> dict[int, int]:
-    """The model's classes that weights know under another number, or beside other classes: number to number.
+    """Map the model's class indices to the checkpoint's, by name.
 
-    Empty where both have the same classes in the same order, and where they share none.
+    Empty if both have the same classes in the same order, or share none.
     """
     numbers = partners(checkpoint.names, model.names)
     if numbers == list(range(len(checkpoint.names))):
@@ -43,17 +43,17 @@ def known_by_name(model: Model, checkpoint: Checkpoint) -> dict[int, int]:
 
 
 def has_anchors_of(model: Model, checkpoint: Checkpoint) -> bool:
-    """Whether the model's boxes are relative to the anchors of these weights."""
+    """Return whether the model has the anchors of the checkpoint."""
     theirs, own = checkpoint.state.get(f"{_head_of(model)}.anchors"), model.head.anchors.cpu()
     return theirs is not None and theirs.shape == own.shape and torch.allclose(theirs.float(), own, rtol=1e-3)
 
 
 @torch.no_grad()
 def transfer_head(model: Model, checkpoint: Checkpoint) -> bool:
-    """Copies the head's outputs for boxes, objectness and the classes of `known_by_name`.
+    """Copy the head's outputs for boxes, objectness and the classes of `known_by_name`.
 
-    Of a single class, on either side, boxes and objectness alone: its output begins certain and is not
-    trained. Whether the heads fit, which may differ in their classes alone.
+    With a single class on either side only boxes and objectness are copied: its class output starts out
+    certain and is not trained. Return False, copying nothing, if the heads differ in more than classes.
     """
     known, head = known_by_name(model, checkpoint), model.head
     if 1 in (model.nc, len(checkpoint.names)):
@@ -72,5 +72,5 @@ def transfer_head(model: Model, checkpoint: Checkpoint) -> bool:
 
 
 def _head_of(model: Model) -> str:
-    """The name of the head in the state dict."""
+    """Return the name of the head in the state dict."""
     return f"model.{len(model.model) - 1}"

@@ -1,6 +1,6 @@
 """The detector: a network built from a YAML file, and its head.
 
-Shapes: B images, L levels, A anchors a cell, H W grid, K classes, N predictions (the sum of A * H * W
+Shapes: B images, L levels, A anchors per cell, H W grid, K classes, N predictions (the sum of A * H * W
 over the levels).
 """
 
@@ -24,33 +24,34 @@ from models.layers import Port, build_layers, check_parameters, replace_activati
 from utils.batch import FILL
 from utils.errors import UserError, reason_of
 
+WITH_WEIGHTS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.MultiheadAttention)
 AUGMENTED_SCALES = ((1.0, False), (0.83, True), (0.67, False))  # scale, mirrored
 
 
 class Detect(nn.Module):
-    """The head: one 1x1 convolution a level.
+    """The detection head: one 1x1 convolution per level.
 
-    nc classes, no = 5 + nc outputs an anchor, nl levels, na anchors a cell. anchors: buffer
-    (nl, na, 2) in grid units (pixels / stride). stride: (nl,) pixels of a cell.
+    nc classes, no = 5 + nc outputs per anchor, nl levels, na anchors per cell. anchors: buffer
+    (nl, na, 2) in grid units (pixels / stride). stride: (nl,) pixels per cell.
     """
 
     anchors: Tensor
     stride: Tensor
 
     def __init__(self, nc: int, anchors_px: Tensor, ports: Sequence[Port]) -> None:
-        """`anchors_px`: (nl, na, 2); `ports`: what feeds each level."""
+        """`anchors_px`: (nl, na, 2); `ports`: the input of each level."""
         super().__init__()
         self.nc, self.no = nc, 5 + nc
         self.nl, self.na = anchors_px.shape[:2]
         self.m = nn.ModuleList(nn.Conv2d(port.channels, self.no * self.na, 1) for port in ports)
         stride = torch.tensor([float(port.stride) for port in ports], device=anchors_px.device)
-        # Not in the state dict (public files do not have it there), but it moves with the module.
+        # A buffer, to move with the module; not persistent, since public files don't have it.
         self.register_buffer("stride", stride, persistent=False)
         self.register_buffer("anchors", anchors_px / stride.view(-1, 1, 1))
         self._start_biases()
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Raw outputs, a view (B, A, H, W, 5 + K) a level, from maps (B, C, H, W)."""
+        """Return the raw outputs, a view (B, A, H, W, 5 + K) per level, of feature maps (B, C, H, W)."""
         levels = []
         for convolution, feature in zip(self.m, features, strict=True):
             y = convolution(feature)
@@ -60,14 +61,14 @@ class Detect(nn.Module):
 
     @torch.no_grad()
     def input_gradient(self, level: int, slope: Tensor) -> Tensor:
-        """The gradient (B, C, H, W) of a level's map from that of its raw output, (B, A, H, W, 5 + K)."""
+        """Return the gradient (B, C, H, W) of a level's input from that of its output (B, A, H, W, 5 + K)."""
         rows = slope.permute(0, 2, 3, 1, 4).flatten(3)
         weight = cast(Tensor, self.m[level].weight).flatten(1)
         return (rows @ weight.to(rows.dtype)).permute(0, 3, 1, 2)
 
     @torch.no_grad()
     def keep_classes(self, numbers: Sequence[int]) -> None:
-        """Makes the outputs those of these classes alone, in this order. For inference alone."""
+        """Reduce the outputs to these classes, in this order. For inference only."""
         rows = (torch.arange(self.na)[:, None] * self.no + torch.tensor(rows_of_classes(numbers))).flatten()
         self.nc, self.no = len(numbers), 5 + len(numbers)
         for convolution in self.m:
@@ -79,7 +80,7 @@ class Detect(nn.Module):
 
     @torch.no_grad()
     def _start_biases(self) -> None:
-        """Starts at about 8 objects in an image of 640 px, and rare classes.
+        """Initialise the biases for about 8 objects per anchor in a 640 px image, and for rare classes.
 
         Source: Lin et al., Focal Loss (arXiv 1708.02002), section 3.3.
         """
@@ -90,22 +91,22 @@ class Detect(nn.Module):
 
 
 def rows_of_classes(numbers: Iterable[int]) -> list[int]:
-    """Which of an anchor's outputs are its box, its objectness and these classes."""
+    """Return the indices, among an anchor's outputs, of box, objectness and these classes."""
     return [*range(5), *(5 + number for number in numbers)]
 
 
 def default_names(nc: int) -> list[str]:
-    """What classes are called that nobody has named."""
+    """Return placeholder class names."""
     return [f"class{index}" for index in range(nc)]
 
 
 def class_bias(nc: int) -> float:
-    """What the class logits begin at: all of nc classes are rare, a single one is certain."""
+    """Return the initial class logit: several classes start out rare, a single one certain."""
     return math.log(0.6 / (nc - 0.99999))
 
 
 def _check_size(config: Config) -> None:
-    """Lays the network out without its memory. Raises UserError where that would be too much."""
+    """Build the layers on the meta device. Raises UserError if the network would be too large."""
     with torch.device("meta"):
         layers = build_layers(config.content, config.channels, config.where)
     anchors = config.anchors_px([port.stride for port in layers.detect]).shape[1]
@@ -120,7 +121,7 @@ def _check_size(config: Config) -> None:
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """A network's size: modules, parameters, those of them that are trained, GFLOPs (2 x MACs)."""
+    """A network's size: modules, parameters, trainable parameters, GFLOPs (2 x MACs)."""
 
     layers: int
     parameters: int
@@ -129,14 +130,14 @@ class ModelSummary:
     image_size: int
 
     def __str__(self) -> str:
-        """One line."""
+        """Return a one-line summary."""
         return (
             f"{self.layers} layers, {self.parameters:,} parameters, {self.gradients:,} trained, {self.cost}"
         )
 
     @property
     def cost(self) -> str:
-        """What a picture costs, in words."""
+        """The compute cost per image, in words."""
         return f"{self.gflops:{'.1f' if self.gflops >= 1 else '.2g'}} GFLOPs at {self.image_size} px"
 
 
@@ -144,8 +145,8 @@ class Model(nn.Module):
     """A detector built from a config.
 
     yaml: the config as a dict. model: its layers, the last of them the head. names: of the classes.
-    size_multiple: what height and width of images must be a multiple of, in px; more than the
-    largest stride of the head where the layers go coarser than any level.
+    size_multiple: height and width of images must be multiples of it, in px; larger than the head's
+    largest stride if some layer has a coarser grid than any level.
     """
 
     def __init__(
@@ -155,11 +156,10 @@ class Model(nn.Module):
         nc: int | None = None,
         anchors: int | Sequence[Any] | None = None,
     ) -> None:
-        """Reads `cfg` (a dict, or a YAML file).
+        """Build the network in `cfg` (a dict or YAML file).
 
-        `channels` of the images, `nc` and `anchors` go before the config's; `anchors` is a list of
-        pixel sizes a level, or how many anchors a cell is to have. Raises UserError for a config
-        that cannot be built.
+        `channels` of the images, `nc` and `anchors` override the config; `anchors` is a list of pixel
+        sizes per level, or the number of anchors per cell. Raises UserError if the config cannot be built.
         """
         super().__init__()
         config = read_config(cfg, nc=nc, channels=channels, anchors=anchors)
@@ -183,18 +183,18 @@ class Model(nn.Module):
 
     @property
     def stride(self) -> Tensor:
-        """(L,) pixels of a cell, level by level."""
+        """(L,) pixels per cell of each level."""
         return self.head.stride
 
     @property
     def anchors_px(self) -> Tensor:
-        """(L, A, 2) widths and heights."""
+        """(L, A, 2) widths and heights in px."""
         return self.head.anchors * self.stride.view(-1, 1, 1)
 
     def forward_features(self, images: Tensor) -> tuple[Tensor, ...]:
-        """What the head sees of images (B, channels, H, W), 0..1: a map (B, C, H_l, W_l) a level.
+        """Return the head's inputs for images (B, channels, H, W), 0..1: one map (B, C, H_l, W_l) per level.
 
-        H and W are multiples of `size_multiple`.
+        H and W must be multiples of `size_multiple`.
         """
         outputs: dict[int, Tensor] = {}
         x = images
@@ -208,27 +208,27 @@ class Model(nn.Module):
         return tuple(x if i == last else outputs[i] for i in self._sources[-1])
 
     def forward_head(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Raw outputs (B, A, H_l, W_l, 5 + K) a level: x, y, w, h, objectness, classes."""
+        """Return raw outputs (B, A, H_l, W_l, 5 + K) per level: x, y, w, h, objectness, classes."""
         return cast(tuple[Tensor, ...], self.head(features))
 
     def decode_levels(self, levels: Sequence[Tensor]) -> Tensor:
-        """(B, N, 5 + K) float32: centre x, y, width, height in px, then scores 0..1."""
+        """Return predictions (B, N, 5 + K) float32: centre x, y, width, height in px, then scores 0..1."""
         return decode(levels, self.anchors_px, self.stride)
 
     def decode_above(self, levels: Sequence[Tensor], least: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Image (C,), row (C,) and prediction (C, 5 + K) of those with more objectness than `least`, 0..1."""
+        """Return image (C,), row (C,) and prediction (C, 5 + K) where objectness is above `least`, 0..1."""
         return decode_above(levels, self.anchors_px, self.stride, least)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...] | tuple[Tensor, tuple[Tensor, ...]]:
-        """Training: the raw levels. Evaluation: (decoded, raw levels)."""
+        """Return the raw levels in training mode, (decoded, raw levels) in evaluation mode."""
         levels = self.forward_head(self.forward_features(images))
         return levels if self.training else (self.decode_levels(levels), levels)
 
     def forward_augmented(self, images: Tensor) -> Tensor:
-        """Decoded predictions (B, N', 5 + K) of three scales together, one of them mirrored.
+        """Return decoded predictions (B, N', 5 + K) of test-time augmentation: three scales, one mirrored.
 
-        The full scale leaves out the coarsest level and the smallest scale the finest: what these
-        see best, another scale sees better. Boxes are in px of `images`.
+        The full scale omits the coarsest level and the smallest scale the finest, since another scale
+        covers those object sizes better. Boxes are in px of `images`.
         """
         height, width = images.shape[2:]
         finest, coarsest = int(self.stride.argmin()), int(self.stride.argmax())
@@ -246,29 +246,29 @@ class Model(nn.Module):
         return torch.cat(parts, 1)
 
     def keep_classes(self, numbers: Sequence[int], names: Sequence[str]) -> None:
-        """Leaves these of its classes, in this order and under these names. For good, and for inference.
+        """Reduce the model to these classes, in this order and with these names.
 
-        Objectness stays as it is: that of an object of any class it was trained on.
+        Irreversible, and for inference only. Objectness still covers all classes that it was trained on.
         """
         self.head.keep_classes(numbers)
         self.nc, self.names = len(numbers), list(names)
 
     def fuse(self) -> Model:
-        """Folds batch norms into convolutions, for good; the model is in evaluation mode then."""
+        """Fold batch norms into convolutions, irreversibly; sets the model to evaluation mode."""
         self.eval()
         for module in self.modules():
             if isinstance(module, Conv):
                 module.fuse()
-        return self.eval()  # what took the norms' places is new, and new modules are in training mode
+        return self.eval()  # once more: the modules that replace the norms are created in training mode
 
     def summary(self, image_size: int = 640) -> ModelSummary:
-        """Counts of modules, parameters and operations at a square image size in px.
+        """Count modules, parameters and operations at a square image size in px.
 
-        Raises UserError where no image goes through its layers.
+        Raises UserError if the forward pass fails because the layers don't fit together.
         """
         parameters = list(self.parameters())
         return ModelSummary(
-            # A fused batch norm leaves an identity behind, which computes nothing.
+            # Fusing a batch norm leaves an identity behind, which computes nothing.
             layers=sum(not isinstance(module, nn.Identity) for module in self.modules()),
             parameters=sum(p.numel() for p in parameters),
             gradients=sum(p.numel() for p in parameters if p.requires_grad),
@@ -277,21 +277,26 @@ class Model(nn.Module):
         )
 
     def _count_macs(self) -> float:
-        """Multiplications of all convolutions for one pixel of an image."""
+        """Return the MACs of all layers with weights per image pixel.
+
+        Attention counts with its projections only: comparing the tokens grows with their square.
+        """
         side = self.size_multiple
         macs = 0
 
-        def count(layer: nn.Conv2d, _inputs: object, output: Tensor) -> None:
+        def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             nonlocal macs
-            macs += output.shape[2] * output.shape[3] * layer.weight.numel()
+            # Each weight is used once per output position; in a transposed convolution, per input position.
+            used = output if isinstance(layer, nn.Conv2d) else inputs[0]
+            channels = used.shape[1] if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) else used.shape[-1]
+            macs += used.numel() // channels * sum(p.numel() for p in layer.parameters() if p.dim() > 1)
 
-        convolutions = [module for module in self.modules() if isinstance(module, nn.Conv2d)]
-        hooks = [layer.register_forward_hook(count) for layer in convolutions]
+        hooks = [m.register_forward_hook(count) for m in self.modules() if isinstance(m, WITH_WEIGHTS)]
         modes = {module: module.training for module in self.modules()}
         try:
-            self.eval()  # a batch norm in training mode would count the image in
+            self.eval()  # in training mode batch norms would update their running statistics
             with torch.no_grad():
-                image = torch.zeros(1, self.channels, side, side).to(convolutions[0].weight)
+                image = torch.zeros(1, self.channels, side, side).to(next(self.head.parameters()))
                 self.forward_head(self.forward_features(image))
         except RuntimeError as error:
             fix = "check the arguments of its layers in the network YAML"
@@ -307,7 +312,7 @@ class Model(nn.Module):
 
 
 def _shrunk(images: Tensor, scale: float, multiple: int) -> Tensor:
-    """Images at a scale, padded with grey at the bottom and right to a multiple of px."""
+    """Scale images and pad them with grey at the bottom and right to a multiple of `multiple` px."""
     if scale == 1:
         return images
     height, width = (int(side * scale) for side in images.shape[2:])

@@ -24,24 +24,28 @@ PARTS = {
     "tests/models/test_fetched": "Fetched files",
     "tests/scripts/test_fetching": "Fetched files",
     "tests/hostile": "Hostile files",
-    "tests/datasets": "Pictures and labels",
+    "tests/datasets": "Images and labels",
     "tests/config": "Settings",
     "tests/models": "Weights",
     "tests": "Runs",
 }
-ORDER = ("Runs", "Pictures and labels", "Settings", "Weights", "Fetched files", "Hostile files")
-HEAD = """# Faults, and what becomes of them
+ORDER = ("Runs", "Images and labels", "Settings", "Weights", "Fetched files", "Hostile files")
+HEAD = """# Faults and how they are handled
 
-Each line is a test that makes the fault happen and looks at what follows. The page is written by
-`make reliability` from the tests themselves, and a test fails where it is out of date; do not edit it.
+Each row is a test that causes the fault and checks the outcome. `make reliability` generates this page from
+the tests; do not edit it by hand. A test fails if the page is out of date.
 
-Three rules hold for all of them. Data is never rewritten: what is put right is put right in memory. What a
-person can mend ends in one line with file, line and what to do, and exit code 1 (2 for options and settings).
-Nothing that is read from a file is ever executed, and nothing is written but into the run's folder and the
-user's cache folder (and, while a video from the network is looked at, the system's folder for temporary
-files); what is fetched goes where it belongs, and replaces nothing.
+Three rules always apply:
 
-`python train.py --check-data --data ...` lists everything that is wrong with a dataset, without training.
+- Datasets are never modified. Corrections are made in memory only.
+- An error that the user can fix ends in one line with the file, the line and what to do, and exit code 1 (2
+  for invalid options and settings).
+- No code from a file is executed, except for TorchScript networks, whose code is accepted only if it does
+  nothing but compute. Files are written only to the run folder and the user's cache folder, exports next to
+  their weights, and temporary files to the system's temporary folder (for example for a video from the
+  network). Downloads go to the folder of the dataset or of the weights and never overwrite anything.
+
+`python train.py --check-data --data ...` lists all problems of a dataset without training.
 """
 
 

@@ -1,7 +1,7 @@
-"""Boxes: formats, overlap, and non-maximum suppression.
+"""Boxes: formats, IoU and non-maximum suppression.
 
-Shapes: B images, N predictions an image, K classes, n boxes kept. Boxes are `xyxy` (left, top, right,
-bottom) or `cxcywh` (centre, width, height), always in the frame and the unit of the caller.
+Shapes: B images, N predictions per image, K classes, n boxes kept. Boxes are `xyxy` (left, top, right,
+bottom) or `cxcywh` (centre, width, height), always in the coordinate frame and unit of the caller.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ IouKind = Literal["iou", "giou", "diou", "ciou"]
 
 
 def cxcywh_to_xyxy(boxes: Boxes) -> Boxes:
-    """The same boxes as corners; (..., 4) in and out, torch or NumPy."""
+    """Convert boxes to corners; (..., 4) in and out, torch or NumPy."""
     half = boxes[..., 2:4] / 2
     return _join(boxes[..., :2] - half, boxes[..., :2] + half)
 
 
 def xyxy_to_cxcywh(boxes: Boxes) -> Boxes:
-    """The same boxes as centre and size; (..., 4) in and out, torch or NumPy."""
+    """Convert boxes to centre and size; (..., 4) in and out, torch or NumPy."""
     top_left, bottom_right = boxes[..., :2], boxes[..., 2:4]
     return _join((top_left + bottom_right) / 2, bottom_right - top_left)
 
@@ -40,10 +40,10 @@ def _join(first: Boxes, second: Boxes) -> Boxes:
 
 
 def pairwise_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
-    """The overlap of every box of one set with every box of another.
+    """Compute the IoU of every box of one set with every box of another.
 
-    a_xyxy (..., N, 4) and b_xyxy (..., M, 4) give (..., N, M) values in 0..1; boxes without area overlap
-    nothing. For two sets the values of torchvision's `box_iou`, which takes no more.
+    a_xyxy (..., N, 4) and b_xyxy (..., M, 4) give (..., N, M) in 0..1; boxes without area have IoU 0.
+    Without batch dimensions the values are those of torchvision's `box_iou`, which supports none.
     """
     a, b = a_xyxy.float()[..., :, None, :], b_xyxy.float()[..., None, :, :]
     sides = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0)
@@ -53,11 +53,11 @@ def pairwise_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
 
 
 def aligned_iou(a_cxcywh: Tensor, b_cxcywh: Tensor, kind: IouKind = "ciou", eps: float = 1e-7) -> Tensor:
-    """The overlap of each box with its partner, differentiable in both.
+    """Compute the IoU of each box with its counterpart, differentiable in both.
 
     a_cxcywh and b_cxcywh are (..., 4) in any common unit; the result is (...) float32, whatever the
     precision of the input: at most 1 (up to rounding); at least 0 (iou), -1 (giou, diou) or somewhat
-    below -1 (ciou). The trade-off factor of CIoU takes no part in the gradient.
+    below -1 (ciou). No gradient flows through the trade-off factor of CIoU.
 
     Source: GIoU, Rezatofighi et al. 2019, eq. 1; DIoU and CIoU, Zheng et al. 2020, eq. 6 to 11.
     """
@@ -82,20 +82,20 @@ def aligned_iou(a_cxcywh: Tensor, b_cxcywh: Tensor, kind: IouKind = "ciou", eps:
     shape_gap = torch.atan(b_w / (b_h + eps)) - torch.atan(a_w / (a_h + eps))
     shape_term = (4 / math.pi**2) * shape_gap.square()
     with torch.no_grad():
-        # Rounding can lift the overlap of equal boxes above 1: unclamped that made 0 / 0 here.
+        # Rounding can lift the IoU of equal boxes above 1: without the clamp that gave 0 / 0 here.
         trade_off = shape_term / (shape_term + (1 - iou).clamp(min=0) + eps)
     return diou - trade_off * shape_term
 
 
 def _overlap(a_centre: Tensor, a_size: Tensor, b_centre: Tensor, b_size: Tensor) -> Tensor:
-    """The length two intervals share, negative where they are apart."""
+    """Return the length of the intersection of two intervals, negative if they are disjoint."""
     right = torch.minimum(a_centre + a_size / 2, b_centre + b_size / 2)
     left = torch.maximum(a_centre - a_size / 2, b_centre - b_size / 2)
     return right - left
 
 
 def _hull(a_centre: Tensor, a_size: Tensor, b_centre: Tensor, b_size: Tensor) -> Tensor:
-    """The length of the shortest interval that covers both."""
+    """Return the length of the shortest interval that covers both."""
     right = torch.maximum(a_centre + a_size / 2, b_centre + b_size / 2)
     left = torch.minimum(a_centre - a_size / 2, b_centre - b_size / 2)
     return right - left
@@ -103,14 +103,14 @@ def _hull(a_centre: Tensor, a_size: Tensor, b_centre: Tensor, b_size: Tensor) ->
 
 @dataclass(frozen=True, kw_only=True)
 class NmsRules:
-    """What non-maximum suppression keeps.
+    """The parameters of non-maximum suppression.
 
-    conf_thres: an anchor needs an objectness above it, and so does objectness times class score.
-    iou_thres: a box is dropped when it overlaps a better one of its class by more.
-    classes: keep only these, all when None. agnostic: boxes of different classes compete too.
-    multi_label: an anchor yields a box for every class above the threshold (evaluation) instead of
+    conf_thres: objectness, and objectness times class score, must be above it.
+    iou_thres: a box is dropped if its IoU with a better one of its class is larger.
+    classes: keep only these (None: all). agnostic: boxes of different classes suppress each other too.
+    multi_label: a prediction yields a box for every class above the threshold (evaluation) instead of
         one for its best class.
-    max_candidates: an image's best so many enter; max_det: its best so many come out.
+    max_candidates: the number of best boxes per image that enter NMS; max_det: the number that it returns.
     """
 
     conf_thres: float = 0.25
@@ -122,15 +122,15 @@ class NmsRules:
     max_candidates: int = 30_000
 
 
-# Candidates that a GPU suppresses in one go: the memory and time for it grow with their square.
+# Candidates up to which a GPU runs NMS on all images at once: memory and time grow quadratically.
 TOGETHER = 1 << 14
 
 
 class Kept(NamedTuple):
-    """What suppression kept of one image, most confident first.
+    """The detections of one image after NMS, most confident first.
 
     detections: (n, 6) float32: x1, y1, x2, y2 in the frame of the predictions, confidence, class.
-    rows: (n,) int64: where in the image's N predictions each comes from.
+    rows: (n,) int64: the index of each among the image's N predictions.
     """
 
     detections: Tensor
@@ -147,10 +147,10 @@ def non_max_suppression(
     multi_label: bool = False,
     max_det: int = 300,
 ) -> list[Tensor]:
-    """The detections of each image; `suppress` tells also which predictions they come from.
+    """Return the detections of each image (`suppress` also returns the predictions they come from).
 
     predictions: (B, N, 5 + K) decoded: cx, cy, w, h in pixels, objectness, class scores in 0..1.
-    Gives B tensors (n, 6) float32: x1, y1, x2, y2 in pixels, confidence, class; best first.
+    Returns B tensors (n, 6) float32: x1, y1, x2, y2 in pixels, confidence, class; most confident first.
     """
     rules = NmsRules(
         conf_thres=conf_thres,
@@ -165,10 +165,10 @@ def non_max_suppression(
 
 @torch.no_grad()
 def suppress(predictions: Tensor, rules: NmsRules) -> list[Kept]:
-    """The detections of each image with the predictions they come from.
+    """Return the detections of each image and the indices of the predictions they come from.
 
     predictions: as for `non_max_suppression`. There is no time limit: every image of a batch gets
-    its full answer.
+    its complete result.
     """
     image, row = (predictions[..., 4] > rules.conf_thres).nonzero(as_tuple=True)
     return suppress_rows(image, row, predictions[image, row], len(predictions), rules)
@@ -176,15 +176,15 @@ def suppress(predictions: Tensor, rules: NmsRules) -> list[Kept]:
 
 @torch.no_grad()
 def suppress_rows(image: Tensor, row: Tensor, predictions: Tensor, count: int, rules: NmsRules) -> list[Kept]:
-    """As `suppress` for those predictions (C, 5 + K) alone whose objectness is above the threshold.
+    """As `suppress`, given only the predictions (C, 5 + K) whose objectness is above the threshold.
 
-    image: (C,) which of `count` images each is of, ascending. row: (C,) its place there, for `Kept.rows`.
+    image: (C,) index of its image out of `count`, ascending. row: (C,) its index there, for `Kept.rows`.
     """
     image, row, candidates = _candidates(image, row, predictions, rules)
     if image.device.type == "cuda" and 0 < len(image) <= min(TOGETHER, rules.max_candidates):
         return _suppress_together(image, row, candidates, count, rules)
     counts = torch.bincount(image, minlength=count).tolist()
-    # `image` ascends, so that one split cuts candidates and rows into images without a search each.
+    # `image` ascends, so a single split separates the images.
     return [
         _suppress_image(detections, rows, rules)
         for detections, rows in zip(torch.split(candidates, counts), torch.split(row, counts), strict=True)
@@ -194,7 +194,7 @@ def suppress_rows(image: Tensor, row: Tensor, predictions: Tensor, count: int, r
 def _candidates(
     image: Tensor, row: Tensor, predictions: Tensor, rules: NmsRules
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Image (C,), row (C,) and box, confidence, class (C, 6) of all that passes the thresholds."""
+    """Return image (C,), row (C,) and box, confidence, class (C, 6) of all that passes the thresholds."""
     rows = predictions.float()  # float32: half precision resolves .5 px at x = 1000
     scores = rows[:, 5:] * rows[:, 4:5]
     if rules.classes is not None:
@@ -220,11 +220,12 @@ def _candidates(
 def _suppress_together(
     image: Tensor, row: Tensor, candidates: Tensor, count: int, rules: NmsRules
 ) -> list[Kept]:
-    """All images in one go: on a GPU each suppression of its own is waited for.
+    """Run NMS on all images at once, since on a GPU each call synchronises.
 
-    Images and classes are moved apart, in float64: far from the origin float32 has no parts of a pixel left.
+    Images and classes are offset so as not to overlap, in float64: with large offsets float32 loses
+    fractions of a pixel.
     """
-    # What is no number in one image must not move the others.
+    # NaN or inf in one image must not shift the boxes of others.
     boxes = candidates[:, :4].double().nan_to_num(0.0, 1e6, -1e6)
     group = image if rules.agnostic else image * (candidates[:, 5].max() + 1) + candidates[:, 5]
     low, high = boxes.aminmax()
@@ -246,8 +247,8 @@ def _suppress_image(detections: Tensor, rows: Tensor, rules: NmsRules) -> Kept:
     if rules.agnostic:
         kept = nms(boxes, confidence, rules.iou_thres)
     else:
-        # batched_nms moves classes apart by their number times the largest coordinate: with negative
-        # coordinates neighbours in number would still touch.
+        # batched_nms offsets each class by its index times the largest coordinate: with negative
+        # coordinates, adjacent classes could still overlap.
         kept = batched_nms(boxes - boxes.min(), confidence, detections[:, 5].long(), rules.iou_thres)
     kept = kept[: rules.max_det]
     return Kept(detections[kept], rows[kept])

@@ -1,4 +1,4 @@
-"""Which device a run computes on."""
+"""Device selection, copies to the device, and errors for a lack of memory."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _NO_MAIN_MEMORY = ("DefaultCPUAllocator", "Failed to allocate")  # how torch and
 
 
 def select_device(name: str = "") -> torch.device:
-    """The device that an option names: "" for the first GPU or else the CPU, "cpu", "0", "cuda:1".
+    """Return the device that an option names: "" for the first GPU, else the CPU; "cpu", "0", "cuda:1".
 
-    Each of several processes on a machine gets one of its own: of those named, as in "0,2", else the
-    GPU of its number. Raises UsageError where it does not exist.
+    Each of several processes on a machine gets its own: from a list such as "0,2", or the GPU of its
+    local rank. Raises UsageError if there is no such device.
     """
     wanted = name.strip().lower()
     if wanted == "cpu":
@@ -37,7 +37,7 @@ def select_device(name: str = "") -> torch.device:
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if int(number) >= found:
         raise UsageError(f"CUDA device {number} asked for, {found} found", "--device", "use --device cpu")
-    torch.cuda.set_device(int(number))  # what is asked of "the GPU" (bf16, pinned memory) means this one
+    torch.cuda.set_device(int(number))  # so that calls without a device (bf16 support, pinned memory) use it
     return torch.device(f"cuda:{number}")
 
 
@@ -52,10 +52,10 @@ def _of_this_rank(wanted: list[str], name: str) -> str:
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Values of main memory on a device, by a copy that nobody waits for.
+    """Copy a CPU tensor to a device asynchronously.
 
-    From page-locked memory, which torch keeps for the next copy: of other memory the driver may wait for
-    the GPU to be done with what it is at.
+    The copy is made from pinned memory, which torch caches: from pageable memory the driver may
+    synchronise with the GPU.
     """
     if device.type == "cuda" and values.device.type == "cpu":
         values = values.pin_memory()
@@ -64,10 +64,9 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
 
 @contextmanager
 def advice_on_memory(fix: str = "a smaller --batch-size or --imgsz needs less") -> Iterator[None]:
-    """Turns a lack of memory into a UserError that says what to do: `fix`, in the options of the script.
+    """Turn a lack of memory into a UserError that suggests `fix`, in terms of the script's options.
 
-    The GPU's memory, main memory, or that of the processes that make batches, which the system ends without
-    a word.
+    This covers GPU memory, CPU memory and loader workers, which the system kills without a message.
     """
     try:
         yield
@@ -82,10 +81,10 @@ def advice_on_memory(fix: str = "a smaller --batch-size or --imgsz needs less") 
 
 
 def _lack_of_main_memory(error: Exception) -> str:
-    """What tells of it; empty where the error is another one. Torch and OpenCV have no type for it."""
-    if isinstance(error, MemoryError):  # of Python and NumPy
+    """Return the message if CPU memory ran out, else "". Torch and OpenCV have no exception type for it."""
+    if isinstance(error, MemoryError):  # from Python and NumPy
         return reason_of(error)
-    for line in str(error).splitlines():  # of a worker process they are in the midst of a traceback
+    for line in str(error).splitlines():  # from a loader worker the message is inside a traceback
         for sign in _NO_MAIN_MEMORY:
             if sign in line:
                 return line[line.index(sign) :].strip()
@@ -93,11 +92,11 @@ def _lack_of_main_memory(error: Exception) -> str:
 
 
 class DeadWorkerError(UserError):
-    """A process that makes batches is gone."""
+    """A loader worker has died."""
 
 
 def dead_worker(error: Exception) -> DeadWorkerError:
-    """What to say when a process that makes batches is gone; `error` is how that showed."""
+    """Return the error to raise for a dead loader worker; `error` is what revealed it."""
     fix = "often for want of memory: fewer --workers, no --cache, in a container a larger --shm-size"
     return DeadWorkerError(
         f"a process that makes batches has died ({str(error) or type(error).__name__})", "--workers", fix
@@ -105,7 +104,7 @@ def dead_worker(error: Exception) -> DeadWorkerError:
 
 
 def describe_device(device: torch.device) -> str:
-    """The device in words, for the first line of a run."""
+    """Describe the device in words, for the first line of a run."""
     if device.type == "cuda":
         card = torch.cuda.get_device_properties(device)
         return f"{device} ({card.name}, {card.total_memory / 2**30:.0f} GiB)"

@@ -1,6 +1,6 @@
-"""Ranks: who am I among the processes of a run. A leaf that losses and loader may import.
+"""Ranks, process group and collectives. Imports no other part of training, so losses and loader may use it.
 
-`torchrun` starts the processes and tells each its place by environment variables; all the rest is
+`torchrun` starts the processes and passes each its rank in environment variables; everything else is
 torch's own process group.
 """
 
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
 _T = TypeVar("_T")
-_LOOK = 0.05  # seconds between two looks at what the first rank has told
+_LOOK = 0.05  # seconds between polls of the store
 PATIENCE = timedelta(minutes=30)  # the first rank may index a large dataset while the others wait
 
 
 @contextmanager
 def joined_ranks() -> Iterator[None]:
-    """Joins the processes that torchrun started; does nothing where it started one or none.
+    """Set up the process group of torchrun's processes; does nothing for a single process.
 
-    Left by an error the group is not taken down: that would wait for ranks which are waiting for
-    this one. torchrun ends them as soon as this one is gone.
+    On an error the group is not destroyed: that would wait for ranks which are waiting for this one.
+    torchrun ends them as soon as this process exits.
 
-    Raises UserError where another process is gone.
+    Raises UserError if another process is gone.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ or is_distributed():
         yield
         return
-    # Both kinds: a GPU may be there and the run be asked to stay on the CPU.
+    # Both backends: the run may be asked to stay on the CPU although there is a GPU.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     store, own, count = next(rendezvous("env://", timeout=PATIENCE))
     own_part = dist.PrefixStore(_common_word(store, own, count), store)  # type: ignore[attr-defined]
@@ -59,16 +59,16 @@ def joined_ranks() -> Iterator[None]:
 
 
 def _common_word(store: Store, own: int, count: int) -> str:
-    """A word that the processes of this start have in common, and with no earlier ones.
+    """Return a key prefix shared by the processes of this start, and by none of an earlier one.
 
-    After a restart torchrun's store still has the addresses of processes that are gone, and on several
-    machines the launchers count restarts each for itself. So every rank asks the first one with a word
-    of its own, and what that answers is for nobody who asked before.
+    After a restart torchrun's store still holds the addresses of processes that are gone, and on several
+    machines each launcher counts restarts on its own. So every rank sends the first one a unique token, and
+    the answer is stored under that token, where no earlier process looks.
     """
     word = uuid.uuid4().hex
     if own > 0:
         store.set(f"rank {own} asks", word)
-        answer = str(store.get(f"answer to {word}"), "ascii")  # waits for it
+        answer = str(store.get(f"answer to {word}"), "ascii")  # blocks until it is there
         store.add(f"{answer} is heard", 1)
         return answer
     limit = time.monotonic() + PATIENCE.total_seconds()
@@ -83,39 +83,39 @@ def _common_word(store: Store, own: int, count: int) -> str:
 
 
 def restarts() -> int:
-    """How often torchrun has started the processes again; of several launchers not all may have counted."""
+    """Return how often torchrun restarted the processes: the maximum, as launchers may count differently."""
     return max(from_all(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))))
 
 
 def is_lost_rank(error: Exception) -> bool:
-    """Whether an error says that another process cannot be reached any more."""
+    """Return whether an error means that another process is no longer reachable."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def local_rank() -> int:
-    """The number of this process among those on its machine."""
+    """Return the rank of this process on its machine."""
     return int(os.environ.get("LOCAL_RANK", "0")) if is_distributed() else 0
 
 
 def processes_of_command() -> int:
-    """The number of processes that a single torchrun started; 1 where it did so on several machines.
+    """Return the number of processes started by a single torchrun; 1 for a run on several machines.
 
-    Of these each has a command of its own, which only its user knows.
+    There each machine has its own command, which only the user knows.
     """
     return world_size() if processes_here() == world_size() else 1
 
 
 def processes_here() -> int:
-    """The number of processes of the run on this machine."""
+    """Return the number of the run's processes on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if is_distributed() else 1
 
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """Lets the first rank through alone, then the others: they find its files ready.
+    """Run the block on the first rank, then on the others, which find its files ready.
 
-    However long it takes: data may have to be fetched. Should the first rank end in it, torchrun ends the
-    others.
+    There is no time limit, since data may have to be downloaded. If the first rank exits within it,
+    torchrun ends the others.
     """
     if is_distributed() and rank() > 0:
         _turns.wait()
@@ -125,18 +125,18 @@ def main_first() -> Iterator[None]:
 
 
 class _Turns:
-    """What the first rank tells the others between two barriers, which have a limit of time."""
+    """Signals from the first rank to the others through the store: a barrier would have a timeout."""
 
     def __init__(self) -> None:
         self._store: Store | None = None
         self._count = 0
 
     def begin(self, store: Store | None) -> None:
-        """Takes the store that the ranks have in common; None: barriers must do."""
+        """Set the store that the ranks share; None: fall back to barriers."""
         self._store, self._count = store, 0
 
     def tell(self) -> None:
-        """Lets the others go on."""
+        """Signal the other ranks to continue."""
         if self._store is None:
             dist.barrier()
             return
@@ -144,7 +144,7 @@ class _Turns:
         self._store.set(f"the first was here {self._count}", "")
 
     def wait(self) -> None:
-        """Comes back when the first rank has told."""
+        """Block until the first rank has signalled."""
         if self._store is None:
             dist.barrier()
             return
@@ -157,13 +157,13 @@ _turns = _Turns()
 
 
 def wait_for_all() -> None:
-    """Comes back when every rank has come here."""
+    """Block until every rank gets here."""
     if is_distributed():
         dist.barrier()
 
 
 def from_main(value: _T) -> _T:
-    """The first rank's value, on every rank."""
+    """Return the first rank's value on every rank."""
     if not is_distributed():
         return value
     box = [value]
@@ -172,7 +172,7 @@ def from_main(value: _T) -> _T:
 
 
 def from_all(value: _T) -> list[_T]:
-    """The values of all ranks, in their order, on every rank."""
+    """Return the values of all ranks, in rank order, on every rank."""
     if not is_distributed():
         return [value]
     boxes: list[_T | None] = [None] * world_size()
@@ -181,11 +181,11 @@ def from_all(value: _T) -> list[_T]:
 
 
 class Vote:
-    """The largest of the numbers that the ranks give, told to all of them at the same call.
+    """An asynchronous maximum over ranks, with the same answer on all of them at each call.
 
-    The answer is that of the call before: it comes in while a step is computed, so that nobody waits for
-    it. Numbers go from processor to processor (gloo) where gradients go from GPU to GPU, so that nobody
-    waits for a GPU either. In a single process the answer is the number itself, at once.
+    The answer is that of the previous call: the all-reduce runs while a step is computed, so nobody waits
+    for it. It goes over the CPU (gloo), so it does not synchronise with the GPU either. In a single
+    process the answer is the number itself, immediately.
     """
 
     def __init__(self) -> None:
@@ -193,7 +193,7 @@ class Vote:
         self._work: dist.Work | None = None
 
     def __call__(self, number: int) -> int:
-        """Hands in this rank's number, 0 or more; gives what came of the call before, at first 0."""
+        """Submit this rank's number, 0 or more; return the maximum of the previous call, at first 0."""
         if not is_distributed():
             return number
         answer = 0
@@ -206,7 +206,7 @@ class Vote:
 
 
 def share_state(module: nn.Module, *, parameters: bool = True) -> None:
-    """Gives every rank the first one's buffers, and parameters unless they are the same anyway."""
+    """Broadcast the first rank's buffers, and its parameters unless those are known to be the same."""
     if not is_distributed():
         return
     with torch.no_grad():
@@ -215,22 +215,22 @@ def share_state(module: nn.Module, *, parameters: bool = True) -> None:
 
 
 def is_distributed() -> bool:
-    """Whether a process group is up."""
+    """Return whether a process group is initialised."""
     return dist.is_available() and dist.is_initialized()
 
 
 def world_size() -> int:
-    """The number of processes of the run, 1 without a process group."""
+    """Return the number of processes of the run, 1 without a process group."""
     return dist.get_world_size() if is_distributed() else 1
 
 
 def rank() -> int:
-    """The number of this process, 0 without a process group."""
+    """Return the rank of this process, 0 without a process group."""
     return dist.get_rank() if is_distributed() else 0
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
-    """The sum of a tensor over all ranks, without gradient; the value itself in a single process."""
+    """Return the sum of a tensor over all ranks, without gradient; in a single process the detached value."""
     value = value.detach()
     if not is_distributed():
         return value
@@ -240,7 +240,7 @@ def sum_over_ranks(value: Tensor) -> Tensor:
 
 
 class _FromRanks(torch.autograd.Function):
-    """The values of all ranks; what any of them makes of one comes back to the rank that gave it."""
+    """All-gather; backward returns to each rank the gradient of its value, summed over ranks."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
@@ -254,16 +254,16 @@ class _FromRanks(torch.autograd.Function):
 
 
 def from_ranks(value: Tensor) -> Tensor:
-    """The tensors of all ranks, of one shape (...), stacked to (ranks, ...), with gradient to each.
+    """Stack the tensors of all ranks, of equal shape (...), to (ranks, ...), with gradient to each.
 
-    As with all that goes over ranks, all of them have to come here, and again in the backward pass.
+    A collective: all ranks must call it, and run its backward pass.
     """
     gathered: Tensor = _FromRanks.apply(value) if is_distributed() else value[None]
     return gathered
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds Python, NumPy and torch, each rank apart from the others."""
+    """Seed Python, NumPy and torch, each rank differently."""
     import random
 
     import numpy as np

@@ -1,11 +1,11 @@
-"""The error that is the user's to mend, and the end that the user asked for."""
+"""Errors that the user can fix, and the end of the work on a signal."""
 
 
 class UserError(Exception):
-    """Something a person can put right: says what is wrong, where, and what to do.
+    """An error that the user can fix: says what is wrong, where, and what to do.
 
-    The scripts print it as one line and exit with `exit_code`; a traceback appears only with
-    `--debug`. Everything else that escapes is a programming error and keeps its traceback.
+    The scripts print it as one line and exit with `exit_code`; a traceback is shown only with
+    `--debug`. Any other exception that escapes is a programming error and keeps its traceback.
     """
 
     exit_code = 1
@@ -15,22 +15,22 @@ class UserError(Exception):
         super().__init__(what, self.where, fix)
 
     def __str__(self) -> str:
-        """The message: `where: what; fix`."""
+        """Return the message: `where: what; fix`."""
         start = f"{self.where}: " if self.where else ""
         end = f"; {self.fix}" if self.fix else ""
         return f"{start}{self.what}{end}"
 
 
 class UsageError(UserError):
-    """An option or a setting that cannot be right, found before any work starts (exit code 2)."""
+    """An invalid option or setting, found before any work starts (exit code 2)."""
 
     exit_code = 2
 
 
 class StoppedError(Exception):
-    """A signal ended the work in good order.
+    """The work was ended cleanly on a signal.
 
-    exit_code: as a shell has it, 128 and the signal's number.
+    exit_code: 128 plus the signal's number, as in shells.
     """
 
     def __init__(self, signal_number: int, how_to_go_on: str = "") -> None:
@@ -39,5 +39,5 @@ class StoppedError(Exception):
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line that a library's error tells, or its kind where it tells nothing."""
+    """Return the first line of a library's error message, or its type if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()

@@ -1,10 +1,11 @@
-"""Work that a GPU does beside other work.
+"""Work on side CUDA streams, concurrent with the main stream.
 
-What is asked of a GPU waits in a queue, a stream. What waits in two of them is done side by side where there
-is room: a small kernel, or a copy, beside a large kernel. A CPU has none of this and does all in turn.
+Kernels of two streams run concurrently where the GPU has room: a small kernel or a copy beside a large one.
+On a CPU everything runs in order.
 
-Memory needs no care as long as a piece that is begun is joined before the next one begins: torch gives
-memory of one stream to nothing of another, and each of the two waits for the other once in between.
+No `record_stream` is needed as long as each piece of side work is joined before the next one starts: the
+caching allocator never gives memory of one stream to another, and the two streams wait for each other in
+between.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _T = TypeVar("_T")
 
 @functools.cache
 def _second(device: torch.device) -> torch.cuda.Stream:
-    """For work whose result is waited for: its kernels come first (those of a record as recorded)."""
+    """Return the high-priority side stream (kernels of a CUDA graph keep the priority of their capture)."""
     return torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
 
 
@@ -33,7 +34,7 @@ def _for_copies(device: torch.device) -> torch.cuda.Stream:
 
 @contextmanager
 def on_side_stream(device: torch.device) -> Iterator[None]:
-    """Work that follows what was asked for so far, beside what is asked for from here on."""
+    """Run the block after the work enqueued so far, concurrently with the work enqueued afterwards."""
     if device.type != "cuda":
         yield
         return
@@ -44,10 +45,10 @@ def on_side_stream(device: torch.device) -> Iterator[None]:
 
 
 def joined_side_stream(device: torch.device, work: Callable[[], _T]) -> Callable[[], _T]:
-    """The rest of what was begun beside, done when it is called; a CPU does it at once.
+    """Return a function that finishes the side work with `work` and joins it; on a CPU `work` runs at once.
 
-    What is asked for after the call may use all of its results. Reading a value in it waits for this work
-    alone and leaves the GPU the other, so it is best called when that is asked for.
+    Work enqueued after that call may use all results. Reading a value within `work` synchronises with the
+    side stream only and keeps the GPU busy with the main one, so call it once that has been enqueued.
     """
     if device.type != "cuda":
         done = work()
@@ -65,12 +66,12 @@ def joined_side_stream(device: torch.device, work: Callable[[], _T]) -> Callable
 
 
 def copied_on_side_stream(values: Tensor, device: torch.device) -> Tensor:
-    """Values on a device; from page-locked memory to a GPU while it computes what was asked for before."""
+    """Copy values to a device; from pinned memory to a GPU the copy overlaps with work enqueued before."""
     if device.type != "cuda" or not values.is_pinned():
         return values.to(device, non_blocking=True)
     copies, first = _for_copies(device), torch.cuda.current_stream(device)
     with torch.cuda.stream(copies):
         there = values.to(device, non_blocking=True)
     first.wait_stream(copies)
-    there.record_stream(first)  # its memory is the other stream's, which must not take it back too early
+    there.record_stream(first)  # allocated on the copy stream, which must not reuse the memory too early
     return there

@@ -54,16 +54,16 @@ def test_after_training_weights_are_scored_and_used_as_they_were_trained():
     best, score, use = after_training(options, Path(ODD), "pictures/it's one.jpg", 8).splitlines()
     assert best == f"best weights: {ODD}"
     scored, used = read(score, ScoreOptions, "test.py"), read(use, DetectOptions, "detect.py")
-    assert (scored.weights, scored.data, scored.imgsz) == (ODD, Path("a set.yaml"), 320)
+    assert (scored.weights, scored.data, scored.imgsz) == ((ODD,), Path("a set.yaml"), 320)
     assert scored.single_cls and scored.workers == 0
-    assert (used.weights, used.source, used.imgsz) == (ODD, "pictures/it's one.jpg", (320,))
+    assert (used.weights, used.source, used.imgsz) == ((ODD,), "pictures/it's one.jpg", (320,))
     plain = after_training(TrainOptions(), Path("best.pt"), "a.jpg", 32)
     assert "test.py --weights best.pt --data data/coco128.yaml\n" in plain  # what matters is always there
 
 
 def test_the_other_scripts_say_what_comes_next_too():
     scored = parse(ScoreOptions, ["--weights", ODD, "--img", "96"])
-    assert read(after_test(scored, "a.jpg"), DetectOptions, "detect.py").weights == ODD
+    assert read(after_test(scored, "a.jpg"), DetectOptions, "detect.py").weights == (ODD,)
     detected = parse(DetectOptions, ["--weights", ODD])
     assert read(after_detection(detected, 3), DetectOptions, "detect.py").save_txt
     assert read(after_detection(detected, 0), DetectOptions, "detect.py").conf_thres == 0.05

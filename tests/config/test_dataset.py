@@ -225,7 +225,9 @@ def test_a_mistyped_data_dir_gets_the_nearest_folder_proposed(tmp_path):
         load_dataset_config(write(tmp_path, GOOD), tmp_path / "picturse")
 
 
-@pytest.mark.fault("a path that begins with `~` and names no user", "a name like any other")
+@pytest.mark.fault(
+    "a path in a dataset YAML starts with `~` but names no user", "treated as an ordinary relative path"
+)
 def test_a_tilde_before_no_user_is_a_part_of_the_name(tmp_path):
     text = GOOD.replace("path: here", "path: ~no-such-user/x").replace("images/val", "~old")
     assert str(tmp_path / "~no-such-user/x") in message_of(write(tmp_path, text))

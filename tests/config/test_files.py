@@ -25,8 +25,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.fault(
-    "a process that is stopped while it writes a file",
-    "the file of before is whole, nothing lies beside it",
+    "writing a file fails halfway",
+    "the previous file is intact; no temporary file is left",
 )
 def test_a_write_that_breaks_off_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
@@ -52,7 +52,10 @@ def test_a_written_file_can_be_read_by_whom_the_umask_allows(tmp_path: Path) -> 
     assert stat.S_IMODE((tmp_path / "opt.yaml").stat().st_mode) == 0o644
 
 
-@pytest.mark.fault("a full disk or a missing folder for any file", "one line with the reason")
+@pytest.mark.fault(
+    "disk full, or missing folder, when a file is written",
+    "one-line error with the reason; no partial file is left",
+)
 def test_a_full_disk_or_missing_folder_is_the_users_to_mend(tmp_path: Path) -> None:
     def full(stream):
         raise OSError(28, "No space left on device")
@@ -95,7 +98,7 @@ def started(code: str, folder: Path) -> subprocess.Popen[str]:
     return process
 
 
-@pytest.mark.fault("two runs that begin at the same moment", "a folder each")
+@pytest.mark.fault("several runs start at the same moment", "each gets a folder of its own")
 def test_runs_that_begin_together_get_a_folder_each(tmp_path: Path) -> None:
     processes = [started(TAKE, tmp_path / "runs") for _ in range(3)]
     for process in processes:
@@ -108,7 +111,8 @@ def test_runs_that_begin_together_get_a_folder_each(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
 @pytest.mark.fault(
-    "two runs with `--exist-ok` and one name", "the second is refused; a killed run holds no folder"
+    "two runs use the same folder (`--exist-ok` and the same `--name`)",
+    "the second is refused; the lock of a killed run is released",
 )
 def test_a_folder_belongs_to_one_process_until_that_ends(tmp_path: Path) -> None:
     process = started(CLAIM, tmp_path)
@@ -120,7 +124,7 @@ def test_a_folder_belongs_to_one_process_until_that_ends(tmp_path: Path) -> None
     claim_folder(tmp_path)  # it is this process's own now
 
 
-@pytest.mark.fault("a pipe in the place of a run's lock", "refused; never waited for")
+@pytest.mark.fault("a named pipe in place of a run's lock file", "refused without blocking")
 def test_a_lock_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / ".lock")
     with pytest.raises(UserError, match="cannot be written into"):
@@ -128,8 +132,8 @@ def test_a_lock_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault(
-    "a pipe or a link in the place of an evolution's lock",
-    "refused; never waited for, nothing made elsewhere",
+    "a named pipe or symlink in place of an evolution's lock file",
+    "refused without blocking; nothing is created at the link's target",
 )
 @pytest.mark.parametrize("kind", ["pipe", "read pipe", "link"])
 def test_an_odd_lock_for_one_at_a_time_is_refused(kind: str, tmp_path: Path) -> None:

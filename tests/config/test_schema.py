@@ -24,8 +24,8 @@ def test_data_comes_with_the_line_of_each_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault(
-    "YAML that is broken, nested deep, too long, not UTF-8, or has a key twice",
-    "refused with its line",
+    "YAML with syntax errors, deep nesting, duplicate keys, more than 4 MiB, or not in UTF-8",
+    "refused with the file name and, where there is one, the line",
 )
 @pytest.mark.parametrize(
     ("text", "words"),

@@ -45,7 +45,10 @@ def remembered(tmp_path: Path) -> Path:
     return tmp_path / "index/ab.npz"
 
 
-@pytest.mark.fault("an index in the cache with any bit flipped, cut off, or with parts repeated", "made anew")
+@pytest.mark.fault(
+    "a cached index with a bit flipped in any byte, or with bytes replaced, inserted or removed",
+    "discarded, unless its content still reads back identical",
+)
 def test_any_damage_to_a_remembered_index_is_none_or_harmless(remembered, tmp_path):
     good, dice = remembered.read_bytes(), random.Random(0)
     end, place = time.monotonic() + SECONDS, 0
@@ -93,7 +96,9 @@ def test_what_these_tests_save_is_read(tmp_path, remembered):
     assert_known(read_cache("ab", tmp_path))
 
 
-@pytest.mark.fault("an index in the cache with values of another kind, shape or dataset", "made anew")
+@pytest.mark.fault(
+    "a cached index with values of the wrong type or shape, or from another dataset", "discarded"
+)
 @pytest.mark.parametrize(
     "content",
     [
@@ -145,7 +150,7 @@ def put_pipe(path: Path) -> None:
 
 
 @pytest.mark.fault(
-    "a folder or a pipe in the place of a file in the cache", "made anew, or gone without; never waited for"
+    "a folder or named pipe in place of a cached index", "the index is built all the same, without blocking"
 )
 @pytest.mark.parametrize("put", [put_folder, put_pipe])
 def test_what_is_no_file_is_no_remembered_index(put, make_dataset, cache_folder):
@@ -156,7 +161,7 @@ def test_what_is_no_file_is_no_remembered_index(put, make_dataset, cache_folder)
     assert len(build_index(config, "train", progress=False)) == 1
 
 
-@pytest.mark.fault("an index in the cache that this user may not read", "made anew")
+@pytest.mark.fault("a cached index that the user may not read", "the index is rebuilt")
 def test_a_remembered_index_of_another_user_is_made_anew(make_dataset, cache_folder, monkeypatch):
     config = make_dataset({"a.png": "0 .5 .5 .4 .4\n"})
     build_index(config, "train", progress=False)
@@ -168,7 +173,7 @@ def test_a_remembered_index_of_another_user_is_made_anew(make_dataset, cache_fol
     assert len(build_index(config, "train", progress=False)) == 1
 
 
-@pytest.mark.fault("caches of another version of this program", "made anew")
+@pytest.mark.fault("caches written by another version of the program", "ignored; new ones are written")
 def test_caches_of_another_version_are_not_looked_at(make_dataset, cache_folder, monkeypatch):
     config = make_dataset({"a.png": "0 .5 .5 .4 .4\n"})
     index = build_index(config, "train", progress=False)
@@ -224,7 +229,8 @@ def damage(path: Path, way: str) -> None:
 
 
 @pytest.mark.fault(
-    "pictures of `--cache disk` that are damaged, cut off or of another set", "found at the start, made anew"
+    "a corrupt or truncated `--cache disk` file, or one of another dataset",
+    "detected at the start and rebuilt",
 )
 @pytest.mark.parametrize("way", ["zeros", "zero pictures", "one bit", "cut off", "longer", "other set"])
 def test_damaged_cached_pictures_are_made_anew(way, index):
@@ -235,7 +241,8 @@ def test_damaged_cached_pictures_are_made_anew(way, index):
 
 
 @pytest.mark.fault(
-    "a cache folder that cannot be made or used, with `--cache disk`", "a note; pictures from files"
+    "a cache folder that cannot be created or used, with `--cache disk`",
+    "a note says so; images are read from their files",
 )
 @pytest.mark.parametrize("way", ["below a file", "a file", "no home", "folder in the place"])
 def test_a_cache_folder_that_cannot_be_used_is_a_note(way, index, tmp_path, monkeypatch):
@@ -257,7 +264,8 @@ def test_a_cache_folder_that_cannot_be_used_is_a_note(way, index, tmp_path, monk
 
 
 @pytest.mark.fault(
-    "cached pictures that this user may not read", "made anew; a note where they cannot be replaced"
+    "a `--cache disk` file that the user may not read",
+    "rebuilt; if it cannot be replaced, a note says so and images are read from their files",
 )
 @pytest.mark.parametrize("replaceable", [True, False])
 def test_cached_pictures_of_another_user_are_made_anew_or_left(replaceable, index, monkeypatch):
@@ -289,7 +297,10 @@ def test_cached_pictures_without_the_right_to_read_them_are_made_anew(index):
     assert_cached(again, PictureStore(index, 32))
 
 
-@pytest.mark.fault("cached pictures that are deleted while a run uses them", "the run goes on from the files")
+@pytest.mark.fault(
+    "the `--cache disk` file is deleted while in use",
+    "the same images are still read, from the open mapping or from their files",
+)
 def test_cached_pictures_that_go_away_are_read_from_their_files(index, cache_folder):
     store, path = kept(index)
     state = store.__getstate__()

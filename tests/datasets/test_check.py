@@ -79,9 +79,8 @@ def test_a_missing_test_split_is_a_remark(make_dataset):
 
 
 @pytest.mark.fault(
-    "files in folders of pictures that are no pictures by their names (a GIF, a PNG without suffix), label "
-    "files without a picture",
-    "not used; `--check-data` counts and names them",
+    "files in image folders without a supported suffix (`.gif`, none), label files without an image",
+    "ignored; `--check-data` counts them and names the first few",
 )
 def test_files_that_are_passed_over_are_remarked(make_dataset):
     config = with_val(make_dataset({"a.jpg": GOOD, "sub/b.jpg": "1 .5 .5 .1 .1\n"}))
@@ -132,9 +131,8 @@ def set_yaml(tmp_path: Path) -> Path:
 
 
 @pytest.mark.fault(
-    "any of the faults in pictures and labels, asked for by `--check-data`",
-    "every one is listed with file and line; exit code 1 where a picture is unusable or a label wrong, "
-    "else 0; no run folder, nothing written",
+    "`--check-data` on a dataset with an unreadable image and a wrong label line",
+    "both are listed, exit code 1 (0 for a good dataset); no run folder is created",
 )
 @pytest.mark.parametrize("script", ["train.py", "train_distill.py"])
 def test_the_scripts_check_without_training(script, set_yaml, run_script, tmp_path):

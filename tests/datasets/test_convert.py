@@ -236,7 +236,7 @@ SPOILT = {
 
 
 @pytest.mark.fault(
-    "an annotation file in COCO's format that is damaged or made to do harm", "one line names the entry"
+    "a malformed or malicious COCO annotation file", "refused with the file name and the reason"
 )
 @pytest.mark.parametrize("name", SPOILT)
 def test_a_damaged_annotation_file_is_refused(tmp_path, name):

@@ -321,7 +321,9 @@ def refused(path: Path, splits=BOTH, may_fetch: bool = True, data_dir=None) -> s
 CODE = "import os\nos.system('touch marker')\n"
 
 
-@pytest.mark.fault("a command or code under `download:` in a dataset YAML", "shown in one line and never run")
+@pytest.mark.fault(
+    "a command or code under `download:` in a dataset YAML", "shown in a one-line error and never executed"
+)
 @pytest.mark.parametrize(
     "words", ["bash data/scripts/get_coco.sh", CODE, "touch marker; https://x/a.zip", "wget a"]
 )
@@ -389,7 +391,8 @@ HARM = {
 
 
 @pytest.mark.fault(
-    "an archive from a mirror that is damaged, hostile or another one", "the next source is asked"
+    "a downloaded archive is truncated, has a member outside its folder (`../`), or lacks the expected files",
+    "rejected with nothing left behind; the next source is tried",
 )
 @pytest.mark.parametrize("harm", HARM)
 def test_a_bad_archive_leaves_nothing_and_the_next_source_has_its_turn(serving, tmp_path, harm):
@@ -403,7 +406,9 @@ def test_a_bad_archive_leaves_nothing_and_the_next_source_has_its_turn(serving, 
     assert not list(tmp_path.rglob("escaped"))
 
 
-@pytest.mark.fault("no room for a dataset that would be fetched", "said before anything is fetched")
+@pytest.mark.fault(
+    "too little disk space for a dataset that has to be downloaded", "refused before anything is downloaded"
+)
 def test_room_for_all_archives_and_their_content_is_looked_for_first(shipped, serving, monkeypatch):
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=2_800_000_000))
@@ -427,7 +432,8 @@ def stop_in(path: Path, name: str, number: int) -> None:
 
 
 @pytest.mark.fault(
-    "SIGKILL while a dataset is unpacked or moved into its folder", "the next command completes it"
+    "SIGKILL while an unpacked dataset is moved into its folder",
+    "a partial split never passes for complete; the next command completes the dataset",
 )
 def test_a_killed_process_leaves_nothing_that_looks_complete(shipped, serving):
     path, context = shipped("voc"), multiprocessing.get_context("fork")

@@ -129,7 +129,7 @@ def test_a_folder_without_pictures_is_an_error(make_dataset):
     assert "has no pictures" in message_of(config)
 
 
-@pytest.mark.fault("a split without one label file", "refused, with the place where one was looked for")
+@pytest.mark.fault("a split without a single label file", "refused, naming a path where one was expected")
 def test_no_label_file_at_all_is_an_error_that_says_where_they_belong(make_dataset):
     config = make_dataset({"a.jpg": None})
     assert os.path.join("labels", "train", "a.txt") in message_of(config)
@@ -201,7 +201,7 @@ def test_lines_of_a_list_are_numbered_as_editors_number_them(make_dataset):
     assert ":2: a NUL byte" in message_of(listed_config(config, "images/train/a\x0cb.jpg\nx\0\n"))
 
 
-@pytest.mark.fault("a list none of whose pictures is there", "refused, naming list and first picture")
+@pytest.mark.fault("an image list of which no image exists", "refused, naming the list and the first image")
 def test_a_list_of_missing_pictures_is_named_with_the_first_of_them(make_dataset):
     listed = listed_config(make_dataset({"a.jpg": GOOD}), "gone/x.jpg\ngone/y.jpg\n")
     message = message_of(listed)
@@ -301,8 +301,8 @@ def test_a_second_build_looks_at_no_picture_and_is_equal(make_dataset, checks):
 
 
 @pytest.mark.fault(
-    "a label or picture that is changed behind an index in the cache, with the same size and time",
-    "seen; the index is made anew",
+    "a label file changes but keeps its size and modification time, after the index was cached",
+    "detected; the index is rebuilt",
 )
 def test_a_changed_label_of_equal_size_and_time_is_seen(make_dataset):
     config = make_dataset({"a.jpg": GOOD})
@@ -327,7 +327,7 @@ def test_a_changed_list_of_names_and_a_new_picture_are_seen(make_dataset, checks
     assert len(build_index(make_dataset({"b.jpg": GOOD}), "train", progress=False)) == 2
 
 
-@pytest.mark.fault("an index in the cache that is half-written or damaged", "made anew")
+@pytest.mark.fault("a cached index that is empty, truncated or not a zip file", "rebuilt")
 def test_a_damaged_cache_file_is_made_again(make_dataset, cache_folder, checks):
     config = make_dataset({"a.jpg": GOOD})
     build_index(config, "train", progress=False)
@@ -340,8 +340,8 @@ def test_a_damaged_cache_file_is_made_again(make_dataset, cache_folder, checks):
 
 
 @pytest.mark.fault(
-    "a cache folder that cannot be written",
-    "every start looks at all pictures, nothing else",
+    "a cache folder that cannot be created",
+    "the index is built all the same",
 )
 def test_a_cache_folder_that_cannot_be_made_is_no_reason_to_stop(make_dataset, tmp_path):
     blocked = tmp_path / "file"

@@ -56,7 +56,8 @@ def test_a_wrong_line_is_reported_with_its_number(line, what):
 
 
 @pytest.mark.fault(
-    "form feeds, U+2028 and the like in label files and lists", "lines are numbered as in editors"
+    "form feeds, U+2028 and similar characters in label files",
+    "not counted as line breaks; line numbers match those of text editors",
 )
 @pytest.mark.parametrize("odd", ["\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"])
 def test_lines_are_numbered_as_editors_number_them(odd):

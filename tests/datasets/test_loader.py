@@ -170,8 +170,8 @@ def test_free_memory_is_a_plausible_number_of_bytes():
 
 
 @pytest.mark.fault(
-    "a picture of an evaluation vanishes or breaks after the start",
-    "the run ends with one line naming the file: a score of fewer pictures would be another score",
+    "an image becomes unreadable after an evaluation has started",
+    "one-line error naming the file, rather than a score over fewer images",
 )
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_picture_that_goes_away_in_an_evaluation_is_named_in_one_line(index, workers):
@@ -196,8 +196,8 @@ LOSSES = {
 
 
 @pytest.mark.fault(
-    "a training picture vanishes, is cut off or becomes a pipe in mid-run",
-    "another picture, labelled or not as that one, takes its place; one line a file, with the count so far",
+    "a training image vanishes, is emptied or truncated, or becomes a named pipe mid-run",
+    "another image takes its place; one warning per file, with the number lost so far",
 )
 @pytest.mark.parametrize(("way", "rect"), [*((way, False) for way in LOSSES), ("vanished", True)])
 def test_a_picture_that_goes_away_in_training_is_replaced_and_told_once(index, way, rect, capfd):
@@ -228,8 +228,8 @@ def test_an_unlabelled_picture_that_goes_away_is_not_replaced_by_a_labelled_one(
 
 
 @pytest.mark.fault(
-    "the disk with the pictures goes away in mid-run",
-    "the run ends with one line after a bounded number of tries; `--resume` goes on",
+    "all images disappear mid-run, as when a disk is unmounted",
+    "the run ends within 30 s with a one-line error",
 )
 @pytest.mark.parametrize("workers", [0, 1])
 def test_when_all_pictures_go_away_the_run_ends_soon(index, workers):
@@ -247,8 +247,8 @@ def test_when_all_pictures_go_away_the_run_ends_soon(index, workers):
 
 
 @pytest.mark.fault(
-    "a process that makes batches is killed, as by a lack of memory",
-    "the run ends in seconds with one line that says what needs less, its state saved; `--resume` goes on",
+    "a loader worker is killed, as when the system is out of memory",
+    "the run ends with a one-line error suggesting fewer `--workers`; exit code 1",
 )
 def test_a_killed_worker_ends_the_run_with_a_line(index, tmp_path):
     (tmp_path / "index.pickle").write_bytes(pickle.dumps(index))

@@ -27,8 +27,8 @@ def without_the_right_to_read(folder: Path, monkeypatch) -> None:
 
 
 @pytest.mark.fault(
-    "a folder below the pictures that this user may not read",
-    "one line names it: without its pictures it would be another dataset",
+    "a subfolder of the images that the user may not read",
+    "refused with the name of the folder, rather than used as a smaller dataset",
 )
 def test_a_folder_that_cannot_be_read_is_named(make_dataset, monkeypatch):
     config = make_dataset({"a/x.png": "0 .5 .5 .4 .4\n", "b/y.png": "1 .5 .5 .4 .4\n"})

@@ -214,7 +214,10 @@ def exporting(tmp_path: Path, tiny: Model, tiny_weights: Path, monkeypatch: pyte
     return run
 
 
-@pytest.mark.fault("an exported file that differs from the model", "one line; the file of before stays")
+@pytest.mark.fault(
+    "an exported file whose outputs differ from the model's, or that is corrupt",
+    "an error names each; the previous file is kept, and the other formats are written",
+)
 def test_a_file_that_does_not_pass_replaces_none_and_costs_the_others_nothing(
     tmp_path: Path, exporting, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:

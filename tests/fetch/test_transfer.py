@@ -50,16 +50,16 @@ def test_a_file_comes_whole_and_nothing_else_stays(good, tmp_path):
     assert good.asked == [("/file.bin", 0)]
 
 
-@pytest.mark.fault("a download whose connection breaks again and again", "it goes on where it was")
+@pytest.mark.fault(
+    "the connection drops repeatedly during a download", "each time the download resumes where it stopped"
+)
 def test_a_broken_connection_goes_on_where_it_was(good, tmp_path):
     good.breaks["/file.bin"] = 300_000
     assert get(tmp_path, f"{good.url}/file.bin") == CONTENT
     assert [start for _, start in good.asked] == [0, 300_000, 600_000, 900_000]
 
 
-@pytest.mark.fault(
-    "a download that is stopped, by a signal or a power cut", "the next command goes on with it"
-)
+@pytest.mark.fault("a download fails partway and is started again", "it resumes from the partial file")
 def test_another_process_goes_on_with_what_has_come(good, tmp_path):
     url = f"{good.url}/file.bin"
     good.breaks["/file.bin"] = 700_000
@@ -78,7 +78,9 @@ def leave(tmp_path: Path, content: bytes, note: str) -> None:
     (tmp_path / "data" / "file.bin.part.json").write_text(note)
 
 
-@pytest.mark.fault("the file on the server changes while a download is interrupted", "it is fetched anew")
+@pytest.mark.fault(
+    "a partial download of another version or URL, or with a corrupt record", "the file is downloaded afresh"
+)
 @pytest.mark.parametrize(
     "note", ['{"url": "URL", "validator": "\\"old\\""}', "{", "[]", '{"url": "http://x/"}']
 )
@@ -112,7 +114,7 @@ def test_a_piece_longer_than_the_file_is_thrown_away(good, tmp_path):
 
 
 @pytest.mark.fault(
-    "a server that cannot go on in the middle of a file", "the file is fetched from the beginning"
+    "a server that does not support range requests", "the download starts again from the beginning"
 )
 def test_a_server_without_ranges_starts_again(good, tmp_path):
     good.no_ranges.add("/file.bin")
@@ -128,7 +130,7 @@ def test_a_server_that_does_not_say_how_long_the_file_is_will_do(good, tmp_path)
     assert get(tmp_path, f"{good.url}/file.bin") == CONTENT
 
 
-@pytest.mark.fault("a download with a wrong checksum or size", "it is thrown away and the next source asked")
+@pytest.mark.fault("a downloaded file with the wrong checksum or size", "discarded; the next source is tried")
 @pytest.mark.parametrize(
     ("facts", "words"),
     [
@@ -145,7 +147,8 @@ def test_a_wrong_file_is_thrown_away_and_the_next_source_has_its_turn(good, tmp_
 
 
 @pytest.mark.fault(
-    "a source that is gone, busy, stalled or answers with a web page", "the next source is asked"
+    "a source that is missing (404), unavailable (503), unreachable, stalled, slow or returns a web page",
+    "the next source is tried",
 )
 @pytest.mark.parametrize("fault", ["404", "503", "stall", "slow", "page", "closed", "silent"])
 def test_the_next_source_has_its_turn(good, tmp_path, fault):
@@ -169,7 +172,9 @@ def test_the_next_source_has_its_turn(good, tmp_path, fault):
     assert time.monotonic() - begun < 3
 
 
-@pytest.mark.fault("no network", "one line with every source, why, and where to put the file by hand")
+@pytest.mark.fault(
+    "no network connection", "one-line error with the reason, a URL and where to put the file by hand"
+)
 def test_without_a_network_the_message_says_what_why_and_what_to_do(tmp_path):
     urls = "http://127.0.0.1:9/file.bin", "http://127.0.0.1:1/file.bin"
     begun = time.monotonic()
@@ -180,7 +185,10 @@ def test_without_a_network_the_message_says_what_why_and_what_to_do(tmp_path):
     assert message.endswith(f"try again, or get it from {urls[0]} by other means and put it at {target}")
 
 
-@pytest.mark.fault("a server that leads to a file of this machine, or to another protocol", "not followed")
+@pytest.mark.fault(
+    "a server redirects to a local file (`file:`) or another protocol (`ftp:`, `gopher:`, `data:`)",
+    "not followed",
+)
 @pytest.mark.parametrize("place", ["file:///etc/passwd", "ftp://127.0.0.1/x", "gopher://x/", "data:,x"])
 def test_nothing_leads_to_files_of_this_machine(good, tmp_path, place):
     good.redirects["/file.bin"] = place
@@ -219,7 +227,7 @@ def test_a_mirror_of_the_user_goes_first_and_the_usual_sources_stay(good, tmp_pa
         get(tmp_path, f"{good.url}/file.bin")
 
 
-@pytest.mark.fault("no room for a download", "said before the first byte is written")
+@pytest.mark.fault("too little disk space for a download", "refused before anything is written")
 def test_room_is_looked_for_first(good, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     message = message_of(tmp_path, f"{good.url}/file.bin")
@@ -246,7 +254,9 @@ def with_a_full_disk(url: str, target: Path) -> None:
         os._exit(7 if "cannot be written (File too large); make room" in str(error) else 1)
 
 
-@pytest.mark.fault("the disk fills up in a download", "one line; what has come is gone on with later")
+@pytest.mark.fault(
+    "the disk fills up during a download", "one-line error; the partial file is kept and resumed later"
+)
 def test_a_full_disk_keeps_what_has_come(good, tmp_path):
     target = tmp_path / "data" / "file.bin"
     assert in_child(partial(with_a_full_disk, f"{good.url}/file.bin", target)) == 7
@@ -260,7 +270,10 @@ def hold(lock: Path, seconds: float) -> None:
         time.sleep(seconds)
 
 
-@pytest.mark.fault("two processes that miss the same file", "one fetches it, the other waits")
+@pytest.mark.fault(
+    "a process is killed while it holds the lock of a download and another waits",
+    "the waiting process gets the lock",
+)
 def test_one_process_at_a_time_and_a_killed_one_blocks_nobody(tmp_path):
     lock, said = tmp_path / "new" / ".lock", []
     context = multiprocessing.get_context("fork")
@@ -280,7 +293,10 @@ def test_one_process_at_a_time_and_a_killed_one_blocks_nobody(tmp_path):
     first.join()
 
 
-@pytest.mark.fault("a pipe or a link in the place of a download's lock", "refused; never waited for")
+@pytest.mark.fault(
+    "a named pipe or symlink in place of a download's lock file",
+    "refused without blocking; nothing is created at the link's target",
+)
 @pytest.mark.parametrize("kind", ["pipe", "link"])
 def test_an_odd_lock_is_refused(kind, tmp_path):
     lock, elsewhere = tmp_path / ".lock", tmp_path / "elsewhere"

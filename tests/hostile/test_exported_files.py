@@ -114,7 +114,10 @@ ATTACKS = {
 }
 
 
-@pytest.mark.fault("TorchScript code that asks for more than computing", "refused by name before it runs")
+@pytest.mark.fault(
+    "TorchScript code that does more than compute (file access, imports, printing and more)",
+    "refused before it runs",
+)
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_code_that_does_more_than_compute_is_refused(attack: str, tmp_path: Path) -> None:
     marker = tmp_path / "marker"
@@ -140,7 +143,7 @@ def test_what_pytorch_reads_is_written_anew() -> None:
     assert checked_code(text, "a.py") == written
 
 
-@pytest.mark.fault("a TorchScript archive whose records are not what they seem", "refused")
+@pytest.mark.fault("a TorchScript archive with duplicate, tampered, truncated or missing records", "refused")
 def test_archives_that_are_not_what_they_seem_are_refused(tmp_path: Path) -> None:
     double = io.BytesIO(honest())
     with zipfile.ZipFile(double, "a") as archive, warnings.catch_warnings():
@@ -170,7 +173,9 @@ def test_archives_that_are_not_what_they_seem_are_refused(tmp_path: Path) -> Non
         read(tmp_path, changed(honest(), lambda name, record: None if "constants" in name else record))
 
 
-@pytest.mark.fault("a TorchScript archive that unfolds to gigabytes", "refused, in bounded memory")
+@pytest.mark.fault(
+    "a TorchScript archive whose code expands to 30 MB", "refused, using less than 16 MiB of memory"
+)
 def test_code_that_unfolds_is_refused_in_bounded_memory(tmp_path: Path) -> None:
     bomb = io.BytesIO()
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -205,7 +210,9 @@ def stating(path: Path, *rows: list[float]) -> TorchScriptNetwork:
     return TorchScriptNetwork(path, CPU)
 
 
-@pytest.mark.fault("an exported file that gives a class without a name", "refused")
+@pytest.mark.fault(
+    "an exported network that outputs a class id without a name", "refused, naming the class id"
+)
 @pytest.mark.parametrize("label", [2.0, 5.0, -1.0, float("nan"), float("inf")])
 def test_classes_without_a_name_are_refused(label: float, tmp_path: Path) -> None:
     network = stating(tmp_path / "net.torchscript", [1, 2, 3, 4, 0.9, 1], [1, 2, 3, 4, 0.8, label])
@@ -261,7 +268,10 @@ def test_openvino_gets_the_very_bytes_that_were_checked(
 ENTITIES = XML.replace("?>", '?><!DOCTYPE net [<!ENTITY a "b">]>')
 
 
-@pytest.mark.fault("an OpenVINO network whose XML defines entities or hides them by its encoding", "refused")
+@pytest.mark.fault(
+    "an OpenVINO XML file that defines entities, is not in UTF-8 or is no network",
+    "refused before OpenVINO reads it",
+)
 @pytest.mark.parametrize(
     ("xml", "words"),
     [
@@ -311,7 +321,10 @@ def onnx_model(**changes):
     return helper.make_model(graph, opset_imports=imports, ir_version=10)
 
 
-@pytest.mark.fault("an ONNX file that names operators of a library or files elsewhere", "refused")
+@pytest.mark.fault(
+    "an ONNX file with custom operators, or with external data outside its folder",
+    "refused, naming the operator or the path",
+)
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

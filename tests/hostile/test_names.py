@@ -50,9 +50,8 @@ def assert_harmless(done, folder: Path, before: set[Path]) -> None:
 
 
 @pytest.mark.fault(
-    "class names with `../`, `/`, control characters, escape sequences, line breaks or 900 bytes",
-    "folders of crops are one harmless component inside the run's folder; consoles show such characters "
-    "written out; charts and pictures draw them",
+    "class names in weights with `../`, `/`, control characters, escape sequences, line breaks or 900 bytes",
+    "all files stay inside the run folder, under printable names; no control characters reach the terminal",
 )
 @pytest.mark.parametrize("start", range(0, len(NAMES), 5))
 def test_names_reach_neither_other_folders_nor_the_terminal(start, class_count, run_script, tmp_path):

@@ -66,7 +66,7 @@ def marking(marker):
 
 @pytest.mark.fault(
     "24 more ways to name a function in weights",
-    "refused by the name of what it asks for; nothing runs",
+    "refused, naming the function; nothing is executed",
 )
 @pytest.mark.parametrize("way", marking("x"))
 def test_a_file_that_asks_for_anything_else_is_refused_by_name_and_nothing_runs(tmp_path, way):
@@ -219,7 +219,7 @@ def test_records_that_could_unfold_are_refused(tmp_path):
         read_checkpoint(path)
 
 
-@pytest.mark.fault("weights that are a TorchScript export, which holds code", "refused by name")
+@pytest.mark.fault("a TorchScript export, which contains code, used as weights", "refused for that reason")
 def test_a_torchscript_export_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.pt", "w") as out:
         for name in ("data.pkl", "constants.pkl", "code/x.py"):
@@ -264,8 +264,8 @@ def test_values_that_repeat_one_another_take_little_memory():
 
 
 @pytest.mark.fault(
-    "weights that copy a list over and over",
-    "refused when the copies are many times the file",
+    "weights that copy a list of 100,000 values 1,000 times",
+    "refused for the repeated copying",
 )
 def test_copies_without_end_are_refused(tmp_path):
     # A set of a long list, made again and again from the list in the memo.
@@ -284,7 +284,7 @@ def test_deep_nesting_is_no_danger(tmp_path):
             read_checkpoint(archive(tmp_path / "deep.pt", instructions))
 
 
-@pytest.mark.fault("weights whose modules contain one another", "read up to a bounded number")
+@pytest.mark.fault("weights whose modules contain one another in a cycle", "reading them still ends")
 def test_modules_that_contain_one_another_end(tmp_path):
     first, second = Inert("models.yolo.Model"), Inert("models.common.Conv")
     first.attributes = {"_modules": {"a": second, "b": second}, "_parameters": {"w": torch.zeros(1)}}

@@ -62,7 +62,10 @@ def test_other_errors_stay_what_they_are() -> None:
         raise RuntimeError("shapes do not fit")
 
 
-@pytest.mark.fault("no memory left in detect.py, compare.py, export.py", "one line that says what needs less")
+@pytest.mark.fault(
+    "out of memory in `detect.py`, `compare.py` or `export.py`",
+    "one-line error naming an option that reduces memory use; exit code 1",
+)
 @pytest.mark.parametrize(
     ("script", "options", "place", "words", "fix"),
     [

@@ -244,7 +244,7 @@ def test_a_picture_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
         write_picture(tmp_path / "missing" / "a.jpg", IMAGE)
 
 
-@pytest.mark.fault("a full disk while a video is written", "one line that names the video")
+@pytest.mark.fault("disk full while a video is written", "error naming the incomplete video")
 def test_a_video_that_finds_no_room_is_an_error(tmp_path: Path) -> None:
     """Without the check OpenCV says nothing and a file that no player opens is left."""
     resource = pytest.importorskip("resource")

@@ -289,8 +289,8 @@ def test_weights_are_found_as_given_or_in_their_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.fault(
-    "weights in a folder that is not there, whose name a file in weights/ has",
-    "an error that names that file",
+    "a weight file that does not exist, while `weights/` has one of the same name",
+    "an error that suggests that file; it is never used silently",
 )
 def test_a_file_of_the_same_name_elsewhere_is_proposed_and_never_taken(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -44,7 +44,8 @@ def test_public_weights_that_are_missing_are_fetched_once(mirror, tmp_path):
 
 
 @pytest.mark.fault(
-    "weights from a mirror that are no weights, or made to do harm", "refused; they never get their name"
+    "a mirror sends a malicious pickle, or something other than weights",
+    "rejected; nothing is left in `weights/`",
 )
 def test_what_is_fetched_gets_its_name_only_when_the_reader_takes_it(mirror, tmp_path):
     for content in (b"no weights", pickle.dumps({"model": 1}), other_pickle()):
@@ -84,7 +85,7 @@ def test_other_names_and_folders_that_are_not_there_are_never_fetched(mirror):
     assert mirror.asked == []
 
 
-@pytest.mark.fault("links to nothing among the weights of runs", "passed over in the search for near names")
+@pytest.mark.fault("broken symlinks among the weights of runs", "ignored when a similar name is suggested")
 def test_a_link_to_nothing_among_the_weights_of_runs_is_passed_over(mirror, tmp_path):
     for name in ("exp", "exp2"):
         (tmp_path / f"runs/train/{name}/weights").mkdir(parents=True)

@@ -332,8 +332,8 @@ def test_a_config_is_found_by_name_and_a_near_miss_is_pointed_at():
 
 
 BROKEN = {
-    "layer 1 (C3x) cannot be built: no such block; did you mean C3": small(
-        backbone=[[-1, 1, "Conv", [8, 3, 2]], [-1, 1, "C3x", [16]]]
+    "layer 1 (C3y) cannot be built: no such block; did you mean C3": small(
+        backbone=[[-1, 1, "Conv", [8, 3, 2]], [-1, 1, "C3y", [16]]]
     ),
     "layer 1 (C3) cannot be built: `from` 7": small(backbone=[[-1, 1, "Conv", [8]], [7, 1, "C3", [16]]]),
     "layer 0 (Conv) cannot be built: `from` -2": small(backbone=[[-2, 1, "Conv", [8]]]),

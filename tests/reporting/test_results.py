@@ -133,7 +133,8 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.fault(
-    "a full disk when a row of results.csv is written", "one line; the rows of before are whole"
+    "disk full when a row of `results.csv` is written",
+    "one-line error; the file keeps its previous rows intact",
 )
 def test_a_row_that_finds_no_room_leaves_the_file_as_it_was(
     path: Path, monkeypatch: pytest.MonkeyPatch
@@ -154,7 +155,7 @@ def test_a_row_that_finds_no_room_leaves_the_file_as_it_was(
     assert read_results(path)["epoch"].tolist() == [0, 1]
 
 
-@pytest.mark.fault("a results.csv that is a pipe or no table", "one line that names it; never waited for")
+@pytest.mark.fault("`results.csv` is a named pipe or not a table", "error naming the file, without blocking")
 def test_what_is_no_table_is_named(path: Path) -> None:
     path.write_text('epoch,a\n0,"' + "x" * 300_000 + '"\n')
     with pytest.raises(UserError, match=r"results\.csv.*no table"):

@@ -117,6 +117,23 @@ def test_detect_writes_all_that_is_asked_for(tmp_path: Path, weights: Path) -> N
     assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 3 and capture.get(cv2.CAP_PROP_FPS) == 4
 
 
+def test_several_weights_form_an_ensemble(tmp_path: Path, weights: Path, data: Path) -> None:
+    other = Model(REPOSITORY / "models" / "hub" / "yolov5n6.yaml", nc=4)
+    other.names = ["third", "unseen", *NAMES[:2]]
+    save_checkpoint(tmp_path / "other.pt", model=other.eval(), epoch=0, best_fitness=None, meta={})
+    _picture(tmp_path / "a.jpg", 1)
+    both = ("--weights", weights, "other.pt", "--img", 64)
+    detected = run_script("detect.py", *both, "--source", "a.jpg", "--save-txt", cwd=tmp_path)
+    assert detected.returncode == 0, detected.stderr
+    assert f"{weights} + other.pt on " in detected.stdout
+    assert "other.pt: classes are matched by name" in detected.stdout
+    assert (tmp_path / "runs/detect/exp/labels/a.txt").read_text()
+    scored = run_script("test.py", *both, "--data", data, "--save-json", "--noplots", cwd=tmp_path)
+    assert scored.returncode == 0, scored.stderr
+    assert f"detect.py --weights {weights} other.pt --source" in scored.stdout
+    assert json.loads((tmp_path / "runs/test/exp/tiny_predictions.json").read_text())
+
+
 def test_detect_with_nothing_to_save_leaves_nothing(tmp_path: Path, weights: Path) -> None:
     _picture(tmp_path / "a.jpg", 1)
     result = run_script(

@@ -85,7 +85,7 @@ def test_no_download_asks_nobody(script, data, mirror, run_script, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.fault(
-    "data and weights that several processes of torchrun miss", "one fetches them, the others wait"
+    "several `torchrun` processes lack the same data and weights", "one downloads them, the others wait"
 )
 def test_of_several_ranks_one_fetches(data, mirror, own_cache_folder, tmp_path):
     mirror.stalls["/yolov5x6.pt"] = 1000, 1.5

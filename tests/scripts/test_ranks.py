@@ -168,8 +168,8 @@ def assert_same_end(first, second, rows_of):
 
 
 @pytest.mark.fault(
-    "a process of several that is killed",
-    "the others end within the launcher's time; `torchrun --max-restarts` goes on to the same weights",
+    "SIGKILL of one of two ranks",
+    "`torchrun --max-restarts` restarts both; the weights end up the same as without the kill",
 )
 def test_a_rank_that_dies_ends_the_others_and_a_restart_goes_on_to_the_same_weights(
     small_set, weights, whole, torchrun, tmp_path, rows_of
@@ -185,8 +185,9 @@ def test_a_rank_that_dies_ends_the_others_and_a_restart_goes_on_to_the_same_weig
 
 
 @pytest.mark.fault(
-    "SIGTERM or SIGINT (Ctrl-C) to torchrun, to all of its processes or to one of them",
-    "all stop after the same step with the state written; `--resume` goes on to the same weights",
+    "SIGTERM to `torchrun` or to one rank, SIGINT (Ctrl-C) to the process group",
+    "every rank stops and prints the resume command; after SIGTERM to `torchrun`, `--resume` "
+    "ends with the same weights",
 )
 @pytest.mark.parametrize("target", ["launcher", "group", "one"])
 def test_processes_that_are_stopped_stop_together_with_the_state_saved(
@@ -210,8 +211,8 @@ def test_processes_that_are_stopped_stop_together_with_the_state_saved(
 
 
 @pytest.mark.fault(
-    "a process on one of two machines that is killed",
-    "`torchrun --nnodes 2 --max-restarts` goes on with both to the same weights",
+    "SIGKILL of a rank on one of two nodes",
+    "`torchrun --nnodes 2 --max-restarts` restarts on both; the weights end up the same",
 )
 def test_two_launchers_train_together_and_go_on_after_a_death(
     small_set, weights, whole, torchrun, tmp_path, rows_of
@@ -235,8 +236,8 @@ def test_two_launchers_train_together_and_go_on_after_a_death(
 
 
 @pytest.mark.fault(
-    "several machines that share no disk",
-    "the run's folder is needed and written on the first one alone, to train and to `--resume`",
+    "several nodes without a shared disk",
+    "the run folder is needed and written on the first node only, for training and for `--resume`",
 )
 def test_only_the_first_machine_needs_the_folder_of_the_run(small_set, torchrun, tmp_path, rows_of):
     """The second launcher works in another folder, where the run's does not exist."""
@@ -263,7 +264,9 @@ def test_only_the_first_machine_needs_the_folder_of_the_run(small_set, torchrun,
     assert len(rows_of(places[0] / "runs/exp")) == 2 and not (places[1] / "runs").exists()
 
 
-@pytest.mark.fault("a batch that does not divide among the processes", "refused at the start")
+@pytest.mark.fault(
+    "a batch size that is not divisible by the number of processes", "refused before a run folder is created"
+)
 def test_a_batch_that_does_not_divide_is_refused(small_set, torchrun, tmp_path):
     words = ["train.py", "--data", small_set, *NET, *SMALL, "--batch", "3", "--project", tmp_path / "runs"]
     code, output = ended(torchrun(*words))

@@ -80,9 +80,9 @@ def assert_same_run(first, second, rows_of):
 
 
 @pytest.mark.fault(
-    "SIGKILL in the middle of an epoch, twice, with `--save-every-steps`",
-    "`--resume` ends with weights, averages and scores bit-identical to those of a run that never "
-    "stopped, on a CPU",
+    "SIGKILL at two points in a run with `--save-every-steps 1`",
+    "`--resume` ends with weights, EMA, optimizer state and scores bit-identical to an "
+    "uninterrupted run (on CPU)",
 )
 def test_a_run_that_is_killed_again_and_again_ends_like_one_that_never_stopped(
     small_set, teacher, run_script, start_script, tmp_path, rows_of
@@ -105,9 +105,8 @@ def test_a_run_that_is_killed_again_and_again_ends_like_one_that_never_stopped(
 
 
 @pytest.mark.fault(
-    "SIGTERM or SIGINT (Ctrl-C)",
-    "the state is written after the batch at hand, the exit code is 143 or 130, `--resume` goes on to "
-    "the same weights",
+    "SIGTERM or SIGINT (Ctrl-C) during training",
+    "exit code 143 or 130; `--resume` ends with the same weights as an uninterrupted run",
 )
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_a_run_with_its_state_saved_and_the_usual_code(
@@ -128,7 +127,7 @@ def test_a_signal_ends_a_run_with_its_state_saved_and_the_usual_code(
     assert_same_run(tmp_path / "whole/exp", folder, rows_of)
 
 
-@pytest.mark.fault("a teacher that has changed since the run began", "`--resume` is refused and names it")
+@pytest.mark.fault("the teacher has changed since the run began", "`--resume` is refused, naming the teacher")
 def test_a_run_does_not_go_on_under_a_teacher_that_has_changed(small_set, teacher, run_script, tmp_path):
     own = tmp_path / "teacher.pt"
     shutil.copy(teacher, own)
@@ -152,8 +151,9 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 
 
 @pytest.mark.fault(
-    "a full disk when weights are written",
-    "one line, the weights and the state of before whole; `--resume` goes on when there is room",
+    "disk full when checkpoints are written",
+    "error without a traceback; the previous checkpoints are intact, and `--resume` works once "
+    "there is space",
 )
 def test_a_full_disk_ends_a_run_with_one_line_and_leaves_the_last_state_whole(
     small_set, run_script, own_cache_folder, tmp_path
@@ -180,7 +180,10 @@ def test_a_full_disk_ends_a_run_with_one_line_and_leaves_the_last_state_whole(
     assert resumed.returncode == 0, resumed.stderr
 
 
-@pytest.mark.fault("a `state.pt` with parts of another network or of the wrong kind", "one line names what")
+@pytest.mark.fault(
+    "a `state.pt` with parts of another network or of the wrong type",
+    "`--resume` is refused, naming the file, which is left unchanged",
+)
 def test_a_state_whose_parts_do_not_fit_is_refused_in_one_line(small_set, run_script, tmp_path):
     done = run_script(*words_of("plain", small_set, None), "--epochs", 1, "--project", tmp_path)
     assert done.returncode == 0, done.stderr
@@ -231,8 +234,8 @@ def test_a_run_goes_on_with_data_that_lies_elsewhere_now(finished, small_set, ru
 
 
 @pytest.mark.fault(
-    "training pictures or labels that have changed since the run stopped",
-    "between epochs `--resume` goes on with a warning, in the middle of one it is refused",
+    "training images have been removed since the run stopped",
+    "mid-epoch `--resume` is refused; between epochs it continues with a warning",
 )
 def test_changed_data_are_noticed(finished, small_set, run_script, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "exp")
@@ -252,7 +255,7 @@ def test_changed_data_are_noticed(finished, small_set, run_script, tmp_path):
     assert done.returncode == 0 and "not those that the run began with" in done.stderr, done.stderr
 
 
-@pytest.mark.fault("a run that is resumed while it runs", "refused; the running one goes on")
+@pytest.mark.fault("`--resume` of a run that is still running", "refused; the running one continues")
 def test_a_run_that_is_at_work_is_not_resumed(small_set, run_script, start_script, tmp_path):
     words = words_of("plain", small_set, None)
     process = start_script(*words, "--project", tmp_path, "--epochs", "60")
@@ -262,7 +265,9 @@ def test_a_run_that_is_at_work_is_not_resumed(small_set, run_script, start_scrip
     assert process.poll() is None
 
 
-@pytest.mark.fault("SIGKILL while a file is written", "what lies beside it is removed when the run goes on")
+@pytest.mark.fault(
+    "temporary files left behind by a killed process", "`--resume` removes them and keeps other files"
+)
 def test_what_a_killed_process_left_is_removed_and_other_files_are_not(finished, run_script, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "exp")
     left = [folder / ".results.csv.0123456789ab.tmp", folder / "weights/.state.pt.ba9876543210.tmp"]

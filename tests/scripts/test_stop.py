@@ -64,8 +64,8 @@ def terminate():
 
 
 @pytest.mark.fault(
-    "SIGTERM or SIGINT while a run is being prepared or at its final evaluation",
-    "it ends at once with the usual code: all that is done is saved",
+    "SIGTERM during setup or during the final evaluation",
+    "exit code 143; during setup no run folder is left, during evaluation the trained state is kept",
 )
 def test_a_signal_where_nothing_is_to_be_saved_ends_the_run_at_once(small_set, tmp_path, monkeypatch):
     words = words_of(small_set, tmp_path, "--epochs", 1)
@@ -82,8 +82,8 @@ def test_a_signal_where_nothing_is_to_be_saved_ends_the_run_at_once(small_set, t
 
 
 @pytest.mark.fault(
-    "SIGTERM in the middle of a validation",
-    "the epoch's training is saved; `--resume` begins with the validation and ends in the same weights",
+    "SIGTERM during validation",
+    "the epoch's training is saved; `--resume` starts with the validation and ends with the same weights",
 )
 def test_a_run_goes_on_from_the_middle_of_a_validation(small_set, tmp_path, monkeypatch, rows_of):
     words = ["--epochs", 2, "--image-weights"]
@@ -110,8 +110,8 @@ def test_a_run_goes_on_from_the_middle_of_a_validation(small_set, tmp_path, monk
 
 
 @pytest.mark.fault(
-    "`--resume` of a run that has stopped early",
-    "it goes on with its final evaluation and says so; `--patience` or `--epochs` lets it train on",
+    "`--resume` of a run that stopped early",
+    "runs the final evaluation again and says why; `--patience` or `--epochs` continues the training",
 )
 def test_a_run_that_stopped_early_stays_so(small_set, tmp_path, monkeypatch, rows_of, capfd):
     worse = itertools.count(0.0, -1.0)
@@ -129,8 +129,8 @@ def test_a_run_that_stopped_early_stays_so(small_set, tmp_path, monkeypatch, row
 
 
 @pytest.mark.fault(
-    "a process that makes batches is killed, as by a lack of memory",
-    "the run ends in seconds with one line that says what needs less, its state saved; `--resume` goes on",
+    "a loader worker is killed, as when the system is out of memory",
+    "the run ends with an error; the saved state includes every step made",
 )
 def test_a_killed_worker_costs_no_step(small_set, tmp_path, monkeypatch):
     trained = []
@@ -167,8 +167,8 @@ def group(small_set, tmp_path, own_cache_folder):
 
 
 @pytest.mark.fault(
-    "SIGTERM to all processes of a run, those that make batches too",
-    "as to the run alone: the state is written, exit code 143, no process stays behind",
+    "SIGTERM to a run and its loader workers",
+    "exit code 143 with the resume command; no process is left behind",
 )
 def test_a_signal_to_the_whole_group_is_one_to_the_run(group):
     os.killpg(group.pid, signal.SIGTERM)
@@ -179,7 +179,7 @@ def test_a_signal_to_the_whole_group_is_one_to_the_run(group):
         os.killpg(group.pid, 0)
 
 
-@pytest.mark.fault("SIGKILL of a run whose batches other processes make", "these end within seconds too")
+@pytest.mark.fault("SIGKILL of a run that has loader workers", "the workers exit too, within 20 s")
 def test_the_workers_of_a_killed_run_do_not_stay_behind(group):
     group.kill()
     group.wait()
@@ -224,8 +224,8 @@ def overdone(path):
 
 
 @pytest.mark.fault(
-    "reduced precision that disagrees with float32 at the start",
-    "found before the first step; the run computes in float32, with a warning",
+    "bfloat16 outputs that differ from float32 at the start of a run",
+    "detected before the first step; the run uses float32, with a warning",
 )
 @pytest.mark.parametrize("which", ["this network", "teacher"])
 def test_a_run_computes_in_float32_where_reduced_precision_disagrees(

@@ -87,8 +87,8 @@ def test_compiled_steps_have_the_losses_and_tensors_of_plain_ones(monkeypatch, t
 
 
 @pytest.mark.fault(
-    "a network that torch.compile cannot compile, or no compiler",
-    "one warning; the run goes on without --compile",
+    "`torch.compile` fails, at the start or later",
+    "one warning; the run continues without `--compile`, with the losses of a plain run",
 )
 @pytest.mark.parametrize("failing_call", [1, 3])
 def test_a_failure_is_told_once_and_the_losses_are_those_of_a_plain_run(monkeypatch, failing_call):

@@ -79,7 +79,8 @@ def test_an_evolution_repeats_and_goes_on_as_if_it_never_had_stopped(tmp_path):
 
 
 @pytest.mark.fault(
-    "a generation of an evolution that diverges or ends in NaN", "it counts as fitness 0, evolution goes on"
+    "a generation of an evolution diverges, or its losses or scores are not finite",
+    "it counts as fitness 0; the evolution continues",
 )
 def test_a_generation_that_fails_counts_as_fitness_0(tmp_path):
     def some_fail(options, _how):
@@ -147,7 +148,7 @@ def evolve_quietly(folder, count, train=trained):
     run(options_of(folder, count, noplots=True), train)
 
 
-@pytest.mark.fault("several processes that evolve into one folder", "no generation is lost or comes twice")
+@pytest.mark.fault("several processes evolve in the same folder", "no generation is lost or duplicated")
 def test_processes_share_the_generations(tmp_path):
     """Six at a time, so that they meet where they take the next one and where they write."""
     context = multiprocessing.get_context("fork")
@@ -166,7 +167,10 @@ def die(options, _how):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.fault("SIGKILL in a generation of an evolution", "the next process repeats or continues it")
+@pytest.mark.fault(
+    "SIGKILL during a generation of an evolution",
+    "the next process resumes the generation with the same hyperparameters",
+)
 def test_a_generation_whose_process_was_killed_is_taken_up_with_the_values_that_it_had(tmp_path):
     run(options_of(tmp_path, 2, noplots=True))
     worker = multiprocessing.get_context("fork").Process(target=evolve_quietly, args=(tmp_path, 4, die))

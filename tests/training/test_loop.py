@@ -180,8 +180,8 @@ class Broken(Square):
 
 
 @pytest.mark.fault(
-    "a loss or gradient that is no finite number",
-    "the step is skipped, counted and told; weights and means stay clean",
+    "a NaN loss",
+    "the step is skipped, counted and reported; weights and mean losses are unaffected",
 )
 def test_a_step_that_is_no_number_is_skipped_counted_and_left_out_of_the_means():
     trainer, warnings = trainer_of([Broken({1})]), []
@@ -199,8 +199,8 @@ def test_a_step_that_is_no_number_is_skipped_counted_and_left_out_of_the_means()
 
 
 @pytest.mark.fault(
-    "many such steps in a row",
-    "the run ends with one line, the batch saved for study in `bad_batch.pt`",
+    "NaN losses in many consecutive steps",
+    "the run ends with a one-line error; the batch is saved in `bad_batch.pt`",
 )
 def test_many_such_steps_in_a_row_end_the_run_with_the_batch_saved(tmp_path):
     trainer = trainer_of([Broken(set(range(2, 50)))], folder=tmp_path)
@@ -223,8 +223,8 @@ def test_each_of_several_processes_saves_its_own_batch(tmp_path, monkeypatch):
 
 
 @pytest.mark.fault(
-    "a broken batch that spoils the statistics of batch norms",
-    "they are put back as they were before it",
+    "a batch that puts NaN into BatchNorm statistics",
+    "the statistics are restored to their values before the batch",
 )
 def test_statistics_of_batch_norms_that_a_broken_batch_has_spoilt_are_put_back():
     norm = nn.BatchNorm2d(2)
@@ -265,8 +265,8 @@ def with_norm(**given):
 
 
 @pytest.mark.fault(
-    "a broken batch that is the first of several whose gradients add up",
-    "its update is skipped; statistics of batch norms stay finite after every step",
+    "NaN in one of the batches of an update (gradient accumulation)",
+    "the update is skipped; BatchNorm statistics, also of the EMA, stay finite after every step",
 )
 @pytest.mark.parametrize("broken", [2, 3])
 def test_a_broken_batch_among_those_of_an_update_leaves_no_trace_in_statistics(broken):

@@ -20,8 +20,8 @@ BATCH = Batch(
 
 
 @pytest.mark.fault(
-    "a picture of a run cannot be written (no room, no rights)",
-    "a warning; the run goes on without pictures, with its weights and scores",
+    "a plot of a run cannot be written (a folder is in its place)",
+    "one warning; the run continues without plots",
 )
 def test_a_run_goes_on_without_pictures_where_one_cannot_be_written(tmp_path):
     warnings = []

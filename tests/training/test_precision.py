@@ -39,8 +39,8 @@ def test_a_network_of_moderate_outputs_agrees_and_keeps_its_mode():
 
 
 @pytest.mark.fault(
-    "reduced precision that disagrees with float32 at the start",
-    "found before the first step; the run computes in float32, with a warning",
+    "bfloat16 outputs that differ from float32 at the start of a run",
+    "detected before the first step; the run uses float32, with a warning",
 )
 def test_a_network_whose_outputs_hang_on_the_last_digits_does_not():
     torch.manual_seed(0)
@@ -48,8 +48,8 @@ def test_a_network_whose_outputs_hang_on_the_last_digits_does_not():
 
 
 @pytest.mark.fault(
-    "reduced precision that gives NaN at the start",
-    "found before the first step; the run computes in float32, with a warning",
+    "NaN outputs in bfloat16",
+    "the comparison with float32 fails",
 )
 def test_outputs_that_are_no_numbers_do_not():
     torch.manual_seed(0)

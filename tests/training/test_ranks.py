@@ -13,8 +13,8 @@ SCRIPT = Path(__file__).with_name("rank_step.py")
 
 
 @pytest.mark.fault(
-    "uneven last batches, pictures without objects or labels, among several processes",
-    "losses and gradients are those of one process with the same batch",
+    "a smaller last batch, images without objects or without labels, on two ranks",
+    "losses and gradients match those of a single process with the same batches",
 )
 def test_two_ranks_have_the_losses_and_gradients_of_one_process(tmp_path):
     """Distillation with features, an uneven last batch, images without objects and without labels."""

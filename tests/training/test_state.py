@@ -25,8 +25,8 @@ def test_a_state_of_the_right_form_is_read(tmp_path):
 
 
 @pytest.mark.fault(
-    "a `state.pt` with counts, scores or means that no run can have",
-    "one line; nothing of it is used",
+    "a `state.pt` with impossible counters, scores, names or averages",
+    "refused as not an intact run state",
 )
 @pytest.mark.parametrize(
     "changes",

@@ -1,4 +1,4 @@
-"""Pictures of where two weight files disagree, without a training run."""
+"""Plots of where two weight files disagree, without a training run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from utils.distillation.teacher import InStudentsTerms, Teacher
 from utils.errors import UserError
 from utils.evaluation.disagreement import DisagreementPictures
 from utils.evaluation.evaluate import evaluate
-from utils.evaluation.run import fit_classes
+from utils.inference.classes import fit_classes
 from utils.inference.predictor import prepare_model
 from utils.inference.preprocess import fitting_image_size
 from utils.reporting.console import Console
@@ -26,7 +26,7 @@ from utils.words import counted
 
 
 def draw_disagreement(options: CompareOptions, console: Console) -> Path:
-    """Scores a student and asks its teacher about the same pictures; gives the folder with the drawings."""
+    """Evaluate a student and run its teacher on the same images; return the folder with the plots."""
     device = select_device(options.device)
     config = get_dataset(options.data, options.data_dir, [options.task], options.fetches, console.info)
     weights, teacher_path = (
@@ -34,7 +34,7 @@ def draw_disagreement(options: CompareOptions, console: Console) -> Path:
     )
     checkpoint = read_checkpoint(weights)
     student = build_model(checkpoint)
-    fit_classes(student, config.names, weights, config.yaml_path, None, console)
+    fit_classes(student, config.names, weights, f"the data {config.yaml_path}", None, console)
     index = build_index(config, options.task)
     student = prepare_model(student, device)
     teacher = Teacher.from_file(teacher_path, device)

@@ -1,4 +1,4 @@
-"""Which runs are the same but for their seed, and what to call them."""
+"""Groups of runs that differ only in their seed, and their labels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from utils.reporting.naming import weights_name
 
 Values = dict[str, Any]
 
-# What a run's outcome does not hang on, or what only says where things lie.
+# Options that do not affect a run's outcome, or only say where its files are.
 WITHOUT_EFFECT = frozenset(
     {
         *("seed", "name", "project", "exist_ok", "resume", "device", "workers", "cache", "data_dir"),
@@ -27,14 +27,14 @@ WITHOUT_EFFECT = frozenset(
     }
 )
 TAUGHT_ONLY = frozenset(settings_of(DistillOptions)) - frozenset(settings_of(TrainOptions))
-# What the first words of a label tell.
+# Options already told by the first words of a label.
 TOLD = frozenset({"distill", "distill_loss", "teacher", "soft_loss", "full_output_loss"})
 HYP = "hyp."
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Runs with the same settings; values: these, None where they are not known."""
+    """Runs with the same settings; values: these settings, None if unknown."""
 
     label: str
     runs: tuple[Run, ...]
@@ -42,7 +42,7 @@ class Group:
     is_distilled: bool
 
     def is_twin_of(self, other: Group, ignored: frozenset[str]) -> bool:
-        """Whether this is plain training and the other the same with a teacher."""
+        """Return whether this is plain training and the other the same with a teacher."""
         if self.values is None or other.values is None or self.is_distilled or not other.is_distilled:
             return False
         return all(
@@ -50,13 +50,13 @@ class Group:
         )
 
     def by_seed(self, figures: Mapping[Run, float]) -> dict[int, float]:
-        """The figures of its runs by their seeds (by place without), of several with one seed the mean."""
+        """Return its runs' figures by seed, or by position without one; the mean if several share a seed."""
         return {
             seed: statistics.mean(figures[run] for run in runs) for seed, runs in self.runs_by_seed().items()
         }
 
     def runs_by_seed(self) -> dict[int, list[Run]]:
-        """Its runs by their seeds; those without by their place."""
+        """Return its runs by seed, or by position without one."""
         found: dict[int, list[Run]] = {}
         for number, run in enumerate(self.runs):
             found.setdefault(number if run.seed is None else run.seed, []).append(run)
@@ -64,10 +64,11 @@ class Group:
 
 
 def values_of(run: Run) -> Values | None:
-    """The settings that a run's outcome hangs on, by name: options, and hyperparameters as `hyp.lr0`.
+    """Return the settings that affect a run's outcome, by name: options, and hyperparameters as `hyp.lr0`.
 
-    Files count by their names, whatever folder they lie in, and a run's best.pt by the run's. What an
-    earlier version did not have yet is at its default. A run without a teacher has no teacher's settings.
+    Files count by their names, whatever folder they are in, and a run's best.pt by the name of the run.
+    Options that an earlier version did not have are at their defaults. A run without a teacher has no
+    distillation settings.
     """
     if run.options is None:
         return None
@@ -84,12 +85,12 @@ def values_of(run: Run) -> Values | None:
 
 
 def group_runs(runs: Sequence[Run], ignored: Sequence[str] = (), together: bool = True) -> list[Group]:
-    """The runs in groups that differ in settings, plain ones first, else in their order.
+    """Group runs by their settings, plain ones first, otherwise in the given order.
 
-    ignored: settings that part no groups. together: False makes each run a group of its own.
+    ignored: settings that do not separate groups. together: False makes each run a group of its own.
 
     Raises:
-        UsageError: there is no such setting.
+        UsageError: a setting to ignore does not exist.
     """
     ignoring = known_settings(ignored)
     members: dict[str, list[Run]] = {}
@@ -113,7 +114,7 @@ def group_runs(runs: Sequence[Run], ignored: Sequence[str] = (), together: bool 
 
 
 def distinct_tails(paths: Sequence[Path]) -> list[str]:
-    """The ends of paths, each as long as it takes to tell it from the others: `exp2`, `first/exp`."""
+    """Return the ends of paths, each as long as needed to be unique: `exp2`, `first/exp`."""
     parts = [path.parts for path in paths]
 
     def tail(own: tuple[str, ...]) -> str:
@@ -125,7 +126,7 @@ def distinct_tails(paths: Sequence[Path]) -> list[str]:
 
 
 def known_settings(names: Sequence[str]) -> frozenset[str]:
-    """Names of options and hyperparameters as `values_of` has them. Raises UsageError for others."""
+    """Return names of options and hyperparameters as in `values_of`. Raises UsageError for unknown ones."""
     options, hyp = settings_of(DistillOptions), settings_of(Hyperparameters)
     found: set[str] = set()
     for name in names:
@@ -138,7 +139,10 @@ def known_settings(names: Sequence[str]) -> frozenset[str]:
 
 
 def differing_settings(all_values: Sequence[Values | None]) -> list[str]:
-    """The settings in which some of those that have them differ, and `teacher` where only some have one."""
+    """Return the settings that differ among those that have them.
+
+    `teacher` and `distill_loss` count as well if only some have one.
+    """
     known = [values for values in all_values if values is not None]
     names = dict.fromkeys(name for values in known for name in values)
     found = []
@@ -151,7 +155,7 @@ def differing_settings(all_values: Sequence[Values | None]) -> list[str]:
 
 
 def different_data(groups: Sequence[Group]) -> list[str]:
-    """What the groups' scores were taken on, where that is not one thing: `data (a.yaml and b.yaml)`."""
+    """Return what the groups' scores were measured on if it differs: `data (a.yaml and b.yaml)`."""
     found = []
     for name in ("data", "single_cls"):
         values = {shown(group.values[name]): None for group in groups if group.values is not None}
@@ -161,7 +165,7 @@ def different_data(groups: Sequence[Group]) -> list[str]:
 
 
 def in_words(name: str, value: Any) -> str:
-    """A setting as a label has it: `epochs 30`, `no amp`, `from yolov5n`; empty where nothing is to say."""
+    """Format a setting for a label: `epochs 30`, `no amp`, `from yolov5n`; empty if nothing is to be said."""
     words = name.removeprefix(HYP).replace("_", " ")
     if isinstance(value, bool):
         default = settings_of(DistillOptions)[name].default if not name.startswith(HYP) else False
@@ -174,7 +178,7 @@ def in_words(name: str, value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as people would write it."""
+    """Format a value as people would write it."""
     if isinstance(value, list | tuple):
         return " and ".join(map(shown, value)) if value else "-"
     if isinstance(value, float):
@@ -205,7 +209,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _by_name(name: str, value: Any) -> Any:
-    """What names a file, without its folder."""
+    """Return the value of a file option without the folder."""
     if isinstance(value, list | tuple):
         return [_by_name(name, entry) for entry in value]
     if not isinstance(value, str):

@@ -24,11 +24,11 @@ from utils.errors import UserError
 from utils.reporting.console import Console
 from utils.reporting.curves import Curve, CurveGroup, plot_groups
 
-MOST_VERDICTS = 4  # in the picture
+MOST_VERDICTS = 4  # in the chart
 
 
 def run_compare(options: CompareOptions, console: Console | None = None) -> Path:
-    """Compares runs, or a student and its teacher, as the options say; gives the folder of the results."""
+    """Compare runs, or a student and its teacher, as the options say; return the folder of the results."""
     console = console or Console()
     if options.weights:
         return draw_disagreement(options, console)
@@ -59,7 +59,7 @@ def run_compare(options: CompareOptions, console: Console | None = None) -> Path
 
 
 def readable_runs(given: Sequence[Path], metric: str, console: Console) -> list[Run]:
-    """The runs that can be compared; says of each other one in a line why it cannot.
+    """Return the runs that can be compared; warn about why each other one cannot.
 
     Raises:
         UserError: none is left, or there is no such metric.
@@ -91,7 +91,7 @@ def readable_runs(given: Sequence[Path], metric: str, console: Console) -> list[
 
 
 def draw_groups(path: Path, groups: Sequence[Group], metric: str, verdicts: Sequence[Verdict]) -> None:
-    """Draws the curves of all groups, and their teachers' scores as lines."""
+    """Plot the curves of all groups, and their teachers' scores as lines."""
     drawn = []
     for group in groups:
         curves = tuple(Curve(*run.curve(metric)) for run in group.runs)

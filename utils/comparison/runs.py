@@ -1,4 +1,4 @@
-"""What a training run has left in its folder, read back."""
+"""Reads back what a training run has left in its folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from utils.reporting.results import KEY, REFERENCES_NAME, RESULTS_NAME, TIMES_NA
 Floats = NDArray[np.float64]
 Warn = Callable[[str], None]
 
-# What people call the columns of results.csv that they look at most.
+# Short names of the most used columns of results.csv.
 METRICS = {
     "mAP50-95": "metrics/mAP_0.5:0.95",
     "mAP50": "metrics/mAP_0.5",
@@ -40,12 +40,12 @@ METRICS = {
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run as its folder tells it.
+    """A run as read from its folder.
 
-    columns: of results.csv, (E,) each. options: of opt.yaml, None where that is gone. hyp: of hyp.yaml with
-    defaults for what it lacks, empty where it is gone. seconds: (E,) of each epoch, NaN where nobody took
-    them. parameters: of its network, None where the weights are gone. references: mAP50 and mAP50-95
-    of its teachers by their names.
+    columns: of results.csv, (E,) each. options: of opt.yaml, None if that is missing. hyp: of hyp.yaml with
+    defaults for what it lacks, empty if it is missing. seconds: (E,) per epoch, NaN if not recorded.
+    parameters: of its network, None if the weights are missing. references: mAP50 and mAP50-95 of its
+    teachers by name.
     """
 
     folder: Path
@@ -58,22 +58,22 @@ class Run:
 
     @property
     def epochs(self) -> int:
-        """How many are done."""
+        """The number of finished epochs."""
         return len(self.seconds)
 
     @property
     def planned(self) -> int:
-        """How many there are to be; those that are done where nobody knows, or where they are more."""
+        """The number of planned epochs; that of finished ones if unknown or if they are more."""
         planned = (self.options or {}).get("epochs")
         return max(self.epochs, planned) if isinstance(planned, int) else self.epochs
 
     @property
     def is_over(self) -> bool:
-        """Whether it has all its epochs, or has stopped early as its --patience says."""
+        """Whether all epochs are done, or the run has stopped early by its --patience."""
         return self.epochs >= self.planned or self._is_given_up()
 
     def _is_given_up(self) -> bool:
-        """Whether a better score was waited for as long as its --patience."""
+        """Return whether no score has improved for --patience epochs."""
         options = self.options or {}
         patience = options.get("patience")
         map50, map50_95 = (self.columns.get(METRICS[name]) for name in ("mAP50", "mAP50-95"))
@@ -86,12 +86,12 @@ class Run:
 
     @property
     def seed(self) -> int | None:
-        """What it began with."""
+        """The seed, None if unknown."""
         seed = (self.options or {}).get("seed")
         return seed if isinstance(seed, int) else None
 
     def curve(self, metric: str) -> tuple[Floats, Floats]:
-        """Epochs (from 1) and values of a metric, where it was taken. Raises UserError where it never was."""
+        """Return epochs (from 1) and values of a metric where recorded. Raises UserError if it never was."""
         column = column_of(metric)
         if column not in self.columns:
             known = [*METRICS, *(name for name in self.columns if name != KEY)]
@@ -105,13 +105,13 @@ class Run:
 
 
 def column_of(metric: str) -> str:
-    """The column of results.csv that a metric means."""
+    """Return the column of results.csv that a metric stands for."""
     names = {name.casefold(): column for name, column in METRICS.items()}
     return names.get(metric.casefold(), metric)
 
 
 def check_metric(metric: str, runs: Sequence[Run]) -> None:
-    """Raises UsageError where a metric is neither a known one nor a column of any run."""
+    """Raise UsageError if a metric is neither a known one nor a column of any run."""
     columns = dict.fromkeys(name for run in runs for name in run.columns if name != KEY)
     column = column_of(metric)
     if runs and column not in columns and column not in METRICS.values():
@@ -120,15 +120,15 @@ def check_metric(metric: str, runs: Sequence[Run]) -> None:
 
 
 def is_better_low(metric: str) -> bool:
-    """Whether the best value of a metric is the smallest."""
+    """Return whether lower values of a metric are better."""
     return column_of(metric).endswith("_loss")
 
 
 def find_runs(given: Sequence[Path], warn: Warn) -> list[Path]:
-    """The folders of runs that paths mean: a run's own, a file in it, or a folder that holds runs.
+    """Find the run folders that paths refer to: a run's own, a file in it, or a folder that holds runs.
 
-    Each once, in the order given, exp2 before exp10 where a folder or a pattern stands for several. Warns
-    of a path that means none.
+    Each once, in the given order, and exp2 before exp10 if a folder or a pattern stands for several. Warns
+    about a path that refers to none.
     """
     found: list[Path] = []
     for path in given:
@@ -153,20 +153,20 @@ def _runs_at(path: Path) -> Iterator[Path]:
             yield path
         else:
             yield from _natural(entry.parent for entry in path.glob(f"*/{RESULTS_NAME}"))
-    elif glob.has_magic(str(path)):  # where no shell has put the names in its place
+    elif glob.has_magic(str(path)):  # a pattern that no shell has expanded
         for entry in _natural(Path(name) for name in glob.glob(str(path))):
             yield from _runs_at(entry)
 
 
 def _natural(paths: Iterator[Path]) -> list[Path]:
-    """Sorted with the numbers in names as numbers."""
+    """Sort paths with the numbers in their names as numbers."""
     return sorted(
         paths, key=lambda path: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", str(path))]
     )
 
 
 def read_run(folder: Path, warn: Warn) -> Run:
-    """The run of a folder; what is missing or broken beside results.csv is warned of in one line.
+    """Read the run of a folder; warns in one line about missing settings and unreadable files.
 
     Raises:
         UserError: its results.csv cannot be read, or no epoch is done yet.
@@ -204,7 +204,7 @@ def _table(path: Path) -> dict[str, Floats]:
 
 
 def _plain(path: Path, gone: list[str]) -> dict[str, Any] | None:
-    """The values of a settings file of the run; None, and a word about it, without them."""
+    """Return the values of a settings file of the run; if that fails, None and a note in `gone`."""
     if not os.path.isfile(path):
         gone.append(f"{path.name} is missing, its settings are not known")
         return None
@@ -216,7 +216,7 @@ def _plain(path: Path, gone: list[str]) -> dict[str, Any] | None:
 
 
 def _seconds(path: Path, columns: dict[str, Floats], epochs: int) -> Floats:
-    """Seconds of each row of results.csv (E,), NaN where times.csv has none."""
+    """Return the seconds of each row of results.csv (E,), NaN where times.csv has none."""
     seconds = np.full(epochs, math.nan)
     if not os.path.isfile(path):
         return seconds
@@ -233,7 +233,7 @@ def _seconds(path: Path, columns: dict[str, Floats], epochs: int) -> Floats:
 
 
 def _parameters(weights: Path, gone: list[str]) -> int | None:
-    """Of the network in the run's best or last weights."""
+    """Return the parameter count of the network in the run's best or last weights."""
     places = (weights / name for name in ("best.pt", "last.pt"))
     path = next(filter(os.path.isfile, places), None)
     if path is None:

@@ -1,4 +1,4 @@
-"""The figures of runs and of groups of them, as rows."""
+"""The scores of runs and of groups of runs, as table rows."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from utils.config.files import write_text_atomically
 from utils.errors import UserError
 from utils.reporting.seeds import Gain, gain_over, gap_closed, spread_text
 
-MAP_COLUMNS = {METRICS["mAP50"]: 0, METRICS["mAP50-95"]: 1}  # and their places among a teacher's scores
+MAP_COLUMNS = {METRICS["mAP50"]: 0, METRICS["mAP50-95"]: 1}  # and their indices in a teacher's scores
 
 
 @dataclass(frozen=True)
 class Scores:
-    """A run's best value of a metric, the epoch (from 1) it is from, and the last one."""
+    """A run's best value of a metric, its epoch (from 1), and the last value."""
 
     best: float
     best_epoch: int
@@ -30,14 +30,14 @@ class Scores:
 
 
 def scores_of(run: Run, metric: str) -> Scores:
-    """Raises UserError where the run has no such column, or no number in it."""
+    """Return a run's scores. Raises UserError if it has no such column, or no number in it."""
     epochs, values = run.curve(metric)
     place = int(values.argmin() if is_better_low(metric) else values.argmax())
     return Scores(float(values[place]), int(epochs[place]), float(values[-1]))
 
 
 def run_table(groups: Sequence[Group], metric: str) -> tuple[list[list[str]], list[str]]:
-    """A row a run and the header: scores, time, size, and the settings in which the runs differ."""
+    """Return one row per run and the header: scores, time, size, and the settings that differ."""
     runs = [run for group in groups for run in group.runs]
     settings = differing_settings([values_of(run) for run in runs])
     header = ["run", "done", f"best {metric}", "at epoch", "last", *_other_metric(metric)]
@@ -58,7 +58,7 @@ def run_table(groups: Sequence[Group], metric: str) -> tuple[list[list[str]], li
 
 
 def _other_metric(metric: str, titled: bool = True) -> list[str]:
-    """Of the two mAPs the one that the table is not about."""
+    """Return the one of the two mAPs that the table is not about, as a list."""
     other = [name for name in ("mAP50-95", "mAP50") if column_of(name) != column_of(metric)][-1:]
     return [f"best {name}" for name in other] if titled else other
 
@@ -84,7 +84,7 @@ def _mean_seconds(run: Run) -> float | None:
 
 
 def duration(run: Run) -> str:
-    """Of all epochs together, as h:mm:ss; a dash where nobody took the time of some."""
+    """Format the time of all epochs together as h:mm:ss; a dash if that of some was not recorded."""
     if not np.isfinite(run.seconds).all():
         return "-"
     minutes, seconds = divmod(round(float(run.seconds.sum())), 60)
@@ -93,10 +93,10 @@ def duration(run: Run) -> str:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a group compares with plain training of the same settings and seeds.
+    """How a group compares with plain training with the same settings and seeds.
 
-    twin: the plain runs. closed: part of the gap to the teacher, None where its score is not known. is_final:
-    whether all runs that are compared have done their epochs, or stopped early by themselves.
+    twin: the plain runs. closed: part of the gap to the teacher, None if its score is unknown or not above
+    plain training. is_final: whether all compared runs have finished their epochs or stopped early.
     """
 
     group: Group
@@ -106,7 +106,7 @@ class Verdict:
     is_final: bool
 
     def __str__(self) -> str:
-        """A sentence for the picture and the console."""
+        """Return a sentence for the chart and the console."""
         label = self.group.label.partition(" (")[0]
         seeds = f"{self.gain.seeds} seeds" if self.gain.seeds > 1 else "one seed"
         part = f", {self.closed:.0%} of the gap to the teacher" if self.closed is not None else ""
@@ -117,9 +117,9 @@ class Verdict:
 def verdict_on(
     group: Group, groups: Sequence[Group], metric: str, ignored: frozenset[str] = frozenset()
 ) -> Verdict | None:
-    """Compares a distilled group's best scores with those of its plain twin; None without one.
+    """Compare a distilled group's best scores with those of its plain twin; None without one.
 
-    Of several twins the one with most of its seeds.
+    Of several twins the one that shares the most seeds is taken.
     """
     seeds, twins = group.runs_by_seed().keys(), [one for one in groups if one.is_twin_of(group, ignored)]
     twin = max(twins, key=lambda one: len(one.runs_by_seed().keys() & seeds), default=None)
@@ -139,7 +139,7 @@ def _best_by_seed(group: Group, metric: str) -> dict[int, float]:
 
 
 def teacher_score(group: Group, metric: str) -> float | None:
-    """Of the best teacher, as its runs found it on their validation split; the mean over the runs."""
+    """Return the best teacher's score on the runs' validation split, averaged over runs; None if unknown."""
     place = MAP_COLUMNS.get(column_of(metric))
     if place is None:
         return None
@@ -148,7 +148,7 @@ def teacher_score(group: Group, metric: str) -> float | None:
 
 
 def repeated_seeds(verdicts: Sequence[Verdict]) -> list[str]:
-    """A line for each seed of which several runs are compared."""
+    """Return a line for each seed of which several runs are compared."""
     groups = dict.fromkeys(group for verdict in verdicts for group in (verdict.group, verdict.twin))
     return [
         f"seed {seed} has {len(runs)} runs with the same settings "
@@ -162,7 +162,7 @@ def repeated_seeds(verdicts: Sequence[Verdict]) -> list[str]:
 def group_table(
     groups: Sequence[Group], metric: str, verdicts: Sequence[Verdict]
 ) -> tuple[list[list[str]], list[str]]:
-    """A row a group and the header; of scores the mean and standard deviation, in points."""
+    """Return one row per group and the header; scores as mean and standard deviation, in points."""
     header = ["group", "runs", f"best {metric}", "last", "over plain", "gap closed", "s/epoch"]
     by_group = {verdict.group: verdict for verdict in verdicts}
     form = spread_text if column_of(metric) in METRICS.values() else _plain_mean
@@ -189,7 +189,7 @@ def _plain_mean(values: Sequence[float]) -> str:
 
 
 def save_table(path: Path, rows: Sequence[Sequence[str]], header: Sequence[str]) -> None:
-    """Writes rows as CSV, whole or not at all."""
+    """Write rows as CSV, atomically."""
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows([header, *rows])
     write_text_atomically(path, buffer.getvalue())

@@ -1,11 +1,11 @@
-"""Options that people know from elsewhere and that are not here: what to say of each."""
+"""Options known from other YOLOv5 implementations that are missing here, with a message for each."""
 
 from __future__ import annotations
 
 _NO_SERVICE = "is not supported: results stay in the run's folder"
 _NO_AUTOBATCH = "there is no AutoBatch, give a number; train.py --dry-run says what memory it takes"
 
-# By name without the dashes in front; no word of these is near enough to an option to be meant for it.
+# By name without leading dashes; none of these is close enough to an existing option to be a typo of it.
 ABSENT = {
     "adam": "does not exist, use --optimizer Adam",
     "artifact-alias": _NO_SERVICE,
@@ -41,10 +41,10 @@ ABSENT = {
     "visualize": "is not supported, leave it out",
 }
 
-# Values that options had there, by an option's name without the dashes and the word behind it.
+# Values that options accept there, by (option name without leading dashes, value).
 ABSENT_VALUES = {("batch-size", "-1"): _NO_AUTOBATCH}
 
-# Known to other scripts here, and to export.py elsewhere.
+# Options of other scripts here, and of export.py in other implementations.
 ABSENT_FROM_EXPORT = {
     "data": "is not needed: a weight file knows its classes",
     "train": "is not supported: what is exported is for detection",

@@ -1,7 +1,7 @@
-"""From a command line to an options object, and from errors to exit codes.
+"""Command line parsing into an options object, and mapping of errors to exit codes.
 
-argparse is not used: it stops at the first problem, proposes no name for a mistyped one, and words
-help and messages differently from Python to Python. Here all problems are told at once.
+argparse is not used: it stops at the first problem, suggests nothing for mistyped names, and its help
+and messages vary between Python versions. Here all problems are reported at once.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from utils.errors import StoppedError, UsageError, UserError
 __all__ = ["exit_code_of", "parse", "run"]
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)
-_MAX_LINE = 5000  # letters; a message may quote what a file says
-_NEAR_OPTION = 0.8  # part of the letters in common, the dashes in front among them
+_MAX_LINE = 5000  # characters; a message may quote the content of a file
+_NEAR_OPTION = 0.8  # fraction of characters in common, including the leading dashes
 _SIDE = "imgsz"
-INTERRUPTED = 130  # as a shell has it: 128 and the signal's number
+INTERRUPTED = 130  # as in a shell: 128 plus the signal's number
 PIPE_CLOSED = 141
 HELP, VERSION_FLAG, DEBUG = ("-h", "--help"), "--version", "--debug"
 
@@ -44,10 +44,10 @@ def run(
     description: str | None,
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Runs a script: options from `argv` (else the process's), then `main`; gives the exit code.
+    """Run a script: parse options from `argv` (default: the process's), call `main`, return the exit code.
 
-    What the user can mend is said in one line on standard error: exit code 2 for options and
-    settings, 1 for the rest. `--debug` adds the traceback. Other errors are not caught.
+    Errors that the user can fix are printed as one line on standard error: exit code 2 for options and
+    settings, 1 for others. `--debug` adds the traceback. Other errors are not caught.
     """
     words = list(sys.argv[1:] if argv is None else argv)
 
@@ -67,9 +67,9 @@ def run(
 
 
 def _load_libraries() -> None:
-    """Loads what every script needs and takes seconds to load; Ctrl-C meanwhile ends the process at once.
+    """Import the slow libraries that every script needs; Ctrl-C meanwhile ends the process at once.
 
-    An exception in the midst of it would leave these libraries half loaded, with errors of their own.
+    An exception during the import would leave these libraries half loaded and raise unrelated errors.
     """
 
     def leave(*_: object) -> None:
@@ -90,9 +90,9 @@ def _load_libraries() -> None:
 
 
 def exit_code_of(work: Callable[[], object], *, debug: bool = False, interrupted: str = "interrupted") -> int:
-    """Does the work of a command; gives its exit code, and says in one line why it ended early.
+    """Run the work of a command and return its exit code, printing one line if it ends early.
 
-    debug: with the traceback. interrupted: what to say after Ctrl-C.
+    debug: also print the traceback. interrupted: message after Ctrl-C.
     """
     try:
         work()
@@ -110,21 +110,21 @@ def exit_code_of(work: Callable[[], object], *, debug: bool = False, interrupted
         print(interrupted, file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read the output (as in `| head`) has gone; Python would complain when it flushes.
+        # The reader of the output (as in `| head`) has exited; Python would report an error on flushing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     return 0
 
 
 def parse(options_class: type[AnyOptions], words: Sequence[str]) -> AnyOptions:
-    """The options that a command line gives.
+    """Parse a command line into options.
 
     `--name value`, `--name=value`, `--switch`, `--no-switch`; names with dashes or underscores, never
-    shortened. A name that comes twice counts with its last value. Words without a name belong to the
-    option that is declared positional, where there is one.
+    abbreviated. If a name is repeated, its last value counts. Words without a name belong to the
+    positional option, if there is one.
 
     Raises:
-        UsageError: with everything that is wrong with the words, else with the values.
+        UsageError: with all problems of the command line, or if there are none, with those of the values.
     """
     reading = _Reading(options_class)
     queue = list(words)
@@ -137,7 +137,7 @@ def parse(options_class: type[AnyOptions], words: Sequence[str]) -> AnyOptions:
 
 
 def one_line(text: str) -> str:
-    """The text without line breaks, and with anything that a terminal might obey written out."""
+    """Return the text on one line, shortened if very long, with control characters escaped."""
     text = re.sub(r"\s*[\r\n]+\s*", " ", text.strip())
     end = " ..." if len(text) > _MAX_LINE else ""
     return printable(text[:_MAX_LINE]) + end
@@ -145,7 +145,7 @@ def one_line(text: str) -> str:
 
 @dataclass
 class _Reading:
-    """Words on their way to values."""
+    """The state of parsing: the values and problems so far."""
 
     options_class: type[Options]
     values: dict[str, Any] = field(default_factory=dict)
@@ -157,12 +157,12 @@ class _Reading:
         for setting in settings_of(self.options_class).values():
             self.known.update(dict.fromkeys(names_of(setting), setting))
             self.opposites.update(dict.fromkeys(opposites_of(setting), setting))
-        self.latest = ""  # the option before, for messages
+        self.latest = ""  # the previous option, for messages
         self.positional = next((s for s in self.known.values() if s.positional), None)
         self.loose: list[str] = []
 
     def take(self, queue: list[str]) -> None:
-        """Takes one option with its values off the queue."""
+        """Consume one option with its values from the queue."""
         word = queue.pop(0)
         name, equals, attached = word.partition("=")
         plain = name.replace("_", "-")
@@ -186,7 +186,7 @@ class _Reading:
             self.values[setting.name] = setting.bare
 
     def take_loose_words(self) -> None:
-        """Gives the words without a name to the option that they are for."""
+        """Assign the words without a name to the positional option."""
         if self.positional is not None and self.loose:
             before = self.values.get(self.positional.name, ())
             self._convert(self.positional, self.positional.flag, self.loose)
@@ -204,7 +204,7 @@ class _Reading:
             self.problems.append(f"{name} {' '.join(found) or repr('')}: {absent or error}")
 
     def _complain(self, word: str, name: str, queue: list[str]) -> None:
-        """Notes an unknown option, with what follows it, or a word that belongs to no option."""
+        """Report an unknown option, skipping its values, or a word that belongs to no option."""
         if not word.startswith("-") or _is_number(word):
             place = f"{self.latest} takes no further value" if self.latest else "options start with --"
             self.problems.append(f"{word!r}: not expected here, {place}")
@@ -218,12 +218,12 @@ class _Reading:
 
 
 def _following(setting: Setting, queue: list[str]) -> list[str]:
-    """Takes the words off the queue that are the option's values."""
+    """Consume the words from the queue that are the option's values."""
     found: list[str] = []
     while queue and (setting.many or not found) and not queue[0].startswith("--"):
         found.append(queue.pop(0))
     if setting.name == _SIDE and not setting.many and found and queue[:1] == found:
-        queue.pop(0)  # height and width of a square
+        queue.pop(0)  # two equal sides, as in `--img 640 640`
     return found
 
 

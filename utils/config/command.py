@@ -1,4 +1,4 @@
-"""Commands for a person to copy: what to run next, quoted as a shell wants it."""
+"""Commands for the user to copy, quoted for a shell."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ SCRIPTS: Mapping[type[Options], str] = {
     TestOptions: "test.py",
     DetectOptions: "detect.py",
 }
-DOUBTFUL = 0.05  # confidence of boxes that are wrong more often than not
-# Names that are shorter, and known better, than an option's own.
+DOUBTFUL = 0.05  # confidence threshold at which most additional boxes are wrong
+# Aliases that are shorter and better known than an option's own name.
 _SHORT = {"imgsz": "--img"}
 
 
 def command(kind: type[Options], values: Mapping[str, Any], needed: frozenset[str] = frozenset()) -> str:
-    """The command that runs the script of such options with these values, in their order.
+    """Return the command that runs the script of an options class with these values, in their order.
 
-    Values that are the script's defaults are left out, but for those of the options in `needed`.
+    Leaves out values that equal the script's defaults, except those of the options in `needed`.
     """
     settings, words = settings_of(kind), ["python", _script(kind)]
     for name, value in values.items():
@@ -35,19 +35,19 @@ def command(kind: type[Options], values: Mapping[str, Any], needed: frozenset[st
 
 
 def command_of(options: Options, leave_out: frozenset[str] = frozenset(), **changed: Any) -> str:
-    """The command that gives such options, with others for those in `changed`."""
+    """Return the command for these options, with those in `changed` replaced."""
     values = {name: getattr(options, name) for name in settings_of(type(options)) if name not in leave_out}
     return command(type(options), {**values, **changed})
 
 
 def resume_command(kind: type[TrainOptions], folder: Path, processes: int = 1, **values: Any) -> str:
-    """The command with which a run, or an evolution, goes on in so many processes of this machine."""
+    """Return the command that resumes a run or an evolution with this number of processes on one machine."""
     words = command(kind, {"resume": str(folder), **values})
     return words.replace("python", f"torchrun --nproc_per_node {processes}", 1) if processes > 1 else words
 
 
 def evolved_command(options: TrainOptions, hyp: Path) -> str:
-    """The command that trains with what an evolution has found."""
+    """Return the command that trains with the hyperparameters found by an evolution."""
     about_evolution = frozenset(
         {"evolve", "resume", "project", "name", "exist_ok", "noval", "nosave", "noplots"}
     )
@@ -55,22 +55,22 @@ def evolved_command(options: TrainOptions, hyp: Path) -> str:
 
 
 def after_training(options: TrainOptions, weights: Path, picture: str, batch: int) -> str:
-    """What a person wants to do with the weights of a run, as lines.
+    """Return lines with the commands that score and use the weights of a run.
 
-    picture: one to try them on. batch: the number of images with which the run has scored them.
+    picture: an image to try them on. batch: the batch size of the run's validation.
     """
     shared = {"imgsz": options.imgsz, "device": options.device}
     scored = {
-        "weights": str(weights),
+        "weights": (str(weights),),
         "data": options.data,
         "data_dir": options.data_dir,
         **shared,
-        # Which images share a shape, and with it their scores, depend on the batch.
+        # The batch size determines which images share a shape, and so affects the scores.
         "batch_size": batch,
         "single_cls": options.single_cls,
         "workers": options.workers,
     }
-    used = {"weights": str(weights), "source": picture, **shared, "imgsz": (options.imgsz,)}
+    used = {"weights": (str(weights),), "source": picture, **shared, "imgsz": (options.imgsz,)}
     return (
         f"best weights: {weights}\n"
         f"score them: {command(TestOptions, scored, frozenset({'weights', 'data'}))}\n"
@@ -79,7 +79,7 @@ def after_training(options: TrainOptions, weights: Path, picture: str, batch: in
 
 
 def after_test(options: TestOptions, picture: str) -> str:
-    """The command that draws what scored weights find in a picture."""
+    """Return a line with the command that draws the detections of the scored weights on an image."""
     used = {
         "weights": options.weights,
         "source": picture,
@@ -92,7 +92,7 @@ def after_test(options: TestOptions, picture: str) -> str:
 
 
 def after_detection(options: DetectOptions, found: int) -> str:
-    """The command that goes on from pictures with boxes: to looser ones, or to files for programs; or ""."""
+    """Return a line suggesting the next command: a lower threshold, or boxes as files; else ""."""
     if not found and options.conf_thres > DOUBTFUL:
         return f"nothing found; doubtful ones too: {command_of(options, conf_thres=DOUBTFUL)}"
     if found and not (options.save_txt or options.save_csv):
@@ -101,7 +101,7 @@ def after_detection(options: DetectOptions, found: int) -> str:
 
 
 def _script(kind: type[Options]) -> str:
-    """The path of a script: beside the one that is running, where that is one of ours."""
+    """Return the path of a script: next to the running one if that is one of ours."""
     running, script = Path(sys.argv[0]), SCRIPTS[kind]
     return str(running.with_name(script)) if running.name in SCRIPTS.values() else script
 
@@ -111,10 +111,10 @@ def _words(setting: Setting, value: Any) -> list[str]:
     if setting.switch:
         return [flag if value else f"--no-{flag.removeprefix('--')}"]
     words = [_word(entry) for entry in (value if isinstance(value, tuple) else (value,))]
-    # Behind a blank it would pass for an option.
+    # As a separate word it would be taken for an option.
     if len(words) == 1 and words[0].startswith("--"):
         return [f"{flag}={words[0]}"]
-    # Of several only paths can begin so, and are the same paths from here.
+    # Of options with several values only paths can start with dashes, and ./ does not change those.
     return [flag, *(f"./{word}" if word.startswith("--") else word for word in words)]
 
 

@@ -1,4 +1,4 @@
-"""Dataset settings: which pictures, which labels, which class names."""
+"""Dataset settings: images, labels and class names."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ Layout = Literal["yolo", "voc"]
 ROOT = Path(__file__).resolve().parents[2]
 _SHIPPED = ROOT / "data"
 SPLITS = ("train", "val", "test", "unlabeled")
-# Exports of labelling services carry these; they say nothing about the data itself.
+# Found in exports of labelling services; they say nothing about the data itself.
 _REMARKS = frozenset({"roboflow", "description", "license", "author", "version", "url"})
 _KEYS = frozenset({"path", "layout", "names", "nc", DOWNLOAD, *SPLITS})
 
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """A dataset YAML, checked, with every path made absolute.
+    """A validated dataset YAML with absolute paths.
 
     root: the folder that holds the data.
-    splits: the entries of each split that the YAML names: picture folders or lists (layout
+    splits: the entries of each split that the YAML names: image folders or lists (layout
         `yolo`), `ImageSets` lists (layout `voc`). They need not exist yet: see `entries`.
     names: class names, in the order of their ids.
-    download: how the data can be had; nothing of it is ever run.
-    remarks: what is odd in the YAML and may be meant, for the console. note: where the data was found, when
-        that is not where the YAML says.
-    digest: changes when anything of the data above changes.
+    download: how to get the data; nothing of it is ever executed.
+    remarks: oddities of the YAML that may be intended, for the console. note: where the data was found,
+        if not where the YAML says.
+    digest: changes whenever root, layout, splits or names change.
     """
 
     yaml_path: Path
@@ -52,10 +52,10 @@ class DatasetConfig:
     note: str = ""
 
     def entries(self, split: str) -> tuple[Path, ...]:
-        """The folders and lists of a split, all of which exist.
+        """Return the folders and lists of a split, all of which exist.
 
         Raises:
-            UserError: when the YAML has no such split or something of it is missing.
+            UserError: if the YAML has no such split or part of it is missing.
         """
         if split not in self.splits:
             have = ", ".join(self.splits) or "none"
@@ -69,17 +69,17 @@ class DatasetConfig:
 def load_dataset_config(
     path: str | Path, data_dir: str | Path | None = None, *, may_be_absent: bool = False
 ) -> DatasetConfig:
-    """The checked settings of a dataset.
+    """Load and validate the settings of a dataset.
 
-    The YAML's `path` is resolved against the folder of the YAML; when it is a list, the first
-    folder counts that has the splits to train with, else the first that exists, and where nothing need
-    exist (`may_be_absent`) the first. The working folder, from which YOLOv5 counts, comes last: only where
-    the splits are there alone. The splits are resolved against the root, lists of pictures also
-    against the folder of the YAML. `data_dir` goes before `path`. Without both the root is the folder
-    of the YAML, or the working folder where the data is there alone.
+    The YAML's `path` is resolved against the folder of the YAML. If it is a list, the first folder that
+    has the train and val splits is used, else the first that exists, else, with `may_be_absent`, the first.
+    The working folder, against which YOLOv5 resolves it, comes last: it is used only if the splits are
+    there and not in the other places. Splits are resolved against the root, image lists also against the
+    folder of the YAML. `data_dir` overrides `path`. Without either the root is the folder of the YAML, or
+    the working folder if only that has the data.
 
     Raises:
-        UserError: with all problems of the file at once, or when the data is nowhere.
+        UserError: with all problems of the file, or if the data is not found.
     """
     path = _find_yaml(Path(path))
     data, lines = load_yaml(path)
@@ -113,10 +113,10 @@ def load_dataset_config(
 
 
 def load_names(path: str | Path) -> list[str]:
-    """The class names of a dataset YAML; the data itself need not be there.
+    """Load the class names of a dataset YAML; the data itself need not exist.
 
     Raises:
-        UserError: when the file is wrong.
+        UserError: if the file is invalid.
     """
     path = _find_yaml(Path(path))
     data, lines = load_yaml(path)
@@ -125,9 +125,9 @@ def load_names(path: str | Path) -> list[str]:
 
 
 def _find_yaml(path: Path) -> Path:
-    """The path from the working folder or the project's own, else a file of that name among those that ship.
+    """Find a YAML relative to the working folder or the project's, else by name among the shipped ones.
 
-    Large and small letters of a shipped file's name may differ; its suffix may be left out.
+    The names of shipped files are case-insensitive. The suffix may be left out.
     """
     named = path.with_name(f"{path.name}.yaml") if path.name and not path.suffix else path
     for own in (path, named):
@@ -155,20 +155,20 @@ def _is_hyp(file: Path) -> bool:
 
 
 def _refuse(problems: list[tuple[str, str]], path: Path, lines: dict[str, int]) -> None:
-    """Raises a UserError with all problems, each with the line of its key; none passes."""
+    """Raise UserError with all problems, each with the line of its key; does nothing if there are none."""
     if problems:
         raise UserError("; ".join(_with_line(key, text, lines) for key, text in problems), path)
 
 
 def _with_line(key: str, text: str, lines: dict[str, int]) -> str:
-    """A problem with its line; that of a key which is missing is where its neighbours are."""
+    """Prefix a problem with its line; a missing key gets the line of the mapping that lacks it."""
     while key and key not in lines:
         key = key.rpartition(".")[0]
     return f"line {lines[key]}: {text}" if key else text
 
 
 def _problems(data: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Everything wrong with the settings: (key, what) pairs."""
+    """Return all problems of the settings as (key, what) pairs."""
     found = [(key, _unknown(key)) for key in data if key not in _KEYS | _REMARKS]
     if data.get("layout", "yolo") not in ("yolo", "voc"):
         found.append(("layout", f"layout '{data['layout']}' is neither 'yolo' nor 'voc'"))
@@ -211,7 +211,7 @@ def _names_in_order(names: Mapping[Any, Any] | list[Any]) -> list[str]:
 
 
 def _doubles(names: list[str]) -> str:
-    """The names that are there more than once, in one text."""
+    """Return the names that appear more than once, joined by commas."""
     return ", ".join(name for name, count in Counter(names).items() if count > 1)
 
 
@@ -229,20 +229,20 @@ def _as_list(value: str | list[str]) -> list[str]:
 
 
 def _candidates(yaml_path: Path, value: str | list[str], data_dir: str | Path | None) -> list[Path]:
-    """The folders that may hold the data, the first choice first."""
-    # Not Path.expanduser, which fails for `~name` where there is no such user.
+    """Return the folders that may hold the data, in order of preference."""
+    # Not Path.expanduser, which fails for `~name` if there is no such user.
     if data_dir:
         places = [Path(os.path.expanduser(data_dir))]
     else:
         places = [yaml_path.parent / os.path.expanduser(entry) for entry in _as_list(value)]
-    # Not Path.resolve: a link to the data stays the name that the user knows.
+    # Not Path.resolve: a link to the data keeps the name that the user knows.
     return [_absolute(place) for place in places]
 
 
 def _find_root(
     yaml_path: Path, data: Mapping[str, Any], candidates: list[Path], others: list[Path]
 ) -> Path | None:
-    """The first folder with all that the YAML names to train with, else the first candidate that exists."""
+    """Return the first folder with complete train and val splits, else the first existing candidate."""
     entries = [entry for split in ("train", "val") for entry in _as_list(data.get(split) or [])]
     there = [place for place in candidates if os.path.isdir(place)]
     for place in (*there, *filter(os.path.isdir, others)):
@@ -252,9 +252,9 @@ def _find_root(
 
 
 def _root_of_entries(yaml_path: Path, entries: list[str]) -> Path:
-    """The folder of the YAML, or the working folder where only that has any of the entries.
+    """Return the folder of the YAML, or the working folder if only that has any of the entries.
 
-    YAML files of before `path:` was known are meant from the working folder.
+    YAML files from before `path:` was introduced are relative to the working folder.
     """
     for root in (yaml_path.parent, Path()):
         if any(os.path.exists(_resolve(root, entry, root)) for entry in entries):
@@ -263,9 +263,9 @@ def _root_of_entries(yaml_path: Path, entries: list[str]) -> Path:
 
 
 def _resolve(root: Path, entry: str, beside: Path) -> Path:
-    """A split's entry under the root; a list may also lie in the YAML's folder, `beside`.
+    """Resolve a split's entry against the root; a list may also lie in the YAML's folder, `beside`.
 
-    Exports that write `../train` for `train` are understood.
+    `../train` is also tried as `train`, as some exports write it.
     """
     wanted = Path(os.path.expanduser(entry))
     places = [root / wanted]
@@ -288,7 +288,7 @@ def missing_data(
     what: str,
     data_dir: str | Path | None = None,
 ) -> UserError:
-    """The error of data that is not there, with all ways to get it, or what `data_dir` was to be."""
+    """Return the error for missing data, with all ways to get it or the path likely meant by `data_dir`."""
     tried = " or ".join(str(path) for path in looked_for)
     fix = "point at your copy with --data-dir DIR or 'path:'"
     if download.steps:

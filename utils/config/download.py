@@ -1,7 +1,7 @@
-"""What a dataset YAML says under `download:`: which archives make up the data, and where they lie.
+"""The `download:` section of a dataset YAML: the archives that make up the data, and their addresses.
 
-It is data and nothing but data. A command or code there, as YAML files of other projects have it, is
-shown to the person and never run.
+It is treated purely as data. A command or code there, as in YAML files of other projects, is shown to
+the user and never executed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ KEY = "download"
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,199}", re.ASCII)
 _HEX = {"md5": 32, "sha256": 64}
-_LONGEST = 120  # letters of a command that a message shows
+_LONGEST = 120  # characters of a command that a message shows
 Problem = tuple[str, str]
 
 
@@ -39,10 +39,10 @@ class ArchiveStep:
     into: str = option("", "folder under path: that it belongs into")
     gives: tuple[str, ...] = option((), "what is there under path: when it is unpacked")
     splits: tuple[Split, ...] = option((), "the splits that need it; all where left out")
-    anywhere: bool = False  # of a bare address: the data may lie in the archive's only folder
+    anywhere: bool = False  # for a bare address: the data may lie in the archive's only folder
 
     def __post_init__(self) -> None:
-        """Raises SettingsError with everything that cannot be right."""
+        """Raise SettingsError with all problems of the values."""
         found = _wrong_numbers(self)
         if not self.url:
             found.append(("url", "'url' is missing"))
@@ -64,18 +64,18 @@ class ArchiveStep:
 
     @property
     def name(self) -> str:
-        """Its name on disk and on a mirror."""
+        """The file's name on disk and on a mirror."""
         return self.file or (unquote(PurePosixPath(urlsplit(self.url[0]).path).name) if self.url else "")
 
     @property
     def bytes_about(self) -> int:
-        """Its size, 0 where nobody has told."""
+        """The exact or approximate size in bytes, 0 if unknown."""
         return self.size or round(self.about_mb * 1e6)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CocoStep:
-    """Label files to make from annotations in COCO's format, which the data has."""
+    """Label files to generate from COCO annotations that are part of the data."""
 
     coco: str = option("", "the annotations, under path:")
     pictures: str = option("", "folder of the pictures, under path:")
@@ -84,7 +84,7 @@ class CocoStep:
     splits: tuple[Split, ...] = option((), "the splits that need it; all where left out")
 
     def __post_init__(self) -> None:
-        """Raises SettingsError with everything that cannot be right."""
+        """Raise SettingsError with all problems of the values."""
         found = _wrong_numbers(self)
         for key in ("coco", "pictures", "labels", "list_file"):
             value = getattr(self, key)
@@ -96,7 +96,7 @@ class CocoStep:
 
     @property
     def gives(self) -> tuple[str, ...]:
-        """What is there under `path:` when it is done."""
+        """The paths under `path:` that this step creates."""
         return self.labels, self.list_file
 
 
@@ -105,26 +105,26 @@ Step = ArchiveStep | CocoStep
 
 @dataclass(frozen=True)
 class Download:
-    """How the data can be had: steps that this project takes, or words that it only shows."""
+    """How to get the data: steps that this project carries out, or a text that it only shows."""
 
     steps: tuple[Step, ...] = ()
     words: str = ""
 
     def steps_for(self, splits: tuple[str, ...]) -> tuple[Step, ...]:
-        """The steps that any of the splits needs."""
+        """Return the steps needed by any of the splits."""
         return tuple(step for step in self.steps if not step.splits or set(step.splits) & set(splits))
 
     def advice(self) -> str:
-        """The words for a message; a command or code in them is named as what it is."""
+        """Return the text for a message, marked as shown only; empty if there is none."""
         text = " ".join(self.words.split())
         shown = text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
         return f"its 'download:' is a text, which is shown and never run: {shown}" if text else ""
 
 
 def read_download(value: Any) -> tuple[Download, list[Problem]]:
-    """What `download:` says, and all problems as (key, what) pairs; keys like `download.0.url`.
+    """Parse `download:`; returns it and all problems as (key, what) pairs, with keys like `download.0.url`.
 
-    A list of steps, or a single one; or the address of an archive; or words.
+    Its value is a list of steps or a single one, the address of an archive, or a text.
     """
     if value is None or value == "":
         return Download(), []
@@ -166,7 +166,7 @@ def _wrong_numbers(step: Step) -> list[Problem]:
 
 
 def _is_archive_address(text: str) -> bool:
-    """Whether a text is the address of an archive and no command with one in it."""
+    """Return whether a text is just the address of an archive, not a command that contains one."""
     return (
         re.fullmatch(r"https?://\S+", text) is not None
         and _split(text) is not None
@@ -175,7 +175,7 @@ def _is_archive_address(text: str) -> bool:
 
 
 def _split(text: str) -> Any:
-    """The parts of an address; None where it is none."""
+    """Return the parts of an address, None if it is invalid."""
     try:
         return urlsplit(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, folders that belong to one run, and the user's cache folder."""
+"""Atomic file writes, locks, exclusive run folders, and the user's cache folder."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _claims: dict[Path, BinaryIO] = {}  # held until the process ends
 
 
 def replace_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Puts a file in its place at once: `write` fills one beside it, which is synced and renamed.
+    """Replace a file atomically: `write` fills a temporary one beside it, which is synced and renamed.
 
-    Whatever goes wrong before the renaming leaves the old file as it was and nothing beside it; after a
-    SIGKILL there is, see `remove_unfinished`.
+    A failure before the rename leaves the old file unchanged and removes the temporary one; after a
+    SIGKILL that stays, see `remove_unfinished`.
 
     Raises:
-        UserError: the system refuses to write there (no room, no permission, no such folder).
+        UserError: if the system refuses to write there (disk full, no permission, no such folder).
     """
-    # Not tempfile.mkstemp, which gives files that only their owner may read, whatever the umask.
+    # Not tempfile.mkstemp, whose files are readable only by their owner, whatever the umask.
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     with refusals("cannot be written", path):
         try:
@@ -41,7 +41,7 @@ def replace_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
                 try:
                     write(cast(BinaryIO, remembering))
                 except Exception as error:
-                    # torch.save hides a full disk behind an error of its own.
+                    # torch.save masks a full disk with an error of its own.
                     raise remembering.refused or error from error
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -52,7 +52,7 @@ def replace_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes a renaming last through a power cut; where a system does not sync folders, it needs no help."""
+    """Sync a folder, so that a rename survives a power failure; does nothing where it cannot be synced."""
     try:
         opened = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -66,9 +66,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes what killed processes have left of files they were writing.
+    """Remove temporary files left by killed processes.
 
-    For a folder that nobody else is writing into: see `claim_folder`.
+    Only for a folder that no other process writes into: see `claim_folder`.
     """
     with refusals("cannot be tidied up", folder):
         for path in folder.iterdir():
@@ -77,10 +77,10 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def claim_folder(folder: Path) -> None:
-    """Reserves a run's folder for this process until it ends, however it ends; on Windows does nothing.
+    """Reserve a run's folder for this process until it exits, for whatever reason; a no-op on Windows.
 
     Raises:
-        UserError: another process has it, or nothing can be written there.
+        UserError: if another process has reserved it, or nothing can be written there.
     """
     if not try_claim(folder):
         fix = "wait for it, stop it, or give this run another --name"
@@ -88,7 +88,7 @@ def claim_folder(folder: Path) -> None:
 
 
 def try_claim(folder: Path) -> bool:
-    """As `claim_folder`, but says False where another process has the folder."""
+    """Reserve a folder like `claim_folder`, but return False if another process has it."""
     if sys.platform == "win32" or folder.resolve() in _claims:
         return True
     with refusals("the run's folder cannot be written into", folder):
@@ -102,7 +102,7 @@ def try_claim(folder: Path) -> bool:
 
 
 def release_folder(folder: Path) -> None:
-    """Gives up a claim before the process ends; nothing where there is none."""
+    """Release a reserved folder before the process exits; a no-op if it is not reserved."""
     stream = _claims.pop(folder.resolve(), None)
     if stream is not None:
         stream.close()
@@ -110,12 +110,13 @@ def release_folder(folder: Path) -> None:
 
 @contextmanager
 def one_at_a_time(lock: Path) -> Iterator[bool]:
-    """Within it no other process is within it with the same lock file, on whatever machine; waits for that.
+    """Hold an exclusive lock, waiting for other processes, also on other machines, that hold it.
 
-    Gives False where the system or the disk knows no locks. A process that dies lets go of it.
+    Yields False if the system or the file system does not support locks. A process that dies releases
+    its lock.
 
     Raises:
-        UserError: the lock file cannot be written, or is a link or a pipe.
+        UserError: if the lock file cannot be written, or is a link or a pipe.
     """
     with refusals("cannot be written", lock):
         stream = open_lock(lock)
@@ -126,10 +127,10 @@ def one_at_a_time(lock: Path) -> Iterator[bool]:
 
 
 def open_lock(path: Path) -> BinaryIO:
-    """Opens a lock file, which is made where there is none; closing it unlocks it.
+    """Open a lock file, creating it if necessary; closing it releases the lock.
 
     Raises:
-        OSError: the system refuses, or something of that name is no regular file.
+        OSError: if the system refuses, or the path is not a regular file.
     """
     stream = open(path, "ab", opener=_opened_here)
     if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
@@ -139,14 +140,15 @@ def open_lock(path: Path) -> BinaryIO:
 
 
 def take_lock(stream: BinaryIO, waits: bool = False) -> bool | None:
-    """Locks a file of `open_lock` for this process: True when it has it, False while another one does.
+    """Lock a file from `open_lock`; returns whether this process has the lock, False if another one does.
 
-    None where the system or the disk knows no locks. waits: until the other process lets go of it.
+    None if the system or the file system does not support locks. waits: block until the other process
+    releases it.
     """
     if sys.platform == "win32":
         return None
     try:
-        # Not flock: processes that this one has forked would hold it on when this one is killed.
+        # Not flock: forked children would keep the lock when this process is killed.
         fcntl.lockf(stream, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
@@ -156,14 +158,14 @@ def take_lock(stream: BinaryIO, waits: bool = False) -> bool | None:
 
 
 def _opened_here(path: str, flags: int) -> int:
-    """Opens no pipe that waits for somebody, and makes no file elsewhere through a link."""
+    """Open without blocking on a pipe, and without creating a file elsewhere by following a link."""
     beside = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)  # Windows has neither
     return os.open(path, flags | beside, 0o666)
 
 
 @contextmanager
 def refusals(what: str, path: Path) -> Iterator[None]:
-    """Turns what the system refuses within it into a UserError that begins with `what`."""
+    """Convert an OSError within the block to a UserError that begins with `what`."""
     try:
         yield
     except OSError as error:
@@ -171,14 +173,14 @@ def refusals(what: str, path: Path) -> Iterator[None]:
 
 
 class _Remembering:
-    """A stream that keeps the error with which the system refused a write."""
+    """A stream that remembers the first OSError raised by a write."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self.refused: OSError | None = None
 
     def write(self, content: bytes) -> int:
-        """Writes and gives the number of bytes."""
+        """Write and return the number of bytes written."""
         try:
             return self._stream.write(content)
         except OSError as error:
@@ -190,10 +192,10 @@ class _Remembering:
 
 
 def read_regular(path: str | Path, most: int) -> bytes:
-    """The bytes of a regular file; a pipe of the same name would be waited for without end.
+    """Read a regular file; other kinds are rejected, as reading a pipe could block forever.
 
     Raises:
-        OSError, ValueError: it cannot be read, is no regular file, or has more than `most` bytes.
+        OSError, ValueError: if it cannot be read, is not a regular file, or has more than `most` bytes.
     """
     with open(path, "rb", buffering=0, opener=_opened_at_once) as file:
         status = os.fstat(file.fileno())
@@ -209,7 +211,7 @@ def _opened_at_once(path: str, flags: int) -> int:
 
 
 def last_written(path: Path) -> int:
-    """When a file was written last, in nanoseconds; 0 where it has gone or is a link to nothing."""
+    """Return a file's modification time in nanoseconds, 0 if it is missing or a dangling link."""
     try:
         return os.stat(path).st_mtime_ns
     except OSError:
@@ -217,19 +219,19 @@ def last_written(path: Path) -> int:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Writes text as UTF-8, whole or not at all.
+    """Write text as UTF-8 atomically.
 
     Raises:
-        UserError: as `replace_atomically`.
+        UserError: see `replace_atomically`.
     """
     write_bytes_atomically(path, text.encode("utf-8"))
 
 
 def write_bytes_atomically(path: Path, content: bytes) -> None:
-    """Writes a file, whole or not at all.
+    """Write a file atomically.
 
     Raises:
-        UserError: as `replace_atomically`.
+        UserError: see `replace_atomically`.
     """
 
     def write(stream: BinaryIO) -> None:
@@ -239,13 +241,13 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
 
 
 def next_run_folder(project: Path, name: str, exist_ok: bool = False) -> Path:
-    """Makes a run's folder and gives it: project/name, else name2, name3, ...
+    """Create a run's folder and return it: project/name, or if taken name2, name3, ...
 
-    With `exist_ok` it is project/name, new or not. The folder is claimed by making it, so that two
-    runs that begin at the same moment never share one.
+    With `exist_ok` it is project/name, new or not. Creating the folder also claims it, so that two runs
+    started at the same moment never share one.
 
     Raises:
-        UserError: the system refuses to make it.
+        UserError: if the folder cannot be created.
     """
     first = project / name
     with refusals("the run's folder cannot be made", first):
@@ -257,19 +259,23 @@ def next_run_folder(project: Path, name: str, exist_ok: bool = False) -> Path:
 
 
 def run_folder_to_come(project: Path, name: str, exist_ok: bool = False) -> Path:
-    """The folder that `next_run_folder` would give now; makes nothing."""
+    """Return the folder that `next_run_folder` would create now, without creating it."""
     first = project / name
     return first if exist_ok else next(folder for folder in _numbered(first) if not os.path.lexists(folder))
 
 
 def _numbered(first: Path) -> Iterator[Path]:
-    """exp, exp2, exp3, ..."""
+    """Yield exp, exp2, exp3, ..."""
     yield first
     yield from (first.with_name(f"{first.name}{number}") for number in count(2))
 
 
 def user_cache_dir() -> Path:
-    """Where indexes and disk caches go: $YOLO_CACHE_DIR, else yolov5-distillation in the cache folder."""
+    """Return the folder for indexes and disk caches: $YOLO_CACHE_DIR, or one in the user's cache folder.
+
+    Raises:
+        RuntimeError: if there is no home folder.
+    """
     chosen = os.environ.get("YOLO_CACHE_DIR")
     if chosen:
         return Path(chosen).expanduser()
@@ -278,7 +284,7 @@ def user_cache_dir() -> Path:
 
 
 def _made(folder: Path) -> bool:
-    """Makes a folder; False where there is something of that name."""
+    """Create a folder; returns False if the path already exists."""
     try:
         folder.mkdir()
     except FileExistsError:

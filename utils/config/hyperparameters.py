@@ -24,7 +24,7 @@ from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 _CHANCE = between(0, 1)
-# Public files that do not ship: what is taken instead, and how near that is.
+# Public files that are not shipped: the substitute, and how close it is.
 _STAND_INS = {
     "hyp.scratch-low.yaml": ("hyp.scratch.yaml", "which has its values"),
     "hyp.scratch-med.yaml": ("hyp.scratch-high.yaml", "which has its values"),
@@ -34,10 +34,10 @@ _STAND_INS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Hyperparameters:
-    """What a hyperparameter YAML holds. The defaults are those of training from scratch.
+    """The hyperparameters of a training run. The defaults are those for training from scratch.
 
-    Two public names change nothing here: `iou_t`, which no current YOLOv5 reads either, and
-    `copy_paste`, which needs outlines where labels are boxes.
+    Two public names have no effect here: `iou_t`, which no current YOLOv5 uses either, and
+    `copy_paste`, which needs outlines while labels are boxes.
     """
 
     lr0: float = option(0.01, "learning rate after the warm-up", limits=above(0))
@@ -77,41 +77,41 @@ class Hyperparameters:
     copy_paste: float = option(0.0, "has no effect: it needs outlines of the objects", limits=_CHANCE)
 
     def __post_init__(self) -> None:
-        """Raises UsageError with everything that is out of range."""
+        """Raise SettingsError with all values that are out of range."""
         wrong = [
             (setting.name, f"{setting.name}: {value} {what}") for setting, value, what in out_of_range(self)
         ]
         if wrong:
             raise SettingsError(wrong)
-        if self.anchors == 0:  # public files write 0 for "those of the network"
+        if self.anchors == 0:  # in public files 0 means "those of the network"
             object.__setattr__(self, "anchors", None)
 
     def to_dict(self) -> dict[str, Any]:
-        """The values as plain data, for `hyp.yaml`; without `anchors` where they are the network's."""
+        """Return the values as plain data, for `hyp.yaml`; without `anchors` if they are the network's."""
         return {name: value for name, value in to_plain(self).items() if value is not None}
 
 
 def load_hyperparameters(path: str | Path) -> Hyperparameters:
-    """The hyperparameters in a YAML file: as given, or of that name among those that ship.
+    """Load hyperparameters from a YAML file, given by path or by the name of a shipped one.
 
     Raises:
-        UserError: there is no such file, or it is not YAML.
-        UsageError: names every unknown key and every wrong value with its line.
+        UserError: if there is no such file, or it is not YAML.
+        UsageError: if keys are unknown or values invalid; names each with its line.
     """
     found = _find(Path(path))
     data, lines = load_yaml(found)
     anchors = data.get("anchors")
     if isinstance(anchors, float) and math.isfinite(anchors):
-        data["anchors"] = round(anchors)  # files made by evolution have a fraction here
+        data["anchors"] = round(anchors)  # fractional in files made by evolution
     return settings_from(Hyperparameters, data, lines, found)
 
 
 def remarks_on(path: str | Path) -> Iterator[str]:
-    """What is not as a person may think who names this file; nothing where it cannot be read."""
+    """Yield warnings about what the user may not expect of this file; none if it cannot be read."""
     try:
         found = _find(Path(path))
         copy_paste = load_yaml(found)[0].get("copy_paste")
-    except UserError:  # which `load_hyperparameters` will tell
+    except UserError:  # `load_hyperparameters` will raise it again
         return
     instead, nearness = _STAND_INS.get(_full_name(Path(path)), ("", ""))
     if found.name == instead:
@@ -125,7 +125,7 @@ def _full_name(path: Path) -> str:
 
 
 def _find(path: Path) -> Path:
-    """The path from the working folder, else from the project's own, else a public file's stand-in."""
+    """Find a file relative to the working folder, the project or its data folder, or its substitute."""
     name = _full_name(path)
     named = path.with_name(name) if path.name else path
     places = [path, named, ROOT / path, ROOT / named, ROOT / "data" / name]

@@ -1,4 +1,4 @@
-"""Options described for people: `--help` and the tables of the README."""
+"""Descriptions of the options for the user: `--help` and the tables of the README."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from utils.config.options_base import GROUPS, Options
 from utils.config.settings import Setting, settings_of
 
-FLAGS_WIDTH = 28  # columns for the names in --help
+FLAGS_WIDTH = 28  # width of the column of names in --help
 _WORDS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 _ALWAYS = (
     ("-h, --help", "show this text"),
@@ -21,7 +21,7 @@ _ALWAYS = (
 
 
 def help_text(options_class: type[Options], script: str, description: str) -> str:
-    """What `--help` shows, as wide as the terminal (at most 110 columns)."""
+    """Return the text of `--help`, as wide as the terminal (at most 110 columns)."""
     width = min(shutil.get_terminal_size((100, 24)).columns, 110)
     loose = [setting.name for setting in settings_of(options_class).values() if setting.positional]
     words = "".join(f" [{name} ...]" for name in loose)
@@ -35,7 +35,7 @@ def help_text(options_class: type[Options], script: str, description: str) -> st
 
 
 def option_table(options_class: type[Options], beyond: type[Options] | None = None) -> str:
-    """The options as Markdown tables, one a group; `beyond` leaves out what that class has too."""
+    """Return the options as Markdown tables, one per group, without those that `beyond` also has."""
     known = settings_of(beyond) if beyond else {}
     parts = []
     for group, settings in _grouped(options_class):
@@ -46,12 +46,12 @@ def option_table(options_class: type[Options], beyond: type[Options] | None = No
 
 
 def names_of(setting: Setting) -> list[str]:
-    """All names of an option on the command line, the main one first."""
+    """Return all names of an option on the command line, the main one first."""
     return [setting.flag, *(f"--{alias}" for alias in setting.aliases)]
 
 
 def opposites_of(setting: Setting) -> list[str]:
-    """The names that turn off a switch which is on by default; none for other options."""
+    """Return the names that turn off a switch that is on by default; none for other options."""
     if not setting.switch or setting.default is False:
         return []
     return [f"--no-{name.removeprefix('--')}" for name in names_of(setting)]
@@ -66,7 +66,7 @@ def _grouped(options_class: type[Options]) -> Iterator[tuple[str, list[Setting]]
 
 
 def _value_word(setting: Setting) -> str:
-    """What stands for the value: N, {SGD,Adam}, N ..., [TEXT]; empty for a switch."""
+    """Return the placeholder for the value: N, {SGD,Adam}, N ..., [TEXT]; empty for a switch."""
     if setting.switch:
         return ""
     word = f"{{{','.join(setting.choices)}}}" if setting.choices else _WORDS[setting.kind]
@@ -84,7 +84,7 @@ def _signature(setting: Setting) -> str:
 
 
 def _explanation(setting: Setting) -> str:
-    """The help with unit, range and default."""
+    """Return the help text with unit, range and default."""
     facts = [fact for fact in (setting.unit, str(setting.limits)) if fact]
     if shown := written_default(setting):
         facts.append(f"default {shown}")
@@ -92,7 +92,7 @@ def _explanation(setting: Setting) -> str:
 
 
 def written_default(setting: Setting) -> str:
-    """The default as a person would write it; empty where the option is simply off."""
+    """Return the default as it would be typed; empty if the option is off or empty by default."""
     if setting.switch:
         return "on" if setting.default else ""
     if setting.default in (None, "", ()):
@@ -109,7 +109,7 @@ def _written(value: Any) -> str:
 
 
 def _columns(rows: Sequence[tuple[str, str]], width: int) -> Iterator[str]:
-    """Names on the left, text on the right; long names take a line of their own."""
+    """Yield lines with names on the left and text on the right; long names get a line of their own."""
     for left, text in rows:
         lines = textwrap.wrap(text, max(width - FLAGS_WIDTH - 2, 30), break_on_hyphens=False)
         if len(left) > FLAGS_WIDTH - 2:

@@ -1,7 +1,7 @@
 """The options of the scripts, each declared once: name, type, default, range, unit and help.
 
-Parsing, `--help`, the README's tables, `opt.yaml` and all checks follow from the fields. Values that
-contradict each other are found when an options object is made, before any work starts.
+Parsing, `--help`, the README's tables, `opt.yaml` and all checks are derived from the fields. Contradictory
+values are detected when an options object is created, before any work starts.
 """
 
 from utils.config.options_base import Options, options_from_dict, options_to_dict

@@ -1,4 +1,4 @@
-"""What the options of all scripts share."""
+"""Common base of the options of all scripts."""
 
 from __future__ import annotations
 
@@ -25,55 +25,55 @@ GROUPS = (
     RESULTS,
 )  # in the order of --help
 
-MAX_SIDE = 16_384  # a mosaic of twice that side is the largest picture that OpenCV can warp
+MAX_SIDE = 16_384  # a mosaic of twice that side is the largest image that OpenCV can warp
 Self = TypeVar("Self", bound="Options")
 
 
 def run_folders(default: str) -> Any:
-    """The field of the folder that holds the folders of runs."""
+    """Return the field for the parent folder of runs."""
     return option(Path(default), "folder that holds the runs", group=RESULTS)
 
 
 def image_size(default: int | tuple[int, ...], help: str) -> Any:
-    """The field of a picture's side, under all its public names."""
+    """Return the field for the image size, with all its public names."""
     limits = between(32, MAX_SIDE)
     return option(default, help, aliases=("img", "img-size"), limits=limits, unit="pixels", group=DATA)
 
 
 def rehearsal(help: str) -> Any:
-    """The field of the switch that stops before the work."""
+    """Return the field for the dry run switch."""
     return option(False, f"{help}, write nothing", group=RESULTS)
 
 
 def loader_workers() -> Any:
-    """The field of the number of processes that make batches."""
+    """Return the field for the number of loader workers."""
     text = "worker processes of the loader, at most one per core; 0 loads in the main process"
     return option(8, text, limits=at_least(0), group=MACHINE)
 
 
 def may_fetch(what: str) -> Any:
-    """The field that allows the network where a file is missing."""
+    """Return the field for the switch that allows downloading missing files."""
     return option(True, f"download {what} where missing; --no-download never does", group=DATA)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What all options objects share.
+    """Base class of all options.
 
-    given: the fields that the command line named, whatever value it gave them. A script's own class
-    declares `weights` again, with its own words and default. absent: what to say of options that it
-    lacks and people know, by name without dashes in front.
+    given: the fields set on the command line, whatever their value. absent: messages for well-known options
+    of other implementations that are missing here, by name without leading dashes. Subclasses declare
+    `weights` again, with their own type, help and default.
     """
 
     absent: ClassVar[Mapping[str, str]] = ABSENT
     given: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
-    weights: str = option("yolov5s.pt", "weight file", group=MODEL)
+    weights: str | tuple[str, ...] = option("yolov5s.pt", "weight file", group=MODEL)
     device: str = option(
         "", "cpu, or the number of a GPU; '' takes the first GPU, else the CPU", group=MACHINE
     )
 
     def __post_init__(self) -> None:
-        """Raises UsageError with everything that is out of range or contradicts itself."""
+        """Raise UsageError with all values that are out of range or contradictory."""
         wrong = [f"{setting.flag} {value}: {what}" for setting, value, what in out_of_range(self)]
         wrong += self.contradictions()
         if wrong:
@@ -81,21 +81,21 @@ class Options:
 
     @property
     def fetches(self) -> bool:
-        """Whether what is missing of public data and weights may be fetched: a dry run writes nothing."""
+        """Whether missing public data and weights may be downloaded; a dry run writes nothing."""
         return bool(getattr(self, "download", True)) and not getattr(self, "dry_run", False)
 
     def contradictions(self) -> Iterator[str]:
-        """What cannot be meant, each as `--option: what is wrong`."""
+        """Yield contradictions between options, as `--option: what is wrong`."""
         yield from ()
 
     def remarks(self) -> Iterator[str]:
-        """What was given and has no effect, each as `--option: why`."""
+        """Yield warnings about options without effect or with an unexpected one."""
         yield from ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(Options):
-    """The options of a script whose runs have a folder each; `project` is declared again as `weights` is."""
+    """Base class for scripts with one folder per run; subclasses declare `project` again."""
 
     project: Path = run_folders("runs")
     name: str = option(
@@ -104,22 +104,22 @@ class RunOptions(Options):
     exist_ok: bool = option(False, "write into a folder that exists already", group=RESULTS)
 
     def contradictions(self) -> Iterator[str]:
-        """What cannot be meant, each as `--option: what is wrong`."""
+        """Yield contradictions between options, as `--option: what is wrong`."""
         yield from super().contradictions()
         if not self.name.strip("/\\. "):
             yield f"--name {self.name!r}: must be the name of a folder"
 
 
 def options_to_dict(options: Options) -> dict[str, Any]:
-    """The values as plain data: numbers, text (paths too), lists and None."""
+    """Convert options to plain data: numbers, text (also for paths), lists and None."""
     return to_plain(options)
 
 
 def options_from_dict(options_class: type[Self], data: Mapping[str, Any]) -> Self:
-    """The options that `options_to_dict` described; what is missing has its default.
+    """Rebuild options from the result of `options_to_dict`; missing ones get their defaults.
 
     Raises:
-        UsageError: names every unknown key and every wrong value.
+        UsageError: if keys are unknown or values invalid; names each.
     """
     values, problems = read_plain(options_class, data)
     if problems:

@@ -61,7 +61,7 @@ class CompareOptions(RunOptions):
     project: Path = run_folders("runs/compare")
 
     def contradictions(self) -> Iterator[str]:
-        """What cannot be meant, each as `--option: what is wrong`."""
+        """Yield contradictions between options, as `--option: what is wrong`."""
         yield from super().contradictions()
         if not self.runs and not self.weights and not self.teacher:
             yield "nothing to compare: name folders of runs (runs/train/exp*), or --weights and --teacher"
@@ -71,7 +71,7 @@ class CompareOptions(RunOptions):
             yield "--weights: draws pictures instead of comparing runs, leave the runs or it out"
 
     def remarks(self) -> Iterator[str]:
-        """What was given and has no effect, each as `--option: why`."""
+        """Yield warnings about options without effect."""
         of_runs = {"metric", "group", "ignore"}
         of_pictures = {"data", "download", "data_dir", "task", "imgsz", "batch_size", "workers", "device"}
         for name in sorted(self.given & (of_pictures if self.runs else of_runs)):

@@ -10,19 +10,19 @@ from utils.config.options_base import DATA, TEACHER
 from utils.config.options_train import TrainOptions
 from utils.config.settings import above, at_least, between, option
 
-OWN_AVERAGE = "ema"  # as a teacher
+OWN_AVERAGE = "ema"  # value of --teacher for the student's own moving average
 Preset = Literal["response", "boxes", "objectness", "l2", "kl"]
 PRESETS: tuple[str, ...] = get_args(Preset)
 
 
-# The weights of the terms of `response` with few classes and with more; where they are few, boxes are what
-# there is to learn. See docs/experiments.md.
+# The weights of the `response` loss terms with up to FEW_CLASSES classes and with more: with few classes
+# there is mainly the boxes to learn. See docs/experiments.md.
 FEW_CLASSES = 10
 TERM_WEIGHTS = {"box": (6.0, 1.0), "obj": (3.0, 1.0), "cls": (3.0, 8.0)}
 
 
 def term_weight(name: str, term: str) -> Any:
-    """The field of the weight of a term of `response`; None stands for that by the number of classes."""
+    """Return the field for the weight of a `response` loss term; None depends on the number of classes."""
     few, many = TERM_WEIGHTS[name]
     return option(
         None,
@@ -35,7 +35,7 @@ def term_weight(name: str, term: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillOptions(TrainOptions):
-    """The options of train_distill.py: those of train.py and the teacher's."""
+    """The options of train_distill.py: those of train.py and those for the teacher."""
 
     teacher: tuple[str, ...] = option(
         (),
@@ -139,20 +139,20 @@ class DistillOptions(TrainOptions):
     )
 
     def __post_init__(self) -> None:
-        """Settles the preset, so that `opt.yaml` tells it and a resumed run keeps it."""
+        """Resolve the preset, so that `opt.yaml` records it and a resumed run keeps it."""
         super().__post_init__()
         object.__setattr__(self, "distill_loss", self.preset())
 
     def share_of_unlabelled(self) -> float | None:
-        """The part of a batch that is unlabelled, 0..1; None: as in the data, each picture once an epoch."""
+        """Return the unlabelled fraction of a batch, 0..1; None if each image comes once per epoch."""
         return self.unlabeled_share if self.distill else 0.0
 
     def taught_epochs(self) -> int:
-        """How many epochs of the run have something to say about pictures without labels."""
+        """Return the number of epochs with a loss on unlabelled images."""
         return self.epochs - self.stop_distill
 
     def preset(self) -> Preset:
-        """How student and teacher are compared."""
+        """Return the output loss that compares student and teacher."""
         if self.distill_loss is not None:
             return self.distill_loss
         if self.full_output_loss:
@@ -160,7 +160,7 @@ class DistillOptions(TrainOptions):
         return "boxes" if self.soft_loss else "response"
 
     def contradictions(self) -> Iterator[str]:
-        """What cannot be meant, each as `--option: what is wrong`."""
+        """Yield contradictions between options, as `--option: what is wrong`."""
         yield from super().contradictions()
         trains = self.resume is None and not self.check_data
         if trains and self.distill and not (self.teacher and all(self.teacher)):
@@ -182,7 +182,7 @@ class DistillOptions(TrainOptions):
             yield f"--soft-loss: belongs to --distill-loss boxes, not {self.preset()}; leave one out"
 
     def _untaught(self) -> Iterator[str]:
-        """What nothing would train without the labels, each as `--option: why`."""
+        """Yield what would leave outputs without any loss if the labels are not used, as `--option: why`."""
         if self.with_gt_loss:
             return
         if not self.distill:
@@ -195,7 +195,7 @@ class DistillOptions(TrainOptions):
                     yield f"--distill-{name} 0: nothing would train that output, leave --no-with-gt-loss out"
 
     def remarks(self) -> Iterator[str]:
-        """What was given and has no effect, each as `--option: why`."""
+        """Yield warnings about options without effect or with an unexpected one."""
         yield from super().remarks()
         given, preset = self.given, self.preset()
         if "unlabeled_share" in given and not self.distill:

@@ -56,7 +56,7 @@ class ExportOptions(Options):
     )
 
     def contradictions(self) -> Iterator[str]:
-        """What cannot be meant, each as `--option: what is wrong`."""
+        """Yield contradictions between options, as `--option: what is wrong`."""
         yield from super().contradictions()
         if not self.weights:
             yield "--weights '': name a weight file"
@@ -68,7 +68,7 @@ class ExportOptions(Options):
             yield f"--imgsz: takes one number, or height and width, not {len(self.imgsz)} numbers"
 
     def remarks(self) -> Iterator[str]:
-        """What was given and has no effect, each as `--option: why`."""
+        """Yield warnings about options without effect."""
         if not self.nms:
             for name in sorted(self.given & {"agnostic_nms", "conf_thres", "iou_thres", "max_det"}):
                 yield f"--{name.replace('_', '-')} has no effect without --nms"

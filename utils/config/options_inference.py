@@ -22,24 +22,24 @@ from utils.config.options_base import (
 )
 from utils.config.settings import at_least, between, option
 
-USUAL_CONFIDENCE = 0.001  # of scores
+USUAL_CONFIDENCE = 0.001  # confidence threshold of published mAP figures
 
 
 def confidence(default: float) -> Any:
-    """The field of the least confidence."""
+    """Return the field for the confidence threshold."""
     text = "confidence threshold"
     return option(default, text, aliases=("conf",), limits=between(0, 1), group=DETECTIONS)
 
 
 def overlap(default: float) -> Any:
-    """The field of the largest overlap."""
+    """Return the field for the NMS IoU threshold."""
     text = "NMS threshold"
     return option(default, text, aliases=("iou",), limits=between(0, 1), unit="IoU", group=DETECTIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceOptions(RunOptions):
-    """What the options of test.py and detect.py share."""
+    """The options common to test.py and detect.py."""
 
     half: bool = option(False, "compute in float16 if the device is a GPU", group=MACHINE)
     augment: bool = option(False, "test-time augmentation: three sizes and a flip", group=MODEL)
@@ -48,13 +48,13 @@ class InferenceOptions(RunOptions):
     dry_run: bool = rehearsal("read weights and images, say what would be done")
 
     def contradictions(self) -> Iterator[str]:
-        """What cannot be meant, each as `--option: what is wrong`."""
+        """Yield contradictions between options, as `--option: what is wrong`."""
         yield from super().contradictions()
-        if not self.weights:
+        if not (self.weights and all(self.weights)):
             yield "--weights '': name a weight file"
 
     def remarks(self) -> Iterator[str]:
-        """What was given and has no effect, each as `--option: why`."""
+        """Yield warnings about options without effect or with an unexpected one."""
         if self.save_conf and not self.save_txt:
             yield "--save-conf has no effect without --save-txt"
 
@@ -63,7 +63,9 @@ class InferenceOptions(RunOptions):
 class TestOptions(InferenceOptions):
     """The options of test.py."""
 
-    weights: str = option("yolov5s.pt", "weights to score", group=MODEL)
+    weights: tuple[str, ...] = option(
+        ("yolov5s.pt",), "weights to score; several form an ensemble", group=MODEL
+    )
     data: Path = option(Path("data/coco128.yaml"), "dataset YAML", group=DATA)
     data_dir: Path | None = option(None, "root folder of the data, in place of the YAML's path", group=DATA)
     download: bool = may_fetch("data and public weights")
@@ -88,7 +90,7 @@ class TestOptions(InferenceOptions):
     project: Path = run_folders("runs/test")
 
     def remarks(self) -> Iterator[str]:
-        """What was given and has no effect, each as `--option: why`."""
+        """Yield warnings about options without effect or with an unexpected one."""
         yield from super().remarks()
         if self.task == "speed":
             yield "--task speed scores with the thresholds of detect.py: mAP is lower than otherwise"
@@ -106,7 +108,9 @@ class TestOptions(InferenceOptions):
 class DetectOptions(InferenceOptions):
     """The options of detect.py."""
 
-    weights: str = option("yolov5s.pt", "weights to detect with", group=MODEL)
+    weights: tuple[str, ...] = option(
+        ("yolov5s.pt",), "weights to detect with; several form an ensemble", group=MODEL
+    )
     source: str = option(
         "data/images",
         "image, folder, pattern, video, stream address, list of them, or camera number",
@@ -141,7 +145,7 @@ class DetectOptions(InferenceOptions):
     project: Path = run_folders("runs/detect")
 
     def contradictions(self) -> Iterator[str]:
-        """What cannot be meant, each as `--option: what is wrong`."""
+        """Yield contradictions between options, as `--option: what is wrong`."""
         yield from super().contradictions()
         if not self.source:
             yield "--source '': name a picture, folder, video, stream or camera"

@@ -24,12 +24,12 @@ from utils.config.options_base import (
 )
 from utils.config.settings import at_least, between, option, settings_of
 
-# What may be given anew when a run goes on; everything else is as it was when it began.
+# The options that may change when a run is resumed; all others keep the values it was started with.
 CHANGEABLE_ON_RESUME = frozenset(
     {
         *("epochs", "device", "workers", "patience", "noplots", "nosave", "cache", "save_period", "project"),
         "compile",
-        # Where things lie now: that they are still the same is seen to.
+        # Locations may change: resuming checks by digest that data and teacher are still the same.
         *("save_every_steps", "data", "data_dir", "teacher", "logger", "evolve", "download"),
     }
 )
@@ -163,18 +163,18 @@ class TrainOptions(RunOptions):
     dry_run: bool = rehearsal("build everything, try a few batches, estimate time and memory of the run")
 
     def share_of_unlabelled(self) -> float | None:
-        """The part of a batch that is unlabelled, 0..1; None: as in the data, each picture once an epoch.
+        """Return the unlabelled fraction of a batch, 0..1; None if each image comes once per epoch.
 
-        Labels alone have nothing to say about a picture without any.
+        0 here, as training on labels has no loss on an unlabelled image.
         """
         return 0.0
 
     def taught_epochs(self) -> int:
-        """How many epochs of the run have something to say about pictures without labels."""
+        """Return the number of epochs in which unlabelled images, if any, have a loss."""
         return self.epochs
 
     def contradictions(self) -> Iterator[str]:
-        """What cannot be meant, each as `--option: what is wrong`."""
+        """Yield contradictions between options, as `--option: what is wrong`."""
         yield from super().contradictions()
         if self.resume is not None:
             settings = settings_of(type(self))
@@ -191,7 +191,7 @@ class TrainOptions(RunOptions):
             yield "--image-weights: needs the scores of each epoch, leave --noval out"
 
     def remarks(self) -> Iterator[str]:
-        """What was given and has no effect, each as `--option: why`."""
+        """Yield warnings about options without effect or with an unexpected one."""
         if self.resume is None:
             yield from remarks_on(self.hyp)
         if "amp_dtype" in self.given and not self.amp:
@@ -206,6 +206,6 @@ class TrainOptions(RunOptions):
             yield "--save-period has no effect with --nosave"
         if self.evolve is not None:
             unused = {"exist_ok", "noval", "nosave", "save_period", "logger"}
-            unused |= set() if self.image_weights else {"patience"}  # without scores nothing is waited for
+            unused |= set() if self.image_weights else {"patience"}  # needs each epoch's score
             for name in sorted(self.given & unused):
                 yield f"--{name.replace('_', '-')} has no effect with --evolve"

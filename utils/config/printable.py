@@ -1,4 +1,4 @@
-"""Text from files on its way to a terminal."""
+"""Escaping of text from files for output on a terminal."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import unicodedata
 
 
 def printable(text: str, keep: str = "") -> str:
-    """The text with everything written out that a terminal might obey or hide; `keep` stays.
+    """Escape the characters that a terminal might interpret or hide, except those in `keep`.
 
-    Control and formatting characters (escape sequences, line breaks, changes of the writing
-    direction), lone surrogates and what no font has a picture for.
+    These are control and formatting characters (escape sequences, line breaks, changes of the writing
+    direction), lone surrogates and unassigned code points.
     """
     return "".join(c if _is_harmless(c) or c in keep else _written_out(c) for c in text)
 

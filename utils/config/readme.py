@@ -1,4 +1,4 @@
-"""Writes the option tables of the README: `python -m utils.config.readme README.md`."""
+"""Write the option tables of the README: `python -m utils.config.readme README.md`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ END = "<!-- options: end -->\n"
 
 
 def option_tables() -> str:
-    """Markdown with the tables of all scripts; what scripts share with `train.py` stands there alone."""
+    """Return the option tables of all scripts as Markdown; train_distill.py's omits those of train.py."""
     parts = [
         ("`train.py`", option_table(TrainOptions)),
         ("`train_distill.py`: those of `train.py`, and", option_table(DistillOptions, beyond=TrainOptions)),
@@ -34,7 +34,7 @@ def option_tables() -> str:
 
 
 def with_option_tables(text: str) -> str:
-    """The README's text with the tables between the two marks renewed."""
+    """Replace the tables between the two marks in the README's text."""
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
     return f"{before}{BEGIN}{option_tables()}{END}{after}"

@@ -1,4 +1,4 @@
-"""YAML files as plain data or as typed settings, with lines for messages."""
+"""Loading of YAML files as plain data or typed settings, with line numbers for messages."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from utils.errors import UsageError, UserError
 MAX_BYTES = 4 * 2**20
 Settings = TypeVar("Settings")
 _LINES_DEPTH = 3
-_MERGE = "<<"  # YAML's own key for taking over another mapping; it may come several times
+_MERGE = "<<"  # YAML's merge key, which may appear several times
 
 
 def load_yaml(path: Path, loader: Any = yaml.SafeLoader) -> tuple[dict[str, Any], dict[str, int]]:
-    """The mapping in a YAML file, and the line (from 1) of each of its keys.
+    """Load the mapping in a YAML file, and the 1-based line number of each of its keys.
 
-    Keys further down are named by the way to them, as in `download.0.url`.
+    Nested keys are given by their path, as in `download.0.url`.
 
-    Only plain values are made: a tag that asks for an object is an error, and so is a key given
-    twice, of which YAML readers quietly keep the last. loader: one of PyYAML's safe ones.
+    Only plain values are accepted: tags for Python objects are errors, and so are duplicate keys, of which
+    YAML parsers silently keep the last. loader: one of PyYAML's safe ones.
 
     Raises:
-        UserError: names the file and, where there is one, the line.
+        UserError: if the file is unreadable or invalid; names it and, if known, the line.
     """
     node, data = parse_yaml(read_text(path), path, loader)
     doubles = list(_doubles(node)) if node else []
@@ -40,10 +40,10 @@ def load_yaml(path: Path, loader: Any = yaml.SafeLoader) -> tuple[dict[str, Any]
 
 
 def settings_from(owner: type[Settings], data: dict[str, Any], lines: dict[str, int], path: Path) -> Settings:
-    """A dataclass of settings, filled with what `load_yaml` gave; what is missing has its default.
+    """Create a settings dataclass from the result of `load_yaml`; missing keys get their defaults.
 
     Raises:
-        UsageError: names every unknown key and every wrong value with its line.
+        UsageError: if keys are unknown or values invalid; names each with its line.
     """
     values, problems = read_plain(owner, data)
     try:
@@ -58,7 +58,7 @@ def settings_from(owner: type[Settings], data: dict[str, Any], lines: dict[str, 
 
 
 def _lines(node: yaml.Node, depth: int, place: str = "") -> Iterator[tuple[str, int]]:
-    """The way to each key and entry down to a depth, and its line."""
+    """Yield the path and line of each key and list entry down to a depth."""
     if isinstance(node, yaml.MappingNode):
         inside = [(str(key.value), key.start_mark, value) for key, value in node.value]
     elif isinstance(node, yaml.SequenceNode):
@@ -72,19 +72,19 @@ def _lines(node: yaml.Node, depth: int, place: str = "") -> Iterator[tuple[str, 
 
 
 def yaml_text(data: dict[str, Any]) -> str:
-    """Plain data as YAML, in its own order, a line a key."""
-    # None puts lists into one line, and a mapping without any too.
+    """Dump plain data as YAML, keeping its order, with one line per key."""
+    # None puts nested lists on one line, but also a whole mapping that contains none.
     flow = None if any(isinstance(value, list | dict) for value in data.values()) else False
     return str(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, default_flow_style=flow, width=110))
 
 
 def parse_yaml(text: str, path: Path, loader: Any) -> tuple[yaml.Node | None, Any]:
-    """A YAML's nodes as written, with aliases and merges, and its plain values.
+    """Parse YAML to its node graph, with aliases and merges as written, and to plain values.
 
     loader: one of PyYAML's safe ones.
 
     Raises:
-        UserError: it is no YAML, nests too deep, or a few lines of it stand for too much.
+        UserError: if it is not valid YAML, nests too deep, or its aliases expand to too many values.
     """
     try:
         check_depth(text)
@@ -107,10 +107,10 @@ def parse_yaml(text: str, path: Path, loader: Any) -> tuple[yaml.Node | None, An
 
 
 def read_text(path: Path) -> str:
-    """The text of a settings file.
+    """Read the text of a settings file.
 
     Raises:
-        UserError: it cannot be read, is too long, or is not in UTF-8.
+        UserError: if it cannot be read, is too long, or is not UTF-8.
     """
     try:
         with open(path, "rb") as stream:
@@ -131,8 +131,8 @@ def _invalid(path: Path, line: int | None, what: str) -> UserError:
 
 
 def _doubles(root: yaml.Node) -> Iterator[str]:
-    """What to say of each key that stands twice in one mapping."""
-    seen_nodes: set[int] = set()  # an alias may point back at what holds it
+    """Yield a message for each key that is repeated in a mapping."""
+    seen_nodes: set[int] = set()  # an alias may refer to a node that contains it
     pending = [root]
     while pending:
         node = pending.pop()

@@ -1,7 +1,7 @@
-"""Typed settings: what a dataclass field may hold, from its annotation and its `option(...)`.
+"""Typed settings: the values that a dataclass field accepts, from its annotation and its `option(...)`.
 
-Command line, YAML files and direct construction all check with the same `Setting`, so a range is
-written once and every message about it reads the same.
+Command line, YAML files and direct construction all validate with the same `Setting`, so a range is
+declared once and all messages about it are the same.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from utils.config.suggestions import did_you_mean
 from utils.errors import UsageError
 
 _KEY = "option"
-_HUGE = 1e300  # no setting comes near; whole numbers beyond it have no float
+_HUGE = 1e300  # beyond any setting; larger integers may overflow a float
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 _NOUNS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Path: "a path"}
 
 
 class SettingsError(UsageError):
-    """Settings that cannot be right; `problems` has (key, what) pairs."""
+    """Invalid settings; `problems` has (key, what) pairs."""
 
     def __init__(self, problems: Sequence[tuple[str, str]]) -> None:
         super().__init__("; ".join(what for _, what in problems))
@@ -33,7 +33,7 @@ class SettingsError(UsageError):
 
 @dataclass(frozen=True)
 class Limits:
-    """The numbers from `low` to `high`; with `open_low` without `low` itself."""
+    """The numbers from `low` to `high`; with `open_low`, `low` itself is excluded."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -41,7 +41,7 @@ class Limits:
 
     def __contains__(self, number: float) -> bool:
         above = number > self.low if self.open_low else number >= self.low
-        return above and number <= self.high and abs(number) < math.inf  # no NaN passes this
+        return above and number <= self.high and abs(number) < math.inf  # False for NaN
 
     def __str__(self) -> str:
         if self.low == -math.inf:
@@ -53,23 +53,23 @@ class Limits:
 
 
 def at_least(low: float) -> Limits:
-    """`low` or more."""
+    """The range from `low`, included."""
     return Limits(low)
 
 
 def above(low: float) -> Limits:
-    """More than `low`."""
+    """The range above `low`, which is excluded."""
     return Limits(low, open_low=True)
 
 
 def between(low: float, high: float) -> Limits:
-    """`low` to `high`, both included."""
+    """The range from `low` to `high`, both included."""
     return Limits(low, high)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Declaration:
-    """What a field says beside its annotation and default."""
+    """The declaration of a field, apart from its annotation and default."""
 
     help: str
     aliases: tuple[str, ...]
@@ -80,7 +80,7 @@ class _Declaration:
     positional: bool
 
 
-def option(  # noqa: PLR0913 - what an option may be
+def option(  # noqa: PLR0913 - one parameter per property
     default: Any,
     help: str,
     *,
@@ -91,12 +91,12 @@ def option(  # noqa: PLR0913 - what an option may be
     bare: Any = None,
     positional: bool = False,
 ) -> Any:
-    """A dataclass field that is a setting.
+    """Declare a dataclass field that is a setting.
 
-    help: what it does, in words that continue its name. aliases: other names on the command line,
-    without dashes. unit: of a number. bare: the value of the option's name alone, where a value may
-    be left out. positional: words that belong to no other option are its values; for one option of a
-    script, which takes several.
+    help: what it does, as a continuation of its name. aliases: other names on the command line,
+    without dashes. unit: of a number. bare: the value if the option is given without one; None if it
+    needs one. positional: takes the words that belong to no other option; for at most one option of a
+    script, with several values.
     """
     declared = _Declaration(
         help=help,
@@ -112,11 +112,11 @@ def option(  # noqa: PLR0913 - what an option may be
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """A field as a setting.
+    """The setting declared by a field.
 
-    kind: type of one value. choices: the only values, all when empty. words: texts that are values
-    beside numbers. many: a tuple of values.
-    optional: None is a value. The rest as in `option`.
+    kind: type of a single value. choices: the allowed values, any if empty. words: texts that are allowed
+    besides numbers. many: whether it takes a tuple of values.
+    optional: whether None is allowed. The rest as in `option`.
     """
 
     name: str
@@ -141,12 +141,12 @@ class Setting:
 
     @property
     def switch(self) -> bool:
-        """Whether it is on or off and takes no value on the command line."""
+        """Whether it is a boolean, which takes no value on the command line."""
         return self.kind is bool
 
     @property
     def expected(self) -> str:
-        """What a value must be, in words."""
+        """A description of the allowed values."""
         if self.choices:
             return f"one of {', '.join(self.choices)}" if len(self.choices) > 1 else self.choices[0]
         return " or ".join((self._expected_kind, *self.words))
@@ -161,10 +161,10 @@ class Setting:
         return f"{_NOUNS[self.kind]}{' of' if self.limits.high == math.inf else ' from'} {allowed}"
 
     def from_words(self, words: Sequence[str]) -> Any:
-        """The value of words of the command line.
+        """Convert words of the command line to a value.
 
         Raises:
-            ValueError: with what is expected instead.
+            ValueError: if they are invalid; says what is expected.
         """
         if self.many:
             return tuple(self._from_word(word) for word in words)
@@ -172,10 +172,10 @@ class Setting:
         return self._from_word(word)
 
     def from_plain(self, value: Any) -> Any:
-        """The value of what a YAML file says.
+        """Convert a value from a YAML file.
 
         Raises:
-            ValueError: with what is expected instead.
+            ValueError: if it is invalid; says what is expected.
         """
         if value is None and self.optional:
             return None
@@ -185,10 +185,10 @@ class Setting:
         return self._from_plain(value)
 
     def check(self, value: Any) -> None:
-        """Passes a value of the right type.
+        """Check the range of a value of the right type.
 
         Raises:
-            ValueError: with what is expected where it is out of range.
+            ValueError: if it is out of range; says what is expected.
         """
         for entry in value if self.many else (value,):
             self._checked(entry)
@@ -210,7 +210,7 @@ class Setting:
         if value in self.words:
             return value
         if self.kind in (int, float):
-            # YAML takes 1e-3 for text: it wants 1.0e-3.
+            # PyYAML parses 1e-3 as text; only 1.0e-3 is a number.
             number = _number(value) if isinstance(value, str) else value
             if isinstance(number, bool) or not isinstance(number, int | float) or not abs(number) < _HUGE:
                 return self._refuse()
@@ -235,13 +235,13 @@ class Setting:
 
 
 def settings_of(owner: type) -> Mapping[str, Setting]:
-    """The settings of a dataclass, by field name, in the order of the fields."""
+    """Return the settings of a dataclass by field name, in the order of the fields."""
     if owner not in _read:
         _read[owner] = types.MappingProxyType(dict(_settings(owner)))
     return _read[owner]
 
 
-_read: dict[type, Mapping[str, Setting]] = {}  # annotations take a millisecond to evaluate
+_read: dict[type, Mapping[str, Setting]] = {}  # cached: evaluating annotations takes a millisecond
 
 
 def _settings(owner: type) -> Iterator[tuple[str, Setting]]:
@@ -266,7 +266,7 @@ def _settings(owner: type) -> Iterator[tuple[str, Setting]]:
 
 
 def read_plain(owner: type, data: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """Plain data as values for a dataclass, and all problems as (key, what) pairs."""
+    """Convert plain data to values for a dataclass; also returns all problems as (key, what) pairs."""
     settings = settings_of(owner)
     values, problems = {}, []
     for key, value in data.items():
@@ -281,7 +281,7 @@ def read_plain(owner: type, data: Mapping[str, Any]) -> tuple[dict[str, Any], li
 
 
 def out_of_range(settings: Any) -> Iterator[tuple[Setting, Any, str]]:
-    """Each value of a dataclass that its setting does not allow, and what is expected."""
+    """Yield each value of a dataclass that is out of range as (setting, value, what is expected)."""
     for name, setting in settings_of(type(settings)).items():
         value = getattr(settings, name)
         try:
@@ -291,7 +291,7 @@ def out_of_range(settings: Any) -> Iterator[tuple[Setting, Any, str]]:
 
 
 def to_plain(settings: Any) -> dict[str, Any]:
-    """The values of a dataclass as plain data: numbers, text, lists and None."""
+    """Return the values of a dataclass as plain data: numbers, text, lists and None."""
     values = {name: getattr(settings, name) for name in settings_of(type(settings))}
     return {name: _plain(value) for name, value in values.items()}
 
@@ -303,7 +303,7 @@ def _plain(value: Any) -> Any:
 
 
 def _number(text: str) -> float:
-    """The number that a text stands for, else NaN, which no range holds."""
+    """Parse a number; returns NaN, which no range contains, if the text is not one."""
     try:
         return float(text) if "_" not in text else math.nan
     except ValueError:
@@ -311,14 +311,14 @@ def _number(text: str) -> float:
 
 
 def _words_beside_numbers(hint: Any) -> tuple[str, ...]:
-    """("auto",) of `float | Literal["auto"]`; nothing for other annotations."""
+    """Return ("auto",) for `float | Literal["auto"]`; () for annotations without such literals."""
     if get_origin(hint) not in (Union, types.UnionType) or not {int, float} & set(get_args(hint)):
         return ()
     return tuple(word for entry in get_args(hint) if get_origin(entry) is Literal for word in get_args(entry))
 
 
 def _read_annotation(hint: Any) -> tuple[type, tuple[str, ...], bool, bool]:
-    """(kind, choices, many, optional) of an annotation."""
+    """Return (kind, choices, many, optional) for an annotation."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         inner = [argument for argument in arguments if argument is not type(None)]

@@ -1,4 +1,4 @@
-"""What somebody may have meant: the names, values and files nearest to one that does not exist."""
+"""Suggestions for typos: the names, values and files closest to one that does not exist."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-NEARNESS = 0.6  # part of the letters in common, 0..1
+NEARNESS = 0.6  # similarity cutoff of difflib, 0..1
 _SHOWN = 3
-_MISTAKES = 2  # in a path; with more it is another one
-_MANY = 10_000  # entries of a folder that are looked through
+_MISTAKES = 2  # mistyped parts of a path; with more it is a different path
+_MANY = 10_000  # entries of a folder that are considered
 
 
 def near_names(name: str, known: Iterable[str], count: int = _SHOWN, nearness: float = NEARNESS) -> list[str]:
-    """The known names nearest to one, the nearest first; large and small letters are the same."""
+    """Return the known names closest to one, the closest first; ignores case."""
     folded = {entry.casefold(): entry for entry in known}
     return [folded[entry] for entry in get_close_matches(name.casefold(), list(folded), count, nearness)]
 
 
 def did_you_mean(name: str, known: Iterable[str], nearness: float = NEARNESS) -> str:
-    """The end of a sentence that proposes the nearest known name; empty where none is near."""
+    """Return a suffix that suggests the closest known name; empty if none is close."""
     near = near_names(name, known, 1, nearness)
     return f", did you mean '{near[0]}'?" if near else ""
 
 
 def question(proposals: Sequence[object], otherwise: str = "") -> str:
-    """Asks whether one of these was meant; without any says what to do `otherwise`."""
+    """Return a question whether one of the proposals was meant, or `otherwise` if there are none."""
     return f"did you mean {' or '.join(map(str, proposals))}?" if proposals else otherwise
 
 
 def near_files(wanted: Path | str, known: Iterable[Path] = ()) -> list[str]:
-    """Files or folders that exist and may be the one that was wanted, at most three.
+    """Return at most three existing files or folders that may have been meant.
 
-    The same path with names of its folders' content in the place of mistyped ones; `known` files of that
-    name that lie elsewhere; then those of names near to it.
+    In this order: the same path with mistyped parts replaced by existing names; `known` files of the same
+    name elsewhere; those with similar names.
     """
     wanted, known = Path(wanted), list(known)
     nearest = nearest_path(wanted)
@@ -48,9 +48,9 @@ def near_files(wanted: Path | str, known: Iterable[Path] = ()) -> list[str]:
 
 
 def nearest_path(wanted: Path | str) -> Path | None:
-    """The path with each part that does not exist replaced by the nearest name that is there.
+    """Return the path with each part that does not exist replaced by the closest existing name.
 
-    None where nothing is near, or too much would have to be replaced.
+    None if the path exists, a part has no close name, or too many parts would be replaced.
     """
     wanted = Path(os.path.expanduser(wanted))
     place, mistakes = Path(wanted.anchor), 0
@@ -66,7 +66,7 @@ def nearest_path(wanted: Path | str) -> Path | None:
 
 
 def _near_file_names(name: str, known: Iterable[str]) -> list[str]:
-    """The near ones among names of files, by what stands before the suffix; that has to be near as well."""
+    """Return the file names whose stem is close to that of `name`; their suffix must be close as well."""
     wanted, by_stem = Path(name), dict[str, str]()
     for entry in known:
         suffix = Path(entry).suffix

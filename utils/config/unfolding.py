@@ -1,7 +1,7 @@
-"""What a YAML file would become: refused before a few lines of it turn into gigabytes.
+"""Limits on the expanded size of a YAML file, so that a few lines cannot turn into gigabytes.
 
-An alias costs a word and stands for all that it names, aliases within included ("billion laughs").
-The values share their memory until something prints, copies or merges them.
+An alias takes one word and stands for everything it refers to, including nested aliases ("billion
+laughs"). The values share memory until something prints, copies or merges them.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from __future__ import annotations
 import yaml
 
 MAX_VALUES = 200_000
-MAX_DIGITS = 1000  # Python writes no whole number of more than 4300
-# Of one that is a key: those of 61 bits and more can be chosen to have all the same hash, and a thousand
-# of them then cost a million comparisons.
+MAX_DIGITS = 1000  # Python does not print integers of more than 4300
+# For keys: integers of 61 bits and more can be chosen to have the same hash, and a thousand of them would
+# then cost a million comparisons.
 MAX_KEY_DIGITS = 15
-MAX_DEPTH = 100  # the loader in C ends the process at some ten thousand
+MAX_DEPTH = 100  # the C loader crashes the process at some ten thousand
 _OPENERS, _CLOSERS = "[{", "]}"
 
 
 class UnfoldingError(ValueError):
-    """Why a YAML file is not read, and the line from 1 where that shows."""
+    """A YAML file that exceeds a limit: why, and the 1-based line number."""
 
     def __init__(self, what: str, line: int) -> None:
         super().__init__(what, line)
@@ -26,13 +26,13 @@ class UnfoldingError(ValueError):
 
 
 def check_depth(text: str) -> None:
-    """Refuses a text that may nest deeper than `MAX_DEPTH`, before any loader sees it.
+    """Reject a text that seems to nest deeper than `MAX_DEPTH`, before any loader parses it.
 
-    Counts brackets wherever they stand, in text and remarks too, and the blanks and dashes that
-    start a line: more than is really nested, never less.
+    An estimate: it counts all brackets, including those in strings and comments, and the blanks and
+    dashes at the start of a line.
 
     Raises:
-        UnfoldingError: it may.
+        UnfoldingError: if the estimate exceeds the limit.
     """
     depth = 0
     for number, line in enumerate(text.splitlines(), 1):
@@ -48,17 +48,17 @@ def check_depth(text: str) -> None:
 
 
 def check_unfolding(root: yaml.Node) -> None:
-    """Passes a composed YAML whose values, each alias counted in full, are at most `MAX_VALUES`.
+    """Check that a composed YAML has at most `MAX_VALUES` values, with each alias counted in full.
 
     Raises:
-        UnfoldingError: they are more, or a whole number has more than `MAX_DIGITS` digits, as a key
+        UnfoldingError: if there are more, or an integer has more than `MAX_DIGITS` digits, or as a key
             more than `MAX_KEY_DIGITS`.
     """
     _count(root, {})
 
 
 def _count(node: yaml.Node, known: dict[int, int], digits: int = MAX_DIGITS) -> int:
-    """How many values a node stands for; one that holds itself counts once."""
+    """Count the values that a node expands to; recursion into itself counts as one."""
     if isinstance(node, yaml.ScalarNode):
         if node.tag.endswith(":int") and len(node.value) > digits:
             raise UnfoldingError(f"a number of {len(node.value)} digits", _line(node))

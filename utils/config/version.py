@@ -1,4 +1,4 @@
-"""The version of this software, and of what it runs on."""
+"""The version of this software and of its environment."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ VERSION = "0.1.0"
 
 
 def version_text() -> str:
-    """What `--version` shows: this software, torch and Python, and what torch can compute on."""
-    import torch  # takes a second, and only this needs it
+    """Return the text of `--version`: this software, torch and Python, and the devices torch can use."""
+    import torch  # takes a second, and only this function needs it
 
     cards = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     devices = ", ".join([*cards, f"CPU ({torch.get_num_threads()} threads)"])

@@ -1,6 +1,6 @@
-"""The label file of one picture, in any layout: read, parsed, brought into the picture's fractions.
+"""Reading, parsing and normalising the label file of one image, in any layout.
 
-Shapes: n labels of the picture.
+Shapes: n labels of the image.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _MAX_LABEL_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Annotation:
-    """Boxes (n, 5) class, x1, y1, x2, y2 in pixels of `size_wh`, normalised where that is None.
+    """Boxes (n, 5) class, x1, y1, x2, y2: in pixels of `size_wh`, or normalised if that is None.
 
-    is_missing: there is no label file.
+    is_missing: whether there is no label file.
     """
 
     boxes: NDArray[np.float64]
@@ -37,10 +37,10 @@ NOTHING = Annotation(np.zeros((0, 5)))
 
 
 def label_bytes(source: Source) -> bytes | None:
-    """The content of a picture's label file, None where there is none.
+    """Return the content of an image's label file, None if there is none.
 
     Raises:
-        UserError: there is something and it cannot be read.
+        UserError: if it exists but cannot be read.
     """
     try:
         return read_regular(source.label, _MAX_LABEL_BYTES)
@@ -56,7 +56,7 @@ def label_bytes(source: Source) -> bytes | None:
 def parse_annotation(
     content: bytes, layout: Layout, names: Sequence[str]
 ) -> tuple[Annotation, list[tuple[int, str]]]:
-    """What a label file says, and its wrong lines as (line number from 1, what) pairs."""
+    """Return the annotation in a label file, and its invalid lines as (1-based line number, reason) pairs."""
     if layout == "yolo":
         boxes, wrong = parse_yolo(content, len(names))
         return Annotation(boxes), wrong
@@ -68,10 +68,10 @@ def parse_annotation(
 
 
 def normalised(annotation: Annotation, size_wh: tuple[int, int]) -> tuple[Labels, list[str]]:
-    """The labels (n, 5) of a picture of that size in pixels, and what had to be corrected, in words."""
+    """Return the labels (n, 5) of an image of that size in pixels, and descriptions of the corrections."""
     boxes, notes = annotation.boxes, []
     if annotation.size_wh is not None:
-        # Coordinates refer to the size in the annotation, where it has one.
+        # Coordinates refer to the size given in the annotation, if it has one.
         annotated = annotation.size_wh if min(annotation.size_wh) > 0 else size_wh
         if annotated != size_wh:
             notes.append(

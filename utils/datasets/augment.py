@@ -1,4 +1,4 @@
-"""Augmentation settings, colour, mixture, mirroring, and the letterbox. All chance comes from `rng`."""
+"""Augmentation settings, colour jitter, mixup, flips and the letterbox. All randomness comes from `rng`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _MAX_HUE_FACTOR = 255 / (_HUES - 1)
 
 @dataclass(frozen=True)
 class AugmentSettings:
-    """Strengths of the augmentation, under the names of the hyperparameter file.
+    """Augmentation strengths, named as in the hyperparameter file.
 
     hsv_h, hsv_s, hsv_v: each channel is multiplied by 1 + U(-1, 1) * gain.
-    degrees, shear: angles from U(-x, x); translate: part of the size; scale: factor 1 + U(-x, x).
+    degrees, shear: angles from U(-x, x); translate: fraction of the size; scale: factor 1 + U(-x, x).
     perspective: U(-x, x), useful up to 0.001.
     flipud, fliplr, mosaic, mixup: probabilities.
     """
@@ -41,14 +41,14 @@ class AugmentSettings:
 
     @property
     def warp(self) -> WarpSettings:
-        """The part that the random map needs."""
+        """The settings of the random warp."""
         return WarpSettings(self.degrees, self.translate, self.scale, self.shear, self.perspective)
 
 
 def mix(
     first: tuple[Image, Boxes], second: tuple[Image, Boxes], rng: np.random.Generator
 ) -> tuple[Image, Boxes]:
-    """Two samples of one size laid over each other, the share from Beta(32, 32), with the boxes of both.
+    """Blend two samples of the same size with a ratio from Beta(32, 32), keeping the boxes of both.
 
     Source: Zhang et al., mixup: Beyond Empirical Risk Minimization, ICLR 2018.
     """
@@ -58,9 +58,9 @@ def mix(
 
 
 def flip(image: Image, boxes: Boxes, settings: AugmentSettings, rng: np.random.Generator) -> Boxes:
-    """Mirrors the picture, in place, up to down and left to right with the probabilities of the settings.
+    """Flip the image in place, vertically and horizontally, with the probabilities of the settings.
 
-    Gives the boxes of the mirrored picture.
+    Returns the boxes of the flipped image.
     """
     height, width = image.shape[:2]
     upside_down, sideways = rng.random(2) < (settings.flipud, settings.fliplr)
@@ -73,9 +73,9 @@ def flip(image: Image, boxes: Boxes, settings: AugmentSettings, rng: np.random.G
 
 
 def jitter_colour(image: Image, settings: AugmentSettings, rng: np.random.Generator, out: Image) -> None:
-    """Writes the picture (BGR) with random hue, saturation and value to `out` (RGB, same shape).
+    """Write the image (BGR) with random hue, saturation and value to `out` (RGB, same shape).
 
-    The picture itself is lost: its colours are worked out in its memory, which costs less than new memory.
+    Overwrites `image`: working in its memory is cheaper than allocating.
     """
     gains = np.array([settings.hsv_h, settings.hsv_s, settings.hsv_v])
     factors = 1 + rng.uniform(-1, 1, 3) * gains
@@ -84,8 +84,8 @@ def jitter_colour(image: Image, settings: AugmentSettings, rng: np.random.Genera
         return
     hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV, dst=image)
     if factors[0] <= _MAX_HUE_FACTOR:
-        # Saturates at 255 by itself, and a hue above 180 counts from 0 again when it is converted
-        # back: one vectorised pass in place of a table for each channel.
+        # cv2.transform saturates at 255, and the conversion back wraps a hue above 180:
+        # one vectorised pass instead of a lookup table for each channel.
         cv2.transform(hsv, np.diag(factors), dst=hsv)
     else:
         levels = np.arange(256)[:, None] * factors
@@ -95,11 +95,11 @@ def jitter_colour(image: Image, settings: AugmentSettings, rng: np.random.Genera
 
 
 def fit_letterbox(image: Image, original_hw: tuple[int, int], out: Image) -> Letterbox:
-    """Writes a picture (BGR) into the middle of `out` (RGB), the border FILL; shrinks it if it must.
+    """Centre an image (BGR) in `out` (RGB) with a border of FILL, shrinking it if it does not fit.
 
     Args:
-        image: the picture, scaled already.
-        original_hw: the size of its file, pixels, for the way back.
+        image: already scaled.
+        original_hw: size of the file in pixels, for mapping boxes back.
         out: (H, W, 3), overwritten.
     """
     height, width = image.shape[:2]

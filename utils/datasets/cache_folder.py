@@ -1,4 +1,4 @@
-"""Where the caches of indexes and pictures lie, and which of them go again."""
+"""Location of the index and image caches, and removal of unused ones."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ KEPT_DAYS = 30
 
 
 def cache_path(kind: Kind, digest: str, folder: Path | None = None) -> Path:
-    """The file of a cache that is known by a digest, in the user's cache folder or `folder`.
+    """Return the path of the cache with a digest, in the user's cache folder or `folder`.
 
     Raises:
-        RuntimeError: there is no home folder.
+        RuntimeError: if there is no home folder.
     """
     return (folder or user_cache_dir()) / kind / f"{digest}{_SUFFIXES[kind]}"
 
 
 def mark_used(path: Path) -> None:
-    """Notes in the file's time that it is of use, which keeps it from `remove_unused`."""
-    with suppress(OSError):  # it has gone, or is another user's
+    """Touch the file, so that `remove_unused` keeps it."""
+    with suppress(OSError):  # deleted meanwhile, or owned by another user
         os.utime(path)
 
 
 def remove_unused(folder: Path | None = None) -> None:
-    """Removes caches that nobody has used for `KEPT_DAYS` days, and what killed processes left of others.
+    """Remove caches unused for `KEPT_DAYS` days, and temporary files of that age left by killed processes.
 
-    Only files that have names as `cache_path` gives them. A process that has one of them mapped keeps its
-    content until it ends; an index is read as a whole. What cannot be removed stays.
+    Touches only files named as by `cache_path`. Safe while caches are in use: a process that has one mapped
+    keeps its content until it ends, and an index is read as a whole. Files that cannot be removed stay.
 
     Raises:
-        RuntimeError: there is no home folder.
+        RuntimeError: if there is no home folder.
     """
     oldest = time.time() - KEPT_DAYS * 24 * 3600
     for kind, suffix in _SUFFIXES.items():

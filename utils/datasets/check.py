@@ -1,4 +1,4 @@
-"""What is wrong with a dataset, all of it, without a training: `train.py --check-data`."""
+"""Report every problem of a dataset without training on it: `train.py --check-data`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from utils.datasets.sources import Source, list_sources, passed_over
 from utils.errors import UserError
 from utils.words import counted
 
-# `test` is no part of a training and often not published.
+# `test` is not needed: training does not use it, and it is often not published.
 SPLITS = ("train", "val", "unlabeled", "test")
 _NEEDED = ("train", "val")
 _SHOWN = 5
@@ -25,12 +25,12 @@ COLUMNS = ("split", "pictures", "unlabelled", "unusable", "boxes", "wrong", "cor
 
 @dataclass
 class SplitReport:
-    """What was found in a split; every entry of the lists is a sentence that starts with its file.
+    """Findings in a split; each list entry is a sentence that starts with the file concerned.
 
-    boxes: labels that a training would see. failures: why the split as a whole cannot be used.
-    unusable: pictures that cannot be read. wrong: lines of label files, which stop a training.
-    corrected: what is put right in memory. remarks: what may be meant. bare: pictures without a
-    label file, which count as background.
+    boxes: labels that training would use. failures: why the split as a whole cannot be used.
+    unusable: images that cannot be read. wrong: invalid label lines, on which training would stop.
+    corrected: labels corrected in memory. remarks: oddities that may be intended. bare: images without
+    a label file, which count as background.
     """
 
     split: str
@@ -45,16 +45,16 @@ class SplitReport:
 
     @property
     def has_truth(self) -> bool:
-        """Whether its pictures have labels to be looked for."""
+        """Whether its images are expected to have labels."""
         return self.split != "unlabeled"
 
     @property
     def is_good(self) -> bool:
-        """Whether a training would take everything."""
+        """Whether training would accept the whole split."""
         return not (self.failures or self.unusable or self.wrong)
 
     def lines(self) -> Iterator[str]:
-        """Every finding, the worst first."""
+        """Yield every finding, the most severe kind first."""
         kinds = (
             ("cannot be used", self.failures),
             ("picture unusable", self.unusable),
@@ -66,7 +66,7 @@ class SplitReport:
             yield from (f"{self.split}: {kind}: {entry}" for entry in entries)
 
     def row(self) -> tuple[object, ...]:
-        """The cells of `COLUMNS`."""
+        """Return the table cells of `COLUMNS`."""
         unlabelled = 0 if self.has_truth else self.pictures
         counts = (len(self.unusable), self.boxes, len(self.wrong), len(self.corrected), self.bare)
         return self.split, self.pictures, unlabelled, *counts
@@ -77,17 +77,17 @@ def check_data(
     say: Callable[[str], None],
     table: Callable[[Sequence[Sequence[object]], Sequence[str]], None],
 ) -> Path:
-    """Looks at every picture and every label of a dataset and says all that is wrong; gives its YAML.
+    """Check every image and label of a dataset, report all problems and return the path of its YAML.
 
-    Nothing is remembered and nothing is written.
+    Uses no cache and writes no files.
 
     Args:
         config: the dataset.
-        say: takes a line.
-        table: takes rows and header of the summary.
+        say: prints a line.
+        table: prints the summary from its rows and header.
 
     Raises:
-        UserError: something is wrong; with the counts.
+        UserError: if there are problems, with their counts.
     """
     for remark in config.remarks:
         say(f"remark: {remark}")
@@ -114,12 +114,12 @@ def check_data(
 
 
 def check_split(config: DatasetConfig, split: str, progress: bool = True) -> SplitReport:
-    """Everything that is wrong with a split."""
+    """Return the report on a split."""
     report = SplitReport(split)
     try:
         sources = list_sources(config, split)
     except UserError as error:
-        # A benchmark's pictures to be scored are often kept back.
+        # The test images of a benchmark are often withheld.
         (report.remarks if split == "test" else report.failures).append(str(error))
         return report
     report.pictures = len(sources)
@@ -149,16 +149,16 @@ def _passed_over(config: DatasetConfig, split: str, sources: Sequence[Source]) -
             if files:
                 names = ", ".join(os.path.relpath(file, folder) for file in files[:_SHOWN])
                 yield f"{folder}: {len(files)} {kind}: {names}{', ...' if len(files) > _SHOWN else ''}"
-    except UserError as error:  # a folder of labels that can be opened and not listed
+    except UserError as error:  # a label folder that can be opened but not listed
         yield str(error)
 
 
 def _check_labels(
     config: DatasetConfig, source: Source, size_wh: tuple[int, int] | None, report: SplitReport
 ) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Adds what is wrong with the labels of a picture, of unknown size where it is unusable.
+    """Add the label problems of an image to the report; `size_wh` is None if the image is unusable.
 
-    Gives how many boxes of each class (K,) a training would see.
+    Returns the number of boxes of each class (K,) that training would use.
     """
     nothing = np.zeros(config.nc, np.int64)
     try:

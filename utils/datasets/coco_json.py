@@ -1,4 +1,4 @@
-"""Annotations in COCO's format (`instances_*.json`) as label lines of the YOLO layout."""
+"""Convert COCO annotations (`instances_*.json`) to label lines of the YOLO layout."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _POLYGON_NUMBERS = 6
 
 @dataclass
 class CocoPicture:
-    """A picture of an annotation file.
+    """An image of an annotation file.
 
-    name: its path under the folder of pictures, with slashes, never leading out of it. size_wh: in
-    pixels. lines: its label lines, normalised; a picture without objects has none.
+    name: its path relative to the image folder, with slashes, never outside of that folder. size_wh: in
+    pixels. lines: its normalised label lines, empty for an image without objects.
     """
 
     name: str
@@ -32,7 +32,7 @@ class CocoPicture:
 
 @dataclass(frozen=True)
 class CocoSet:
-    """An annotation file: its class names in the order of their ids, its pictures, and what was left out."""
+    """An annotation file: its class names in the order of their ids, its images, and notes on omissions."""
 
     names: list[str]
     pictures: list[CocoPicture]
@@ -40,16 +40,16 @@ class CocoSet:
 
 
 def read_coco(path: Path, names: Sequence[str] | None = None, segments: bool = False) -> CocoSet:
-    """The labels of an annotation file.
+    """Read the labels of an annotation file.
 
-    Category ids may have gaps, as COCO's own have (80 of 91): classes are numbered in the order of the
-    ids, or by their names as `names` has them. Crowds are left out, they are no single object; and so are
-    boxes without an area, and what is there twice.
+    Category ids may have gaps, as COCO's do (80 of 91): classes are numbered in the order of the ids, or
+    by their position in `names`. Crowd annotations are left out, as they are not single objects, and so
+    are boxes without area and duplicates.
 
-    segments: lines hold outlines instead of boxes; the parts of an object in several parts are joined.
+    segments: write outlines instead of boxes; the polygons of an object in several parts are joined.
 
     Raises:
-        UserError: the file is damaged, or has a class that `names` lacks.
+        UserError: if the file is damaged or has a class missing from `names`.
     """
     content = _load(path)
     annotations = content.get("annotations", [])
@@ -101,7 +101,7 @@ def _load(path: Path) -> dict[str, Any]:
 def _classes(
     categories: Sequence[Mapping[str, Any]], names: Sequence[str] | None, path: Path
 ) -> tuple[list[str], dict[Any, int]]:
-    """The class names, and the class of each category id."""
+    """Return the class names, and a mapping from category id to class number."""
     ordered = sorted(categories, key=lambda entry: int(entry["id"]))
     own = [str(entry["name"]) for entry in ordered]
     if names is None:
@@ -125,7 +125,7 @@ def _picture(entry: Mapping[str, Any], path: Path) -> CocoPicture:
 def _line(
     entry: Mapping[str, Any], pictures: Mapping[Any, CocoPicture], class_of: Mapping[Any, int], segments: bool
 ) -> str:
-    """A label line; or `!` and why there is none."""
+    """Return a label line, or `!` followed by the reason for leaving it out."""
     if entry.get("iscrowd"):
         return "!annotations are crowds"
     picture = pictures.get(entry["image_id"])
@@ -148,7 +148,7 @@ def _line(
 
 
 def _polygons(segmentation: Any) -> list[Polygon]:
-    """The outlines of an object; none where it is described by a mask."""
+    """Return the polygons of an object; none if it is described by a mask."""
     if not isinstance(segmentation, list):
         return []
     found = []
@@ -160,9 +160,9 @@ def _polygons(segmentation: Any) -> list[Polygon]:
 
 
 def joined(polygons: Sequence[Polygon]) -> Polygon:
-    """One outline of several: from each to the next and back by the shortest way between their corners.
+    """Join polygons into one outline by connecting each to the next between their closest corners.
 
-    The ways there and back are the same, so they enclose nothing.
+    The connection is traversed in both directions, so it encloses no area.
     """
     if not polygons:
         return []
@@ -175,7 +175,7 @@ def joined(polygons: Sequence[Polygon]) -> Polygon:
 
 
 def _ways(outline: Polygon, following: Polygon) -> Iterator[tuple[float, int, int]]:
-    """Squared length, corner of the one, corner of the other, for all pairs."""
+    """Yield (squared distance, corner of `outline`, corner of `following`) for all pairs of corners."""
     for here, (x, y) in enumerate(outline):
         for there, (u, v) in enumerate(following):
             yield (x - u) ** 2 + (y - v) ** 2, here, there

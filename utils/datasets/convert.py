@@ -1,11 +1,11 @@
-"""Turns annotated data into the YOLO layout, with a dataset YAML that is ready for training:
+"""Convert annotated data to the YOLO layout, with a dataset YAML that is ready for training:
 
     python -m utils.datasets.convert voc data/bccd.yaml --out datasets/bccd-yolo
     python -m utils.datasets.convert voc VOCdevkit/VOC2007 --out datasets/voc2007-yolo
     python -m utils.datasets.convert coco instances_train.json instances_val.json --images DIR --out DIR
 
-Everything goes into a new folder; the source is only read. For training with this project data in VOC layout
-needs no conversion.
+Everything goes into a new folder; the source is only read. This project can train on the VOC layout without
+conversion.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Item:
-    """A picture to take over: its file, its path under the split's folder, its label lines."""
+    """An image to convert: its file, its path within the split's folder, its label lines."""
 
     image: Path
     name: str
@@ -48,9 +48,9 @@ class Item:
 
 @dataclass
 class Converted:
-    """Data in memory: the pictures of each split, the class names, and what was left out, in words.
+    """Converted data: the images of each split, the class names, and notes on what was left out.
 
-    Splits that are one and the same share their list.
+    Identical splits share one list.
     """
 
     names: list[str]
@@ -59,10 +59,10 @@ class Converted:
 
 
 def from_voc(config: DatasetConfig) -> Converted:
-    """A dataset in VOC layout; objects marked `difficult` are left out, as training does.
+    """Convert a dataset in VOC layout, leaving out objects marked `difficult`, as training does.
 
     Raises:
-        UserError: annotations are wrong; the first few are named.
+        UserError: if annotations are invalid; names the first few.
     """
     found = Converted(list(config.names))
     for split, entries in config.splits.items():
@@ -88,13 +88,13 @@ def from_voc(config: DatasetConfig) -> Converted:
 
 
 def voc_folder(folder: Path, names: Sequence[str]) -> DatasetConfig:
-    """The settings of a folder in VOC layout, or of one that holds several, such as VOCdevkit.
+    """Return the settings of a folder in VOC layout, or of one that holds several, such as VOCdevkit.
 
-    Its splits are the lists train, val and test, else trainval. names: all that appear, in the order of
-    the alphabet, where none are given.
+    The splits are the lists train, val and test; without a train list, trainval is used for train.
+    names: if empty, all class names that appear, in alphabetical order.
 
     Raises:
-        UserError: there is no such layout.
+        UserError: if the folder is not in VOC layout, has no such lists, or, without `names`, no object.
     """
     places = (folder, *sorted(folder.glob("*")))
     bases = [base for base in places if os.path.isdir(base / "ImageSets" / "Main")]
@@ -124,12 +124,12 @@ def voc_folder(folder: Path, names: Sequence[str]) -> DatasetConfig:
 
 
 def from_coco(paths: Sequence[Path], splits: Sequence[str], images: Path, segments: bool) -> Converted:
-    """Annotation files in COCO's format, one a split.
+    """Convert annotation files in COCO's format, one per split.
 
-    images: the folder of the pictures, or one above folders named after the annotation files.
+    images: the image folder, or the parent of folders named after the annotation files.
 
     Raises:
-        UserError: a file is wrong, or has other classes than the first, or none of its pictures is there.
+        UserError: if a file is invalid, has other classes than the first, or none of its images exists.
     """
     found: Converted | None = None
     for path, split in zip(paths, splits, strict=True):
@@ -147,18 +147,18 @@ def from_coco(paths: Sequence[Path], splits: Sequence[str], images: Path, segmen
 
 
 def _check_new(out: Path) -> None:
-    """Raises UserError where something is there already."""
+    """Raise UserError if `out` already exists, unless it is an empty folder."""
     if os.path.isdir(out) and any(out.iterdir()) or (os.path.lexists(out) and not os.path.isdir(out)):
         raise UserError("is there already", out, "name a new folder with --out")
 
 
 def write_yolo(found: Converted, out: Path, link: bool) -> Path:
-    """Writes pictures, labels and YAML into a new folder, all or nothing; gives the YAML.
+    """Write images, labels and YAML into a new folder, all or nothing; returns the path of the YAML.
 
-    link: pictures become links to the source's.
+    link: create symbolic links to the source images instead of copies.
 
     Raises:
-        UserError: the folder is there already, or cannot be written.
+        UserError: if the folder already exists or cannot be written.
     """
     _check_new(out)
     beside = out.parent / f".{out.name}.{os.getpid()}.tmp"
@@ -197,7 +197,7 @@ def _write_item(item: Item, image: Path, labels: Path, name: str, link: bool) ->
 
 
 def _names_without_doubles(items: Sequence[Item]) -> Iterator[str]:
-    """The items' names, of which no two would have the same label file."""
+    """Yield a name for each item, numbered where two would otherwise share a label file."""
     taken: set[str] = set()
     for item in items:
         path, number = PurePosixPath(item.name), 1
@@ -230,10 +230,10 @@ def _names(source: Source) -> set[str]:
 
 
 def _folder_of_pictures(images: Path, annotations: Path, names: Sequence[str]) -> Path:
-    """The folder in which the pictures of an annotation file lie.
+    """Find the folder that holds the images of an annotation file.
 
     Raises:
-        UserError: none of them is in any of the usual ones.
+        UserError: if none of the images is in any of the usual places.
     """
     part = annotations.stem.removeprefix("instances_")
     folders = [images, images / part, images / "images" / part, images / "images"]
@@ -297,11 +297,11 @@ def _read(arguments: argparse.Namespace) -> Converted:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; gives the exit code."""
+    """Run the command line and return the exit code."""
     arguments = _arguments(argv)
 
     def convert() -> None:
-        _check_new(arguments.out)  # before minutes of reading
+        _check_new(arguments.out)  # fail before minutes of reading
         found = _read(arguments)
         yaml_path = write_yolo(found, arguments.out, arguments.link)
         for note in found.notes[:_SHOWN]:

@@ -1,8 +1,8 @@
-"""Generates the demo set: six kinds of shapes among clutter, in YOLO layout.
+"""Generate the demo set: six kinds of shapes among clutter, in YOLO layout.
 
     python -m utils.datasets.demo --out datasets/demo
 
-The pictures and labels are the same on every machine. A set that is complete is left as it is.
+The images and labels are identical on every machine. A complete set is left as it is.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from utils.datasets.demo_scene import Scene, make_scene
 from utils.errors import UsageError, UserError
 from utils.reporting.console import Console
 
-VERSION = 1  # to be raised with every change to a pixel or a label
+VERSION = 1  # increment with every change to a pixel or a label
 COUNTS = {"train": 480, "val": 100, "test": 120}
 _SEED = 20
 _MANIFEST = "manifest.json"
@@ -31,16 +31,16 @@ _FOLDER = Path("datasets/demo")
 
 
 def write_demo_set(out: Path, counts: Mapping[str, int], *, progress: bool = True) -> bool:
-    """Makes the folder `out` hold the demo set; False when it did already.
+    """Write the demo set to the folder `out`; returns False if it was already complete.
 
-    counts: pictures of the splits train, val and test. A picture depends on its split and number
-    alone: with other counts the first ones stay the same.
+    counts: images of the splits train, val and test. An image depends only on its split and number, so
+    the first ones are the same whatever the counts.
 
-    The set is built beside `out` and then renamed, so `out` is never half there. An older or
-    damaged demo set is replaced; a folder that holds anything else is an error.
+    The set is built beside `out` and then renamed, so `out` is never incomplete. An older or damaged
+    demo set is replaced.
 
     Raises:
-        UserError: `out` holds files that are not of a demo set, or cannot be written.
+        UserError: if `out` holds files that do not belong to a demo set, or cannot be written.
     """
     if _is_complete(out, counts):
         return False
@@ -62,7 +62,7 @@ def write_demo_set(out: Path, counts: Mapping[str, int], *, progress: bool = Tru
 
 
 def label_text(scene: Scene) -> str:
-    """The label file of a scene: lines of class, centre x, centre y, width, height, normalised."""
+    """Return the label file of a scene: lines of class, centre x, centre y, width, height, normalised."""
     height, width = scene.image.shape[:2]
     lines = []
     for class_id, (left, top, right, bottom) in zip(
@@ -74,12 +74,12 @@ def label_text(scene: Scene) -> str:
 
 
 def demo_scene(split: str, number: int) -> Scene:
-    """The scene of a picture of the set."""
+    """Return the scene of an image of the set."""
     return make_scene(_SEED, list(COUNTS).index(split), number)
 
 
 def _pictures(counts: Mapping[str, int]) -> Iterator[tuple[str, int, str]]:
-    """Split, number and name of every picture of the set."""
+    """Yield split, number and name of every image of the set."""
     for split, count in counts.items():
         for number in range(count):
             yield split, number, f"{split}_{number:05d}"
@@ -103,10 +103,10 @@ def _build(folder: Path, counts: Mapping[str, int], progress: bool) -> None:
 
 
 def _digest(folder: Path, counts: Mapping[str, int]) -> str:
-    """Stands for all labels, and for the size of every picture's file.
+    """Return a digest of all labels and of the file size of every image.
 
     Raises:
-        FileNotFoundError: something is missing.
+        FileNotFoundError: if a file is missing.
     """
     digest = hashlib.sha256()
     for split, _, name in _pictures(counts):
@@ -126,7 +126,7 @@ def _is_complete(out: Path, counts: Mapping[str, int]) -> bool:
 
 
 def _refuse_foreign(out: Path) -> None:
-    """Raises UserError when replacing `out` would lose anything but a demo set."""
+    """Raise UserError if replacing `out` would delete anything but a demo set."""
     if not os.path.exists(out):
         return
     fix = "choose another folder with --out, or move it away"
@@ -163,7 +163,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; gives the exit code."""
+    """Run the command line and return the exit code."""
 
     def draw() -> None:
         arguments = _arguments(argv)

@@ -1,7 +1,7 @@
-"""Scenes of the demo set: a cluttered picture and the boxes of what it shows.
+"""Scenes of the demo set: a cluttered image and the boxes of its objects.
 
-Only exact arithmetic and no library drawing, so that a scene is the same pixel for pixel on every
-machine. Shapes: H W pixels, n objects.
+Uses only exact arithmetic and no library for drawing, so that a scene is identical to the pixel on
+every machine. Shapes: H W pixels, n objects.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ Canvas = NDArray[np.float64]  # (H, W, 3), 0..255
 Colour = NDArray[np.float64]  # (3,), 0..255
 
 LONG_SIDE_PX = 320
-MIN_VISIBLE_SHARE = 0.3  # what is hidden further gets no label
-MIN_SIDES_PX = (6, 10)  # the shorter and the longer side of a labelled box
+MIN_VISIBLE_SHARE = 0.3  # objects less visible than this get no label
+MIN_SIDES_PX = (6, 10)  # of the shorter and the longer side of a labelled box
 _SHORT_SIDES_PX = (192, 216, 240, 256, 288, 320)
 _CLASS_SHAPES = tuple(CLASSES.values())
 _EMPTY_PERCENT = 6
@@ -36,9 +36,9 @@ _CLASS_COLOURS = (
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture (H, W, 3) uint8 in BGR order, and its objects.
+    """An image (H, W, 3) uint8 in BGR order, and its objects.
 
-    boxes_xyxy_px: (n, 4) int64, the tight box of what is visible; right and bottom lie outside.
+    boxes_xyxy_px: (n, 4) int64, the tight box of the visible part; right and bottom are exclusive.
     class_ids: (n,) int64.
     """
 
@@ -48,13 +48,13 @@ class Scene:
 
 
 def make_scene(*seeds: int) -> Scene:
-    """The scene that belongs to the seeds."""
+    """Generate the scene of the given seeds."""
     dice = Dice(*seeds)
     width, height = LONG_SIDE_PX, dice.pick(_SHORT_SIDES_PX)
     if dice.chance(35):
         width, height = height, width
     canvas = _background(height, width, dice)
-    owner = np.zeros((height, width), np.int64)  # which shape a pixel shows; 0 is the background
+    owner = np.zeros((height, width), np.int64)  # the shape visible at each pixel; 0 is the background
     areas, class_ids = _draw_shapes(canvas, owner, dice)
     canvas = _soften(_light(canvas, dice), dice)
     canvas += dice.uniform(1.0, 10.0) * dice.bell(height, width, 3)
@@ -68,7 +68,7 @@ def _colour(dice: Dice) -> Colour:
 
 
 def _contrasting(colour: Colour, least: float, dice: Dice) -> Colour:
-    """A colour that differs from `colour` by at least `least` in its strongest channel."""
+    """Draw a colour that differs from `colour` by at least `least` in some channel."""
     other = _colour(dice)
     while np.abs(other - colour).max() < least:
         other = _colour(dice)
@@ -76,7 +76,7 @@ def _contrasting(colour: Colour, least: float, dice: Dice) -> Colour:
 
 
 def _object_colour(beneath: Colour, class_id: int, dice: Dice) -> Colour:
-    """A colour that stands out; two in three objects have about the colour of their class."""
+    """Draw a shape's colour: near its class's for 85% of objects, else contrasting with `beneath`."""
     if class_id < 0 or dice.chance(15):
         return _contrasting(beneath, 55.0, dice)
     return np.clip(np.array(_CLASS_COLOURS[class_id]) + dice.uniforms(-30.0, 30.0, 3), 10.0, 245.0)
@@ -92,14 +92,14 @@ def _background(height: int, width: int, dice: Dice) -> Canvas:
 
 
 def _slope(height: int, width: int, dice: Dice) -> NDArray[np.float64]:
-    """A gradient in any direction, 0..1 (H, W)."""
+    """Return a gradient in a random direction, 0..1 (H, W)."""
     cosine, sine = dice.direction()
     x, y = np.arange(width) / width - 0.5, np.arange(height) / height - 0.5
     return np.clip(0.5 + 0.7 * (x[None, :] * cosine + y[:, None] * sine), 0.0, 1.0)
 
 
 def _clouds(height: int, width: int, dice: Dice) -> NDArray[np.float64]:
-    """Smooth random patches, coarse ones and finer ones, 0..1 (H, W)."""
+    """Return smooth random patches, coarse and fine ones, 0..1 (H, W)."""
     coarse, fine = dice.between(40, 120), dice.between(6, 24)
     share = dice.uniform(0.2, 0.7)
     field = (1.0 - share) * _field(height, width, coarse, dice)
@@ -107,7 +107,7 @@ def _clouds(height: int, width: int, dice: Dice) -> NDArray[np.float64]:
 
 
 def _field(height: int, width: int, cell: int, dice: Dice) -> NDArray[np.float64]:
-    """Random values on a grid of `cell` pixels, blended smoothly between them, 0..1 (H, W)."""
+    """Return random values on a grid of `cell` pixels, smoothly interpolated, 0..1 (H, W)."""
     rows, row_share = _grid_positions(height, cell)
     columns, column_share = _grid_positions(width, cell)
     knots = dice.uniforms(0.0, 1.0, int(rows[-1]) + 2, int(columns[-1]) + 2)
@@ -122,7 +122,7 @@ def _grid_positions(length: int, cell: int) -> tuple[NDArray[np.int64], NDArray[
 
 
 def _checks(height: int, width: int, dice: Dice) -> NDArray[np.float64]:
-    """Tiles or stripes in any direction, 0 or 1 (H, W)."""
+    """Return tiles or stripes in a random direction, 0 or 1 (H, W)."""
     cosine, sine = dice.direction()
     cell = dice.uniform(10.0, 50.0)
     x, y = np.arange(width)[None, :] / cell, np.arange(height)[:, None] / cell
@@ -133,7 +133,7 @@ def _checks(height: int, width: int, dice: Dice) -> NDArray[np.float64]:
 
 
 def _patches(height: int, width: int, dice: Dice) -> NDArray[np.float64]:
-    """Rectangles of differing tone over each other, 0..1 (H, W)."""
+    """Return overlapping rectangles of different tones, 0..1 (H, W)."""
     field = np.full((height, width), dice.uniform(0.0, 1.0))
     for _ in range(dice.between(4, 14)):
         left, top = dice.below(width), dice.below(height)
@@ -152,19 +152,19 @@ class _Plan:
 
 
 def _plans(dice: Dice) -> list[_Plan]:
-    """What a scene holds, in drawing order."""
+    """Draw the shapes of a scene at random, in drawing order."""
     objects = 0 if dice.chance(_EMPTY_PERCENT) else dice.between(1, 6) + dice.pick((0, 0, 0, 2, 5))
     kinds = [dice.below(len(_CLASS_SHAPES)) for _ in range(objects)]
     plans = [_Plan(_CLASS_SHAPES[kind], kind, _radius(dice)) for kind in kinds]
     for _ in range(dice.between(0, 4)):
-        # Anywhere in the order: beneath the objects, or on top of them.
+        # At any position in the order: below the objects or on top of them.
         distractor = _Plan(dice.pick(DISTRACTORS), -1, 0.8 * _radius(dice))
         plans.insert(dice.below(len(plans) + 1), distractor)
     return plans
 
 
 def _radius(dice: Dice) -> float:
-    """Half the longer side of a shape, pixels; one in four is small."""
+    """Draw half the longer side of a shape in pixels; one in four is small."""
     if dice.chance(25):
         return dice.uniform(6.0, 14.0)
     share = dice.uniform(0.0, 1.0)
@@ -172,14 +172,14 @@ def _radius(dice: Dice) -> float:
 
 
 def _draw_shapes(canvas: Canvas, owner: NDArray[np.int64], dice: Dice) -> tuple[list[int], list[int]]:
-    """Draws a scene's shapes; gives the full area in pixels and the class of each."""
+    """Draw a scene's shapes; returns the full area in pixels and the class of each, background first."""
     areas, class_ids = [0], [-1]
     height, width = owner.shape
     last: tuple[float, float] | None = None
     for plan in _plans(dice):
         reach = 0.6 * plan.radius
         place = (dice.uniform(reach, width - reach), dice.uniform(reach, height - reach))
-        if last is not None and dice.chance(25):  # a crowd: near the shape before
+        if last is not None and dice.chance(25):  # a crowd: near the previous shape
             place = (last[0] + dice.uniform(-45.0, 45.0), last[1] + dice.uniform(-45.0, 45.0))
         stamp = draw(plan.shape, place, plan.radius, dice)
         class_ids.append(plan.class_id)
@@ -192,7 +192,7 @@ def _draw_shapes(canvas: Canvas, owner: NDArray[np.int64], dice: Dice) -> tuple[
 def _paint(
     canvas: Canvas, owner: NDArray[np.int64], stamp: Stamp, stamp_class: int, number: int, dice: Dice
 ) -> None:
-    """Blends a shape into the picture, in two colours, shaded, sometimes with a shadow."""
+    """Blend a shape into the image in two colours, shaded, sometimes with a drop shadow."""
     base = _object_colour(_local_colour(canvas, stamp), stamp_class, dice)
     second = _contrasting(base, 60.0, dice)
     if dice.chance(30):
@@ -216,7 +216,7 @@ def _local_colour(canvas: Canvas, stamp: Stamp) -> Colour:
 def _overlap(
     shape: tuple[int, ...], stamp: Stamp, offset: int = 0
 ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Where a stamp lies in a picture of (H, W, ...), and which part of the stamp that is."""
+    """Return the slices of an image (H, W, ...) that a stamp covers, and those of the visible part of it."""
     side = stamp.cover.shape[0]
     inside, patch = [], []
     for start, length in ((stamp.top + offset, shape[0]), (stamp.left + offset, shape[1])):
@@ -229,7 +229,7 @@ def _overlap(
 def _blend(
     canvas: Canvas, stamp: Stamp, alpha: NDArray[np.float64], colour: NDArray[np.float64], offset: int = 0
 ) -> None:
-    """Lays `colour`, (3,) or (n, n, 3), over the picture with the opacity `alpha` (n, n)."""
+    """Blend `colour`, (3,) or (n, n, 3), over the image with opacity `alpha` (n, n)."""
     inside, patch = _overlap(canvas.shape, stamp, offset)
     source = colour[patch] if colour.ndim == 3 else colour
     target = canvas[inside]
@@ -237,7 +237,7 @@ def _blend(
 
 
 def _light(canvas: Canvas, dice: Dice) -> Canvas:
-    """The picture under coloured, uneven light, at times with weak contrast."""
+    """Apply coloured, uneven lighting and a random contrast."""
     height, width = canvas.shape[:2]
     lamp = 1.0 + dice.uniform(0.0, 1.1) * (_slope(height, width, dice) - 0.5)
     if dice.chance(25):
@@ -249,7 +249,7 @@ def _light(canvas: Canvas, dice: Dice) -> Canvas:
 
 
 def _soften(canvas: Canvas, dice: Dice) -> Canvas:
-    """The picture out of focus or in motion, in some cases."""
+    """Apply defocus or motion blur to 60% of the images."""
     kind = dice.below(10)
     if kind < 4:  # the sharp ones
         return canvas
@@ -262,7 +262,7 @@ def _soften(canvas: Canvas, dice: Dice) -> Canvas:
 
 
 def _smooth(canvas: Canvas) -> Canvas:
-    """The mean of each pixel (twice) and its two neighbours above and below."""
+    """Blur vertically: average each pixel, with weight 2, with those above and below, with weight 1."""
     above, below = canvas[:1], canvas[-1:]
     padded = np.concatenate([above, canvas, below])
     return np.asarray((padded[:-2] + padded[2:] + 2.0 * canvas) * 0.25)

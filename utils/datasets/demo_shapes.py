@@ -1,8 +1,8 @@
-"""The shapes of the demo set: what a detector should find, and what it should leave alone.
+"""The shapes of the demo set: the classes to detect, and distractors.
 
-Every shape is a function of coordinates `u` and `v` (n, n), in which it fills -1 to 1 on its
-longer side, and gives two masks (n, n): where it is, and where it carries its second colour. Only
-exact operations (+ - * / and comparisons) occur: the masks are the same on every machine.
+Every shape is a function of coordinates `u` and `v` (n, n), in which its longer side spans -1 to 1.
+It returns two masks (n, n): where the shape is, and where it has its second colour. Only exact
+operations (+ - * / and comparisons) are used, so the masks are identical on every machine.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from utils.datasets.demo_dice import Dice
 Coordinates = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Masks = tuple[Mask, Mask]
-# The third value is how many units a pixel is: texture finer than that cannot be seen.
+# The third argument is the size of a pixel in these units: finer texture would not be visible.
 Shape = Callable[[Coordinates, Coordinates, float, Dice], Masks]
 
 # Cosine and sine of 90, 162, 234, 306 and 18 degrees: the five sides of a star.
@@ -58,7 +58,7 @@ def _striped(u: Coordinates, v: Coordinates, pixel: float, dice: Dice) -> Masks:
 
 
 def _star(u: Coordinates, v: Coordinates, pixel: float, dice: Dice) -> Masks:
-    # A point of the pentagram lies on the inner side of at least four of its five lines.
+    # A point is in the pentagram if it lies on the inner side of at least four of its five lines.
     reach = 0.309 * dice.uniform(1.0, 1.25)
     sides = [np.asarray(u * x + v * y <= reach) for x, y in _STAR_SIDES]
     count = sum(side.astype(np.int8) for side in sides)
@@ -162,11 +162,11 @@ DISTRACTORS: tuple[Shape, ...] = (
 
 @dataclass(frozen=True)
 class Stamp:
-    """A drawn shape on its own square of pixels.
+    """A shape rasterised on its own square of pixels.
 
-    cover: (n, n) 0..1, how much of a pixel the shape fills.
-    marks: (n, n) 0..1, how much of that is in the second colour.
-    left, top: where the square's corner lies, pixels of the picture; may be negative.
+    cover: (n, n) 0..1, the fraction of each pixel that the shape covers.
+    marks: (n, n) 0..1, the fraction of the covered area in the second colour.
+    left, top: the square's upper left corner in pixels of the image; may be negative.
     """
 
     cover: NDArray[np.float64]
@@ -176,7 +176,7 @@ class Stamp:
 
 
 def draw(shape: Shape, centre_xy: tuple[float, float], radius: float, dice: Dice) -> Stamp:
-    """The shape about a centre, turned and squeezed by chance.
+    """Rasterise a shape around a centre, randomly rotated and squeezed.
 
     `centre_xy` and `radius` are in pixels; the shape's longer side is nearly two radii.
     """
@@ -194,7 +194,7 @@ def draw(shape: Shape, centre_xy: tuple[float, float], radius: float, dice: Dice
 
 
 def _per_pixel(mask: Mask) -> NDArray[np.float64]:
-    """The filled share (n, n) of each pixel, from its 3 x 3 points (3n, 3n)."""
+    """Return the covered fraction (n, n) of each pixel from its 3 x 3 subpixels (3n, 3n)."""
     points = mask.astype(np.int16)
     rows = points[0::3] + points[1::3] + points[2::3]
     return np.asarray((rows[:, 0::3] + rows[:, 1::3] + rows[:, 2::3]) / 9.0)

@@ -1,7 +1,7 @@
-"""Gets the data of a dataset YAML where it is missing:  python -m utils.datasets.download data/voc.yaml
+"""Download the data of a dataset YAML if it is missing: python -m utils.datasets.download data/voc.yaml
 
-Archives are fetched, checked, unpacked beside the dataset's folder and moved into it; what is there
-already is neither fetched again nor changed. Nothing in the YAML is ever run.
+Archives are fetched, verified, unpacked beside the dataset's folder and moved into it; existing files
+are neither fetched again nor changed. Nothing in the YAML is ever executed.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from utils.fetch.web import SourceError
 from utils.words import counted
 
 Say = Callable[[str], None]
-_SLACK = 1.5  # an archive may unfold to so much more than its YAML says
+_SLACK = 1.5  # factor by which an archive may unpack to more than its YAML says
 _FLOOR = 64 * 2**20
 
 
 def get_dataset(
     path: str | Path, data_dir: str | Path | None, splits: Sequence[str], may_fetch: bool, say: Say
 ) -> DatasetConfig:
-    """The settings of a dataset of which the splits are there; what is missing of them is fetched.
+    """Return the settings of a dataset, downloading whatever is missing of the given splits.
 
-    Data in a `data_dir` is the user's own copy: nothing is fetched into it.
+    Data in a `data_dir` is the user's own copy: nothing is downloaded into it.
 
     Raises:
-        UserError: something is missing and cannot or must not be fetched.
+        UserError: if something is missing and cannot or must not be downloaded.
     """
     config = load_dataset_config(path, data_dir, may_be_absent=True)
     missing = missing_splits(config, splits)
@@ -57,17 +57,17 @@ def get_dataset(
 
 
 def missing_splits(config: DatasetConfig, splits: Sequence[str]) -> list[str]:
-    """Those of the splits that the YAML names and of which nothing, or not every part, is there."""
+    """Return those of the splits that the YAML names and that are missing or incomplete."""
     return [split for split in splits if split in config.splits and not is_split_there(config, split)]
 
 
 def fetch_dataset(config: DatasetConfig, splits: Sequence[str], say: Say, keep: bool = False) -> None:
-    """Fetches what the splits need and what is not there; several processes do it once.
+    """Download what is missing of the splits, once if several processes call this.
 
     keep: leave the archives beside the dataset's folder.
 
     Raises:
-        UserError: it cannot be had, there is no room, or it is not what the YAML says.
+        UserError: if the download fails, the disk is too full, or the result is not what the YAML says.
     """
     place = _Place(config, say, keep)
     wait = f"another process is fetching {config.root}: waiting for it"
@@ -96,14 +96,14 @@ def fetch_dataset(config: DatasetConfig, splits: Sequence[str], say: Say, keep: 
 
 @dataclass
 class _Place:
-    """A dataset's folder and the one beside it where things are made ready."""
+    """A dataset's folder, and the working folder beside it for downloading and unpacking."""
 
     config: DatasetConfig
     say: Say
     keep: bool
 
     def __post_init__(self) -> None:
-        # Where a link leads, so that all is on one disk and renaming is one step.
+        # Resolve links, so that everything is on one file system and a rename is atomic.
         self.root = Path(os.path.realpath(self.config.root))
         self.work = self.root.parent / f"{self.root.name}.download"
         if os.path.isdir(self.root) and os.stat(self.root).st_dev != os.stat(self.root.parent).st_dev:
@@ -111,18 +111,18 @@ class _Place:
         self.is_new = not os.path.exists(self.root.parent)
 
     def is_needed(self, step: Step) -> bool:
-        """Whether what a step gives is not there; one that does not say what always is."""
+        """Return whether the results of a step are missing; always True if it does not name them."""
         return not step.gives or not all(os.path.exists(self.root / entry) for entry in step.gives)
 
     def by_hand(self, step: ArchiveStep) -> Path:
-        """Where a person may put an archive: beside the dataset's folder."""
+        """Return where the user may put an archive: beside the dataset's folder."""
         return self.config.root.parent / step.name
 
     def check_room(self, steps: Sequence[Step]) -> None:
-        """Says what will be fetched.
+        """Announce what will be downloaded and check the free disk space.
 
         Raises:
-            UserError: there is no room for it.
+            UserError: if the disk is too full.
         """
         archives = [step for step in steps if isinstance(step, ArchiveStep)]
         if not archives:
@@ -130,7 +130,7 @@ class _Place:
         to_fetch = [step for step in archives if not os.path.isfile(self.by_hand(step))]
         coming = sum(step.bytes_about for step in to_fetch)
         unpacked = sum(round(step.unpacked_mb * 1e6) for step in archives)
-        # An archive goes when it is unpacked: never are all of them there at once.
+        # Each archive is deleted once unpacked, so they never all take up space at once.
         largest = coming if self.keep else max(step.bytes_about for step in archives)
         size = f"{coming / 1e6:,.0f} MB" if coming else "of unknown size"
         of_them = f"{counted(len(to_fetch), 'archive')}, {size}"
@@ -142,7 +142,7 @@ class _Place:
         check_room(self.work, max(largest + unpacked - there, 0), str(self.config.yaml_path))
 
     def add_archive(self, step: ArchiveStep) -> None:
-        """Fetches an archive, or takes one that a person has put there, and moves its content in."""
+        """Download an archive, or use one that the user has put there, and move its content in."""
         given, target = self.by_hand(step), self.work / step.name
         remote = Remote(step.name, step.url, step.size, step.md5, step.sha256)
         if os.path.isfile(given):
@@ -164,7 +164,7 @@ class _Place:
 
     def _unpack(self, step: ArchiveStep, archive: Path) -> None:
         folder = self._unpacked(step)
-        shutil.rmtree(folder, ignore_errors=True)  # a killed process has left it
+        shutil.rmtree(folder, ignore_errors=True)  # left by a killed process
         limit = max(round(step.unpacked_mb * 1e6 * _SLACK), _FLOOR) if step.unpacked_mb else 0
         try:
             unpack(archive, step.name, folder, step.take, limit)
@@ -191,7 +191,7 @@ class _Place:
         shutil.rmtree(self._unpacked(step), ignore_errors=True)
 
     def _folder_with_splits(self, source: Path) -> Path:
-        """The unpacked folder, or its only folder where the data lies in that."""
+        """Return the unpacked folder, or its only subfolder if that contains the data."""
         inside = list(source.iterdir())
         ways = [
             os.path.relpath(entry, self.config.root) for way in self.config.splits.values() for entry in way
@@ -201,7 +201,7 @@ class _Place:
         return source
 
     def add_labels(self, step: CocoStep) -> None:
-        """Makes label files and the list of pictures of an annotation file."""
+        """Write the label files and the image list of a COCO annotation file."""
         annotations, labels, listing = (self.root / way for way in (step.coco, step.labels, step.list_file))
         self.say(f"making the labels of {step.coco}")
         found = read_coco(annotations, self.config.names)
@@ -220,7 +220,7 @@ class _Place:
         write_text_atomically(listing, lines)
 
     def tidy(self) -> None:
-        """Removes the folder beside, where nothing is left in it to go on with."""
+        """Remove the working folder, unless it still holds files that a later attempt can use."""
         try:
             self.work.rmdir()
             if self.is_new:
@@ -254,7 +254,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; gives the exit code."""
+    """Run the command line and return the exit code."""
     arguments = _arguments(argv)
 
     def fetch() -> None:

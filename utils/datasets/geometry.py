@@ -1,7 +1,7 @@
-"""Random maps of a canvas, and what they make of its pictures and boxes.
+"""Random affine and perspective warps of a canvas, applied to its images and boxes.
 
-Frames: pixel coordinates are continuous, 0 at the left and upper edge of the first pixel, so the
-centre of pixel i is i + 0.5. Boxes are (n, 5): class, then x1, y1, x2, y2 in pixels.
+Pixel coordinates are continuous, 0 at the left and upper edge of the first pixel, so the centre of
+pixel i is i + 0.5. Boxes are (n, 5): class, then x1, y1, x2, y2 in pixels.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SNAP_CANDIDATES = 8
 
 @dataclass(frozen=True)
 class WarpSettings:
-    """Ranges of a random map: angles in degrees from U(-x, x); see `AugmentSettings`."""
+    """Ranges of a random warp: angles in degrees from U(-x, x); see `AugmentSettings`."""
 
     degrees: float = 0.0
     translate: float = 0.0
@@ -40,24 +40,24 @@ class WarpSettings:
 
 @dataclass(frozen=True)
 class Warp:
-    """A map from canvas to output pixels (3, 3) and the factor by which it magnifies."""
+    """A homography (3, 3) from canvas to output pixels and its scale factor."""
 
     matrix: Matrix
     scale: float
 
     @property
     def is_upright(self) -> bool:
-        """Whether rectangles stay rectangles: magnification and shift alone."""
+        """Whether rectangles stay axis-aligned rectangles: only scaling and translation."""
         return not (self.matrix - np.diag(self.matrix.diagonal()))[:, :2].any()
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A picture at its place on a canvas, known before it is loaded.
+    """An image placed on a canvas, described before it is loaded.
 
-    number: which picture.
+    number: index of the image.
     origin_xy: canvas position of its upper left corner; may lie outside of the canvas.
-    span_xyxy: the part of the canvas that shows it, whole pixels.
+    span_xyxy: the part of the canvas that it covers, whole pixels.
     boxes: its labels in canvas pixels, clipped to the canvas.
     """
 
@@ -70,7 +70,7 @@ class Tile:
 def random_warp(
     settings: WarpSettings, canvas_wh: tuple[int, int], out_wh: tuple[int, int], rng: np.random.Generator
 ) -> Warp:
-    """A random map: centre, perspective, rotation with scale, shear, translation, in this order."""
+    """Draw a random warp: centring, perspective, rotation with scale, shear, translation, in this order."""
     centre = _translation(-canvas_wh[0] / 2, -canvas_wh[1] / 2)
     perspective = np.eye(3)
     perspective[2, :2] = rng.uniform(-settings.perspective, settings.perspective, 2)
@@ -88,17 +88,17 @@ def random_warp(
 def warp_canvas(
     tiles: Sequence[Tile], warp: Warp, out_hw: tuple[int, int], load: Callable[[int], Image]
 ) -> tuple[Image, Boxes]:
-    """The output picture (H, W, 3) of a canvas that holds the tiles and is FILL elsewhere, and its boxes.
+    """Warp a canvas that holds the tiles and is FILL elsewhere; returns the image (H, W, 3) and its boxes.
 
-    The canvas itself, four times the size of the output for a mosaic, is never made: each tile
-    goes straight into the part of the output that it covers, and a tile that covers none is not
-    even loaded.
+    The canvas itself, four times the size of the output for a mosaic, is never allocated: each tile is
+    warped straight into the part of the output that it covers, and a tile that covers none is not even
+    loaded.
 
     Args:
-        tiles: what lies on the canvas; no two overlap.
+        tiles: the images on the canvas; no two overlap.
         warp: from canvas to output.
         out_hw: height and width of the output, pixels.
-        load: gives the picture of a number.
+        load: returns the image with a number.
     """
     height, width = out_hw
     if warp.is_upright:
@@ -120,16 +120,16 @@ def warp_canvas(
 def _draw_upright(
     tile: Tile, matrix: Matrix, room: Image, margin: int, load: Callable[[int], Image]
 ) -> Matrix | None:
-    """Magnifies and shifts one tile into `room`, the output with a margin on all sides.
+    """Scale and translate one tile into `room`, the output with a margin on all sides.
 
-    Resizing between whole pixels is four times as fast as a free warp. The tile's edges move to
-    the nearest whole pixel of the output, by half a pixel at most, and its boxes with them. What
-    reaches out of the output by a few pixels lands on the margin.
+    Resizing between whole pixels is four times as fast as a general warp. The tile's edges move to the
+    nearest whole pixel of the output, by at most half a pixel, and its boxes with them. The few pixels
+    by which it may extend beyond the output land in the margin.
 
-    Gives the map that was used, None when nothing shows.
+    Returns the map that was used, None if the tile is not visible.
     """
     x1, y1, x2, y2 = tile.span_xyxy
-    # Python's own numbers: NumPy's take three times as long, one by one.
+    # As Python floats: arithmetic on single NumPy scalars takes three times as long.
     across = _snap(x1, x2, matrix[0, 0].item(), matrix[0, 2].item(), room.shape[1] - 2 * margin)
     down = _snap(y1, y2, matrix[1, 1].item(), matrix[1, 2].item(), room.shape[0] - 2 * margin)
     if across is None or down is None:
@@ -146,7 +146,7 @@ def _draw_upright(
 
 @dataclass(frozen=True)
 class _Snapped:
-    """A stretch of the canvas and its place in the output along one axis, both in whole pixels."""
+    """An interval of the canvas and its image in the output along one axis, both in whole pixels."""
 
     start: int
     stop: int
@@ -163,9 +163,9 @@ class _Snapped:
 
 
 def _snap(start: int, stop: int, factor: float, shift: float, length: int) -> _Snapped | None:
-    """What of the canvas stretch [start, stop) shows in the output [0, length), None when nothing does.
+    """Snap the part of the canvas interval [start, stop) visible in the output [0, length); None if none is.
 
-    A tile that reaches out of the output is cut near its border, where the map comes closest to a
+    A tile that extends beyond the output is cut near its border, where the map comes closest to a
     whole pixel.
     """
     low, high = math.floor(-shift / factor), math.ceil((length - shift) / factor)
@@ -190,9 +190,9 @@ def _closest(candidates: range, factor: float, shift: float) -> int:
 
 
 def _draw_freely(tile: Tile, matrix: Matrix, out: Image, load: Callable[[int], Image]) -> Matrix | None:
-    """Warps one tile with its edge pixels repeated and copies it where it covers the output.
+    """Warp one tile with its edge pixels replicated, and copy it to where it covers the output.
 
-    Gives the map, None when nothing shows.
+    Returns the map, None if the tile is not visible.
     """
     region = _covered_region(tile, matrix, out)
     if region is None:
@@ -212,12 +212,12 @@ def _draw_freely(tile: Tile, matrix: Matrix, out: Image, load: Callable[[int], I
 
 
 def _covered_region(tile: Tile, matrix: Matrix, out: Image) -> tuple[int, int, int, int] | None:
-    """The rectangle x1, y1, x2, y2 of the output that a tile can reach, None when there is none."""
+    """Return the rectangle x1, y1, x2, y2 of the output that a tile can cover, None if there is none."""
     height, width = out.shape[:2]
     x1, y1, x2, y2 = tile.span_xyxy
     corners = np.array([[x1, y1, 1], [x2, y1, 1], [x1, y2, 1], [x2, y2, 1]]) @ matrix.T
     if corners[:, 2].min() <= _EPS:
-        return 0, 0, width, height  # a strong perspective turns part of the tile behind the eye
+        return 0, 0, width, height  # a strong perspective puts part of the tile behind the camera
     places = corners[:, :2] / corners[:, 2:]
     low, high = np.floor(places.min(0)), np.ceil(places.max(0))
     region = np.concatenate([low, high]).clip(0, [width, height] * 2).astype(int)
@@ -231,17 +231,17 @@ def _translation(x: float, y: float) -> Matrix:
 
 
 def _for_indices(matrix: Matrix) -> Matrix:
-    """The same map for OpenCV, whose coordinates are 0 in the centre of the first pixel."""
+    """Convert a map for OpenCV, whose coordinates are 0 at the centre of the first pixel."""
     return _translation(-0.5, -0.5) @ matrix @ _translation(0.5, 0.5)
 
 
 def warp_boxes(boxes: Boxes, matrices: Matrix, scale: float, out_hw: tuple[int, int]) -> Boxes:
-    """The boxes that are left after a warp, clipped to the output, without those that nearly vanish.
+    """Warp boxes and clip them to the output, dropping those of which too little is left.
 
     Args:
         boxes: (n, 5).
         matrices: a map (3, 3), or one for each box (n, 3, 3).
-        scale: how much the maps magnify.
+        scale: scale factor of the maps.
         out_hw: height and width of the output, pixels.
     """
     if not len(boxes):
@@ -257,7 +257,7 @@ def warp_boxes(boxes: Boxes, matrices: Matrix, scale: float, out_hw: tuple[int, 
 
 
 def box_candidates(before: NDArray[np.floating], after: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """Which boxes (n, 4) are still worth learning after augmentation (n,).
+    """Return a mask (n,) of the boxes (n, 4) that are still worth learning after augmentation.
 
     Both sides above 2 px, more than a tenth of the area left, neither side 100 times the other.
     """

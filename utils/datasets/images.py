@@ -1,4 +1,4 @@
-"""Picture files to arrays: one way of reading for the index, the caches and the loaders."""
+"""Image decoding, shared by the index, the caches and the loaders."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Image = NDArray[np.uint8]
 
 IMAGE_SUFFIXES = frozenset(".bmp .dib .jpe .jpeg .jpg .jp2 .mpo .pbm .pgm .png .ppm .tif .tiff .webp".split())
 _JPEG_END = b"\xff\xd9"
-# Without 0xff, which would start a marker; enough to fill what is missing with something visible.
+# Without 0xff, which would start a marker; enough bytes for missing image data to decode visibly.
 _JPEG_MORE = bytes(37 * number % 251 for number in range(1, 257))
 _REDUCED = (
     (8, cv2.IMREAD_REDUCED_COLOR_8),
@@ -24,49 +24,49 @@ _REDUCED = (
     (2, cv2.IMREAD_REDUCED_COLOR_2),
 )
 _PNG_START, _PNG_END = b"\x89PNG", b"IEND\xaeB`\x82"
-# 20,000 x 20,000 px pass. A file of a megabyte may claim any size and unfold to it.
+# Allows 20,000 x 20,000 px. A file of a megabyte may declare any size and decompress to it.
 MAX_PIXELS = 2**29
 MAX_BYTES = 2**31
-# A JPEG may go over its picture in any number of scans, of a few bytes each: pixels times scans, which
-# is ten seconds. Real ones have ten scans.
+# Pixels times scans, about ten seconds of decoding. A JPEG may consist of any number of scans of a few
+# bytes each; real files have about ten.
 MAX_SCANNED = 2**37
 _JPEG_SCAN = b"\xff\xda"
 _JPEG_PADDING = re.compile(rb"\xff+")
-# Before the picture. MAX_BYTES hold half as many of full length.
+# Before the frame header. A file of MAX_BYTES holds at most half as many of full length.
 MAX_SEGMENTS = 2**16
-# The frame headers of JPEG, those of DHT, JPG and DAC left out.
+# JPEG's frame header markers (SOF), without DHT, JPG and DAC, which lie in the same range.
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_JPEG_BARE = frozenset(range(0xD0, 0xD9)) | {0x00, 0x01}  # without a length; 0 is no marker at all
+_JPEG_BARE = frozenset(range(0xD0, 0xD9)) | {0x00, 0x01}  # without a length; 0 is not a marker
 
-# Loader and index parallelise over images. OpenCV's own threads would fight with that, and a
-# forked worker hangs when it waits for a pool of threads that only its parent has.
+# Loader and index parallelise over images. OpenCV's own threads would compete with theirs, and a
+# forked worker would deadlock waiting for a thread pool that exists only in its parent.
 cv2.setNumThreads(0)
-# What is wrong with a file is said once, by its name; OpenCV would add lines without one.
+# Errors are reported once, with the file's name; OpenCV would log additional lines without it.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 class UnreadableImageError(ValueError):
-    """A file that is no whole picture; the message says why."""
+    """A file that is not a complete image; the message says why."""
 
 
 def is_image(path: str | Path) -> bool:
-    """Whether a file name has the suffix of a picture."""
+    """Return whether a file name has an image suffix."""
     return Path(path).suffix.lower() in IMAGE_SUFFIXES
 
 
 def decode_image(content: bytes, flags: int = cv2.IMREAD_COLOR) -> Image:
-    """A picture (H, W, 3), BGR, uint8, upright, from the bytes of its file.
+    """Decode a file's bytes to an upright BGR image (H, W, 3) uint8.
 
-    Grey, palette, alpha, CMYK and 16-bit pictures become 8-bit BGR; of an animation it is the first
-    frame; what the file is counts, not what its name says. An EXIF orientation is applied, so the
-    size here is the one that labels refer to.
+    Greyscale, palette, alpha, CMYK and 16-bit images become 8-bit BGR; animations give their first frame.
+    The format is detected from the content, not the name. The EXIF orientation is applied, so the size is
+    the one that labels refer to.
 
     Args:
         content: the file.
-        flags: OpenCV's, for another depth or for decoding at a part of the size.
+        flags: OpenCV's, for another depth or for decoding at reduced size.
 
     Raises:
-        UnreadableImageError: when OpenCV cannot decode it, it has more than `MAX_PIXELS`, or is a JPEG
+        UnreadableImageError: if OpenCV cannot decode it, it has more than `MAX_PIXELS`, or it is a JPEG
             that would take minutes.
     """
     if not content:
@@ -85,41 +85,40 @@ def decode_image(content: bytes, flags: int = cv2.IMREAD_COLOR) -> Image:
 
 
 def read_image(path: str | Path) -> Image:
-    """The picture of a file as in `decode_image`; any file name works on any system.
+    """Read an image file as in `decode_image`; any file name works on any system.
 
     Raises:
-        UnreadableImageError: when the file is missing or is no picture.
+        UnreadableImageError: if the file is missing or is not an image.
     """
     return decode_image(_read(path))
 
 
 def check_image(path: str | Path) -> tuple[int, int]:
-    """The width and height of a whole picture, in pixels as `read_image` gives it.
+    """Check that an image is complete and return its width and height in pixels, as read by `read_image`.
 
-    Decoders may fill the missing part of a truncated JPEG or PNG with grey and say nothing, so
-    the end mark of the file is looked for first. A JPEG in which nothing but that mark is missing
-    counts as whole.
+    Decoders may silently fill the missing part of a truncated JPEG or PNG with grey, so the file's end
+    marker is looked for first. A JPEG that lacks only this marker counts as complete.
 
     Raises:
-        UnreadableImageError: when the picture is missing, damaged or cut off.
+        UnreadableImageError: if the image is missing, damaged or truncated.
     """
     content = _read(path)
     is_cut_jpeg = _is_jpeg(content) and not _has_end(content, _JPEG_END)
     is_cut_png = content.startswith(_PNG_START) and not _has_end(content, _PNG_END)
     if is_cut_png or (is_cut_jpeg and not _lacks_only_its_end(content)):
         raise UnreadableImageError("the file is cut off")
-    # Without colour it takes half the time, and fails on the same files.
+    # Decoding to greyscale takes half the time and fails on the same files.
     height, width = decode_image(content, cv2.IMREAD_GRAYSCALE).shape[:2]
     return width, height
 
 
 def declared_wh(content: bytes) -> tuple[int, int]:
-    """Width and height in pixels as the head of a PNG, GIF or JPEG says, before any turning.
+    """Return the width and height in the header of a PNG, GIF or JPEG, before any rotation.
 
-    (0, 0) where the head is broken and for other formats, for which OpenCV's own limit holds.
+    (0, 0) if the header is broken, and for other formats, to which OpenCV's own limit applies.
 
     Raises:
-        UnreadableImageError: a JPEG has more than `MAX_SEGMENTS` before its picture.
+        UnreadableImageError: if a JPEG has more than `MAX_SEGMENTS` before its frame header.
     """
     if content.startswith(_PNG_START) and len(content) >= 24:
         width, height = struct.unpack(">II", content[16:24])
@@ -133,29 +132,29 @@ def declared_wh(content: bytes) -> tuple[int, int]:
 
 
 def scaled_wh(width: int, height: int, image_size: int) -> tuple[int, int]:
-    """The size in pixels after the longer side is scaled to `image_size`."""
+    """Return the width and height in pixels after scaling the longer side to `image_size`."""
     factor = image_size / max(width, height)
     return max(round(width * factor), 1), max(round(height * factor), 1)
 
 
 def fitting_wh(width: int, height: int, image_size: int, room_hw: tuple[int, int]) -> tuple[int, int]:
-    """As `scaled_wh`, smaller where that would not fit into (height, width)."""
+    """Return `scaled_wh`, reduced if it would not fit into `room_hw` (height, width)."""
     factor = min(image_size / max(width, height), room_hw[0] / height, room_hw[1] / width)
     return max(round(width * factor), 1), max(round(height * factor), 1)
 
 
 def all_scaled_wh(sizes_wh: NDArray[np.int64], image_size: int) -> NDArray[np.int64]:
-    """`scaled_wh` of many sizes (N, 2) at once."""
+    """Return `scaled_wh` of many sizes (N, 2) at once."""
     factors = image_size / sizes_wh.max(1, initial=1)
     scaled: NDArray[np.int64] = np.maximum(np.rint(sizes_wh * factors[:, None]), 1).astype(np.int64)
     return scaled
 
 
 def read_for_evaluation(path: str | Path, wh: tuple[int, int]) -> Image:
-    """The picture of a file, scaled to `wh` pixels; shrinking averages over areas.
+    """Read an image and scale it to `wh` pixels, with area interpolation when shrinking.
 
     Raises:
-        UnreadableImageError: when the file is missing or is no picture.
+        UnreadableImageError: if the file is missing or is not an image.
     """
     image = decode_image(_read_checked(path))
     shrinks = wh[0] < image.shape[1] or wh[1] < image.shape[0]
@@ -163,13 +162,13 @@ def read_for_evaluation(path: str | Path, wh: tuple[int, int]) -> Image:
 
 
 def read_for_training(path: str | Path, original_wh: tuple[int, int], wh: tuple[int, int]) -> Image:
-    """The picture of a file, scaled from `original_wh` to `wh` pixels, as fast as it goes.
+    """Read an image and scale it from `original_wh` to `wh` pixels, as fast as possible.
 
-    A JPEG that is more than twice as large as needed is decoded at half, a quarter or an eighth
-    of its size, the rest is linear interpolation.
+    A JPEG at least twice as large as needed is decoded at half, a quarter or an eighth of its size;
+    the rest is linear interpolation.
 
     Raises:
-        UnreadableImageError: when the file is missing or is no picture.
+        UnreadableImageError: if the file is missing or is not an image.
     """
     content = _read_checked(path)
     flags = cv2.IMREAD_COLOR
@@ -180,9 +179,9 @@ def read_for_training(path: str | Path, original_wh: tuple[int, int], wh: tuple[
 
 
 def _jpeg_wh(content: bytes) -> tuple[int, int]:
-    """The size in the first frame header: segments are a marker, a length and that many bytes.
+    """Return the size in the first frame header; segments are a marker, a length and that many bytes.
 
-    Passes over padding and over stray bytes between segments, as decoders do: else a few of them would hide
+    Skips padding and stray bytes between segments, as decoders do: otherwise a few of them would hide
     the size.
     """
     place = 2
@@ -211,9 +210,9 @@ def _read(path: str | Path) -> bytes:
 
 
 def _read_checked(path: str | Path) -> bytes:
-    """The bytes of a picture that passed `check_image`.
+    """Return the bytes of an image that passed `check_image`.
 
-    One without an end mark is looked at again: it may have been cut off since.
+    A JPEG without an end marker is checked again, as it may have been truncated since.
     """
     content = _read(path)
     if not _is_jpeg(content) or _has_end(content, _JPEG_END):
@@ -232,13 +231,13 @@ def _decoded(content: bytes, flags: int) -> Image | None:
 
 
 def _lacks_only_its_end(content: bytes) -> bool:
-    """Whether a JPEG without an end mark has all of its picture.
+    """Return whether a JPEG without an end marker has all of its image data.
 
-    A decoder that has everything passes over what follows; else that becomes a part of the picture.
+    A decoder that has everything ignores appended bytes; otherwise they become part of the image.
     """
     if not _is_jpeg(content):
         return False
-    # In colour: the last scans may hold nothing else.
+    # In colour: the last scans may contain nothing but chroma.
     plain = _decoded(_with_jpeg_end(content), cv2.IMREAD_COLOR)
     longer = _decoded(_with_jpeg_end(content, _JPEG_MORE), cv2.IMREAD_COLOR)
     return plain is not None and longer is not None and np.array_equal(plain, longer)

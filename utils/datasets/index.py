@@ -1,6 +1,6 @@
-"""The index of a split: pictures, their sizes and their labels, checked once and remembered.
+"""The index of a split: images, their sizes and their labels, checked once and cached.
 
-Shapes: N pictures, T labels in all, n labels of one picture, K classes.
+Shapes: N images, T labels in all, n labels of one image, K classes.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ _SINGLE_CLASS_NAME = "object"
 
 @dataclass
 class DatasetIndex:
-    """What is known of a split before any picture is loaded.
+    """Everything known about a split before any image is loaded.
 
-    paths: N files, all of which were readable; packed, like the labels, whatever they are given as.
+    paths: N files, all of which were readable; packed on construction, like the labels.
     labels: N arrays (n, 5) float32: class, centre x, centre y, width, height, normalised.
     sizes_wh: (N, 2) int64, pixels as the loader reads them (EXIF orientation applied).
-    labelled: (N,) bool; False where nobody labelled the picture (its truth is unknown, not empty).
-    problems: sentences about what was skipped or corrected, for the console.
+    labelled: (N,) bool; False for unlabelled images (whose ground truth is unknown, not empty).
+    problems: sentences for the console about what was skipped or corrected.
     names: class names in the order of their ids.
     """
 
@@ -56,14 +56,14 @@ class DatasetIndex:
     names: list[str]
 
     def __post_init__(self) -> None:
-        """Packs what comes as lists."""
+        """Pack paths and labels given as lists."""
         if not isinstance(self.paths, PackedTexts):
             self.paths = PackedTexts(self.paths)
         if not isinstance(self.labels, PackedRows):
             self.labels = PackedRows.of(self.labels)
 
     def __len__(self) -> int:
-        """The number of pictures."""
+        """The number of images."""
         return len(self.paths)
 
     @property
@@ -73,15 +73,15 @@ class DatasetIndex:
 
     @property
     def unlabelled_count(self) -> int:
-        """How many of the pictures nobody labelled."""
+        """The number of unlabelled images."""
         return int(np.count_nonzero(~self.labelled))
 
     def all_labels(self) -> Labels:
-        """The labels of all pictures in one (T, 5) array."""
+        """Return the labels of all images in one (T, 5) array."""
         return self._rows.values
 
     def label_owners(self) -> NDArray[np.int64]:
-        """The picture number of each row of `all_labels` (T,)."""
+        """Return the image number (T,) of each row of `all_labels`."""
         return np.repeat(np.arange(len(self)), self._rows.counts)
 
     @property
@@ -90,22 +90,22 @@ class DatasetIndex:
         return self.labels
 
     def box_sizes_px(self, image_size: int) -> NDArray[np.float32]:
-        """Width and height of all boxes (T, 2), pixels, each picture's longer side scaled to `image_size`."""
+        """Return width and height (T, 2) of all boxes in pixels, with longer image sides of `image_size`."""
         scaled = self.sizes_wh * (image_size / self.sizes_wh.max(1, keepdims=True))
         sizes: NDArray[np.float32] = self.all_labels()[:, 3:] * scaled[self.label_owners()].astype(np.float32)
         return sizes
 
     def class_counts(self) -> NDArray[np.int64]:
-        """How many labels each class has (K,)."""
+        """Return the number of labels of each class (K,)."""
         return np.bincount(self.all_labels()[:, 0].astype(np.int64), minlength=self.nc)
 
     def class_weights(self) -> NDArray[np.float64]:
-        """Inverse frequencies of the classes (K,), summing to 1; no label counts as one."""
+        """Return inverse class frequencies (K,), summing to 1; absent classes count as having one label."""
         weights = 1.0 / np.maximum(self.class_counts(), 1)
         return np.asarray(weights / weights.sum(), np.float64)
 
     def image_weights(self, class_weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The sum of the class weights (K,) of each picture's labels (N,)."""
+        """Return the sum (N,) of the class weights (K,) over each image's labels."""
         of_label = class_weights[self.all_labels()[:, 0].astype(np.int64)]
         sums = np.bincount(self.label_owners(), weights=of_label, minlength=len(self))
         return sums.astype(np.float64)
@@ -120,16 +120,15 @@ def build_index(
     keep: bool = True,
     progress: bool = True,
 ) -> DatasetIndex:
-    """The checked index of a split.
+    """Build the checked index of a split, or read it from the cache.
 
-    The result is remembered in the user's cache folder (or `cache_dir`) under a digest of all it
-    was made of, the bytes of the label files among it, unless `keep` is off. Nothing is ever written
-    beside the data.
-    The split `unlabeled` gets no labels, whatever lies beside its pictures.
+    The result is cached in the user's cache folder (or `cache_dir`) under a digest of everything it is
+    made from, including the bytes of the label files, unless `keep` is off. Nothing is ever written
+    beside the data. The split `unlabeled` gets no labels, even if there are label files for its images.
 
     Raises:
-        UserError: no pictures, no label files, one that cannot be read, or wrong label lines (the
-            first few are named).
+        UserError: if there are no images or no label files, a label file cannot be read, or label lines
+            are invalid (names the first few).
     """
     sources = list_sources(config, split)
     has_truth = split != "unlabeled"
@@ -141,12 +140,12 @@ def build_index(
         if has_truth:
             _refuse_wrong_labels(sources, config)
         checked, found = _check(sources, config, has_truth, f"checking {split}" if progress else None)
-        # If not, label files have changed meanwhile, and the next start looks again.
+        # If they differ, label files have changed meanwhile, and the next run checks again.
         if keep and found == str(digest):
             write_cache(found, checked, cache_dir)
     if not len(checked.paths):
         raise UserError(f"split '{split}' has no readable picture; {checked.problems[0]}", config.yaml_path)
-    # Once: training asks for two splits of one file.
+    # Once only: training indexes two splits of the same YAML.
     problems = [*(config.remarks if split == "train" else ()), *checked.problems]
     if has_truth and not len(checked.labels.values):
         problems.append(f"split '{split}' has no boxes: every picture counts as background")
@@ -158,7 +157,7 @@ def build_index(
 
 
 def without_pictures(index: DatasetIndex, others: Mapping[str, Collection[str]]) -> DatasetIndex:
-    """The index without the pictures that other splits have, by their names; the problems tell how many."""
+    """Drop the images that other splits (name to paths) contain; adds their number to the problems."""
     kept = np.ones(len(index), np.bool_)
     for split, pictures in others.items():
         index, free = _without(index, pictures, f"unlabelled pictures are in '{split}' too and are left out")
@@ -167,9 +166,9 @@ def without_pictures(index: DatasetIndex, others: Mapping[str, Collection[str]])
 
 
 def join_unlabelled(train: DatasetIndex, unlabelled: DatasetIndex) -> DatasetIndex:
-    """Both as one index, the unlabelled pictures last.
+    """Concatenate a labelled and an unlabelled index.
 
-    A picture that both list has its labels and counts once; the problems tell how many these are.
+    An image in both keeps its labels and is included once; adds the number of these to the problems.
     """
     assert train.names == unlabelled.names and not unlabelled.labelled.any()
     what = "unlabelled pictures are in 'train' too and count as labelled only"
@@ -187,7 +186,7 @@ def join_unlabelled(train: DatasetIndex, unlabelled: DatasetIndex) -> DatasetInd
 def _without(
     index: DatasetIndex, pictures: Collection[str], what: str
 ) -> tuple[DatasetIndex, NDArray[np.bool_]]:
-    """The index with a problem that names those of its pictures that are among others; (N,) which are not."""
+    """Note the images that are in `pictures` as a problem; returns the index and a mask (N,) of the rest."""
     free = np.array([path not in pictures for path in index.paths], np.bool_)
     twice = [index.paths[number] for number in np.flatnonzero(~free).tolist()]
     problems = [*index.problems, _sentence(what, twice)] if twice else index.problems
@@ -195,7 +194,7 @@ def _without(
 
 
 def _part(index: DatasetIndex, kept: NDArray[np.bool_]) -> DatasetIndex:
-    """The pictures of an index for which (N,) `kept` is true."""
+    """Return the index of the images for which `kept` (N,) is true."""
     numbers = np.flatnonzero(kept).tolist()
     return replace(
         index,
@@ -215,12 +214,12 @@ def _as_single_class(index: DatasetIndex) -> DatasetIndex:
 
 
 def _label_files(sources: Sequence[Source], has_truth: bool) -> Iterator[bytes | None]:
-    """The content of each picture's label file, None without one; never all of them at once."""
+    """Yield the content of each image's label file, None if there is none; reads lazily to save memory."""
     return each_in_parallel(label_bytes, sources) if has_truth else repeat(None, len(sources))
 
 
 def _refuse_wrong_labels(sources: Sequence[Source], config: DatasetConfig) -> None:
-    """Raises UserError where there is no label file at all, or wrong lines; no picture is read for that."""
+    """Raise UserError if there are no label files or invalid lines, before any image is read."""
     mistakes: list[str] = []
     has_labels = False
     for source, content in zip(sources, _label_files(sources, True), strict=True):
@@ -234,7 +233,7 @@ def _refuse_wrong_labels(sources: Sequence[Source], config: DatasetConfig) -> No
 
 
 def _annotation(source: Source, content: bytes | None, config: DatasetConfig) -> tuple[Annotation, list[str]]:
-    """What the label file of a picture says, and where it is wrong."""
+    """Return the annotation of an image and descriptions of its invalid lines."""
     if content is None:
         return replace(NOTHING, is_missing=True), []
     found, wrong = parse_annotation(content, config.layout, config.names)
@@ -250,7 +249,7 @@ def _wrong_lines(mistakes: Sequence[str], config: DatasetConfig) -> UserError:
 
 
 def no_label_files(sources: Sequence[Source], config: DatasetConfig) -> UserError:
-    """The error of a split in which nothing is labelled."""
+    """Return the error for a split without any label file."""
     return UserError(
         f"{counted(len(sources), 'picture')} and not one label file; looked for {sources[0].label} and so on",
         config.yaml_path,
@@ -261,10 +260,10 @@ def no_label_files(sources: Sequence[Source], config: DatasetConfig) -> UserErro
 def _check(
     sources: Sequence[Source], config: DatasetConfig, has_truth: bool, title: str | None
 ) -> tuple[CheckedPictures, str]:
-    """Reads every picture once; what cannot be read is left out, what is corrected is noted.
+    """Read every image once, leaving out unreadable ones and noting corrections of labels.
 
-    Also gives the digest of what was read. Raises UserError where labels have become wrong since they were
-    looked at.
+    Also returns the digest of what was read. Raises UserError if labels have become invalid since they
+    were checked.
     """
     digest = ContentDigest(config.layout, config.names, has_truth)
     notes: dict[str, list[str]] = {}
@@ -293,7 +292,7 @@ def _check(
 
 
 def checked_size(source: Source) -> tuple[int, int] | str:
-    """The size of a picture in pixels, or why it cannot be read."""
+    """Return the width and height of an image in pixels, or why it cannot be read."""
     try:
         return check_image(source.image)
     except UnreadableImageError as error:
@@ -305,17 +304,17 @@ def _sentence(kind: str, entries: list[str]) -> str:
 
 
 def in_parallel(work: Callable[[_In], _Out], items: Sequence[_In], title: str | None = None) -> list[_Out]:
-    """The results of `each_in_parallel`, all at once."""
+    """Return the results of `each_in_parallel` as a list."""
     return list(each_in_parallel(work, items, title))
 
 
 def each_in_parallel(
     work: Callable[[_In], _Out], items: Sequence[_In], title: str | None = None
 ) -> Iterator[_Out]:
-    """The results in order; reading and decoding release the interpreter lock, so threads do.
+    """Yield the results in order, computed by threads: reading and decoding release the GIL.
 
-    Some thousand items are under way at once: what waits in line for a thread takes a kilobyte. title: of the
-    bar, None without one.
+    Items are submitted in blocks of a few thousand, as each queued one takes a kilobyte.
+    title: of the progress bar; None shows none.
     """
     with abandonable(ThreadPoolExecutor(_THREADS)) as pool:
         blocks = (items[start : start + _BLOCK] for start in range(0, len(items), _BLOCK))

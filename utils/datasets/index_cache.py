@@ -1,4 +1,4 @@
-"""The index on disk: keyed by content, so that no change of the data can meet an old one."""
+"""The on-disk cache of indexes, keyed by content so that changed data never matches a stale entry."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _VERSION = "4"
 
 @dataclass(frozen=True)
 class CheckedPictures:
-    """What costs time to find out: N readable files, their sizes (N, 2) in pixels, labels, remarks."""
+    """The expensive part of an index: N readable files, their sizes (N, 2) in pixels, labels, problems."""
 
     paths: PackedTexts
     sizes_wh: NDArray[np.int64]
@@ -35,19 +35,19 @@ class CheckedPictures:
 
 
 class ContentDigest:
-    """A key that differs whenever an index made of these would differ.
+    """A cache key that differs whenever the resulting index would differ.
 
-    Label files count with their bytes. Pictures count with size and both times: the time of the
-    last change of the entry cannot be set back by a copying tool, as the time of writing can.
+    Label files are hashed by content. Images are identified by file size, mtime and ctime: unlike
+    mtime, ctime cannot be set back by a copying tool.
     """
 
     def __init__(self, layout: str, names: Sequence[str], has_labels: bool) -> None:
-        """`has_labels` is False where label files do not count at all."""
+        """`has_labels` is False if label files are ignored."""
         header = [_VERSION, layout, list(names), has_labels]
         self._digest = hashlib.sha256(json.dumps(header).encode())
 
     def add(self, source: Source, content: bytes | None) -> None:
-        """Takes in the next picture and the content of its label file, None without one."""
+        """Add the next image and the content of its label file, None if there is none."""
         try:
             status = os.stat(source.image)
             stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
@@ -58,14 +58,14 @@ class ContentDigest:
         self._digest.update(content or b"")
 
     def __str__(self) -> str:
-        """The key of all so far."""
+        """The key of everything added so far."""
         return self._digest.hexdigest()
 
 
 def read_cache(digest: str, cache_dir: Path | None) -> CheckedPictures | None:
-    """What was remembered, or None when there is nothing or its file is damaged."""
-    # Any error: a damaged zip ends in one of a dozen kinds, and none of them is worth more than making
-    # the index anew.
+    """Return the cached result, or None if there is none or its file is damaged."""
+    # Any exception: a damaged zip raises one of a dozen types, and the remedy is always to rebuild the
+    # index.
     try:
         path = cache_path("index", digest, cache_dir)
         checked = _parsed(read_regular(path, MAX_BYTES), digest)
@@ -76,7 +76,7 @@ def read_cache(digest: str, cache_dir: Path | None) -> CheckedPictures | None:
 
 
 def _parsed(content: bytes, digest: str) -> CheckedPictures:
-    """What the bytes of a cache hold. Raises an error of some kind for what this code has not written."""
+    """Parse the content of a cache file; raises some exception if this code did not write it."""
     with np.load(io.BytesIO(content), allow_pickle=False) as file:
         texts, labels, counts, sizes = (file[name] for name in ("texts", "labels", "counts", "sizes_wh"))
         names, ends = file["paths"], file["path_ends"]
@@ -99,9 +99,9 @@ def _parsed(content: bytes, digest: str) -> CheckedPictures:
 
 
 def write_cache(digest: str, checked: CheckedPictures, cache_dir: Path | None) -> None:
-    """Remembers it, and forgets what nobody has used for long.
+    """Write the cache, and remove caches that have long been unused.
 
-    A folder that cannot be written to costs time at the next start, no more.
+    Failure to write is ignored: it only costs time at the next start.
     """
     texts = json.dumps({"digest": digest, "problems": checked.problems}).encode()
     names, ends = checked.paths.parts()

@@ -1,4 +1,4 @@
-"""Label lines of the YOLO layout, and the corrections that every layout shares."""
+"""Parsing of YOLO label lines, and the corrections shared by all layouts."""
 
 from __future__ import annotations
 
@@ -16,28 +16,27 @@ Labels = NDArray[np.float32]
 _BOX_NUMBERS = 4
 _POLYGON_NUMBERS = 6
 _MIN_COORDINATE, _MAX_COORDINATE = -1.0, 2.0
-# Exports round to 3 to 6 digits; what sticks out by less than this is no mistake worth a word.
+# Exports round to 3 to 6 digits; boxes that exceed the image by less than this are not reported.
 _ROUNDING = 2e-3
-# What ends lines for editors, and for whoever counts them. Python's own knows eight more, a form feed
-# and U+2028 among them.
+# Line endings as editors count them. str.splitlines knows eight more, among them form feed and U+2028.
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
 class LabelLineError(ValueError):
-    """What is wrong with one line of a label file."""
+    """An invalid line of a label file; the message says why."""
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines of a text as editors number them."""
+    """Split a text into lines as editors number them."""
     return _LINE_END.split(text)
 
 
 def parse_yolo(content: bytes, nc: int) -> tuple[NDArray[np.float64], list[tuple[int, str]]]:
-    """The boxes of a label file, and its wrong lines as (line number from 1, what) pairs.
+    """Return the boxes of a label file, and its invalid lines as (1-based line number, reason) pairs.
 
     Boxes are (n, 5): class id, then x1, y1, x2, y2, normalised. A line is `class cx cy w h`, or a
-    class and a polygon (`class x1 y1 x2 y2 x3 y3 ...`), which becomes its bounding box. UTF-8, or
-    UTF-16 with a byte order mark; any line ends.
+    class and a polygon (`class x1 y1 x2 y2 x3 y3 ...`), which becomes its bounding box. The encoding is
+    UTF-8, or UTF-16 with a byte order mark, with any line endings.
     """
     rows: list[list[float]] = []
     wrong: list[tuple[int, str]] = []
@@ -54,10 +53,10 @@ def parse_yolo(content: bytes, nc: int) -> tuple[NDArray[np.float64], list[tuple
 
 
 def _parse_line(line: str, nc: int) -> list[float]:
-    """A class and a box x1, y1, x2, y2."""
+    """Return class id, x1, y1, x2, y2."""
     try:
-        # float() takes an underscore for the blank between thousands. A form feed or the like between
-        # words might be meant as a line's end: two boxes, or a polygon.
+        # float() accepts underscores as digit separators. A form feed or the like between numbers may be
+        # meant as a line ending, which would turn two boxes into a polygon.
         if "_" in line or len(line.strip().splitlines()) > 1:
             raise ValueError(line)
         class_id, *coordinates = (float(word) for word in line.split())
@@ -86,10 +85,10 @@ def _check_line(class_id: float, coordinates: list[float], nc: int) -> None:
 
 
 def correct_boxes(boxes: NDArray[np.float64]) -> tuple[Labels, list[str]]:
-    """Labels (n, 5) float32 class, cx, cy, w, h from boxes (m, 5) class, x1, y1, x2, y2.
+    """Convert boxes (m, 5) class, x1, y1, x2, y2 to labels (n, 5) float32 class, cx, cy, w, h.
 
-    All normalised. Boxes are clipped to the picture; empty ones and repeated lines go. The
-    second value says in words what had to be corrected.
+    All normalised. Clips boxes to the image and drops empty boxes and duplicates. The second value
+    describes the corrections in words.
     """
     notes = []
     corners = boxes[:, 1:].clip(0, 1)

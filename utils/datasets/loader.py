@@ -1,7 +1,7 @@
 """Batches for training and for evaluation.
 
-Pictures stay uint8 and are stored with the channels last, which is what decoding gives and what
-the network wants: a batch is never transposed.
+Images stay uint8 and channels-last in memory, as decoded and as the network needs them, so a batch is
+never transposed.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ __all__ = [
 
 _SAMPLE_STREAM, _SPARE_STREAM = 1, 2
 _TILES = 4
-_TRIES = 20  # with half of all pictures gone, one sample in a million is given up
+_TRIES = 20  # with half of all images lost, one sample in a million fails
 
 Lost = tuple[tuple[str, str], ...]  # files and why they cannot be read
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What is known of one picture of a batch beside its pixels.
+    """One image of a batch, without its pixels.
 
-    number: of the picture that is shown, of a mosaic the first. labels: (n, 5), normalised to the
-    batch picture. letterbox: where it lies, None where it was augmented. lost: what could not be read.
+    number: of the image, for a mosaic that of the first. labels: (n, 5), normalised to the batch image.
+    letterbox: its placement, None if it was augmented. lost: files that could not be read.
     """
 
     number: int
@@ -66,19 +66,19 @@ class Sample:
 
 
 class DetectionDataset(Dataset[Batch | UserError]):
-    """Makes whole batches on order: images (B, 3, H, W) uint8 RGB with their targets.
+    """Assembles whole batches: images (B, 3, H, W) uint8 RGB with their targets.
 
-    A picture that can no longer be read comes back as the error, for the process that asked: an
-    exception would reach it as a page of text.
+    If an image can no longer be read, the error is returned, not raised: the DataLoader would pass an
+    exception on as the text of its traceback.
     """
 
     def __init__(self, index: DatasetIndex, image_size: int) -> None:
         self.index, self.image_size = index, image_size
 
     def __getitem__(self, order: BatchOrder) -> Batch | UserError:
-        """The batch of an order."""
+        """The batch of an order, or the error if an image cannot be read."""
         count, (height, width) = len(order.rows), order.shape_hw
-        # Unlike torch, NumPy asks the system for huge pages: half the time of the first write.
+        # Unlike torch, NumPy requests huge pages, which halves the time of the first write.
         images = np.empty((count, height, width, 3), np.uint8)
         try:
             samples = [self.make_sample(order, place, images[place]) for place in range(count)]
@@ -99,14 +99,14 @@ class DetectionDataset(Dataset[Batch | UserError]):
         )
 
     def make_sample(self, order: BatchOrder, place: int, out: Image) -> Sample:
-        """Writes one letterboxed picture (RGB) to `out`."""
+        """Write one letterboxed image (RGB) to `out`."""
         number = int(order.rows[place, 0])
         path, (width, height) = self.index.paths[number], self.index.sizes_wh[number]
         new_wh = fitting_wh(int(width), int(height), self.image_size, order.shape_hw)
         try:
             image = read_for_evaluation(path, new_wh)
         except UnreadableImageError as error:
-            # A score of fewer pictures could not be compared with the others.
+            # No replacement: metrics over fewer images would not be comparable.
             raise LostPictureError(number, path, str(error)) from error
         used = fit_letterbox(image, (int(height), int(width)), out)
         shown_wh = (round(used.scale[1] * width), round(used.scale[0] * height))
@@ -115,17 +115,17 @@ class DetectionDataset(Dataset[Batch | UserError]):
 
 
 class AugmentedDataset(DetectionDataset):
-    """The same for training: mosaics, or single pictures where there is none, augmented."""
+    """Assembles augmented batches for training, from mosaics or single images."""
 
     def __init__(self, index: DatasetIndex, store: PictureStore, augment: AugmentSettings, seed: int) -> None:
         super().__init__(index, store.image_size)
         self.store, self.augment, self.seed = store, augment, seed
 
     def make_sample(self, order: BatchOrder, place: int, out: Image) -> Sample:
-        """Writes one augmented picture (RGB) to `out`; for one that cannot be read it takes another.
+        """Write one augmented image (RGB) to `out`, replacing source images that cannot be read.
 
         Raises:
-            UserError: none of several others can be read either.
+            UserError: if several replacements cannot be read either.
         """
         position, row = int(order.positions[place]), order.rows[place].copy()
         lost: list[LostPictureError] = []
@@ -144,7 +144,7 @@ class AugmentedDataset(DetectionDataset):
         return Sample(int(row[0]), labels, lost=tuple((error.path, error.reason) for error in lost))
 
     def _spare(self, lost: Sequence[LostPictureError], rng: np.random.Generator) -> int:
-        """A picture to take for the last lost one: labelled or not as that, and none of the lost ones."""
+        """Draw a replacement for the last lost image, labelled if that was, from those not lost."""
         latest, labelled = lost[-1], self.index.labelled
         gone = [error.number for error in lost]
         pool = np.setdiff1d(np.flatnonzero(labelled == labelled[latest.number]), gone)
@@ -183,30 +183,30 @@ class AugmentedDataset(DetectionDataset):
 
 
 class BatchLoader(DataLoader[Any]):
-    """A DataLoader of batches that raises the error of a worker as it was, and tells of lost pictures.
+    """A DataLoader of batches that re-raises a worker's UserError and warns about lost images.
 
-    known_lost: the files that could not be read any more; each is told once.
+    known_lost: files that can no longer be read; each is reported once.
     """
 
     known_lost: frozenset[str] = frozenset()
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # the base promises a class of its own
-        """The batches in order.
+        """Yield the batches in order.
 
         Raises:
-            UserError: when a picture cannot be read any longer, or a process that makes batches is gone.
+            UserError: if an image can no longer be read, or a worker process has died.
         """
         with warnings.catch_warnings():
-            # Python warns of forking beside running threads. These workers decode and resize with
-            # OpenCV's threads off and compute nothing with torch, so no lock of a thread that is
-            # missing in them is ever waited for.
+            # Python warns about forking a multi-threaded process. These workers decode and resize with
+            # OpenCV's threads off and compute nothing with torch, so they never wait for a lock held by
+            # a thread that does not exist in them.
             warnings.filterwarnings("ignore", ".*fork.* may lead to deadlocks", DeprecationWarning)
             with no_interruptions():
                 batches = super().__iter__()
         for batch in self._received(batches):
             if isinstance(batch, UserError):
-                # A copy: the received one would, through its traceback, hold itself and this loader,
-                # whose workers then end only after a time limit.
+                # A copy: through its traceback the received one would keep itself and this loader alive,
+                # whose workers would then end only after a timeout.
                 raise UserError(batch.what, batch.where, batch.fix)
             self._tell(batch.lost)
             yield batch
@@ -223,7 +223,7 @@ class BatchLoader(DataLoader[Any]):
         for path, reason in lost:
             if path not in self.known_lost:
                 self.known_lost |= {path}
-                # From whatever process has met it, unlike what the console says.
+                # Printed by every rank that meets one, unlike console output.
                 count = f"{len(self.known_lost)} lost so far"
                 warning(f"{path}: cannot be read any longer ({reason}), others take its place; {count}")
 
@@ -231,8 +231,8 @@ class BatchLoader(DataLoader[Any]):
 class TrainLoader:
     """Training batches; call `set_epoch` before each epoch.
 
-    Order and augmentation are a pure function of (seed, epoch, place in the epoch), whatever the
-    number of workers.
+    Order and augmentation are a pure function of (seed, epoch, position in the epoch), independent of
+    the number of workers.
     """
 
     def __init__(self, dataset: AugmentedDataset, order: TrainingOrder, workers: int) -> None:
@@ -241,33 +241,33 @@ class TrainLoader:
 
     @property
     def notes(self) -> list[str]:
-        """Sentences for the console: what was cached and what was not."""
+        """Sentences for the console about what was cached and what was not."""
         return self.dataset.store.notes
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """The number of batches in an epoch."""
         return len(self._order)
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches of the epoch that is set."""
+        """The batches of the current epoch."""
         return iter(self._batches)
 
     def set_epoch(self, epoch: int, skip: int = 0) -> None:
-        """Chooses the epoch, 0-based, that the next iteration gives, without its first `skip` batches."""
+        """Set the epoch, 0-based, of the next iteration, which leaves out its first `skip` batches."""
         self._order.epoch, self._order.skip = epoch, skip
 
     def set_image_weights(self, class_weights: NDArray[np.float64] | Tensor) -> None:
-        """Draws pictures, with repetition, in proportion to the sum of their labels' class weights (K,).
+        """Sample images with replacement, in proportion to the sum of their labels' class weights (K,).
 
-        Where no label has a weight every picture comes once, as without weights. Unlabelled
-        pictures are drawn as they are without weights.
+        If no label has a weight, each image comes once, as without weights. The sampling of unlabelled
+        images does not change.
         """
         weights = np.asarray(class_weights, np.float64)
         of_images = self.dataset.index.image_weights(weights)
         self._order.weights = of_images if of_images.any() else None
 
 
-def train_loader(  # noqa: PLR0913 - one value for each choice that a person has
+def train_loader(  # noqa: PLR0913 - one parameter per option
     index: DatasetIndex,
     *,
     image_size: int,
@@ -283,22 +283,22 @@ def train_loader(  # noqa: PLR0913 - one value for each choice that a person has
     image_weights: NDArray[np.float64] | None = None,
     unlabelled_share: float | None = None,
 ) -> TrainLoader:
-    """The loader of a training split.
+    """Return the loader of a training split.
 
     Args:
-        index: pictures and labels.
+        index: images and labels.
         image_size: side of the square batches, pixels; with `rect` the longer side.
-        batch_size: pictures in a batch of this rank.
-        augment: strengths of the augmentation.
-        workers: processes that make batches; 0 makes them here.
-        seed: start of all chance.
+        batch_size: images per batch of this rank.
+        augment: augmentation strengths.
+        workers: worker processes; 0 loads in this process.
+        seed: seed of all randomness.
         stride: multiple that the sides of a `rect` batch are rounded up to.
-        rect: batches of pictures of similar aspect, little padding, no mosaic.
-        cache: keep scaled pictures in memory or in the user's cache folder.
-        mosaic_until: the first epoch without mosaics; None has them in all.
-        taught_until: the first epoch without unlabelled pictures, see `TrainingOrder`.
-        image_weights: class weights (K,) to draw pictures by, see `TrainLoader.set_image_weights`.
-        unlabelled_share: part of each batch that is unlabelled, see `TrainingOrder`.
+        rect: batches of images of similar aspect ratio, with little padding and no mosaic.
+        cache: keep scaled images in memory or in the user's cache folder.
+        mosaic_until: the first epoch without mosaics; None uses them in all.
+        taught_until: the first epoch without unlabelled images, see `TrainingOrder`.
+        image_weights: class weights (K,) to sample images by, see `TrainLoader.set_image_weights`.
+        unlabelled_share: fraction of each batch that is unlabelled, see `TrainingOrder`.
     """
     store = PictureStore(index, image_size)
     if cache == "ram":
@@ -328,11 +328,11 @@ def eval_loader(
     rect: bool = True,
     pad: float = 0.5,
 ) -> BatchLoader:
-    """Letterboxed batches of a split, each picture once, without chance.
+    """Return letterboxed batches of a split, each image once, deterministically.
 
-    With `rect` they come in the order of their aspect, else in the index's order in squares of
-    `image_size` rounded up to a multiple of `stride`. A pair (height, width) makes them all of that shape,
-    whatever `rect` and `stride` say. Of several ranks each gets every n-th batch.
+    With `rect` images are ordered by aspect ratio, else they come in index order in squares of
+    `image_size` rounded up to a multiple of `stride`. A pair (height, width) sets the shape of all batches,
+    overriding `rect` and `stride`. With several ranks each gets every n-th batch.
     """
     if isinstance(image_size, tuple):
         order, shapes = np.arange(len(index)), [image_size] * -(-len(index) // batch_size)
@@ -354,7 +354,7 @@ def eval_loader(
 def _batch_loader(
     dataset: DetectionDataset, orders: Sequence[BatchOrder] | TrainingOrder, workers: int
 ) -> BatchLoader:
-    # The processes of a machine share its cores.
+    # The ranks on a machine share its cores.
     count = max(min(workers, max(usable_cpus() // processes_here(), 1), len(orders)), 0)
     return BatchLoader(
         dataset,
@@ -364,12 +364,12 @@ def _batch_loader(
         num_workers=count,
         persistent_workers=count > 0,
         worker_init_fn=outlive_signals if count else None,
-        # A loader draws a seed for its workers, which use none. From a generator of its own: the state of
-        # torch's would depend on how often a run was stopped.
+        # A DataLoader draws a base seed, which these workers do not use. A separate generator keeps that
+        # from advancing torch's global state, which would depend on how often a run was interrupted.
         generator=torch.Generator(),
-        # Of a run that has chosen a GPU: one on the CPU would start CUDA for nothing.
+        # Only if the run uses a GPU: on a CPU run pinning would initialise CUDA needlessly.
         pin_memory=torch.cuda.is_initialized(),  # type: ignore[no-untyped-call]
-        # Forked workers share the index and the caches; elsewhere than on Linux forking is unsafe.
+        # Forked workers share the index and the caches; outside of Linux forking is unsafe.
         multiprocessing_context=multiprocessing.get_context("fork")
         if count and sys.platform == "linux"
         else None,

@@ -1,4 +1,4 @@
-"""Four pictures around a random centre, or one in the middle: the canvas of a training sample."""
+"""Layout of a training sample's canvas: a mosaic of four images, or a single centred one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from utils.datasets.labels import Labels
 
 @dataclass(frozen=True)
 class Picture:
-    """What must be known of a picture to lay it out: number, scaled width and height, labels."""
+    """What the layout needs to know about an image: number, scaled width and height, labels."""
 
     number: int
     wh: tuple[int, int]
@@ -22,15 +22,15 @@ class Picture:
 
 
 def mosaic_tiles(pictures: Sequence[Picture], image_size: int, rng: np.random.Generator) -> list[Tile]:
-    """Four pictures that touch a common point of a canvas of twice the size.
+    """Place four images around a common corner point on a canvas of twice the image size.
 
-    The point lies anywhere in the middle half. In the order upper left, upper right, lower left,
-    lower right each picture keeps its size and is cut off where the canvas ends.
+    The point is random within the middle half of each axis. The images, in the order upper left, upper
+    right, lower left, lower right, keep their size and are cropped at the edge of the canvas.
 
     Args:
         pictures: four, the longer side of each at most `image_size`.
         image_size: half the side of the canvas, pixels.
-        rng: the source of chance.
+        rng: source of randomness.
 
     Source: Bochkovskiy et al., YOLOv4: Optimal Speed and Accuracy of Object Detection, 2020, section 3.3.
     """
@@ -45,7 +45,7 @@ def mosaic_tiles(pictures: Sequence[Picture], image_size: int, rng: np.random.Ge
 
 
 def single_tile(picture: Picture, canvas_wh: tuple[int, int]) -> Tile:
-    """One picture, no larger than the canvas, in its middle."""
+    """Centre one image, no larger than the canvas."""
     width, height = picture.wh
     return _tile(picture, ((canvas_wh[0] - width) // 2, (canvas_wh[1] - height) // 2), canvas_wh)
 
@@ -59,14 +59,14 @@ def _tile(picture: Picture, origin_xy: tuple[int, int], canvas_wh: tuple[int, in
 
 
 def place_boxes(labels: Labels, image_wh: tuple[int, int], origin_xy: tuple[int, int]) -> Boxes:
-    """Normalised labels (n, 5) as boxes in canvas pixels of a picture at `origin_xy`."""
+    """Convert normalised labels (n, 5) of an image at `origin_xy` to boxes in canvas pixels."""
     size, origin = np.array(image_wh, np.float32), np.array(origin_xy, np.float32)
     centre, half = labels[:, 1:3] * size + origin, labels[:, 3:] / 2 * size
     return np.concatenate([labels[:, :1], centre - half, centre + half], 1)
 
 
 def normalise_boxes(boxes: Boxes, wh: tuple[int, int] | NDArray[np.float32]) -> Labels:
-    """Pixel boxes (n, 5) class, x1, y1, x2, y2 as labels class, cx, cy, w, h, normalised by `wh`."""
+    """Convert pixel boxes (n, 5) class, x1, y1, x2, y2 to labels class, cx, cy, w, h, normalised by `wh`."""
     size = np.array(wh, np.float32)
     centre, extent = (boxes[:, 1:3] + boxes[:, 3:]) / 2, boxes[:, 3:] - boxes[:, 1:3]
     return np.concatenate([boxes[:, :1], centre / size, extent / size], 1)

@@ -1,8 +1,8 @@
-"""Long sequences in a few arrays, for what a dataset has of every picture.
+"""Compact sequences of per-image data, stored in a few arrays.
 
-A list of a million strings or arrays is a million Python objects. Each costs its bookkeeping, and counting
-its references writes into it: a forked process that only reads them soon has copies of all of them. In
-packed form the memory is that of the content, and processes share it.
+A list of a million strings or arrays is a million Python objects. Each has its overhead, and reference
+counting writes to it, so that copy-on-write gives a forked process that only reads them copies of all.
+Packed, they take only the memory of their content, which processes share.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Rows = NDArray[np.float32]
 
 
 class _Packed(Sequence[Any]):
-    """Equal to any sequence of the same items."""
+    """Base of the packed sequences: length and bounds of the items in the packed array."""
 
     _ends: NDArray[np.int64]
 
@@ -34,11 +34,14 @@ class _Packed(Sequence[Any]):
 
 
 class PackedTexts(_Packed):
-    """Strings in one array of bytes; file names that are no text keep their bytes."""
+    """Strings packed into one bytes object; undecodable file names keep their bytes.
+
+    Equal to any sequence of the same strings.
+    """
 
     def __init__(self, texts: Iterable[str]) -> None:
         content, lengths = bytearray(), array("q")
-        for text in texts:  # which may be made on the way
+        for text in texts:  # possibly a generator
             encoded = text.encode("utf-8", "surrogateescape")
             content += encoded
             lengths.append(len(encoded))
@@ -47,7 +50,7 @@ class PackedTexts(_Packed):
 
     @classmethod
     def of_parts(cls, content: NDArray[np.uint8], ends: NDArray[np.int64]) -> PackedTexts:
-        """From what `parts` gives. Raises ValueError where the ends are none."""
+        """Rebuild from the arrays of `parts`; raises ValueError if they are inconsistent."""
         if len(content) != (ends[-1] if len(ends) else 0) or (np.diff(ends, prepend=0) < 0).any():
             raise ValueError("the parts do not belong together")
         packed = cls(())
@@ -55,7 +58,7 @@ class PackedTexts(_Packed):
         return packed
 
     def parts(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """The bytes of all, and where each ends."""
+        """Return the bytes of all strings, and the end offset of each."""
         return np.frombuffer(self._bytes, np.uint8), self._ends
 
     @overload
@@ -63,7 +66,7 @@ class PackedTexts(_Packed):
     @overload
     def __getitem__(self, index: slice) -> list[str]: ...
     def __getitem__(self, index: int | slice) -> str | list[str]:
-        """The string of a number; a list for a slice."""
+        """The string at an index; a list for a slice."""
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
         start, end = self._bounds(index)
@@ -76,16 +79,16 @@ class PackedTexts(_Packed):
 
 
 class PackedRows(_Packed):
-    """Arrays (n, 5) in one, each as many rows as its count says."""
+    """Arrays (n, 5) packed into one, with a row count for each."""
 
     def __init__(self, values: Rows, counts: NDArray[np.int64]) -> None:
-        """`values` (T, 5) are the rows of all, `counts` (N,) say how many each has."""
+        """`values` (T, 5) are the rows of all arrays, `counts` (N,) the number of rows of each."""
         self.values, self.counts, self._ends = values, counts, np.cumsum(counts, dtype=np.int64)
         assert int(counts.sum()) == len(values)
 
     @classmethod
     def of(cls, arrays: Iterable[Rows]) -> PackedRows:
-        """Packs arrays (n, 5)."""
+        """Pack arrays (n, 5)."""
         growing = GrowingRows()
         for rows in arrays:
             growing.add(rows)
@@ -96,7 +99,7 @@ class PackedRows(_Packed):
     @overload
     def __getitem__(self, index: slice) -> list[Rows]: ...
     def __getitem__(self, index: int | slice) -> Rows | list[Rows]:
-        """The rows of a number, a view; a list for a slice."""
+        """The array at an index, a view; a list for a slice."""
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
         start, end = self._bounds(index)
@@ -104,17 +107,17 @@ class PackedRows(_Packed):
 
 
 class GrowingRows:
-    """Arrays (n, 5) on their way to be `PackedRows`, one after another."""
+    """Builds `PackedRows` from arrays (n, 5) added one by one."""
 
     def __init__(self) -> None:
         self._values, self._counts = array("f"), array("q")
 
     def add(self, rows: Rows) -> None:
-        """Takes the next one in."""
+        """Append the next array."""
         self._values.frombytes(rows.astype(np.float32, copy=False).tobytes())
         self._counts.append(len(rows))
 
     def packed(self) -> PackedRows:
-        """All of them; nothing can be added from here on."""
+        """Return the packed arrays; nothing can be added afterwards."""
         values = np.frombuffer(self._values, np.float32).reshape(-1, 5)
         return PackedRows(values, np.frombuffer(self._counts, np.int64))

@@ -1,7 +1,7 @@
-"""Which pictures make up each batch: decided in the main process, before any worker is asked.
+"""Selection of the images of each batch, in the main process.
 
-A worker gets the complete order of a batch, so that what it makes does not hang on which
-worker it is, how many there are, or what it made before.
+A worker receives the complete specification of a batch, so that the result does not depend on which
+worker it is, how many there are, or what it loaded before.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from utils.distributed import rank, world_size
 
 PICTURES_PER_SAMPLE = 8
 _ORDER_STREAM = 0
-_TURN_STREAM = 2  # 1 is the loader's, for augmentation
+_TURN_STREAM = 2  # stream 1 is used by the loader for augmentation
 
 
 @dataclass(frozen=True)
 class BatchOrder:
-    """What one batch is to be made of.
+    """The specification of one batch.
 
-    rows: (B, 8) picture numbers: a sample's own, its three partners in a mosaic, and the four of
-        the mosaic that may be mixed in. Without augmentation (B, 1).
-    positions: (B,) places of the samples in the epoch; together with seed and epoch they
+    rows: (B, 8) image numbers: a sample's own, its three partners in a mosaic, and the four of the
+        mosaic that may be mixed in. Without mosaics (B, 1).
+    positions: (B,) positions of the samples in the epoch; together with seed and epoch they
         determine every random choice.
     shape_hw: height and width of the batch in pixels.
     """
@@ -40,9 +40,9 @@ class BatchOrder:
 
 @dataclass(frozen=True)
 class RectGroups:
-    """Pictures in the order of their aspect, cut into batches of a common shape.
+    """Images sorted by aspect ratio and split into batches of a common shape.
 
-    order: (N,) places in the array that was grouped; shapes_hw: of each batch, pixels.
+    order: (N,) indices into the array that was grouped; shapes_hw: of each batch, pixels.
     """
 
     order: NDArray[np.int64]
@@ -52,10 +52,10 @@ class RectGroups:
 def rect_groups(
     sizes_wh: NDArray[np.int64], batch_size: int, image_size: int, stride: int, pad: float
 ) -> RectGroups:
-    """Batches whose shape fits their pictures with little padding.
+    """Group images into batches whose shape fits them with little padding.
 
-    The longer side of a batch is `image_size`, the other the largest that a picture of the batch
-    needs; both get `pad` strides on top and are rounded up to a multiple of `stride`.
+    The longer side of a batch is `image_size`, the other the largest that an image of the batch
+    needs; both are increased by `pad` strides and rounded up to a multiple of `stride`.
     """
     aspects = sizes_wh[:, 1] / sizes_wh[:, 0]
     order = np.argsort(aspects, kind="stable")
@@ -69,15 +69,15 @@ def rect_groups(
 
 
 def kinds_of_batches(labelled: int, batch_size: int, share: float) -> list[tuple[int, int]]:
-    """How many labelled and how many unlabelled pictures each batch of an epoch has.
+    """Return the numbers of labelled and unlabelled images in each batch of an epoch.
 
-    Every labelled picture comes once. Whatever the rounding, both kinds are in every batch, of
-    which the last may be smaller, with the same share.
+    Every labelled image comes once. Whatever the rounding, every batch has both kinds; the last may
+    be smaller, with about the same share.
 
     Args:
-        labelled: labelled pictures in the epoch.
-        batch_size: pictures in a batch, at least two.
-        share: part of a batch that is unlabelled, above 0 and below 1.
+        labelled: labelled images in the epoch.
+        batch_size: images per batch, at least two.
+        share: fraction of a batch that is unlabelled, above 0 and below 1.
     """
     assert batch_size > 1 and 0 < share < 1
     unlabelled = min(max(round(share * batch_size), 1), batch_size - 1)
@@ -89,17 +89,17 @@ def kinds_of_batches(labelled: int, batch_size: int, share: float) -> list[tuple
 
 
 def unlabelled_of_epoch(labelled: int, share: float) -> int:
-    """How many unlabelled pictures, at least one, make this share (below 1) of an epoch."""
+    """Return the number of unlabelled images, at least one, that make up this share (below 1) of an epoch."""
     return max(round(labelled * share / (1 - share)), 1)
 
 
 def _woven(
     labelled: NDArray[np.int64], unlabelled: NDArray[np.int64], rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """The rows of both, each kind in its order and spread evenly, with chance, over the whole.
+    """Interleave the rows of both kinds, each in its order and spread evenly, with jitter, over the whole.
 
-    A plain shuffle would now and then make a batch without any label, whose gradients compare with
-    no other's.
+    A plain shuffle would occasionally give a batch without any labels, whose gradients are not
+    comparable to the others'.
     """
     both = (labelled, unlabelled)
     places = [(np.arange(len(rows)) + rng.random(len(rows))) / len(rows) for rows in both]
@@ -108,23 +108,24 @@ def _woven(
 
 
 class TrainingOrder:
-    """The batches of one epoch after another, a pure function of seed and epoch.
+    """The batches of an epoch, a pure function of seed and epoch.
 
-    Under several ranks each takes every n-th sample, so that a step of all ranks has the pictures of
-    one process's larger batch, and their last batches may differ in size. With `group` each takes
-    every n-th batch, with a share of unlabelled pictures every n-th of either kind; all get the same
-    number of batches, the first ones are repeated where the number does not divide.
+    Each of n ranks takes every n-th sample, so that a step of all ranks has the same images as the
+    larger batch of a single process; their last batches may differ in size. With `group` each takes
+    every n-th batch, with a share of unlabelled images every n-th sample of either kind. All ranks get
+    the same number of batches; the first ones are repeated if necessary.
 
-    Labelled and unlabelled pictures are two pools: a sample's partners come from its own, as a
-    mosaic of both would have boxes for a part of it only.
+    Labelled and unlabelled images are separate pools: a sample's mosaic partners come from its own
+    pool, as a mixed mosaic would have boxes for only part of its area.
 
-    epoch: 0-based, to be set before an iteration.
-    skip: so many batches at the epoch's start are left out: an earlier process has seen them.
-    weights: (N,) how often a labelled picture is drawn, with repetition; None: each exactly once.
-    mosaic_until: the first epoch whose samples get no partners for a mosaic; None: all get them.
-    taught_until: the first epoch in which unlabelled pictures have nothing to say and labelled ones take
-        their places; None: they never do.
-    group: puts picture numbers into batches of similar aspect; None: any picture with any other.
+    epoch: 0-based, set before iterating.
+    skip: number of batches to skip at the start of the epoch, seen before the run was interrupted.
+    weights: (N,) sampling weights of the images, of which those of labelled ones are used, with
+        replacement; None: each labelled image exactly once.
+    mosaic_until: the first epoch whose samples get no mosaic partners; None: all get them.
+    taught_until: the first epoch in which unlabelled images have no loss and labelled ones replace
+        them; None: never.
+    group: groups image numbers into batches of similar aspect ratio; None: batches are not grouped.
     """
 
     def __init__(
@@ -136,16 +137,16 @@ class TrainingOrder:
         labelled: NDArray[np.bool_] | None = None,
         share: float | None = None,
     ) -> None:
-        """Sets the choices that hold for all epochs.
+        """Set what holds for all epochs.
 
         Args:
-            pictures: how many there are, N.
-            batch_size: pictures in a batch of this rank.
-            shape_hw: height and width of the batches in pixels, where `group` does not say.
-            seed: start of all chance.
-            labelled: (N,) bool, which pictures are; None: all.
-            share: part of each batch that is unlabelled (of each epoch, with `group`), below 1;
-                None: every picture comes once an epoch, the kinds spread evenly over its batches.
+            pictures: number of images, N.
+            batch_size: images per batch of this rank.
+            shape_hw: height and width of the batches in pixels, unless `group` sets them.
+            seed: seed of all randomness.
+            labelled: (N,) bool, which images are labelled; None: all.
+            share: fraction of each batch that is unlabelled (of each epoch, with `group`), below 1;
+                None: every image comes once per epoch, both kinds spread evenly over its batches.
         """
         self.epoch = self.skip = 0
         self.weights: NDArray[np.float64] | None = None
@@ -160,7 +161,7 @@ class TrainingOrder:
         self._rank, self._ranks = rank(), world_size()
 
     def __len__(self) -> int:
-        """The number of batches this rank gets in an epoch."""
+        """The number of batches of this rank per epoch."""
         if self._is_mixed:
             return len(self._kinds())
         pictures = len(self._labelled) + self.unlabelled_per_epoch
@@ -169,7 +170,7 @@ class TrainingOrder:
         return math.ceil(math.ceil(pictures / self._ranks) / self._batch_size)
 
     def __iter__(self) -> Iterator[BatchOrder]:
-        """The batches of the epoch that is set."""
+        """The batches of the current epoch, after the skipped ones."""
         return islice(self._whole_epoch(), self.skip, None)
 
     def _whole_epoch(self) -> Iterator[BatchOrder]:
@@ -185,7 +186,7 @@ class TrainingOrder:
 
     @property
     def unlabelled_per_epoch(self) -> int:
-        """How many unlabelled samples an epoch has, over all ranks."""
+        """The number of unlabelled samples per epoch, over all ranks."""
         if self._share is None:
             return len(self._unlabelled)
         if self._share == 0:
@@ -196,16 +197,16 @@ class TrainingOrder:
 
     @property
     def _is_mixed(self) -> bool:
-        """Whether each batch holds the share; batches of one aspect cannot."""
+        """Whether each batch has the unlabelled share; batches grouped by aspect ratio cannot."""
         return bool(self._share) and self.group is None
 
     def _kinds(self) -> list[tuple[int, int]]:
-        """Labelled and unlabelled pictures of each step, over all ranks."""
+        """Return the numbers of labelled and unlabelled images of each step, over all ranks."""
         assert self._share
         return kinds_of_batches(len(self._labelled), self._batch_size * self._ranks, self._share)
 
     def _labelled_rows(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        """The own picture and the partners of each labelled sample (n, 8), (n, 1) without mosaics."""
+        """Draw the image and the mosaic partners of each labelled sample: (n, 8), (n, 1) without mosaics."""
         count, partners = len(self._labelled), PICTURES_PER_SAMPLE - 1
         if self.weights is None:
             own = rng.permutation(count)
@@ -217,10 +218,10 @@ class TrainingOrder:
         return self._rows(self._labelled, own, others)
 
     def _unlabelled_rows(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        """The same for the unlabelled samples, drawn so that all were seen before one comes again.
+        """Draw the same for the unlabelled samples, so that all are seen before any is repeated.
 
-        They continue where the epoch before ended: turn after turn through the pool, each turn in
-        an order of its own, which hangs on nothing but its number and the seed.
+        Continues where the previous epoch ended: pass after pass through the pool, each pass in an
+        order of its own, which depends only on its number and the seed.
         """
         is_over = self.taught_until is not None and self.epoch >= self.taught_until
         pictures = self._labelled if is_over else self._unlabelled
@@ -242,14 +243,14 @@ class TrainingOrder:
         return rows
 
     def _places(self, count: int) -> NDArray[np.int64]:
-        """Every n-th of `count` places, this rank's; the first ones again where they do not divide."""
+        """Return this rank's share, every n-th of `count` positions, padded with the first ones."""
         share = math.ceil(count / self._ranks)
         return np.arange(share * self._ranks).reshape(-1, self._ranks)[:, self._rank] % count
 
     def _own_places(self, count: int) -> NDArray[np.int64]:
-        """Every n-th of `count` places, none twice, so that all ranks together make one process's batches.
+        """Return every n-th of `count` positions, unpadded: all ranks together equal a single process.
 
-        Only a rank that would have nothing for the last batch takes one of the first places again.
+        Only a rank that would have no sample for the last batch repeats one of the first positions.
         """
         own = self._places(count)
         without = own[np.arange(len(own)) * self._ranks + self._rank < count]
@@ -265,10 +266,10 @@ class TrainingOrder:
     def _mixed(
         self, labelled: NDArray[np.int64], unlabelled: NDArray[np.int64], rng: np.random.Generator
     ) -> Iterator[BatchOrder]:
-        """Each step takes its number of samples of either kind; a rank shuffles every n-th of them.
+        """Yield batches with the right number of each kind per step, of which a rank takes every n-th sample.
 
-        So the kinds spread evenly over the ranks, however few pictures each gets. A rank that would have
-        nothing for the last step takes the epoch's first sample again.
+        This spreads the kinds evenly over the ranks, however few images each gets. A rank that would have
+        no sample for the last step repeats the epoch's first one.
         """
         rows = np.concatenate([labelled, unlabelled])
         known, unknown = np.arange(len(labelled)), len(labelled) + np.arange(len(unlabelled))
@@ -282,7 +283,7 @@ class TrainingOrder:
     def _grouped(
         self, own: NDArray[np.int64], groups: RectGroups, rng: np.random.Generator
     ) -> Iterator[BatchOrder]:
-        """Pictures of one aspect stay together; the order of the batches is drawn anew each epoch."""
+        """Yield batches of images of similar aspect ratio, in an order drawn anew each epoch."""
         turns = rng.permutation(len(groups.shapes_hw))
         turns = np.resize(turns, len(self) * self._ranks)[self._rank :: self._ranks]
         for turn in turns:

@@ -1,4 +1,4 @@
-"""Which pictures a split has, and where the labels of each lie."""
+"""The images of a split, and where the labels of each are."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from utils.datasets.labels import lines_of
 from utils.errors import UserError
 
 LABEL_SUFFIX = ".txt"
-_MAX_LIST_BYTES = 256 << 20  # some millions of pictures; a split may have several lists
-_LOOKED_AT = 50  # lines of a list
+_MAX_LIST_BYTES = 256 << 20  # a few million images; a split may have several lists
+_LOOKED_AT = 50  # lines of a list that are checked for existing images
 # Lists for one class append 1, 0 or -1 to each name.
 _CLASS_FLAG = re.compile(r"\s+(-1|0|1)$")
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A picture and the file with its labels; either file may turn out to be missing."""
+    """An image and its label file; either may turn out to be missing."""
 
     image: str
     label: str
 
 
 def list_sources(config: DatasetConfig, split: str) -> list[Source]:
-    """The pictures of a split in a fixed order, each once.
+    """Return the images of a split in a fixed order, without duplicates.
 
     Raises:
-        UserError: when the split is not there, has a folder that cannot be read, or lists no picture.
+        UserError: if the split is missing, has a folder that cannot be read, or has no images.
     """
     entries = config.entries(split)
     found: dict[str, Source] = {}
@@ -51,7 +51,7 @@ def list_sources(config: DatasetConfig, split: str) -> list[Source]:
 
 
 def is_split_there(config: DatasetConfig, split: str) -> bool:
-    """Whether all folders and lists of a split are there, and of each list a picture among the first."""
+    """Return whether a split's folders and lists exist, and for each list one of the first images."""
     return all(_is_entry_there(entry, config) for entry in config.splits[split])
 
 
@@ -69,12 +69,12 @@ def _is_entry_there(entry: Path, config: DatasetConfig) -> bool:
 def passed_over(
     config: DatasetConfig, split: str, sources: Sequence[Source]
 ) -> Iterator[tuple[Path, str, list[str]]]:
-    """What lies in the folders of a split and is used for nothing: a folder, the kind, and the files.
+    """Yield the unused files in a split's folders, as (folder, kind, files).
 
-    Lists name what they mean, so only folders of pictures count, and the folders of their labels.
+    Lists name exactly what they use, so only image folders and their label folders are searched.
 
     Raises:
-        UserError: one of the folders cannot be read.
+        UserError: if one of the folders cannot be read.
     """
     labels, has_truth = {source.label for source in sources}, split != "unlabeled"
     for entry in config.entries(split):
@@ -90,9 +90,9 @@ def passed_over(
 
 
 def label_path(image: str) -> str:
-    """Where a picture's labels belong: the last folder `images` becomes `labels`, the suffix .txt.
+    """Return the path of an image's label file: the last folder `images` becomes `labels`, the suffix .txt.
 
-    Without such a folder they lie beside the picture.
+    Without such a folder it lies beside the image.
     """
     stem, _ = os.path.splitext(image)
     folders = stem.split(os.sep)
@@ -120,17 +120,17 @@ def _yolo_sources(entry: Path, root: Path) -> list[Source]:
 
 
 def _images_below(entry: Path) -> Iterator[str]:
-    """The pictures in a folder and all folders below, without what is hidden."""
+    """Yield the images in a folder and its subfolders, without hidden ones."""
     return filter(is_image, _files_below(entry))
 
 
 def _files_below(entry: Path) -> Iterator[str]:
-    """The files in a folder and all folders below, without what is hidden.
+    """Yield the files in a folder and its subfolders, without hidden ones.
 
-    Links are followed, but not back to where the walk has been: that would go on for ever.
+    Follows links, except those to a parent folder, which would never end.
 
     Raises:
-        UserError: a folder cannot be read. Without its pictures it would be another dataset.
+        UserError: if a folder cannot be read: without its images it would be another dataset.
     """
     for folder, folders, names in os.walk(entry, onerror=_refuse_folder, followlinks=True):
         seen = (name for name in folders if not is_hidden(name))
@@ -144,7 +144,7 @@ def _refuse_folder(error: OSError) -> NoReturn:
 
 
 def _leads_up(entry: Path, folder: str, name: str) -> bool:
-    """Whether a name in a folder below `entry` is a link to a folder that the walk came through."""
+    """Return whether a name in a folder below `entry` is a link to one of its parent folders."""
     path = Path(folder, name)
     if not os.path.islink(path):
         return False
@@ -156,14 +156,14 @@ def _leads_up(entry: Path, folder: str, name: str) -> bool:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is hidden by the custom of its name."""
+    """Return whether a file or folder is hidden: its name starts with a dot."""
     return name.startswith(".")
 
 
 def _from_list(line: str, listing: Path, root: Path) -> str:
-    """A line of an image list as a path: absolute, or relative to the list's folder or the root.
+    """Resolve a line of an image list: absolute, or relative to the list's folder or the root.
 
-    Backslashes are those of a list made on Windows, unless there is a file of that name.
+    Backslashes are taken for Windows path separators, unless there is a file of exactly that name.
     """
     spellings = dict.fromkeys((line, line.replace("\\", "/")))
     places = [os.path.normpath(base / name) for name in spellings for base in (listing.parent, root)]
@@ -171,7 +171,7 @@ def _from_list(line: str, listing: Path, root: Path) -> str:
 
 
 def _voc_sources(listing: Path, root: Path) -> list[Source]:
-    """The pictures of `BASE/ImageSets/*/LIST.txt`: `BASE/JPEGImages` with `BASE/Annotations`.
+    """Return the images of `BASE/ImageSets/*/LIST.txt`, in `BASE/JPEGImages` with `BASE/Annotations`.
 
     The base of a list that lies elsewhere is the root.
     """

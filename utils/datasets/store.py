@@ -1,8 +1,8 @@
-"""Where the training loader gets scaled pictures from: their files, memory, or one file on disk.
+"""The training loader's source of scaled images: their files, a cache in memory, or one in a file.
 
-Cached pictures lie one after the other in a single buffer. Workers share it: forked ones as it
-is, others through shared memory or by mapping the same file. A file ends in what it is a cache of and a
-checksum, which every start looks at; whatever is wrong with a cache, training goes on without it.
+Cached images are stored consecutively in a single buffer, which workers share: by forking, through
+shared memory, or by mapping the same file. A cache file ends with a digest of its sources and a checksum,
+verified at every start; if anything is wrong with a cache, training continues without it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _CGROUP = (
 
 
 class LostPictureError(UserError):
-    """A picture that could be read when the index was made and no longer; number: its place there."""
+    """An image that was readable when the index was built but no longer is; number: its index there."""
 
     def __init__(self, number: int, path: str, reason: str) -> None:
         super().__init__(
@@ -58,15 +58,15 @@ class LostPictureError(UserError):
         self.number, self.path, self.reason = number, path, reason
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Says how to make it again in another process."""
+        """Support pickling, to pass the error on to another process."""
         return LostPictureError, (self.number, self.path, self.reason)
 
 
 class PictureStore:
-    """Pictures (H, W, 3) BGR uint8 by number, the longer side scaled to `image_size`.
+    """Images (H, W, 3) BGR uint8 by number, with the longer side scaled to `image_size`.
 
     wh: (N, 2) the scaled sizes, pixels.
-    notes: sentences for the console on what was cached and what was not.
+    notes: sentences for the console about what was cached and what was not.
     """
 
     def __init__(self, index: DatasetIndex, image_size: int) -> None:
@@ -75,16 +75,16 @@ class PictureStore:
         self.wh = all_scaled_wh(index.sizes_wh, image_size)
         self._offsets = np.concatenate([[0], np.cumsum(self.wh.prod(1) * 3)])
         self._memory: Tensor | None = None
-        # Of that memory: a slice of a tensor costs ten times more.
+        # The same memory for NumPy: slicing a tensor costs ten times as much.
         self._view: NDArray[np.uint8] | None = None
         self._file: Path | None = None
         self.notes: list[str] = []
 
     def load(self, number: int) -> Image:
-        """The picture of a number; not to be written to.
+        """Return the image with a number; must not be written to.
 
         Raises:
-            LostPictureError: when its file has gone or been damaged since the index was made.
+            LostPictureError: if its file has been removed or damaged since the index was built.
         """
         if self._file is not None and self._memory is None:
             self._map(self._file)
@@ -97,9 +97,9 @@ class PictureStore:
         return self._view[start:stop].reshape(height, width, 3)
 
     def keep_in_memory(self) -> None:
-        """Loads all pictures, unless that takes more than most of the free memory.
+        """Load all images into memory, unless they would take more than 80% of what is free.
 
-        Each of several processes on a machine has its own, and a part of what is free.
+        Each rank on a machine has its own copy, and an equal share of the free memory.
         """
         needed, free = int(self._offsets[-1]), free_memory()
         if free is not None:
@@ -120,17 +120,16 @@ class PictureStore:
         )
 
     def keep_on_disk(self) -> None:
-        """Writes all pictures to a file of the user's cache folder, unless it is there already and intact.
+        """Write all images to a file in the user's cache folder, unless an intact one exists, and use it.
 
-        Where it writes one, others that nobody has used for long go.
-
-        A folder or file that cannot be used costs time and is told in the notes, no more.
+        Before writing it removes caches that have long been unused. A folder or file that cannot be used
+        only costs time and adds to the notes.
         """
         needed, digest = int(self._offsets[-1]), self._digest()
         try:
             path = cache_path("pictures", digest)
             path.parent.mkdir(parents=True, exist_ok=True)
-            mark_used(path)  # before it is looked at, which takes minutes
+            mark_used(path)  # before verifying it, which takes minutes
             if not is_intact(path, needed, digest):
                 remove_unused()
                 free = free_bytes(path.parent)
@@ -151,7 +150,7 @@ class PictureStore:
             )
 
     def _write(self, path: Path, digest: str) -> None:
-        """Writes all pictures, and behind them what makes the file known as intact."""
+        """Write all images, followed by the ending by which `is_intact` recognises a complete file."""
 
         def write(file: BinaryIO) -> None:
             checksum = 0
@@ -164,7 +163,7 @@ class PictureStore:
         replace_atomically(path, write)
 
     def _map(self, path: Path) -> None:
-        """Takes the pictures from a file; without it where it has gone since it was looked at."""
+        """Map a cache file; goes on without it if it has disappeared since it was verified."""
         mark_used(path)
         try:
             self._memory, self._file = _mapped(path, int(self._offsets[-1])), path
@@ -173,7 +172,7 @@ class PictureStore:
             self.notes.append(f"pictures are not cached on disk: {error}")
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a worker that is not forked gets: the name of a cache file, not its content."""
+        """Pickle the path of a cache file instead of its content, for workers that are not forked."""
         return self.__dict__ | {"_view": None} | ({"_memory": None} if self._file is not None else {})
 
     def _read(self, number: int) -> Image:
@@ -187,7 +186,7 @@ class PictureStore:
             raise LostPictureError(number, self._paths[number], str(error)) from error
 
     def _all(self) -> Iterator[Image]:
-        """All pictures in order, decoded by several threads, a bounded number ahead."""
+        """Yield all images in order, decoded by several threads, a bounded number ahead."""
         count = len(self._paths)
         with (
             ThreadPoolExecutor(_THREADS) as pool,
@@ -199,7 +198,7 @@ class PictureStore:
                     bar.update()
 
     def _digest(self) -> str:
-        """Differs whenever the cached bytes would."""
+        """Return a digest that differs whenever the cached bytes would."""
         stamps = []
         for number, path in enumerate(self._paths):
             try:
@@ -212,10 +211,10 @@ class PictureStore:
 
 
 def free_memory() -> int | None:
-    """Bytes that this process may still take, None where the system does not tell.
+    """Return the bytes of memory still available to this process, None if unknown.
 
-    The smaller of what the machine has available and what its control group (a container's
-    limit) leaves.
+    The smaller of the machine's available memory and what is left of its control group's limit (a
+    container's).
     """
     candidates = []
     try:
@@ -232,7 +231,7 @@ def free_memory() -> int | None:
 
 
 def is_intact(path: Path, size: int, digest: str) -> bool:
-    """Whether a file holds `size` bytes of pictures with that digest, as they were written."""
+    """Return whether a file holds `size` bytes of images with that digest, unchanged since written."""
     try:
         status = path.stat()
         ending = len(_ending(digest, 0))

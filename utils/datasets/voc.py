@@ -1,4 +1,4 @@
-"""Annotations of the PASCAL VOC layout (`Annotations`, `ImageSets`, `JPEGImages`)."""
+"""Parsing of annotations in PASCAL VOC layout (`Annotations`, `ImageSets`, `JPEGImages`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 
 class AnnotationError(ValueError):
-    """What is wrong with an annotation file, and in which line."""
+    """An invalid annotation file: what is wrong with it, and in which line."""
 
     def __init__(self, line: int, what: str) -> None:
         super().__init__(line, what)
@@ -20,11 +20,11 @@ class AnnotationError(ValueError):
 
 @dataclass(frozen=True)
 class VocAnnotation:
-    """The boxes of one picture.
+    """The boxes of one image.
 
     boxes: (n, 5) float64: class id, then x1, y1, x2, y2 in pixels, continuous coordinates with
         0 at the left and upper edge.
-    size_wh: the picture's width and height as annotated, (0, 0) where the file is silent.
+    size_wh: the image's width and height as annotated, (0, 0) if the file does not give them.
     """
 
     boxes: NDArray[np.float64]
@@ -32,13 +32,14 @@ class VocAnnotation:
 
 
 def parse_voc(content: bytes, class_ids: dict[str, int]) -> VocAnnotation:
-    """The objects of an annotation file, those marked `difficult` left out.
+    """Parse the objects of an annotation file, leaving out those marked `difficult`.
 
-    The benchmark counts pixels from 1 and both ends belong to a box: the pixels 1 to 10 cover
-    the continuous span from 0 to 10.
+    VOC counts pixels from 1 and includes both ends of a box: pixels 1 to 10 cover the continuous
+    interval from 0 to 10.
 
     Raises:
-        AnnotationError: a broken file, an unknown class name or a box without numbers.
+        AnnotationError: if the file is broken, a class name is unknown, or a box is not numeric or
+            ends before it starts.
 
     Source: Everingham et al., The PASCAL Visual Object Classes (VOC) Challenge, IJCV 2010.
     """
@@ -59,20 +60,20 @@ def parse_voc(content: bytes, class_ids: dict[str, int]) -> VocAnnotation:
 
 
 def object_names(content: bytes) -> set[str]:
-    """The class names of an annotation file's objects, those that are left out too.
+    """Return the class names of all objects in an annotation file, including those marked `difficult`.
 
     Raises:
-        AnnotationError: a broken file.
+        AnnotationError: if the file is broken.
     """
     objects = _parse_without_entities(content).findall("object")
     return {(entry.findtext("name") or "").strip() for entry in objects}
 
 
 def _parse_without_entities(content: bytes) -> ElementTree.Element:
-    """The element tree; every element has its line in the attribute `line`.
+    """Parse XML to an element tree in which every element has its line number in the attribute `line`.
 
-    A document type may define entities that expand to gigabytes or read other files. No
-    annotation needs one, so it is refused at its first byte.
+    A document type may define entities that expand to gigabytes or read other files. Annotations do
+    not need one, so it is rejected at its start.
     """
     builder = ElementTree.TreeBuilder()
     parser = expat.ParserCreate()

@@ -1,4 +1,4 @@
-"""Processes and threads that make things ready: how many, what signals do to them, how one's end shows."""
+"""Loader workers and thread pools: their number, their signal handling and detecting their death."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 
 def usable_cpus() -> int:
-    """The processors that this process may use."""
+    """Return the number of CPUs that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -19,7 +19,7 @@ def usable_cpus() -> int:
 
 @contextmanager
 def abandonable(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]:
-    """The pool, until the block is over; where that ends early what is still in line is dropped."""
+    """Shut the pool down at the end of the block; if that ends with an exception, cancel queued work."""
     try:
         yield pool
     except BaseException:
@@ -29,16 +29,17 @@ def abandonable(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]:
 
 
 def died(error: Exception) -> bool:
-    """Whether an error of a loader says that a worker is gone: torch's own, or a batch cut off half-way."""
+    """Return whether a loader's error means that a worker died: torch's own, or a truncated batch."""
     return not isinstance(error, RuntimeError) or str(error).startswith("DataLoader worker")
 
 
 @contextmanager
 def no_interruptions() -> Iterator[None]:
-    """Leaves out torch's handler for ends of child processes, which a loader installs within this.
+    """Undo the SIGCHLD handler that torch's DataLoader installs within this block.
 
-    It raises at whatever line this process is, be it in the middle of an update. Without it the loader
-    finds within seconds that a worker is dead, where a batch is waited for: all that is done is whole.
+    On the death of a worker it raises at whatever line this process executes, possibly in the middle of
+    an update. Without it the loader detects the death within seconds while waiting for a batch, when all
+    earlier work is complete.
     """
     before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
     try:
@@ -49,10 +50,10 @@ def no_interruptions() -> Iterator[None]:
 
 
 def outlive_signals(_worker: int) -> None:
-    """Lets a worker leave SIGTERM to its parent, as it does SIGINT.
+    """Make a worker ignore SIGTERM unless its parent sent it; workers already ignore SIGINT.
 
-    Who stops a run may send it to all its processes at once, and the run needs its workers until the
-    batch at hand is done. A worker ends when its parent says so, be it by this signal, or is gone.
+    SIGTERM may be sent to all processes of a run at once, but the run needs its workers until the current
+    batch is done. A worker ends when its parent tells it to, also by this signal, or has exited.
     """
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

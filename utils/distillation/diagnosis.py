@@ -1,4 +1,4 @@
-"""What looks wrong in a distillation, in sentences that a person can act on."""
+"""Warnings about a distillation run that goes wrong, with advice on what to change."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 RATIO_LOW, RATIO_HIGH = 0.05, 5.0
-HELD_WITHIN = 3.0  # times what auto is to hold, in the mean of an epoch
-RISING_EPOCHS = 3  # the learning rate's own warm-up lasts as long
+HELD_WITHIN = 3.0  # tolerated factor between an epoch's mean ratio and the target of auto
+RISING_EPOCHS = 3  # as long as the warm-up of the learning rate
 
 
 @dataclass
 class Diagnosis:
-    """Watches a run, one epoch after another; says each thing once.
+    """Watches a run epoch by epoch; gives each warning once.
 
-    teacher_map: mAP50-95 of the best teacher on the validation split, None where it cannot be
-    compared with the student's. ratio: what the gradient ratio is proportional to. held_at: what a weight
-    that follows the gradients holds that ratio at, None for a fixed weight. said, losses: what a
-    run that goes on must remember. scores: mAP50 and mAP50-95 of each teacher that can be compared.
+    teacher_map: mAP50-95 of the best teacher on the validation split, None if it cannot be compared with the
+    student's. ratio: the weight that the gradient ratio is proportional to. held_at: the gradient ratio that
+    an adaptive weight maintains, None for a fixed weight. said, losses: the state that a resumed run
+    restores. scores: mAP50 and mAP50-95 of each teacher that can be compared.
     """
 
     teacher_map: float | None
@@ -30,9 +30,9 @@ class Diagnosis:
     scores: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def at_start(self, scores: Sequence[tuple[float, float]]) -> Iterator[str]:
-        """Compares both before the first step.
+        """Compare teachers and student before the first step.
 
-        scores: mAP50-95 of each teacher and of the student over the classes that this teacher knows.
+        scores: mAP50-95 of each teacher and of the student, over the classes that this teacher knows.
         """
         if scores and all(teacher <= student for teacher, student in scores):
             teacher, student = max(scores, key=lambda pair: pair[0] - pair[1])
@@ -50,11 +50,11 @@ class Diagnosis:
         warm: bool = True,
         sees: bool = True,
     ) -> Iterator[str]:
-        """loss: mean of the epoch without any weight, NaN where no step had a finite one.
+        """Yield the warnings about an epoch.
 
-        gradient_ratio: mean of the epoch, without the schedule's factor; None where nothing compares.
-        warm: whether the weight of the loss was not rising any more in this epoch. sees: False where the
-        teacher's boxes are the targets and it had none.
+        loss: mean of the unweighted loss, NaN if no step had a finite one. gradient_ratio: mean, without the
+        schedule's factor; None if there is none. warm: whether the warm-up of the loss's weight was over
+        throughout the epoch. sees: False if the targets are the teacher's boxes and it had none.
         """
         if math.isfinite(loss):
             self.losses.append(loss)
@@ -104,7 +104,7 @@ class Diagnosis:
 
     def _on_held(self, measured: float) -> Iterator[str]:
         assert self.held_at is not None
-        # The first measurements are what the weight comes from.
+        # In the first epoch the weight is only being found.
         if len(self.losses) < 2 or 1 / HELD_WITHIN <= measured / self.held_at <= HELD_WITHIN:
             return
         yield from self._once(

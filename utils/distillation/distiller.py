@@ -1,4 +1,4 @@
-"""The distillation loss of a run: one forward of the teacher a step, and its comparison with the student."""
+"""The distillation loss: one forward pass of the teacher per step, and its comparison with the student."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from utils.streams import joined_side_stream, on_side_stream
 
 @dataclass
 class _EpochSoFar:
-    """What is summed over the steps of an epoch.
+    """Sums over the steps of an epoch.
 
-    sums: scalars on the device: the unweighted losses that are finite numbers, how many these are, and
-    the box terms. factors: the schedule's.
+    sums: scalars on the device: the finite unweighted losses, their number, and the box terms.
+    factors: the sum of the schedule's factors. warm: whether the warm-up was over in every step.
     """
 
-    # On no device yet: such scalars go with those of any.
+    # 0-d tensors on the CPU can be added to tensors on any device.
     sums: tuple[Tensor, ...] = field(default_factory=lambda: tuple(torch.zeros(3).unbind()))
     steps: int = 0
     factors: float = 0.0
     warm: bool = True
 
     def add(self, terms: Mapping[str, Tensor], factor: float, warm: bool) -> None:
-        """Takes in the terms of a step."""
+        """Add the terms of a step."""
         total = torch.stack([value.detach() for value in terms.values()]).sum()
         finite = total.isfinite()
         box = terms["box"].detach() if "box" in terms else torch.zeros_like(total)
@@ -49,10 +49,10 @@ class _EpochSoFar:
 
 
 class Distiller(nn.Module):
-    """What the teachers say of a batch against what the student says of it.
+    """The loss between the teachers' and the student's outputs for a batch.
 
-    The teachers are a plain attribute: they are in no state dict, no optimizer and no DDP wrapper. The
-    projections of a feature loss are parameters, trained with the student's; `auto` balance is a buffer.
+    The teachers are a plain attribute, so they are not in the state dict, the optimizer or the DDP wrapper.
+    The projections of a feature loss are parameters, trained with the student; `auto` balance is a buffer.
     """
 
     label = "distill"
@@ -67,9 +67,9 @@ class Distiller(nn.Module):
         feature_ratio: float = 1.0,
         diagnosis: Diagnosis | None = None,
     ) -> None:
-        """`ratio` weighs the terms of the preset, `ratio` times `feature_ratio` that of the features.
+        """`ratio` weights the terms of the preset, `ratio` times `feature_ratio` the feature term.
 
-        features: one for each teacher, or none.
+        features: one loss per teacher, or none.
         """
         super().__init__()
         self.teachers, self.preset, self.schedule = teachers, preset, schedule
@@ -79,20 +79,20 @@ class Distiller(nn.Module):
         self.diagnosis = diagnosis
         names = (*(preset.names if preset else ()), *(("feature",) if features else ()))
         self.names: tuple[str, ...] = tuple(f"distill_{name}" for name in names)
-        # What --distill-ratio would be.
+        # Reports the adaptive weight, i.e. the equivalent of --distill-ratio.
         self.gauges = () if self.balance is None else (f"{self.label}_ratio",)
         self._seen = _EpochSoFar()
 
     def readings(self) -> dict[str, Tensor]:
-        """The weight that follows the gradients, under the name in `gauges`."""
+        """Return the adaptive weight under its name in `gauges`."""
         return {} if self.balance is None else dict.fromkeys(self.gauges, self.balance())
 
     def forward(self, batch: Batch, output: StudentOutput, progress: Progress) -> dict[str, Tensor]:
-        """The terms times ratio and schedule, float32 scalars; zeros once teaching is over."""
+        """Return the terms times ratio and schedule, float32 scalars; zeros once distillation has stopped."""
         return self.ahead(batch, progress)(output)
 
     def ahead(self, batch: Batch, progress: Progress) -> Terms:
-        """What is to be done before the student's pass; gives the rest of `forward`."""
+        """Start the teachers' forward pass; return a function that completes `forward`."""
         if self.schedule.is_over(progress):
             return lambda _: self._nothing(batch)
         compare, factor = self.heard(batch), self.schedule.factor(progress)
@@ -107,19 +107,20 @@ class Distiller(nn.Module):
         return weighted
 
     def _nothing(self, batch: Batch) -> dict[str, Tensor]:
-        """Zeros, tied to the projections: data-parallel training wants a gradient for every parameter."""
+        """Return zeros that depend on the projections: DDP expects a gradient for every parameter."""
         nothing = torch.zeros((), device=batch.images.device)
         nothing = nothing + sum((parameter.sum() * 0 for parameter in self.parameters()), start=nothing)
         return dict.fromkeys(self.names, nothing)
 
     def compare(self, batch: Batch, output: StudentOutput) -> dict[str, Tensor]:
-        """The terms as they are, without weight."""
+        """Return the unweighted terms."""
         return self.heard(batch)(output)
 
     def heard(self, batch: Batch) -> Terms:
-        """Asks the teachers; gives what makes of a student's output the terms as they are.
+        """Run the teachers; return a function from the student's output to the unweighted terms.
 
-        A GPU asks them, and looks for what they have detected, beside the student's pass.
+        On a GPU their forward pass and the extraction of their detections run on a side stream,
+        concurrently with the student's forward pass.
         """
         device = batch.images.device
         with on_side_stream(device):
@@ -141,7 +142,7 @@ class Distiller(nn.Module):
         return compare
 
     def networks(self) -> dict[str, nn.Module]:
-        """The teachers that are not the student itself, as they answer to the student's pictures."""
+        """Return the frozen teachers by title, wrapped to take the student's images."""
         return {
             member.title: InStudentsTerms(member, self.teachers.class_count)
             for member in self.teachers.members
@@ -149,40 +150,40 @@ class Distiller(nn.Module):
         }
 
     def references(self) -> dict[str, tuple[float, float]]:
-        """mAP50 and mAP50-95 of the teachers that know all of the data's classes, as at the start."""
+        """Return initial mAP50 and mAP50-95 of the teachers that know all of the data's classes."""
         return {} if self.diagnosis is None else self.diagnosis.scores
 
     @torch.no_grad()
     def compile_networks(self, compiled: Callable[[Body], Body], images: Tensor) -> None:
-        """Lets every teacher run as `compiled` makes it, beginning with images (B, 3, H, W) like these."""
+        """Wrap every teacher's body in `compiled`, and run it once on images (B, 3, H, W)."""
         for member in self.teachers.members:
             member.body = compiled(member.body)
             with member.precision():
                 member.body(fitted(images, member))
 
     def replay_networks(self, replayed: Callable[[Body], Body]) -> None:
-        """Lets every frozen teacher run as `replayed` makes it; its maps are good until its next call."""
+        """Wrap every frozen teacher's body in `replayed`; its maps are then valid until its next call."""
         for member in self.teachers.members:
             if member.is_frozen:
                 member.body = replayed(member.body)
 
     def replay_terms(self, replayed: Callable[[TermsOfTensors], TermsOfTensors]) -> None:
-        """Lets a dense preset work its terms out as `replayed` makes it."""
+        """Wrap the terms of a dense preset in `replayed`."""
         if isinstance(self.preset, DensePreset):
             self.preset.replay_terms(replayed)
 
     def compute_in(self, dtype: torch.dtype) -> None:
-        """Keeps the weights of frozen teachers in the reduced precision that they answer in."""
+        """Convert the frozen teachers' convolutions to the reduced precision that they compute in."""
         for member in self.teachers.members:
             member.compute_in(dtype)
 
     def observe(self, gradient_ratio: Tensor, progress: Progress) -> None:
-        """Takes in the measured norm of its gradient, relative to that of the labels' loss."""
+        """Update the balance with the gradient norm relative to that of the ground-truth loss."""
         if self.balance is not None and not self.schedule.is_over(progress):
             self.balance.observe(gradient_ratio, self.schedule.factor(progress))
 
     def review(self, report: EpochReport) -> Iterator[str]:
-        """What looks wrong after an epoch; waits for the device."""
+        """Return the warnings about an epoch; synchronises with the GPU."""
         seen, self._seen = self._seen, _EpochSoFar()
         if self.diagnosis is None or not seen.steps:
             return iter(())
@@ -195,7 +196,7 @@ class Distiller(nn.Module):
         return self.diagnosis.after_epoch(mean, ratio, report.map50_95, seen.warm, sees)
 
     def get_extra_state(self) -> dict[str, Any]:
-        """What a run that goes on needs: its teachers' checksums, and what the diagnosis has seen."""
+        """Return what a resumed run needs: the teachers' checksums and the state of the diagnosis."""
         seen, diagnosis = self._seen, self.diagnosis
         return {
             "teachers": self.teachers.checksums(),
@@ -205,7 +206,7 @@ class Distiller(nn.Module):
         }
 
     def set_extra_state(self, saved: dict[str, Any]) -> None:
-        """Raises UserError where a teacher is not the one that the run began with."""
+        """Restore the state. Raises UserError if a teacher is not the one that the run began with."""
         if saved["teachers"] != self.teachers.checksums():
             raise UserError(
                 "its weights are not those that the run began with",
@@ -213,12 +214,12 @@ class Distiller(nn.Module):
                 "put the file back, or start a new run",
             )
         sums, steps, factors, warm = saved["seen"]
-        if not isinstance(sums, list):  # an older state has the losses' sum alone
+        if not isinstance(sums, list):  # older states have only the sum of losses
             sums = [sums, float(steps), 1.0]
         self._seen = _EpochSoFar(tuple(torch.tensor(sums).unbind()), steps, factors, warm)
         if self.diagnosis is not None:
             self.diagnosis.said, self.diagnosis.losses = set(saved["said"]), list(saved["losses"])
 
     def finish(self) -> None:
-        """Checks at the end of a run that the teachers are what they were at the start."""
+        """Check at the end of a run that the frozen teachers' weights have not changed."""
         self.teachers.assert_unchanged()

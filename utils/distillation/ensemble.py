@@ -1,4 +1,4 @@
-"""Several teachers that speak with one voice."""
+"""Ensembles of teachers."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _EPS = 1e-6
 
 
 class Teachers:
-    """One teacher or more, at the levels and for the classes that all of them share with the student.
+    """One or more teachers, at the levels and for the classes that all of them share with the student.
 
-    fit: how the student's side is read. class_count: of the data. note: which classes are taught, in a
-    sentence, where not all of them know the same.
+    fit: which of the student's outputs are compared. class_count: of the data. note: a message about the
+    common classes if not all teachers know the same ones.
     """
 
     def __init__(
         self, members: Sequence[Teacher], student: Model, names: Sequence[str], merged: Sequence[str] = ()
     ) -> None:
-        """`names` are the data's classes, `merged` those that are one for the student.
+        """`names` are the data's classes, `merged` those that are merged into one for the student.
 
-        Raises UserError where one of them does not fit the student, or where they share no level.
+        Raises UserError if a teacher does not fit the student, or if they share no level.
         """
         self.members, self.class_count = list(members), len(names)
         for member in self.members:
@@ -53,24 +53,24 @@ class Teachers:
             raise UserError("they have no level of the student in common", self.source, fix)
         for member in self.members:
             member.fit = member.fit.at(shared)
-        # What any of them does not know may be background to all of them together.
+        # A class unknown to any teacher may appear as background in the ensemble's output.
         partial = (member.fit for member in self.members if member.fit.classes.unknown)
         self.fit = next(partial, self.members[0].fit)
 
     @property
     def source(self) -> str:
-        """Where they come from."""
+        """The sources of all teachers, for messages."""
         return " and ".join(str(member.source) for member in self.members)
 
     @property
     def ignorance(self) -> str:
-        """What to say where there is no class that the data and all of them know."""
+        """The message for the case that data and teachers have no class in common."""
         if len(self.members) == 1:
             return f"{self.source} knows none of the data's classes"
         return f"{self.source} have no class of the data in common"
 
     def __call__(self, images: Tensor) -> tuple[TeacherOutput, list[TeacherOutput]]:
-        """What all say of images (B, 3, H, W) together, and each by itself; one forward a teacher."""
+        """Return the ensemble's output for images (B, 3, H, W) and that of each teacher; one forward each."""
         each = [member(images) for member in self.members]
         if len(each) == 1:
             return each[0], each
@@ -79,37 +79,37 @@ class Teachers:
         ), each
 
     def checksums(self) -> list[str]:
-        """Of each, a word for one that is not frozen."""
+        """Return the checksum of each teacher, or a fixed word if it is not frozen."""
         return [member.identity if member.is_frozen else OWN_AVERAGE for member in self.members]
 
     def assert_unchanged(self) -> None:
-        """Raises AssertionError if a weight of one that is frozen has changed."""
+        """Raise AssertionError if a weight of a frozen teacher has changed."""
         for member in self.members:
             member.assert_unchanged()
 
 
 def mean_level(levels: Sequence[Tensor]) -> Tensor:
-    """One raw level (B, A, H, W, 5 + C) from those of several teachers, relative to the same anchors.
+    """Average the raw levels (B, A, H, W, 5 + C) of several teachers, relative to the same anchors, to one.
 
-    Objectness and classes are means of probabilities. Boxes are means of decoded centres and sizes,
-    each weighted by its teacher's objectness: one that sees nothing has no say in where it lies.
+    Objectness and classes are means of probabilities. Boxes are means of decoded centres and sizes, weighted
+    by each teacher's objectness: one that sees nothing there does not affect the box.
     """
     stacked = torch.stack([level.float() for level in levels])
     weight = stacked[..., 4:5].sigmoid().clamp(min=1e-12)
     weight = weight / weight.sum(0)
     half = stacked[..., :4].sigmoid()
     centres = (half[..., :2] * weight).sum(0)
-    # Width and height grow with the square of the sigmoid.
+    # Decoded width and height are proportional to the square of the sigmoid.
     sizes = (half[..., 2:4].square() * weight).sum(0).sqrt()
     boxes = torch.cat((centres, sizes), -1).clamp(_EPS, 1 - _EPS).logit()
     return torch.cat((boxes, mean_probability(stacked[..., 4:])), -1).to(_widest(levels))
 
 
 def _widest(levels: Sequence[Tensor]) -> torch.dtype:
-    """The finest precision of any; teachers may answer in different ones."""
+    """Return the promoted dtype of the levels, as teachers may compute in different precisions."""
     return functools.reduce(torch.promote_types, (level.dtype for level in levels))
 
 
 def mean_probability(logits: Tensor) -> Tensor:
-    """The logit of the mean over the first dimension of sigmoid(logits), exact where they are far out."""
+    """Return the logit of the mean of sigmoid(logits) over dimension 0, accurate for extreme logits too."""
     return F.logsigmoid(logits).logsumexp(0) - F.logsigmoid(-logits).logsumexp(0)

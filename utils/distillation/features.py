@@ -1,7 +1,7 @@
-"""Losses between what the Detect layers of student and teacher see.
+"""Losses between the inputs of the student's and the teacher's Detect layers.
 
-Shapes: B images, C channels, H W grid, K classes; one map (B, C, H, W) a level. They need no common
-classes, anchors or family.
+Shapes: B images, C channels, H W grid, K classes; one map (B, C, H, W) per level. Student and teacher need no
+common classes, anchors or architecture family.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from utils.losses.detection import mean_count
 from utils.losses.terms import differentiated_at_once
 
 FeatureKind = Literal["cwd", "pkd", "score-l2"]
-_EPS = 1e-5  # of a batch norm
-# Elements that are compared at once, on a CPU and on a GPU: what comes of them takes ten times their memory.
+_EPS = 1e-5  # as in a batch norm
+# Elements compared at once, on a CPU and on a GPU: the intermediates take ten times their memory.
 CHUNKS = (1 << 18, 1 << 23)
-# At these the gradient of a feature loss is about half as strong as that of the labels' loss on a student
-# that has begun to learn; as they are, some are a hundred times as strong and would be all that counts.
+# With these the gradient of a feature loss is about half as strong as that of the ground-truth loss on a
+# student that has begun to learn; without them some are a hundred times as strong and would dominate.
 GAINS = {"cwd": 0.02, "pkd": 0.1, "score-l2": 0.3}
 
 
 class FeatureLoss(nn.Module):
     """Pulls the student's maps, projected to the teacher's channels, towards the teacher's.
 
-    The projections train with the student and are saved with the run, never with its weights.
+    The projections are trained with the student and saved in the run's state, never in its weight files.
 
     Source: `cwd`, Shu et al., Channel-wise Knowledge Distillation for Dense Prediction (arXiv 2011.13256),
-    eq. 4; `pkd`, Cao et al., PKD (arXiv 2207.02039), eq. 3; `score-l2` weighs squared errors by what the
-    teacher's best class scores in a cell.
+    eq. 4; `pkd`, Cao et al., PKD (arXiv 2207.02039), eq. 3; `score-l2` weights squared errors by the score of
+    the teacher's best class in a cell.
     """
 
     def __init__(self, kind: FeatureKind, own: Sequence[int], wanted: Sequence[int]) -> None:
-        """`own` and `wanted`: channels of student and teacher, level by level."""
+        """`own` and `wanted`: channels of student and teacher at each level."""
         super().__init__()
         self.kind = kind
         hidden = kind == "score-l2"
@@ -47,10 +47,10 @@ class FeatureLoss(nn.Module):
     def forward(
         self, own: Sequence[Tensor], wanted: Sequence[Tensor], raw_levels: Sequence[Tensor]
     ) -> Tensor:
-        """A float32 scalar, the sum over levels.
+        """Return the loss, a float32 scalar summed over levels.
 
         own, wanted: maps of student and teacher. raw_levels: the teacher's raw outputs
-        (B, A, H, W, 5 + K), which weigh the cells of `score-l2`.
+        (B, A, H, W, 5 + K), which weight the cells in `score-l2`.
         """
         total = torch.zeros((), device=own[0].device)
         for project, mine, theirs, raw in zip(self.projections, own, wanted, raw_levels, strict=True):
@@ -61,10 +61,10 @@ class FeatureLoss(nn.Module):
         return total * GAINS[self.kind]
 
     def distance(self, own: Tensor, target: Tensor, raw: Tensor) -> Tensor:
-        """The loss of one level, from some channels after the others: each is compared for itself."""
+        """Return the loss of one level, computed in chunks of channels, which are independent."""
         weight = self.weight(raw) if self.kind == "score-l2" else None
         if is_distributed():
-            # Statistics are those of all ranks: a gradient waits for what each rank's loss is multiplied by.
+            # Statistics span all ranks: gradients need the factors of all ranks' losses, not yet known here.
             return self.compare(own, target, weight) / own.shape[1]
         cells = own.shape[0] * own.shape[2] * own.shape[3]
         some = max(CHUNKS[own.device.type != "cpu"] // cells, 1)
@@ -75,29 +75,29 @@ class FeatureLoss(nn.Module):
         return torch.stack(parts).sum() / own.shape[1]
 
     def compare(self, own: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
-        """The sum over channels of the distance of maps (B, C, H, W)."""
-        # Softmax and variance in reduced precision lose what they are to measure.
+        """Return the distance of maps (B, C, H, W), summed over channels."""
+        # Softmax and variance are too inaccurate in reduced precision.
         own, target = own.float(), target.float()
         if weight is not None:
             return ((own - target).square() * weight).sum()
-        # Channel by channel in memory, as both of what follows go through them.
+        # Contiguous (not channels-last), since both losses reduce over the cells of each channel.
         own, target = standardised(own.contiguous(), target.contiguous())
         if self.kind == "cwd":
             return channelwise_divergence(own, target)
         return (own - target).square().mean((0, 2, 3)).sum() / 2
 
     def weight(self, raw: Tensor) -> Tensor:
-        """What each cell counts in `score-l2`, (B, 1, H, W), from the teacher's raw outputs; 1 in all."""
+        """Return the cell weights (B, 1, H, W) of `score-l2`: the teacher's scores divided by their sum."""
         scores = raw.float().sigmoid()
         best = (scores[..., 4] * scores[..., 5:].amax(-1)).amax(1)[:, None]
         return best / mean_count(best.sum(), len(best))
 
 
 def standardised(*maps: Tensor) -> list[Tensor]:
-    """Every channel of each (B, C, H, W) with mean 0 and variance 1 over the batch of all ranks.
+    """Normalise each channel of maps (B, C, H, W) to mean 0 and variance 1 over the batch of all ranks.
 
-    A batch norm without parameters. Its statistics are part of the loss, which must not hang on how the
-    batch is split; so they are not a rank's own, as those of the network's norms are.
+    A batch norm without parameters. Unlike the network's norms it uses statistics of all ranks, because
+    they are part of the loss, which must not depend on how the batch is split.
     """
     if not is_distributed():
         return [F.batch_norm(x, None, None, training=True) for x in maps]
@@ -110,7 +110,7 @@ def standardised(*maps: Tensor) -> list[Tensor]:
     for x, own, count in zip(maps, parts[: len(maps)], parts[len(maps) :], strict=True):
         (variances, means), part = own.unbind(1), count[:, 0] / count[:, 0].sum()
         mean = (means * part).sum(0)
-        # Of all: the mean variance within the ranks and the variance of their means.
+        # Total variance: the mean of the variances within ranks plus the variance of their means.
         variance = ((variances + (means - mean).square()) * part).sum(0)
         wide = [value[:, None, None] for value in (mean, variance)]
         found.append((x - wide[0]) * (wide[1] + _EPS).rsqrt())
@@ -118,7 +118,7 @@ def standardised(*maps: Tensor) -> list[Tensor]:
 
 
 def channelwise_divergence(own: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL between the spatial distributions of each channel, mean over images, sum over channels."""
+    """Compute the KL divergence of each channel's spatial softmax, mean over images, sum over channels."""
     student = F.log_softmax(own.flatten(2) / temperature, -1)
     teacher = F.log_softmax(target.flatten(2) / temperature, -1)
     divergence = F.kl_div(student, teacher, reduction="sum", log_target=True)

@@ -1,4 +1,4 @@
-"""How the outputs of one network are laid onto the cells, anchors and classes of another.
+"""Mapping of the teacher's outputs to the student's cells, anchors and classes.
 
 Shapes: B images, A anchors, H W grid, K classes of the data, C of them that the teacher knows too.
 """
@@ -17,18 +17,18 @@ from models.yolo import Detect, Model, class_bias, rows_of_classes
 from utils.batch import StudentOutput
 from utils.errors import UserError
 
-# The logit of its class that a network of a single class begins with and keeps.
+# The constant class logit of a network with a single class.
 _CERTAIN = class_bias(1)
 
 
 @dataclass(frozen=True)
 class LevelPair:
-    """Two levels whose cells cover the same pixels of the picture.
+    """Two levels whose cells cover the same pixels of the image.
 
-    stride: pixels of the student's picture a cell. anchor_of: (A,) the teacher's anchor that stands for
-    each of the student's. own_anchors and other_anchors: (A, 2), that anchor of the teacher and the
-    student's, both in the student's grid units. is_identity: whether nothing has to be moved, found out
-    once: asking the device in each step would wait for it.
+    stride: pixels of the student's image per cell. anchor_of: (A,) the teacher's anchor matched to each of
+    the student's. own_anchors, other_anchors: (A, 2), the teacher's matched anchors and the student's, both
+    in the student's grid units. is_identity: whether the anchors agree, determined once, as a check in each
+    step would synchronise with the GPU.
     """
 
     student: int
@@ -40,16 +40,16 @@ class LevelPair:
     is_identity: bool
 
     def cut(self, maps: Tensor, picture_hw: tuple[int, int]) -> Tensor:
-        """Maps (..., H, W) without the cells beyond a student's picture of that size in pixels."""
+        """Crop maps (..., H, W) to the cells within a student's image of that size in pixels."""
         height, width = (side // self.stride for side in picture_hw)
         return maps[..., :height, :width]
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What of a teacher's and a student's outputs belongs together.
+    """The correspondence between the outputs of a teacher and the student.
 
-    own_rows, other_rows: which of the teacher's and of the student's outputs a cell are compared, index
+    own_rows, other_rows: indices of the compared outputs per anchor, of the teacher and of the student, as
     tensors on the device.
     """
 
@@ -59,20 +59,20 @@ class Fit:
     other_rows: Tensor
 
     def at(self, student_levels: Collection[int]) -> Fit:
-        """The same, at these of the student's levels alone."""
+        """Return the fit restricted to these levels of the student."""
         return replace(self, levels=tuple(pair for pair in self.levels if pair.student in student_levels))
 
     def of_student(self, output: StudentOutput) -> StudentOutput:
-        """The student's levels that have a partner, with the classes that both know."""
+        """Return the student's matched levels, with the classes that both know."""
         levels = tuple(output.levels[pair.student] for pair in self.levels)
         if self.classes.unknown and not self.classes.one:
             levels = tuple(level.index_select(-1, self.other_rows) for level in levels)
         return StudentOutput(tuple(output.features[pair.student] for pair in self.levels), levels)
 
     def of_teacher(self, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The matched raw levels of the teacher in the student's anchors and order of classes.
+        """Convert the teacher's matched raw levels to the student's anchors and class order.
 
-        Each (B, A, H, W, 5 + C). Objectness is that of an object of a common class.
+        Each is (B, A, H, W, 5 + C). Objectness is that of an object of a common class.
         """
         return tuple(self._laid(level, pair) for level, pair in zip(levels, self.levels, strict=True))
 
@@ -90,10 +90,10 @@ class Fit:
 
 
 def fit_networks(teacher: Detect, classes: ClassMap, student: Model, scale: float, source: Path | str) -> Fit:
-    """The levels of two heads that belong together.
+    """Match the levels and anchors of two heads.
 
-    scale: side of the teacher's pictures over that of the student's. Raises UserError, with both
-    sides named, where no level of one has the grid of a level of the other.
+    scale: side of the teacher's images over that of the student's. Raises UserError, naming the strides of
+    both, if no level of one has the grid of a level of the other.
     """
     own = [stride / scale for stride in teacher.stride.tolist()]
     other = student.head.stride.tolist()
@@ -119,9 +119,9 @@ def fit_networks(teacher: Detect, classes: ClassMap, student: Model, scale: floa
 
 
 def _pair(mine: int, theirs: int, teacher: Detect, student: Detect, scale: float) -> LevelPair:
-    """Each of the student's anchors gets the teacher's of the most similar shape."""
+    """Match each of the student's anchors to the teacher's anchor of the most similar shape."""
     other = student.anchors[mine].float()
-    # A grid unit is as many pixels on both sides once the pictures' scale is taken out.
+    # Apart from the image scale, a grid unit is the same number of pixels for both.
     own = teacher.anchors[theirs].float().to(other.device)
     ratio = other[:, None] / own[None]
     closeness = torch.minimum(ratio, 1 / ratio).amin(-1)
@@ -132,9 +132,9 @@ def _pair(mine: int, theirs: int, teacher: Detect, student: Detect, scale: float
 
 
 def anchors_rescaled(level: Tensor, own_anchors: Tensor, other_anchors: Tensor) -> Tensor:
-    """A raw level (B, A, H, W, 5 + K) whose boxes are the same relative to other anchors (A, 2).
+    """Re-encode a raw level (B, A, H, W, 5 + K), so that it gives the same boxes with other anchors (A, 2).
 
-    Sizes that the other anchors cannot express (above 4 times the anchor) are clamped.
+    Sizes that the other anchors cannot represent (above 4 times the anchor) are clamped.
     """
     ratio = (own_anchors / other_anchors).sqrt()[None, :, None, None].to(level.device)
     root = level[..., 2:4].float().sigmoid() * ratio
@@ -143,10 +143,10 @@ def anchors_rescaled(level: Tensor, own_anchors: Tensor, other_anchors: Tensor) 
 
 
 def objectness_of(level: Tensor, classes: Tensor) -> Tensor:
-    """Objectness logits (B, A, H, W) of a raw level, for objects of some of its classes alone.
+    """Return objectness logits (B, A, H, W) of a raw level, for objects of the given classes only.
 
-    The probability is scaled by the share that the best of these classes has of the best of all: an
-    object that is surely of another class is none.
+    The probability is multiplied by the ratio of the best score among these classes to the best of all,
+    so that a certain object of another class counts as background.
     """
     scores = level[..., 5:].float().sigmoid()
     share = scores.index_select(-1, classes).amax(-1) / scores.amax(-1).clamp(min=1e-6)

@@ -1,6 +1,6 @@
 """Losses between the outputs of student and teacher.
 
-Shapes: B images, A anchors, H W grid, K classes, N predictions of an image, M targets, P pairs.
+Shapes: B images, A anchors, H W grid, K classes, N predictions per image, M targets, P pairs.
 Notation: o objectness logit, z class logits, b raw box; S student, T teacher; w = sigmoid(o_T).
 """
 
@@ -24,21 +24,21 @@ from utils.losses.terms import TermsOfTensors, softmax_divergence
 
 
 class Preset(Protocol):
-    """A way to compare outputs: named, weighted float32 scalars."""
+    """A loss between the outputs of student and teacher: named, weighted float32 scalars."""
 
     names: tuple[str, ...]
 
     def __call__(self, batch: Batch, student: StudentOutput, teacher: TeacherOutput) -> dict[str, Tensor]:
-        """The terms for one batch.
+        """Return the terms for a batch.
 
-        A preset may have `ahead(batch, teacher)`, which gives the rest: from the student's output to the
-        terms. What it asks of a GPU is done beside the student's pass, and may be waited for.
+        A preset may have `ahead(batch, teacher)`, which returns a function from the student's output to the
+        terms. Its GPU work overlaps with the student's forward pass, and it may synchronise.
         """
         ...
 
 
 def ahead_of(preset: Preset, batch: Batch, teacher: TeacherOutput) -> Terms:
-    """What a preset makes of the teacher's answer alone; gives the rest."""
+    """Do the part of a preset that needs only the teacher's output; return the function for the rest."""
     ahead = getattr(preset, "ahead", None)
     if ahead is None:
         return lambda student: preset(batch, student, teacher)
@@ -46,16 +46,13 @@ def ahead_of(preset: Preset, batch: Batch, teacher: TeacherOutput) -> Terms:
 
 
 class DensePreset(ABC):
-    """A preset that compares all outputs of both networks, whatever they are.
-
-    Outputs are raw levels of student and teacher, (B, A, H_l, W_l, 5 + K) each.
-    """
+    """A preset that compares all raw levels of student and teacher, (B, A, H_l, W_l, 5 + K) each."""
 
     names: tuple[str, ...] = ("box", "obj", "cls")
     _replayed: TermsOfTensors | None = None
 
     def __call__(self, batch: Batch, student: StudentOutput, teacher: TeacherOutput) -> dict[str, Tensor]:
-        """The three terms, float32 scalars."""
+        """Return the three terms, float32 scalars."""
         if self._replayed is None:
             return self.terms(student.levels, teacher.levels)
         values = self._replayed(student.levels, teacher.levels).unbind()
@@ -63,10 +60,10 @@ class DensePreset(ABC):
 
     @abstractmethod
     def terms(self, own: Sequence[Tensor], other: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The three terms of raw levels, float32 scalars."""
+        """Return the three terms of raw levels, float32 scalars."""
 
     def replay_terms(self, replayed: Callable[[TermsOfTensors], TermsOfTensors]) -> None:
-        """Lets the terms be worked out as `replayed` makes it."""
+        """Wrap the computation of the terms in `replayed`."""
 
         def in_order(own: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
             terms = self.terms(own, other)
@@ -76,20 +73,20 @@ class DensePreset(ABC):
 
 
 class DenseOutputs(DensePreset):
-    """Every cell's raw outputs pulled towards the teacher's, weighted by w (presets `l2` and `kl`).
+    """Raw outputs of every cell are compared with the teacher's, weighted by w (presets `l2` and `kl`).
 
-    Per level the mean over all cells of w times the squared error of box and objectness logits and,
+    Per level the mean over all cells of w times the squared error of raw boxes and objectness logits and,
     for the classes, their squared error or KL(softmax(z_T/T) || softmax(z_S/T)) T^2 / K.
 
     Source: the public distillation scripts for YOLOv5; Hinton et al. (arXiv 1503.02531).
     """
 
     def __init__(self, gains: LossGains, class_loss: Literal["l2", "kl"], temperature: float) -> None:
-        """`gains` as applied by the ground-truth loss; `temperature` is that of the KL."""
+        """`gains` as applied by the ground-truth loss; `temperature` is that of the KL divergence."""
         self.gains, self.class_loss, self.temperature = gains, class_loss, temperature
 
     def terms(self, own: Sequence[Tensor], other: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The three terms, each a mean over cells, summed over levels."""
+        """Return the three terms, each a mean over cells, summed over levels."""
         box, obj, cls = torch.zeros(3, device=own[0].device).unbind()
         for mine, theirs in zip(own, other, strict=True):
             level, target = mine.float(), theirs.float()
@@ -101,14 +98,14 @@ class DenseOutputs(DensePreset):
         return {"box": box * self.gains.box, "obj": obj * self.gains.obj, "cls": cls * self.gains.cls}
 
     def classes(self, own: Tensor, target: Tensor) -> Tensor:
-        """The class loss of each cell, (B, A, H, W), from logits (B, A, H, W, K)."""
+        """Return the class loss of each cell, (B, A, H, W), from logits (B, A, H, W, K)."""
         if self.class_loss == "kl":
             return softmax_divergence(own, target, self.temperature) / own.shape[-1]
         return (own - target).square().mean(-1)
 
 
 class ObjectnessGated(DensePreset):
-    """Box and class outputs count where the teacher sees an object (preset `objectness`).
+    """Box and class terms are gated by the teacher's objectness (preset `objectness`).
 
     Per level the mean over all cells of w times the squared error of raw boxes and class logits, and
     the ungated squared error of the objectness probabilities.
@@ -119,13 +116,13 @@ class ObjectnessGated(DensePreset):
     def __init__(self, gains: LossGains, *, complete: bool = True) -> None:
         """`gains` as applied by the ground-truth loss.
 
-        complete: whether the teacher knows all classes of the data. If not, what it calls background
-        may be an object, and objectness is gated like the rest.
+        complete: whether the teacher knows all classes of the data. If not, its background may be an
+        object, and objectness is gated like the rest.
         """
         self.gains, self.complete = gains, complete
 
     def terms(self, own: Sequence[Tensor], other: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The three terms, each a mean over cells, summed over levels."""
+        """Return the three terms, each a mean over cells, summed over levels."""
         box, obj, cls = torch.zeros(3, device=own[0].device).unbind()
         for mine, theirs in zip(own, other, strict=True):
             level, target = mine.float(), theirs.float()
@@ -138,11 +135,11 @@ class ObjectnessGated(DensePreset):
 
 
 class PseudoBoxes:
-    """The teacher's detections become extra targets (preset `boxes`).
+    """The teacher's detections serve as extra targets (preset `boxes`).
 
-    Box and objectness losses are those for the ground truth; the class loss compares the student's
-    class logits at the matched cells with the logits of the teacher's detection: squared error, or
-    KL of tempered softmax (`soft`).
+    Box and objectness losses are those of the ground-truth loss; the class loss compares the student's class
+    logits at the assigned cells with the logits of the teacher's detection: squared error, or KL divergence
+    of softmax with temperature (`soft`).
     """
 
     names: tuple[str, ...] = ("box", "obj", "cls")
@@ -157,23 +154,23 @@ class PseudoBoxes:
         soft: bool,
         temperature: float,
     ) -> None:
-        """`confidence` and `overlap` are the teacher's NMS limits.
+        """`confidence` and `overlap` are the teacher's NMS thresholds.
 
-        detection: the ground-truth loss of the levels and classes that are compared. decode: from the
-        teacher's raw levels to predictions (B, N, 5 + C) in px.
+        detection: the ground-truth loss for the compared levels and classes. decode: maps the teacher's raw
+        levels to predictions (B, N, 5 + C) in px.
         """
         self.detection, self.decode = detection, decode
         self.rules = NmsRules(conf_thres=confidence, iou_thres=overlap)
         self.soft, self.temperature = soft, temperature
 
     def __call__(self, batch: Batch, student: StudentOutput, teacher: TeacherOutput) -> dict[str, Tensor]:
-        """The three terms of the ground-truth loss, against the teacher's detections."""
+        """Return the three terms of the ground-truth loss against the teacher's detections."""
         return self.ahead(batch, teacher)(student)
 
     def ahead(self, batch: Batch, teacher: TeacherOutput) -> Terms:
-        """Finds the detections, for whose number a GPU has to be waited for; gives the rest."""
+        """Find the detections, which synchronises with the GPU; return a function that computes the terms."""
         targets, logits = self.pseudo_targets(batch, teacher)
-        # In main memory, as the labels: elsewise each level would wait for the number of its pairs.
+        # On the CPU, like the labels: otherwise the number of pairs would need further synchronisation.
         here, everywhere = targets.cpu(), torch.ones_like(batch.labelled)
 
         def against_teacher(own: Tensor, pairs: Pairs) -> Tensor:
@@ -186,7 +183,7 @@ class PseudoBoxes:
 
     @torch.no_grad()
     def pseudo_targets(self, batch: Batch, teacher: TeacherOutput) -> tuple[Tensor, Tensor]:
-        """Targets (M, 6) like a batch's own, and the class logits (M, K) of each detection."""
+        """Return targets (M, 6) as in `Batch.targets`, and the class logits (M, K) of each detection."""
         levels = tuple(level.float() for level in teacher.levels)
         decoded = self.decode(levels)
         kept = suppress(decoded, self.rules)

@@ -1,4 +1,4 @@
-"""From the options of `train_distill.py` to its losses."""
+"""Construction of the losses from the options of `train_distill.py`."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from utils.words import counted
 
 
 def distillation_recipe(options: DistillOptions) -> LossRecipe:
-    """The ground-truth loss (unless turned off) and a Distiller.
+    """Return a recipe for the ground-truth loss (unless turned off) and a Distiller.
 
-    Raises UserError where a teacher is missing.
+    Raises UserError if a teacher's weight file is missing.
     """
     if not options.distill:
         return ground_truth_only
@@ -49,9 +49,9 @@ def distillation_recipe(options: DistillOptions) -> LossRecipe:
 
 
 def build_distiller(options: DistillOptions, paths: Sequence[Path | None], context: LossContext) -> Distiller:
-    """Loads the teachers (None: the student's own average), finds what fits, says how good they are."""
+    """Load the teachers (None: the student's EMA), match them to the student and print their scores."""
     multiple = context.model.size_multiple
-    # Rounded up as the student's are, so that the same number means the same size.
+    # Rounded up like the student's image size, so that equal numbers mean equal sizes.
     side = math.ceil(options.teacher_img_size / multiple) * multiple or context.image_size
     scale = side / context.image_size
     members = [
@@ -78,14 +78,14 @@ def build_distiller(options: DistillOptions, paths: Sequence[Path | None], conte
 
 
 def response_gains(options: DistillOptions, class_count: int) -> ResponseGains:
-    """The weights of the terms that the options name, and for others those that suit so many classes."""
+    """Return the weights of the terms: those given as options, else the defaults for the class count."""
     named = {term: getattr(options, f"distill_{term}") for term in ("box", "obj", "cls")}
     given = {term: weight for term, weight in named.items() if weight is not None}
     return replace(ResponseGains.for_classes(class_count), **given)
 
 
 def warn_of_a_lonely_class(options: DistillOptions, context: LossContext, shared: int) -> None:
-    """Warns where classes are compared with one another, and teacher and data have one in common."""
+    """Warn if the class term is a softmax KL, but teacher and data share only one of several classes."""
     if shared == 1 and len(context.names) > 1 and (options.preset() == "kl" or options.soft_loss):
         instead = "leave --soft-loss out" if options.soft_loss else "take --distill-loss l2 or response"
         context.warn(
@@ -95,9 +95,9 @@ def warn_of_a_lonely_class(options: DistillOptions, context: LossContext, shared
 
 
 def compare_scores(options: DistillOptions, context: LossContext, teachers: Teachers) -> Diagnosis:
-    """Prints the scores of teachers and student on the validation split; warns where they promise nothing.
+    """Print the scores of teachers and student on the validation split; warn if no teacher is better.
 
-    A teacher and the student beside it are judged by the classes that the teacher knows.
+    Each teacher is compared with the student over the classes that the teacher knows.
     """
     judged = {}
     for member in teachers.members:
@@ -136,7 +136,7 @@ def compare_scores(options: DistillOptions, context: LossContext, teachers: Teac
 def build_features(
     options: DistillOptions, context: LossContext, teachers: Teachers, needed: bool
 ) -> list[FeatureLoss]:
-    """A feature loss for each teacher, as the options name it; cwd where nothing else is left."""
+    """Return a feature loss per teacher, as the options name it; `cwd` if one is needed but none is named."""
     kind = options.feature_loss
     if kind == "none" and not needed:
         return []
@@ -156,7 +156,7 @@ def _channels(convolution: nn.Module) -> int:
 
 
 def refuse_untaught_parts(context: LossContext, teachers: Teachers) -> None:
-    """Raises UserError where a part of the student's head would stay as it was at the start."""
+    """Raise UserError if without the ground-truth loss a part of the student's head would stay untrained."""
     fit, levels = teachers.fit, len(context.detection.anchors_grid)
     parts = [f"classes {', '.join(fit.classes.unknown)}"] if fit.classes.unknown else []
     if len(fit.levels) < levels:
@@ -170,7 +170,7 @@ def refuse_untaught_parts(context: LossContext, teachers: Teachers) -> None:
 
 
 def build_preset(options: DistillOptions, context: LossContext, teachers: Teachers) -> Preset | None:
-    """The preset that the options name, for the levels and classes that both sides have; None without any."""
+    """Return the preset of the options for the shared levels and classes; None if no class is shared."""
     fit = teachers.fit
     if not fit.classes.student:
         if not options.with_gt_loss:
@@ -186,7 +186,7 @@ def build_preset(options: DistillOptions, context: LossContext, teachers: Teache
     if not options.with_gt_loss:
         refuse_untaught_parts(context, teachers)
     rows = [pair.student for pair in fit.levels]
-    # They are means over the classes that both sides know: one class weighs the same among few as among all.
+    # Class terms are means over the shared classes: rescaled, a class weighs the same among few as among all.
     gains = context.detection.gains
     gains = replace(gains, cls=gains.cls * len(fit.classes.student) / len(context.names))
     anchors = context.detection.anchors_grid[rows]
@@ -209,7 +209,7 @@ def build_preset(options: DistillOptions, context: LossContext, teachers: Teache
                     gains,
                     balance=balance,
                     complete=complete,
-                    # One class that both know is told from others that the teacher does not know.
+                    # A single shared class still has to be told from classes that the teacher lacks.
                     tells_classes=len(context.names) > 1,
                 ).to(context.device),
                 partial(decode, anchors_px=anchors * strides.view(-1, 1, 1), strides=strides),

@@ -1,4 +1,4 @@
-"""The response loss: what a teacher says of each cell, in probabilities and boxes.
+"""The response loss: the teacher's and student's outputs compared per cell, as probabilities and boxes.
 
 Shapes: B images, A anchors, H W grid, K classes. Notation: o objectness logit, z class logits, b box;
 S student, T teacher; w = sigmoid(o_T) of a cell and anchor, W the sum of w over the batch and all ranks.
@@ -26,9 +26,9 @@ from utils.losses.terms import differentiated_at_once
 class ResponseGains:
     """Weights of the three terms, relative to the ground-truth loss's gains of the same name.
 
-    Those here are for many classes: the gradient of the classes is about as strong as that of the labels,
-    that of boxes a quarter. Boxes have nearly all of a network's gradient: with more of them from the
-    teacher than from the labels, many classes are learnt more slowly than without one. See
+    The defaults are for many classes: the class term's gradient is about as strong as that of the labels, the
+    box term's a quarter. Boxes make up nearly all of a network's gradient: with more of it from the teacher
+    than from the labels, many classes are learnt more slowly than without a teacher. See
     docs/experiments.md.
     """
 
@@ -38,7 +38,7 @@ class ResponseGains:
 
     @classmethod
     def for_classes(cls, count: int) -> ResponseGains:
-        """The weights for data of so many classes."""
+        """Return the default weights for a number of classes."""
         return (
             cls(**{name: few for name, (few, _) in TERM_WEIGHTS.items()}) if count <= FEW_CLASSES else cls()
         )
@@ -46,10 +46,10 @@ class ResponseGains:
 
 @dataclass(frozen=True)
 class Cells:
-    """Raw outputs of both networks, float32, of one level or of all of them.
+    """Raw outputs of both networks, float32, of one level or all of them.
 
-    own, other: (..., 5 + K) of student and teacher. anchors: the student's in grid units, (..., 2) or what
-    broadcasts to it. share: of each cell in the objectness term, (...) or what broadcasts to it.
+    own, other: (..., 5 + K) of student and teacher. anchors: the student's in grid units, broadcastable to
+    (..., 2). share: the weight of each cell in the objectness term, broadcastable to (...).
     """
 
     own: Tensor
@@ -59,16 +59,16 @@ class Cells:
 
 
 class Response(DensePreset):
-    """Classes and boxes count where the teacher sees an object, objectness everywhere (preset `response`).
+    """Class and box terms weighted by the teacher's objectness, objectness everywhere (preset `response`).
 
     cls: (1/W) sum w mean_k |sigmoid(z_T) - sigmoid(z_S)| BCE(z_S, sigmoid(z_T)).
     box: (1/W) sum w (1 - CIoU(b_S, b_T)).
-    obj: the levels' means, in the balance of the ground-truth loss, of
+    obj: the mean over each level, with the level weights of the ground-truth loss, of
         |sigmoid(o_T) - sigmoid(o_S)| BCE(o_S, sigmoid(o_T)).
 
-    Normalised by what the teacher sees and not by the number of cells, a term is as strong as its
-    twin of the ground-truth loss. Objectness is not weighted by the teacher's: else a student that
-    sees what is not there would hardly be told.
+    Normalised by the teacher's total objectness rather than the number of cells, a term is as strong as its
+    counterpart in the ground-truth loss. The objectness term is not weighted by the teacher's objectness:
+    otherwise the student's false positives would hardly be penalised.
 
     Source: Yang et al., Bridging Cross-task Protocol Inconsistency for Distillation in Dense Object
     Detection (arXiv 2308.14286), eq. 4 to 7; the factor on a cross-entropy is that of Li et al.,
@@ -84,25 +84,25 @@ class Response(DensePreset):
         balance: Sequence[float] | None = None,
         complete: bool = True,
     ) -> None:
-        """`gains` as applied by the ground-truth loss; `anchors_grid` (levels, A, 2) the student's.
+        """`gains` as applied by the ground-truth loss; `anchors_grid` (levels, A, 2) of the student.
 
-        balance: weights of the levels' objectness; None for those of a head with just these levels.
-        complete: whether the teacher knows all classes of the data. If not, what it calls background
-        may be an object, and objectness counts only where it sees one.
+        balance: weights of the levels' objectness; None for the default of a head with these levels.
+        complete: whether the teacher knows all classes of the data. If not, its background may be an
+        object, and objectness is weighted by the teacher's.
         """
         self.box, self.obj, self.cls = gains.box * own.box, gains.obj * own.obj, gains.cls * own.cls
         self.anchors_grid = anchors_grid.detach().float()
         self.balance = level_balance(len(anchors_grid)) if balance is None else tuple(balance)
         self.complete = complete
-        self.merged: bool | None = None  # whether all levels are one; None: as the device likes it
+        self.merged: bool | None = None  # whether to concatenate the levels; None: on a GPU only
         self._constants: dict[Any, tuple[Tensor, Tensor]] = {}
 
     def terms(self, own: Sequence[Tensor], other: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The three terms, float32 scalars."""
+        """Return the three terms, float32 scalars."""
         box, obj, cls, seen = torch.zeros(4, device=own[0].device).unbind()
         for cells in self._cells(own, other):
             parts = (4, 1, cells.own.shape[-1] - 5)
-            # Split, not sliced: the backward pass then fills one tensor of all outputs instead of three.
+            # Split, not sliced: its backward pass fills one gradient tensor of all outputs instead of three.
             own_box, own_obj, own_cls = cells.own.split_with_sizes(parts, -1)
             box_t, obj_t, cls_t = cells.other.split_with_sizes(parts, -1)
             weight = obj_t[..., 0].sigmoid()
@@ -115,27 +115,27 @@ class Response(DensePreset):
         return {"box": box / seen * self.box, "obj": obj * self.obj, "cls": cls / seen * self.cls}
 
     def class_sum(self, own: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-        """The class loss of all cells, weighted, from logits (..., K) and weights (...)."""
+        """Return the weighted sum of the class loss from logits (..., K) and weights (...)."""
         return focused_cross_entropy(own, target, weight / own.shape[-1])
 
     def objectness_sum(self, own: Tensor, target: Tensor, share: Tensor | float) -> Tensor:
-        """The objectness loss of all cells, each with its share, from logits (..., 1)."""
+        """Return the sum of the objectness loss, weighted by `share`, from logits (..., 1)."""
         counts = torch.ones_like(target) if self.complete else target.sigmoid()
         return focused_cross_entropy(own, target, counts[..., 0] * share)
 
     def box_sum(self, own: Tensor, target: Tensor, anchors: Tensor, weight: Tensor) -> Tensor:
-        """The box loss of all cells, weighted, from raw boxes (..., 4), anchors (..., 2), weights (...)."""
+        """Return the weighted sum of the box loss from raw boxes (..., 4), anchors (..., 2) and weights."""
         return (self.box_distance(own, target, anchors) * weight).sum()
 
     def box_distance(self, own: Tensor, target: Tensor, anchors: Tensor) -> Tensor:
-        """1 - CIoU of each cell's boxes, (...), from raw boxes (..., 4) and anchors (..., 2)."""
+        """Return 1 - CIoU of each cell's boxes, (...), from raw boxes (..., 4) and anchors (..., 2)."""
         boxes = [boxes_cxcywh_grid(raw, anchors) for raw in (own, target)]
         return 1 - aligned_iou(boxes[0], boxes[1], "ciou")
 
     def _cells(self, own: Sequence[Tensor], other: Sequence[Tensor]) -> Iterator[Cells]:
-        """The cells level by level; on a GPU all together.
+        """Yield the cells of each level, or on a GPU those of all levels together.
 
-        There the number of operations costs, on a CPU the memory that they go through.
+        On a GPU the number of kernels is what costs, on a CPU the memory traffic.
         """
         merged = own[0].device.type != "cpu" if self.merged is None else self.merged
         if merged:
@@ -151,10 +151,10 @@ class Response(DensePreset):
             yield Cells(mine.float(), theirs.float(), anchors.to(mine.device)[:, None, None], share)
 
     def _constants_of(self, grids: tuple[torch.Size, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Anchors (N, 2) and objectness shares (N) of a picture's cells, from (A, H, W) of all levels.
+        """Return anchors (N, 2) and objectness shares (N,) of an image's cells, from (A, H, W) of all levels.
 
-        The same for batches of any size: they may be part of a record, which the last batch of an epoch
-        must not take them from.
+        Independent of the batch size: a captured CUDA graph may use them, so a smaller last batch must not
+        replace them.
         """
         cells = [grid.numel() for grid in grids]
         anchors = [
@@ -168,28 +168,25 @@ class Response(DensePreset):
 
 
 def _rows(maps: Tensor) -> Tensor:
-    """Maps (B, A, H, W, K) or (B, A, H, W) as rows of each picture in the order of memory, (B, N, ...).
-
-    There cells come before anchors.
-    """
+    """Flatten maps (B, A, H, W, K) or (B, A, H, W) to (B, N, ...) in memory order: cells before anchors."""
     return maps.movedim(1, 3).flatten(1, 3)
 
 
-# Elements that are worked out together: what stays in a core's cache with all that comes of it, and on a
-# GPU what leaves its memory to the networks.
+# Elements per chunk: on a CPU such that the intermediates stay in a core's cache, on a GPU such that they
+# leave the memory to the networks.
 CPU_CHUNK, GPU_CHUNK = 1 << 16, 1 << 23
 
 
 class _FocusedCrossEntropy(torch.autograd.Function):
-    """Value and gradient in one go, a part that fits into the cache after the other.
+    """Focused cross-entropy with value and gradient computed together, in chunks that fit into the cache.
 
-    By autograd, a dozen passes over all cells and classes go through main memory, and cost more on a CPU
-    than the rest of the loss.
+    With autograd a dozen passes over all cells and classes go through main memory, which on a CPU costs
+    more than the rest of the loss.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target_logits: Tensor, weight: Tensor) -> Tensor:
-        """Sum of w |p_T - p_S| BCE(p_S, p_T) over rows (n, K) with weights (n)."""
+        """Return the sum of w |p_T - p_S| BCE(p_S, p_T) over rows (n, K) with weights (n,)."""
         slope = torch.empty(logits.shape, device=logits.device)
         chunk = CPU_CHUNK if logits.device.type == "cpu" else GPU_CHUNK
         rows = max(chunk // logits.shape[1], 1)
@@ -202,16 +199,16 @@ class _FocusedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        """Of the logits; the teacher's side never gets one."""
+        """Return the gradient of the student's logits; the other inputs get none."""
         (slope,) = ctx.saved_tensors
         return gradients[0] * slope, None, None
 
 
 def _focused_part(z: Tensor, target: Tensor, weight: Tensor, slope: Tensor) -> Tensor:
-    """The weighted sum for logits (n, K) and target probabilities; its gradient is written to `slope`."""
+    """Return the weighted sum for logits (n, K) and target probabilities; write its gradient to `slope`."""
     own = z.sigmoid()
     rest = 1 - own
-    # BCE = softplus(z) - z p_T; with softplus(z) = max(z, 0) - log(max(p_S, 1 - p_S)) it costs one logarithm.
+    # BCE = softplus(z) - z p_T; with softplus(z) = max(z, 0) - log(max(p_S, 1 - p_S)) it takes one logarithm.
     entropy = torch.maximum(own, rest).log_().neg_().add_(z.clamp(min=0)).addcmul_(z, target, value=-1)
     difference = own - target
     distance = difference.abs()
@@ -222,12 +219,12 @@ def _focused_part(z: Tensor, target: Tensor, weight: Tensor, slope: Tensor) -> T
 
 
 def focused_cross_entropy(logits: Tensor, target_logits: Tensor, weight: Tensor) -> Tensor:
-    """Sum of w |p_T - p_S| BCE(p_S, p_T) over cells and classes, float32: nothing where both agree.
+    """Return the sum of w |p_T - p_S| BCE(p_S, p_T) over cells and classes, float32; 0 where both agree.
 
-    logits, target_logits: (..., K) of any memory order; weight: (...).
+    logits, target_logits: (..., K) in any memory order; weight: (...).
     """
     own, target, weights = logits.float(), target_logits.float(), weight.detach()
-    if logits.dim() == 5:  # elsewise flattening would copy
+    if logits.dim() == 5:  # flattening in (A, H, W) order would copy
         own, target, weights = _rows(own), _rows(target), _rows(weights)
     value: Tensor = _FocusedCrossEntropy.apply(
         own.reshape(-1, own.shape[-1]), target.reshape(-1, own.shape[-1]), weights.reshape(-1)

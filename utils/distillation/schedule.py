@@ -1,4 +1,4 @@
-"""How strongly the teacher is heard in the course of a run."""
+"""The schedule of the distillation loss's weight over a run."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from utils.batch import Progress
 class DistillSchedule:
     """A factor on the distillation loss, a pure function of progress.
 
-    It rises along a line for `warmup_epochs` (none for 0), then stays (`constant`) or falls
-    along a cosine to `final` at the end of the run, and is 0 in the last
-    `stop_epochs`, in which the teacher is not asked any more.
+    It rises linearly for `warmup_epochs` (0: no warm-up), then stays constant (`constant`) or falls
+    along a cosine to `final` (`cosine`), and is 0 in the last `stop_epochs`, in which the teacher
+    is not run. The cosine reaches `final` when these begin.
     """
 
     kind: Literal["constant", "cosine"] = "constant"
@@ -24,15 +24,15 @@ class DistillSchedule:
     stop_epochs: int = 0
 
     def is_over(self, progress: Progress) -> bool:
-        """Whether the run has come to its closing epochs."""
+        """Return whether the run is in its last `stop_epochs`."""
         return progress.epoch >= progress.epochs - self.stop_epochs
 
     def is_warm(self, progress: Progress) -> bool:
-        """Whether the warm-up is done."""
+        """Return whether the warm-up is over."""
         return self._warmed(progress) >= 1
 
     def factor(self, progress: Progress) -> float:
-        """The factor at a step, 0..1."""
+        """Return the factor at a step, 0..1."""
         if self.is_over(progress):
             return 0.0
         warmed = self._warmed(progress)
@@ -44,5 +44,5 @@ class DistillSchedule:
         return 1 - (1 - math.cos(math.pi * done)) / 2 * (1 - self.final)
 
     def _warmed(self, progress: Progress) -> float:
-        # The learning rate's own warm-up lasts 100 steps at the least; this one is as long as was asked for.
+        # No minimum of 100 steps, unlike the warm-up of the learning rate: it lasts as long as asked for.
         return progress.warmed(self.warmup_epochs, least=1)

@@ -1,4 +1,4 @@
-"""The network that a student learns from."""
+"""The teacher network."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from utils.words import listed
 
 @dataclass(frozen=True)
 class TeacherOutput:
-    """What the teacher says of a batch, without gradient.
+    """The teacher's outputs for a batch, without gradient.
 
-    levels: raw outputs, a (B, A, H_l, W_l, 5 + C) tensor for each level that has a partner, in the
-        student's order of classes and relative to its anchors (see `Fit`).
-    features: the inputs of its Detect layer at these levels.
-    own_levels: its raw outputs there as they are.
+    levels: raw outputs, a (B, A, H_l, W_l, 5 + C) tensor per matched level, in the student's class order and
+        relative to its anchors (see `Fit`).
+    features: the inputs of the teacher's Detect layer at these levels.
+    own_levels: its unconverted raw outputs at these levels.
     """
 
     levels: tuple[Tensor, ...]
@@ -40,28 +40,28 @@ class TeacherOutput:
 class Teacher:
     """A network in evaluation mode, without gradient.
 
-    A plain object on purpose: as an `nn.Module` inside a loss it would be put back into training
-    mode by `.train()`, and its batch norms would follow the student's mosaics.
+    Deliberately not an `nn.Module`: inside a loss module `.train()` would put it back into training
+    mode, and its batch norms would adapt to the student's mosaics.
     """
 
-    names: list[str] | None  # None where the file does not tell them
+    names: list[str] | None  # None if the file has none
     fit: Fit  # from `fit_to`
-    known: ClassMap  # from `fit_to`: all that it knows, whatever others know beside it
-    body: Body  # its own, compiled or not
-    remark: str = ""  # on how it was read
+    known: ClassMap  # from `fit_to`: all shared classes, regardless of other teachers
+    body: Body  # possibly compiled
+    remark: str = ""  # about how the file was read
     dtype: torch.dtype | None = None  # of its convolutions, None for float32
 
     def __init__(
         self, model: Model, source: Path | str = "teacher", scale: float = 1.0, *, frozen: bool = True
     ) -> None:
-        """Takes the model over: it is fused, frozen and laid out channels-last in place.
+        """Take over the model: it is fused, frozen and converted to channels-last in place.
 
-        `scale` is the side of the pictures that it sees over the side of the student's. A teacher
-        that is not `frozen` is left as it is: it is somebody else's and goes on changing.
+        `scale` is the side of its images over the side of the student's. A teacher that is not `frozen`
+        is left unmodified: the model is owned by someone else and keeps changing.
         """
         self.source, self.names, self.scale = source, list(model.names), scale
         self.model, self.mapping = model, ""
-        # Before the weights are fused, on whatever device: rounding must not make it another teacher.
+        # Before fusing: its rounding, which may differ between devices, must not change the identity.
         self.identity = checksum(model)
         if frozen:
             self.model = model.eval().fuse().requires_grad_(False).to(memory_format=torch.channels_last)
@@ -70,12 +70,12 @@ class Teacher:
 
     @classmethod
     def from_file(cls, path: Path, device: torch.device, cfg: str = "", scale: float = 1.0) -> Teacher:
-        """The teacher that a weight file holds (its EMA weights where it has them).
+        """Load the teacher in a weight file (the EMA weights if it has them).
 
-        cfg: the network of a file that does not describe its own. One that does needs none, and is taken at
-        its word where its weights are not those of `cfg`: people name the file that they know, and the
-        networks of v5.0 and of later versions have the same names. Raises UserError for what is no weight
-        file, or where the weights are not those of the network.
+        cfg: the network config, for a file without one. If the file has a config and its weights don't fit
+        `cfg`, the file's is used: networks of v5.0 and of later versions share their config names, so
+        users may name the wrong one. Raises UserError if it is not a weight file, or if its weights don't
+        fit the network.
         """
         checkpoint, remark = read_checkpoint(path), ""
         if cfg:
@@ -92,10 +92,10 @@ class Teacher:
         return teacher
 
     def compute_in(self, dtype: torch.dtype) -> None:
-        """Keeps a frozen teacher's convolutions in the reduced precision that it computes in from now on.
+        """Convert a frozen teacher's convolutions to the reduced precision that it computes in from now on.
 
-        The numbers are those of autocast, which would convert all weights anew in every step: it keeps
-        converted ones only of what is trained.
+        The results equal those of autocast, which would convert all weights in every step: it caches
+        converted weights only of parameters that require grad.
         """
         if not self.is_frozen:
             return
@@ -106,17 +106,17 @@ class Teacher:
         self.dtype, self._fingerprint = dtype, checksum(self.model)
 
     def precision(self) -> AbstractContextManager[object]:
-        """The precision to call its network in: its own, where nobody has set another already."""
+        """Return the context to call its network in: autocast to its dtype, unless autocast is already on."""
         kind = next(self.model.parameters()).device.type
         if self.dtype is None or torch.is_autocast_enabled(kind):
             return nullcontext()
         return torch.autocast(kind, self.dtype)
 
     def known_of(self, wanted: Sequence[str], *, is_one: bool) -> set[int]:
-        """Which of the data's classes it knows, by their numbers, once it is fitted.
+        """Return the indices of the data's classes that it knows; call `fit_to` first.
 
-        is_one: whether they are one for the student. A teacher that tells no classes apart sees the objects
-        of all of these.
+        is_one: whether the classes are merged into one for the student. A teacher with a single class then
+        detects objects of all of them.
         """
         if is_one and self.model.nc == 1:
             return set(range(len(wanted)))
@@ -129,15 +129,15 @@ class Teacher:
         only: Collection[int] | None = None,
         merged: Sequence[str] = (),
     ) -> None:
-        """Finds which of its outputs belong to which of the student's.
+        """Match its outputs to the student's.
 
-        Classes that the file does not name, or a single one on both sides, are taken to be the
-        data's. `only` numbers of the data's classes are looked for. merged: the classes of the data that
-        are one for the student. Raises UserError, with both sides named, where no level fits, or where
-        the number of unnamed classes differs.
+        Unnamed classes, or a single one on both sides, are taken to be the data's. only: indices of the
+        data's classes to match. merged: the classes of the data that are merged into one for the student.
+        Raises UserError, describing both sides, if no level matches or if the number of unnamed classes
+        differs.
         """
-        if merged and self.model.nc == 1:  # knows no classes either
-            merged, only = (), (None if only else only)  # of several that share nothing, nothing either
+        if merged and self.model.nc == 1:  # it tells no classes apart either
+            merged, only = (), (None if only else only)  # an empty `only` stays: no class is shared
         own, taken = self._names_for(merged or names)
         if merged:
             classes = ClassMap.all_as_one(own, merged, names[0], only)
@@ -155,7 +155,7 @@ class Teacher:
         self.fit = fit_networks(self.model.head, classes, student, self.scale, self.source)
 
     def _names_for(self, names: Sequence[str]) -> tuple[list[str], str]:
-        """Its class names, or the data's where these are taken for its own, and what to say of that."""
+        """Return its class names, or the data's if these are assumed, and a message about the latter."""
         own = self.names
         if self.model.nc == len(names) and (own is None or self.model.nc == 1):
             return list(names), _taken(own, names)
@@ -169,45 +169,45 @@ class Teacher:
 
     @property
     def title(self) -> str:
-        """What to call it."""
+        """Its name in messages and results."""
         return f"teacher {self.source}"
 
     @property
     def is_frozen(self) -> bool:
-        """Whether its weights stay as they are."""
+        """Whether its weights are fixed."""
         return self._fingerprint is not None
 
     def _reorder(self, classes: Sequence[int]) -> None:
-        """Puts the classes into the student's order, which costs nothing later."""
+        """Permute the classes into the student's order once, rather than in every step."""
         self.names = [self.model.names[number] for number in classes]
         self.model.keep_classes(classes, self.names)
         self._fingerprint = checksum(self.model)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> TeacherOutput:
-        """One batched forward of images (B, 3, H, W), 0..1."""
+        """Run one forward pass on images (B, 3, H, W), 0..1."""
         assert not self.model.training, "the teacher must stay in evaluation mode"
         with self.precision():
             features = self.body(fitted(images, self))
             levels = self.model.forward_head(features)
         size = (images.shape[2], images.shape[3])
         seen = tuple(pair.cut(features[pair.teacher], size) for pair in self.fit.levels)
-        # Grid before outputs: cut the two dimensions in the middle.
+        # `cut` crops the last two dimensions: move the outputs before the grid meanwhile.
         own = tuple(
             pair.cut(levels[pair.teacher].movedim(-1, 2), size).movedim(2, -1) for pair in self.fit.levels
         )
         return TeacherOutput(self.fit.of_teacher(own) if self.fit.classes.student else (), seen, own)
 
     def assert_unchanged(self) -> None:
-        """Raises AssertionError if a weight of a frozen teacher differs from what was loaded."""
+        """Raise AssertionError if a weight of a frozen teacher has changed since it was loaded."""
         if self._fingerprint is not None and checksum(self.model) != self._fingerprint:
             raise AssertionError("the teacher's weights changed during training")  # also under python -O
 
 
 class InStudentsTerms(nn.Module):
-    """A teacher that takes the student's pictures and answers in their pixels and in the data's classes.
+    """A teacher that takes the student's images and predicts in their pixels and in the data's classes.
 
-    With this it can be scored like any network of the data, whatever it was trained on.
+    So it can be evaluated like any network for the data, whatever it was trained on.
     """
 
     def __init__(self, teacher: Teacher, class_count: int) -> None:
@@ -217,21 +217,21 @@ class InStudentsTerms(nn.Module):
 
     @property
     def stride(self) -> Tensor:
-        """(L,) pixels of the student's picture that a cell of each level covers."""
+        """(L,) pixels of the student's image per cell of each level."""
         return self.model.stride / self.teacher.scale
 
     def forward_features(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Inputs of its Detect layer."""
+        """Return the inputs of its Detect layer."""
         with self.teacher.precision():
             return self.model.forward_features(fitted(images, self.teacher))
 
     def forward_head(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Its raw levels."""
+        """Return its raw levels."""
         with self.teacher.precision():
             return self.model.forward_head(features)
 
     def decode_levels(self, levels: Sequence[Tensor]) -> Tensor:
-        """Predictions (B, N, 5 + K), 0 for the classes of the data that it does not know."""
+        """Return predictions (B, N, 5 + K), with score 0 for classes of the data that it does not know."""
         return self._in_terms(self.model.decode_levels(levels))
 
     def decode_above(self, levels: Sequence[Tensor], least: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -240,7 +240,7 @@ class InStudentsTerms(nn.Module):
         return image, row, self._in_terms(decoded)
 
     def _in_terms(self, decoded: Tensor) -> Tensor:
-        """Its own predictions (..., 5 + C) as those of the data's classes, (..., 5 + K)."""
+        """Convert its own predictions (..., 5 + C) to the data's classes, (..., 5 + K)."""
         classes = self.teacher.known
         out = decoded.new_zeros(*decoded.shape[:-1], 5 + self.class_count)
         out[..., :4] = decoded[..., :4] / self.teacher.scale
@@ -253,17 +253,17 @@ class InStudentsTerms(nn.Module):
 
 
 def _taken(own: Sequence[str] | None, names: Sequence[str]) -> str:
-    """What to say where a teacher's classes are taken for the data's whatever they are called."""
+    """Return the message if a teacher's classes are taken for the data's whatever their names."""
     if own is None:
         return f"the file names no classes, its {len(names)} are taken to be the data's in their order"
     return "" if plain(own[0]) == plain(names[0]) else f"its class '{own[0]}' is taken for '{names[0]}'"
 
 
 def fitted(images: Tensor, teacher: Teacher) -> Tensor:
-    """Images (B, 3, H, W) as a teacher takes them: scaled, and grey on the right and below.
+    """Scale images (B, 3, H, W) for a teacher and pad them with grey on the right and at the bottom.
 
-    The grey brings the sides to multiples of its coarsest stride, which may be larger than the
-    student's (a P6 teacher, or smaller pictures).
+    The padding makes the sides multiples of its coarsest stride, which may be larger than the
+    student's (a P6 teacher, or smaller images).
     """
     if teacher.scale != 1:
         size = [round(side * teacher.scale) for side in images.shape[2:]]
@@ -273,7 +273,7 @@ def fitted(images: Tensor, teacher: Teacher) -> Tensor:
 
 
 def checksum(model: Model) -> str:
-    """SHA-256 over all parameters and buffers."""
+    """Return the SHA-256 of all parameters and persistent buffers."""
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         digest.update(name.encode())

@@ -1,4 +1,4 @@
-"""Detections as COCO results, and their scores by COCO's own evaluator where it is installed."""
+"""Detections as COCO results, and their scores by pycocotools if it is installed."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from utils.distributed import from_all
 from utils.errors import UserError
 from utils.inference.writers import NameBook
 
-# The 80 classes that COCO annotates carry ids from 1 to 90; these were planned but never used.
+# The 80 classes of COCO have ids between 1 and 90; these were planned but never used.
 _UNUSED_COCO_IDS = frozenset((12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
 COCO_CATEGORY_IDS = tuple(number for number in range(1, 91) if number not in _UNUSED_COCO_IDS)
 Annotations = dict[str, list[dict[str, Any]] | dict[str, Any]]
 ImageId = int | str
-_HEAD = 64  # characters in which an empty list ends
+_HEAD = 64  # characters to read, enough for an empty list
 
 
 def is_coco(names: Sequence[str]) -> bool:
-    """Whether these are the 80 classes of COCO in their usual order."""
+    """Return whether these are COCO's 80 classes, judging by their number and the first and last name."""
     return len(names) == len(COCO_CATEGORY_IDS) and names[0] == "person" and names[-1] == "toothbrush"
 
 
 def category_ids(names: Sequence[str]) -> tuple[int, ...]:
-    """The id in a COCO file of each class: COCO's own for its classes, else the class number."""
+    """Return each class's id in a COCO file: COCO's own for its classes, else the class number."""
     return COCO_CATEGORY_IDS if is_coco(names) else tuple(range(len(names)))
 
 
 def image_ids(paths: Sequence[str]) -> dict[str, ImageId]:
-    """The id of each picture: its file name without suffix, as a number where it is one.
+    """Return each image's id: its file name without suffix, as a number if all of them are distinct numbers.
 
-    Files of the same name in several folders get a running number behind it.
+    Files of the same name in several folders get a running number appended.
     """
     book = NameBook()
     stems = {path: book.name(path, Path(path).stem) for path in paths}
@@ -51,7 +51,7 @@ def image_ids(paths: Sequence[str]) -> dict[str, ImageId]:
 
 
 class CocoResults:
-    """Collects detections while a network is scored: an observer for `evaluate`."""
+    """Observer for `evaluate` that collects detections."""
 
     def __init__(self, index: DatasetIndex) -> None:
         self._ids = image_ids(index.paths)
@@ -59,16 +59,16 @@ class CocoResults:
         self._found: list[tuple[ImageId, np.ndarray[Any, np.dtype[np.float32]]]] = []
 
     def __call__(self, batch: Batch, detections: list[Tensor]) -> None:
-        """Takes the detections of a batch, (n, 6) an image in original pixels."""
+        """Add the detections of a batch, (n, 6) per image in original pixels."""
         for path, found in zip(batch.paths, detections, strict=True):
             self._found.append((self._ids[path], found.numpy()))
 
     def join_ranks(self) -> None:
-        """Takes in what the other ranks have found."""
+        """Gather the detections of all ranks."""
         self._found = [entry for part in from_all(self._found) for entry in part]
 
     def entries(self) -> Iterator[dict[str, Any]]:
-        """COCO results: image_id, category_id, bbox (left, top, width, height in pixels), score."""
+        """Yield COCO results: image_id, category_id, bbox (left, top, width, height in pixels), score."""
         for image_id, detections in self._found:
             for x1, y1, x2, y2, score, label in detections.tolist():
                 box = [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)]
@@ -80,8 +80,8 @@ class CocoResults:
                 }
 
     def write(self, file: IO[str]) -> None:
-        """Writes them as a JSON list, one entry a line."""
-        # By hand, entry by entry: a set like COCO gives over a million, too many to hold as dicts.
+        """Write the results as a JSON list, one entry per line."""
+        # Entry by entry: a dataset like COCO yields over a million, too many to hold as dicts.
         file.write("[")
         for number, entry in enumerate(self.entries()):
             file.write(("\n" if number == 0 else ",\n") + json.dumps(entry))
@@ -89,7 +89,7 @@ class CocoResults:
 
 
 def annotations_from_index(index: DatasetIndex) -> Annotations:
-    """The labels of an index in COCO's annotation format, boxes in pixels."""
+    """Return the labels of an index in COCO's annotation format, boxes in pixels."""
     ids, categories = image_ids(index.paths), category_ids(index.names)
     images: list[dict[str, Any]] = []
     boxes: list[dict[str, Any]] = []
@@ -113,9 +113,9 @@ def annotations_from_index(index: DatasetIndex) -> Annotations:
 
 
 def official_annotations(root: Path, index: DatasetIndex) -> Path | None:
-    """COCO's own annotation file for the pictures of an index, when the data is COCO and has it.
+    """Return COCO's own annotation file for the images of an index, if the data is COCO and has it.
 
-    It marks crowds, which labels in text form cannot.
+    It marks crowds, which text labels cannot.
     """
     if not is_coco(index.names) or not index.paths:
         return None
@@ -126,10 +126,10 @@ def official_annotations(root: Path, index: DatasetIndex) -> Path | None:
 def score_with_pycocotools(
     results: Path, truth: Annotations | Path, paths: Sequence[str]
 ) -> tuple[float, float, str] | None:
-    """mAP50-95, mAP50 and the evaluator's own table, over the pictures `paths`.
+    """Return mAP50-95, mAP50 and the evaluator's own table, over the images `paths`.
 
-    results: a file of COCO results. truth: an annotation file or its content. None where pycocotools
-    is not installed.
+    results: a file of COCO results. truth: an annotation file or its content. None if pycocotools is not
+    installed.
     """
     try:
         from pycocotools.coco import COCO
@@ -160,6 +160,6 @@ def score_with_pycocotools(
 
 
 def _is_empty(results: Path) -> bool:
-    """Whether a list of results has no entry: its beginning tells, and all of a set's may fill the memory."""
+    """Return whether a results file has no entry; reads only its start, as a long list may fill memory."""
     with open(results, encoding="utf-8") as file:
         return "".join(file.read(_HEAD).split()) == "[]"

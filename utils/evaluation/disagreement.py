@@ -1,6 +1,6 @@
-"""On which pictures two networks disagree most, and how.
+"""The images on which two networks disagree most, and how.
 
-Shapes: B images of H W pixels, n and m detections of an image by the one and by the other, L levels.
+Shapes: B images of H W pixels, n and m detections of an image by the two networks, L levels.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from utils.inference.predictor import Predictor
 if TYPE_CHECKING:
     from utils.reporting.scenes import Scene
 
-PARTNER_CONFIDENCE = 0.05  # least confidence of a detection that counts as another's partner
-OVERLAP = 0.5  # least IoU of partners
-SUPPRESSION = 0.45  # largest IoU of two detections of a class, as in detect.py
-SCENES = 6  # pictures that are shown
-MOST_IMAGES = 1000  # that are looked at: the other network is to cost no more than so many forward passes
+PARTNER_CONFIDENCE = 0.05  # minimum confidence of a detection that can be another's partner
+OVERLAP = 0.5  # minimum IoU of partners
+SUPPRESSION = 0.45  # NMS threshold: maximum IoU of two detections of a class, as in detect.py
+SCENES = 6  # images that are shown
+MOST_IMAGES = 1000  # to compare: limits the cost of the other network to as many forward passes
 
 
 class Detector(Protocol):
-    """The parts of a network that are looked into; `stride` is (L,), in pixels of the picture."""
+    """The parts of a network that are used here; `stride` is (L,), in image pixels."""
 
     @property
     def stride(self) -> Tensor: ...  # noqa: D102
@@ -53,10 +53,10 @@ class Detector(Protocol):
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two sets of detections of one image are apart.
+    """How much two sets of detections of one image differ.
 
-    amount: see `compare_detections`. alone: (n,) and (m,) bool, True for a detection to be shown that has
-    no partner which is shown too.
+    amount: see `compare_detections`. alone: (n,) and (m,) bool, True for a detection to be shown without a
+    partner that is shown, too.
     """
 
     amount: float
@@ -64,14 +64,14 @@ class Difference:
 
 
 def compare_detections(first: Tensor, second: Tensor) -> Difference:
-    """How much two networks differ on an image, from their detections (n, 6) and (m, 6), in one frame.
+    """Measure how much two networks differ on an image by their detections (n, 6) and (m, 6), in one frame.
 
-    Partners are a detection of each, of the same class, with an IoU of at least .5; each detection has one
-    at the most, those that overlap most find each other first. With confidences a >= b, a pair counts
-    a - IoU * b: nothing where both say the same with the same certainty, and up to a where the one is sure
-    of what the other hardly sees or places elsewhere. A detection without a partner counts its
-    confidence. The amount is the sum over all pairs and single detections of which the larger confidence
-    is at least .25: those that detect.py shows. It is 0 for equal sets, and the same both ways round.
+    Partners are a detection of each, of the same class, with an IoU of at least .5; each detection has at
+    most one, and the highest IoU is paired first. With confidences a >= b, a pair counts a - IoU * b: nothing
+    if both say the same with equal confidence, and up to a if one is sure of what the other hardly detects or
+    places elsewhere. A detection without a partner counts its confidence. The amount is the sum over all
+    pairs and single detections whose larger confidence is at least .25: those that detect.py shows. It is
+    symmetric, and 0 for equal sets.
     """
     partners = _partners(first, second)
     sure_first, sure_second = first[:, 4] >= SHOWN_CONFIDENCE, second[:, 4] >= SHOWN_CONFIDENCE
@@ -91,14 +91,14 @@ def compare_detections(first: Tensor, second: Tensor) -> Difference:
 
 
 def as_shown(detections: Tensor) -> Tensor:
-    """Those of an evaluation (n, 6) that detection would leave: an evaluation keeps more for its curves."""
+    """Return the detections (n, 6) that detect.py would keep; an evaluation keeps more for its curves."""
     detections = _best_of_each_box(detections[detections[:, 4] >= PARTNER_CONFIDENCE])
     kept = batched_nms(detections[:, :4], detections[:, 4], detections[:, 5].long(), SUPPRESSION)
     return detections[kept]
 
 
 def _best_of_each_box(detections: Tensor) -> Tensor:
-    """Each box once, with its best class: an evaluation keeps all classes that pass, detection one."""
+    """Return each box once with its best class: evaluation keeps all classes that pass, detection one."""
     detections = detections[detections[:, 4].argsort(descending=True, stable=True)]
     boxes, place = torch.unique(detections[:, :4], dim=0, return_inverse=True)
     rows = torch.arange(len(detections), device=detections.device)
@@ -107,7 +107,7 @@ def _best_of_each_box(detections: Tensor) -> Tensor:
 
 
 def _partners(first: Tensor, second: Tensor) -> list[tuple[int, int, float]]:
-    """Rows that belong together, and their IoU; the best overlaps first."""
+    """Return the row and column of each pair of partners with their IoU, highest IoU first."""
     iou = pairwise_iou(first[:, :4], second[:, :4])
     iou[first[:, 5][:, None] != second[:, 5][None]] = 0
     rows, columns = (iou >= OVERLAP).nonzero(as_tuple=True)
@@ -126,10 +126,10 @@ def _partners(first: Tensor, second: Tensor) -> list[tuple[int, int, float]]:
 
 @torch.no_grad()
 def objectness_map(network: Detector, images: Tensor) -> Tensor:
-    """Where a network sees any object: (B, H, W), 0..1, of images (B, 3, H, W).
+    """Return where a network sees any object: (B, H, W), 0..1, for images (B, 3, H, W).
 
-    The largest objectness of all anchors and levels whose cells cover a place, each level laid over the
-    picture with straight lines between the centres of its cells.
+    It is the maximum objectness over all anchors and levels at each pixel, with each level's cells
+    interpolated bilinearly to the size of the image.
     """
     height, width = images.shape[2:]
     levels = network.forward_head(network.forward_features(images))
@@ -137,14 +137,14 @@ def objectness_map(network: Detector, images: Tensor) -> Tensor:
     for level, stride in zip(levels, network.stride.tolist(), strict=True):
         cells = level[..., 4].float().sigmoid().amax(dim=1)[:, None]  # (B, 1, rows, columns)
         size = (round(cells.shape[2] * stride), round(cells.shape[3] * stride))
-        # A teacher of larger strides saw some grey on the right and below, which is no part of the picture.
+        # A teacher with larger strides saw grey padding on the right and bottom, which is cropped here.
         maps.append(F.interpolate(cells, size, mode="bilinear")[:, 0, :height, :width])
     return torch.stack(maps).amax(dim=0)
 
 
 @dataclass
 class _Seen:
-    """An image with what both say of it: detections in original pixels, labels (m, 5) or None."""
+    """An image with the output of both networks: detections in original pixels, labels (m, 5) or None."""
 
     image: Tensor
     path: str
@@ -156,12 +156,12 @@ class _Seen:
 
 @dataclass
 class DisagreementPictures:
-    """An observer of an evaluation that asks a second network about the same images.
+    """Observer of an evaluation that runs a second network on the same images.
 
-    It keeps the images on which the two disagree most, see `compare_detections`, and at the end
-    draws them beside the labels, and the objectness maps of both. Looks at the first 1000 images.
+    It keeps the images on which the two disagree most, see `compare_detections`, and finally draws them with
+    labels and detections, and with the objectness maps of both networks. Compares the first 1000 images.
 
-    model: the network that is evaluated. titles: what to call the two.
+    model: the network being evaluated. titles: display names of the two.
     """
 
     model: Model
@@ -177,7 +177,7 @@ class DisagreementPictures:
         self._predictor = Predictor(self.other, self.settings.nms_rules(), half=self.settings.half)
 
     def __call__(self, batch: Batch, detections: list[Tensor]) -> None:
-        """Compares one batch; detections (n, 6) an image in original pixels."""
+        """Compare one batch; detections are (n, 6) per image in original pixels."""
         if self._images >= MOST_IMAGES:
             return
         self._images += len(detections)
@@ -203,7 +203,7 @@ class DisagreementPictures:
                 heapq.heappop(self._worst)
 
     def save(self, folder: Path, number: str = "") -> list[Path]:
-        """Draws disagreement.jpg and objectness.jpg and gives them; none where the two agree everywhere."""
+        """Draw disagreement.jpg and objectness.jpg and return their paths; none if both agree everywhere."""
         worst = [seen for *_, seen in sorted(self._worst, key=lambda entry: entry[:2], reverse=True)]
         if not worst:
             return []
@@ -219,7 +219,7 @@ class DisagreementPictures:
         return paths
 
     def _scene(self, seen: _Seen) -> Scene:
-        """An image without the grey around it, and all that is said of it in its pixels."""
+        """Return an image without its letterbox padding, with all labels and detections in its pixels."""
         from utils.reporting.scenes import Scene
 
         top, left = (round(pad) for pad in seen.letterbox.pad)

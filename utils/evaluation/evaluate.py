@@ -1,4 +1,4 @@
-"""The scores of a network on a labelled set.
+"""Evaluation of a network on a labelled dataset.
 
 Shapes: B images, n detections and m labels of an image, M targets of a batch, K classes.
 """
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from models.yolo import Model
+from models.ensemble import Network
 from utils.batch import Batch, StudentOutput
 from utils.boxes import NmsRules, cxcywh_to_xyxy
 from utils.distributed import from_all, world_size
@@ -40,10 +40,10 @@ Observer = Callable[[Batch, list[Tensor]], None]
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
-    """How a network is scored; the defaults are those of every published figure.
+    """How a network is evaluated; the defaults are those of every published score.
 
-    half: forward pass in float16, CUDA only. augment: average over scales and flips. single_cls:
-    every detection counts as class 0.
+    half: forward pass in float16, CUDA only. augment: test-time augmentation with scales and flips.
+    single_cls: every detection counts as class 0.
     """
 
     conf_thres: float = 0.001
@@ -54,7 +54,7 @@ class EvaluationSettings:
     single_cls: bool = False
 
     def nms_rules(self) -> NmsRules:
-        """Suppression as evaluation wants it: a box for every class of an anchor."""
+        """Return the NMS rules of an evaluation: multi-label, with a box for every class of an anchor."""
         return NmsRules(
             conf_thres=self.conf_thres,
             iou_thres=self.iou_thres,
@@ -66,11 +66,11 @@ class EvaluationSettings:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Scores over a set; the first four are means over the classes that occur in its labels.
+    """Scores over a dataset; the first four are means over the classes that occur in its labels.
 
-    precision and recall are read at IoU .5 and at the confidence of best mean F1. losses: mean of
-    each term an image, empty without a loss. speed_ms: milliseconds an image for preprocess,
-    inference and nms. images and labels count what was scored; images_with_class (K,) those with each class.
+    precision and recall are at IoU .5 and at the confidence with the best mean F1. losses: mean of each term
+    per image, empty without a loss. speed_ms: milliseconds per image for preprocess, inference and nms.
+    images and labels: how many were scored; images_with_class (K,): images that contain each class.
     """
 
     precision: float
@@ -88,18 +88,18 @@ class EvaluationResult:
 
     @property
     def fitness(self) -> float:
-        """The number by which the best epoch is chosen."""
+        """The score by which the best epoch is chosen."""
         return fitness(self.map50, self.map50_95)
 
     def __str__(self) -> str:
-        """The four scores in one line."""
+        """Return the four scores in one line."""
         return (
             f"P {self.precision:.3f}  R {self.recall:.3f}  mAP50 {self.map50:.4f}  "
             f"mAP50-95 {self.map50_95:.4f}"
         )
 
     def over(self, classes: Sequence[int] | None = None) -> tuple[float, float]:
-        """mAP50 and mAP50-95 over these classes, None for all; 0 where the labels have none of them."""
+        """Return mAP50 and mAP50-95 over these classes, None for all; 0 if the labels have none of them."""
         if classes is None:
             return self.map50, self.map50_95
         chosen = np.isin(self.per_class.classes, np.array(classes, np.int64))
@@ -108,13 +108,13 @@ class EvaluationResult:
         return float(self.per_class.ap50[chosen].mean()), float(self.per_class.ap50_95[chosen].mean())
 
     def ap_by_class(self) -> NDArray[np.float64]:
-        """(K,) mAP50-95 of every class; the mean for those that the labels lack."""
+        """Return (K,) mAP50-95 of every class; the mean for classes that do not occur in the labels."""
         ap = np.full(len(self.names), self.map50_95)
         ap[self.per_class.classes] = self.per_class.ap50_95
         return ap
 
     def to_dict(self) -> dict[str, Any]:
-        """The scores as plain values, for a file that programs read."""
+        """Return the scores as plain values for a machine-readable file."""
         scores = self.per_class
         columns = (scores.labels, scores.precision, scores.recall, scores.ap50, scores.ap50_95)
         keys = ("labels", "precision", "recall", "map50", "map50_95")
@@ -135,12 +135,12 @@ class EvaluationResult:
         }
 
     def _key(self, number: int) -> str:
-        """A class's name, with its number where another class has the same."""
+        """Return a class's name, followed by its number if another class has the same name."""
         name = self.names[number]
         return name if list(self.names).count(name) == 1 else f"{name} ({number})"
 
     def table(self, verbose: bool = True) -> tuple[list[list[str]], list[str]]:
-        """Rows and header: all classes together, then (`verbose`) each class in the labels."""
+        """Return rows and header: all classes together, then (`verbose`) each class in the labels."""
         header = ["class", "images", "labels", "P", "R", "mAP50", "mAP50-95"]
         means = (self.precision, self.recall, self.map50, self.map50_95)
         rows = [["all", str(self.images), str(self.labels), *(f"{value:.3f}" for value in means)]]
@@ -163,7 +163,7 @@ class EvaluationResult:
 
 
 def evaluate(
-    model: Model | Exported,
+    model: Network | Exported,
     loader: DataLoader[Batch] | Sequence[Batch],
     *,
     names: Sequence[str],
@@ -172,13 +172,13 @@ def evaluate(
     observers: Sequence[Observer] = (),
     progress: Console | None = None,
 ) -> EvaluationResult:
-    """The scores of the model, on the device it lies on, over the letterboxed batches of a loader.
+    """Evaluate a model on the device it is on, over a loader's letterboxed batches.
 
-    names: the K class names of the data. loss: gives named scalars, as means an image, from a batch
-    and the raw outputs; not with `augment`. observers: see every batch and its detections.
-    progress: shows a bar. A model comes back in the mode it came in. Images that nobody labelled
-    are not scored. Several ranks each score their part of the batches (see `eval_loader`); the result is
-    that of all, the same on each and to the last digit that of a single process.
+    names: the K class names of the data. loss: returns named scalars, as means per image, for a batch and the
+    raw outputs; not with `augment` or an exported network. observers: called with every batch and its
+    detections. progress: shows a bar. The model is returned in its previous mode. Unlabelled images are not
+    scored. Each of several ranks evaluates its share of the batches (see `eval_loader`); the result covers
+    all of them, the same on every rank and to the last digit that of a single process.
 
     Boxes are matched in pixels of the original images, clipped to them.
     """
@@ -210,7 +210,7 @@ def evaluate(
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Puts a model into evaluation mode; every part of it comes back in the mode it came in."""
+    """Put a model into eval mode; afterwards restore the mode of each of its modules."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -228,7 +228,7 @@ def _score_batch(
     means: _LossMeans,
     loss: ValidationLoss | None,
 ) -> tuple[Batch, list[Tensor]]:
-    """Scores one batch; gives it on the device with its detections in pixels of the originals."""
+    """Score one batch; return it on the device, and its detections in original pixels."""
     assert len(batch.letterboxes) == len(batch.images), "evaluation needs letterboxed images"
     watch = predictor.watch
     watch.start()
@@ -251,7 +251,7 @@ def _score_batch(
 
 
 def in_original_pixels(found: list[Tensor], batch: Batch, single_cls: bool) -> list[Tensor]:
-    """Detections on the CPU, boxes in pixels of the original images; one transfer for the batch."""
+    """Return detections on the CPU, boxes in pixels of the original images; one transfer per batch."""
     together = torch.cat(found).cpu()
     if single_cls:
         together[:, 5] = 0
@@ -260,7 +260,7 @@ def in_original_pixels(found: list[Tensor], batch: Batch, single_cls: bool) -> l
 
 
 def labels_in_original_pixels(batch: Batch) -> list[Tensor]:
-    """Labels of each image on the CPU: B tensors (m, 5) class, x1, y1, x2, y2 in original pixels."""
+    """Return each image's labels on the CPU: B tensors (m, 5) class, x1, y1, x2, y2 in original pixels."""
     height, width = batch.images.shape[2:]
     targets = batch.targets
     boxes = cxcywh_to_xyxy(targets[:, 2:]) * targets.new_tensor((width, height, width, height))
@@ -271,12 +271,12 @@ def labels_in_original_pixels(batch: Batch) -> list[Tensor]:
     return labels
 
 
-# Of one image: hits (n, thresholds), confidence and class (n, 2), true classes (m,).
+# Per image: hits (n, thresholds), confidence and class (n, 2), true classes (m,).
 _Found = tuple[NDArray[np.bool_], NDArray[np.float32], NDArray[np.int64]]
 
 
 class _Scores:
-    """What is kept of every image until the scores are computed, batch by batch."""
+    """What is kept of every image, batch by batch, to compute the scores from."""
 
     def __init__(self, classes: int) -> None:
         self.confusion = ConfusionMatrix(classes)
@@ -286,7 +286,7 @@ class _Scores:
         self._batches: list[list[_Found]] = []
 
     def add(self, detections: Sequence[Tensor], labels: Sequence[Tensor]) -> None:
-        """Counts a batch: (n, 6) and (m, 5) of each image, on the CPU, in one frame."""
+        """Add a batch: (n, 6) and (m, 5) per image, on the CPU, in one frame."""
         self.images += len(detections)
         hits = match_detections(detections, labels, self._thresholds)
         batch: list[_Found] = []
@@ -298,7 +298,7 @@ class _Scores:
         self._batches.append(batch)
 
     def join_ranks(self) -> None:
-        """Takes in what the other ranks have, in the order in which one process would have met it."""
+        """Gather the data of all ranks, in the order in which a single process would have seen it."""
         if world_size() == 1:
             return
         own = (self._batches, self.images, self.images_with_class, self.confusion.matrix)
@@ -310,7 +310,7 @@ class _Scores:
         self.confusion.matrix = np.sum(matrices, axis=0)
 
     def class_metrics(self) -> ClassMetrics:
-        """The scores of all images so far."""
+        """Compute the scores of all images so far."""
         nothing = (
             np.zeros((0, len(IOU_THRESHOLDS)), bool),
             np.zeros((0, 2), np.float32),
@@ -323,20 +323,20 @@ class _Scores:
 
 @dataclass
 class _LossMeans:
-    """Means of named scalars, weighted by images and summed on the device."""
+    """Means of named scalars, weighted by images and accumulated on the device."""
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     images: int = 0
 
     def add(self, terms: dict[str, Tensor], images: int) -> None:
-        """Adds the means of one batch."""
+        """Add the means of one batch."""
         self.images += images
         for name, value in terms.items():
             weighted = value.detach().double() * images
             self.sums[name] = self.sums[name] + weighted if name in self.sums else weighted
 
     def join_ranks(self) -> None:
-        """Adds what the other ranks have."""
+        """Add the sums of the other ranks."""
         if world_size() == 1:
             return
         parts = from_all(({name: float(total) for name, total in self.sums.items()}, self.images))
@@ -345,5 +345,5 @@ class _LossMeans:
         self.images = sum(images for _, images in parts)
 
     def values(self) -> dict[str, float]:
-        """The means so far."""
+        """Return the means so far."""
         return {name: float(total) / self.images for name, total in self.sums.items()}

@@ -1,7 +1,7 @@
-"""Scores of detections against ground truth: matching, average precision, confusion.
+"""Scores of detections against ground truth: matching, average precision, confusion matrix.
 
 Shapes: n detections, m labels, C classes that occur in the labels, T = 10 IoU thresholds. Everything
-here is a pure function of its arrays; `evaluate.py` collects them.
+here works on arrays alone; `evaluate.py` collects them.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ Bools = NDArray[np.bool_]
 IOU_THRESHOLDS: Floats = np.linspace(0.5, 0.95, 10)
 RECALL_POINTS: Floats = np.linspace(0, 1, 101)
 CONFIDENCE_POINTS: Floats = np.linspace(0, 1, 1000)
-F1_WINDOW = 0.1  # of the confidence axis: a single lucky spike of F1 does not set the threshold
+F1_WINDOW = 0.1  # of the confidence axis, smoothed so that a lucky spike of F1 does not set the threshold
 TINY = 1e-16
 
 
 def match_detections(
     detections: Sequence[Tensor], labels: Sequence[Tensor], iou_thresholds: Tensor
 ) -> list[Tensor]:
-    """Which detections of each image find an object, at each IoU threshold.
+    """Return which detections of each image are true positives, at each IoU threshold.
 
-    detections: (n, 6) of each image: x1, y1, x2, y2, confidence, class; labels: (m, 5) of each: class, x1,
-    y1, x2, y2 in the same frame; iou_thresholds: (T,). Gives (n, T) bool of each image.
+    detections: (n, 6) per image: x1, y1, x2, y2, confidence, class; labels: (m, 5) per image: class, x1, y1,
+    x2, y2 in the same frame; iou_thresholds: (T,). Returns (n, T) bool per image.
 
-    A detection may claim the label of its class that it overlaps best, when the overlap reaches the
-    threshold; a label goes to the most confident detection that claims it, and the others are false
-    alarms. (Giving the label to the best overlap instead would reward the detector's own second
-    choice: COCO's rule and the original's both go by confidence.)
+    A detection may claim the label of its class with the highest IoU, if that reaches the threshold; a label
+    goes to the most confident detection that claims it, and the others are false positives. (Assigning the
+    label by best IoU instead would reward the detector's own second choice: COCO's rule and the original's
+    both go by confidence.)
     """
     counts, steps = [len(found) for found in detections], len(iou_thresholds)
     most = max(counts, default=0)
     if most == 0 or not any(map(len, labels)):
         return [torch.zeros(count, steps, dtype=torch.bool, device=iou_thresholds.device) for count in counts]
-    # All images at once; what fills up the shorter ones is of two classes that do not meet.
+    # All images at once; detections and labels are padded with two classes that never match.
     found, true = (
         pad_sequence(list(rows), batch_first=True, padding_value=value)
         for rows, value in ((detections, -1.0), (labels, -2.0))
@@ -56,7 +56,7 @@ def match_detections(
     by_confidence = found[..., 4].argsort(dim=1, descending=True, stable=True)
     places = torch.arange(most, device=found.device).expand_as(by_confidence)
     place = torch.empty_like(by_confidence).scatter_(1, by_confidence, places)
-    # The winner of label l at threshold t is the claimant with the smallest place in confidence.
+    # The winner of label l at threshold t is the claimant with the best (smallest) rank by confidence.
     label_of = claimed[..., None].expand(-1, -1, steps)
     bids = torch.where(claims, place[..., None], most)
     winners = torch.full((len(found), true.shape[1], steps), most, device=found.device)
@@ -69,11 +69,11 @@ def match_detections(
 class ClassMetrics:
     """Scores for each of the C classes that occur in the labels, in ascending class order.
 
-    classes (C,): class numbers; labels (C,): how many labels each has.
+    classes (C,): class numbers; labels (C,): number of labels of each class.
     ap (C, T): average precision at each IoU threshold.
-    precision, recall (C,): at IoU .5 and at `confidence`, the one of best mean F1.
+    precision, recall (C,): at IoU .5 and at `confidence`, the one with the best mean F1 (smoothed).
     precision_curve, recall_curve, f1_curve (C, 1000): at IoU .5 over `confidence_axis` (1000,).
-    pr_curve (C, 1000): precision at IoU .5 over `recall_axis` (1000,), for drawing.
+    pr_curve (C, 1000): precision at IoU .5 over `recall_axis` (1000,), for plotting.
     """
 
     classes: Ints
@@ -100,7 +100,7 @@ class ClassMetrics:
         return np.asarray(self.ap.mean(axis=1))
 
     def means(self) -> tuple[float, float, float, float]:
-        """Precision, recall, mAP at IoU .5 and mAP over all thresholds; zeros without labels."""
+        """Return precision, recall, mAP50 and mAP50-95; zeros without labels."""
         if len(self.classes) == 0:
             return 0.0, 0.0, 0.0, 0.0
         columns = (self.precision, self.recall, self.ap50, self.ap50_95)
@@ -114,11 +114,11 @@ def average_precision_per_class(
     predicted_class: NDArray[np.generic],
     true_class: NDArray[np.generic],
 ) -> ClassMetrics:
-    """Average precision and the curves behind it, for every class that occurs in the labels.
+    """Compute average precision and the curves behind it for every class that occurs in the labels.
 
     hits: (n, T) from `match_detections`; confidence and predicted_class: (n,); true_class: (m,).
-    The order of the detections does not matter but between equal confidences. A class without
-    detections scores 0 everywhere.
+    The order of detections matters only among equal confidences. A class without detections scores 0
+    everywhere.
     """
     classes, labels = np.unique(np.asarray(true_class, dtype=np.int64), return_counts=True)
     thresholds = hits.shape[1]
@@ -161,7 +161,7 @@ def average_precision_per_class(
 def _confident_first_by_class(
     confidence: NDArray[np.floating], predicted_class: NDArray[np.generic], classes: Ints
 ) -> list[Ints]:
-    """For each class the indices of its detections, most confident first; one sort serves all."""
+    """Return the indices of each class's detections, most confident first; one sort serves all classes."""
     predicted = np.asarray(predicted_class, dtype=np.int64)
     order = np.lexsort((-np.asarray(confidence), predicted))
     ranked = predicted[order]
@@ -170,31 +170,30 @@ def _confident_first_by_class(
 
 
 def _precision_and_recall(hits: Bools, labels: int) -> tuple[Floats, Floats]:
-    """Precision and recall of the first 1, 2, ... n detections, most confident first."""
+    """Return precision and recall of the first 1, 2, ... n detections, most confident first."""
     found = np.cumsum(hits, dtype=np.float64)
     return found / np.arange(1, len(hits) + 1), found / (labels + TINY)
 
 
 def _precision_envelope(precision: Floats, recall: Floats) -> tuple[Floats, Floats]:
-    """Recall and the best precision at that recall or any higher one, from recall 0 to 1."""
+    """Return recall from 0 to 1, and the best precision at that recall or any higher one."""
     recall_grid = np.concatenate(([0.0], recall, [1.0]))
     padded = np.concatenate(([1.0], precision, [0.0]))
     return recall_grid, np.maximum.accumulate(padded[::-1])[::-1]
 
 
 def _smooth(values: Floats) -> Floats:
-    """A moving average over `F1_WINDOW` of the axis, the ends continued by their own value."""
+    """Return a moving average over `F1_WINDOW` of the axis, padded with the edge values."""
     half = round(len(values) * F1_WINDOW) // 2
     padded = np.pad(values, half, mode="edge")
     return np.convolve(padded, np.full(2 * half + 1, 1 / (2 * half + 1)), mode="valid")
 
 
 class ConfusionMatrix:
-    """What was taken for what: `matrix[predicted, true]` counts, the last row and column background.
+    """Counts `matrix[predicted, true]`, with background as the last row and column.
 
-    A label and a detection belong together when they overlap by more than `iou_thres`, best overlap
-    first, whatever their classes. The last row counts labels that nothing found, the last column
-    detections where nothing is labelled.
+    A label and a detection are matched, whatever their classes, if their IoU exceeds `iou_thres`, highest IoU
+    first. The last row counts labels without a detection, the last column detections without a label.
     """
 
     def __init__(self, classes: int, conf_thres: float = 0.25, iou_thres: float = 0.45) -> None:
@@ -202,7 +201,7 @@ class ConfusionMatrix:
         self.conf_thres, self.iou_thres = conf_thres, iou_thres
 
     def update(self, detections: Tensor, labels: Tensor) -> None:
-        """Counts one image: detections (n, 6) and labels (m, 5) as in `match_detections`."""
+        """Add one image: detections (n, 6) and labels (m, 5) as in `match_detections`."""
         background = len(self.matrix) - 1
         detections = detections[detections[:, 4] > self.conf_thres].cpu()
         predicted: Ints = detections[:, 5].numpy().astype(np.int64)
@@ -221,5 +220,5 @@ class ConfusionMatrix:
 
 
 def fitness(map50: float, map50_95: float) -> float:
-    """The one number by which the best epoch is chosen: mostly mAP over all thresholds."""
+    """Return the score by which the best epoch is chosen: mostly mAP50-95."""
     return 0.1 * map50 + 0.9 * map50_95

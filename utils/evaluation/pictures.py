@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: predictions beside labels, curves, confusion."""
+"""Plots of an evaluation: predictions beside labels, curves, confusion matrix."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from utils.evaluation.evaluate import EvaluationResult
 from utils.inference.predictor import place_boxes
 from utils.reporting.pictures import plot_batch
 
-SHOWN_CONFIDENCE = 0.25  # evaluation keeps everything above .001, which would cover the pictures
+SHOWN_CONFIDENCE = 0.25  # evaluation keeps everything above .001, which would cover the images
 
 
 class BatchPictures:
-    """An observer that draws the first batches: val_batchN_labels.jpg and val_batchN_pred.jpg."""
+    """Observer that draws the first batches: val_batchN_labels.jpg and val_batchN_pred.jpg."""
 
     def __init__(self, folder: Path, names: Sequence[str], count: int = 3) -> None:
         self.folder, self.names, self.count, self._number = folder, list(names), count, 0
 
     def __call__(self, batch: Batch, detections: list[Tensor]) -> None:
-        """Draws one batch; detections (n, 6) an image in original pixels."""
+        """Draw one batch; detections are (n, 6) per image in original pixels."""
         if self._number >= self.count:
             return
         images = batch.images.float().cpu()
@@ -37,7 +37,7 @@ class BatchPictures:
 
 
 def targets_from_detections(batch: Batch, detections: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """The confident detections of a batch in the form of its targets (M, 6), and their confidences (M,)."""
+    """Return a batch's confident detections in the form of its targets (M, 6), and their confidences (M,)."""
     height, width = batch.images.shape[2:]
     rows, confidences = [torch.zeros(0, 6)], [torch.zeros(0)]
     for image, (found, letterbox) in enumerate(zip(detections, batch.letterboxes, strict=True)):
@@ -51,7 +51,7 @@ def targets_from_detections(batch: Batch, detections: list[Tensor]) -> tuple[Ten
 
 
 def save_score_pictures(folder: Path, result: EvaluationResult) -> None:
-    """Draws the curves and the confusion matrix of a result."""
+    """Plot the curves and the confusion matrix of a result."""
     from utils.reporting.plots import plot_confusion, plot_curves  # matplotlib takes half a second to import
 
     names = list(result.names)

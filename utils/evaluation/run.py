@@ -1,11 +1,10 @@
-"""What test.py does: score weights on a split of a dataset."""
+"""What test.py does: evaluate weights on a split of a dataset."""
 
 from __future__ import annotations
 
 import codecs
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, cast
@@ -13,8 +12,7 @@ from typing import IO, cast
 import torch
 from torch import Tensor
 
-from models.names import ClassMap
-from models.yolo import Model, default_names
+from models.ensemble import Network
 from utils.batch import Batch
 from utils.config.command import after_test, command_of
 from utils.config.dataset import DatasetConfig
@@ -30,7 +28,6 @@ from utils.datasets.index import DatasetIndex, build_index
 from utils.datasets.loader import BatchLoader, eval_loader
 from utils.device import advice_on_memory, select_device
 from utils.distributed import from_main, joined_ranks, main_first, rank
-from utils.errors import UserError
 from utils.evaluation.coco import (
     CocoResults,
     annotations_from_index,
@@ -42,29 +39,29 @@ from utils.evaluation.pictures import BatchPictures, save_score_pictures
 from utils.inference.backends import (
     find_network,
     is_exported,
-    load_network,
+    load_networks,
     network_in_words,
     refuse_for_exported,
     settle,
 )
+from utils.inference.classes import fit_classes
 from utils.inference.exported import Exported
 from utils.inference.predictor import half_precision
 from utils.inference.preprocess import fitting_image_size
 from utils.inference.writers import LabelWriter, NameBook
 from utils.reporting.console import Console, duration
-from utils.words import counted, listed
+from utils.words import counted
 
-SPEED_CONF_THRES, SPEED_IOU_THRES = 0.25, 0.45  # what detection runs with
+SPEED_CONF_THRES, SPEED_IOU_THRES = 0.25, 0.45  # as in detect.py
 METRICS_NAME = "metrics.json"
-_LISTED = 6
-_MANY_CLASSES = 50  # from so many on a table of all is for --verbose alone
+_MANY_CLASSES = 50  # from this many on, the table lists them only with --verbose
 
 
 @advice_on_memory()
 def run_test(options: TestOptions, console: Console | None = None) -> EvaluationResult | None:
-    """Scores `options.weights`; writes what the options ask for into a new run folder.
+    """Evaluate `options.weights` and write what the options ask for into a new run folder.
 
-    Several processes, as torchrun starts them, share the pictures. With `dry_run` there are no scores.
+    Processes started by torchrun share the images. With `dry_run` there are no scores and None is returned.
     """
     with joined_ranks():
         return _run_test(options, console or Console())
@@ -76,7 +73,7 @@ def _run_test(options: TestOptions, console: Console) -> EvaluationResult | None
     with main_first():
         config = get_dataset(options.data, options.data_dir, [split], options.fetches, console.info)
     model, size, half = _network(options, config, device, console)
-    with main_first():  # the others find its index in the cache
+    with main_first():  # the other ranks read its index from the cache
         index = build_index(config, split, single_cls=options.single_cls, keep=not options.dry_run)
     for problem in index.problems:
         console.warn(problem)
@@ -95,13 +92,13 @@ def _run_test(options: TestOptions, console: Console) -> EvaluationResult | None
 
 def _say_what_would_be_done(
     options: TestOptions,
-    model: Model | Exported,
+    model: Network | Exported,
     size: int | tuple[int, int],
     index: DatasetIndex,
     half: bool,
     console: Console,
 ) -> None:
-    """Makes the first batch and scores it; says what all of them are, and where results would be."""
+    """Evaluate the first batch; print the estimate for all of them and where results would be saved."""
     loader = _loader(options, index, size, model.size_multiple)
     first = next(iter(loader), None)  # there may be fewer batches than ranks
     begun = time.monotonic()
@@ -120,33 +117,33 @@ def _say_what_would_be_done(
 
 def _network(
     options: TestOptions, config: DatasetConfig, device: torch.device, console: Console
-) -> tuple[Model | Exported, int | tuple[int, int], bool]:
-    """The network, the side or (height, width) of its pictures, and whether it computes in float16."""
-    weights = find_network(options.weights, options.fetches)
+) -> tuple[Network | Exported, int | tuple[int, int], bool]:
+    """Return the network, the side or (height, width) of its images, and whether it computes in float16."""
+    files = [find_network(name, options.fetches) for name in options.weights]
+    weights = " + ".join(map(str, files))
     size: int | tuple[int, int]
-    if is_exported(weights):
-        refuse_for_exported(weights, options.augment, options.half, console)
-        network = load_network(weights, device)
-        assert isinstance(network, Exported)
-        # Without names of its own its classes are taken for the data's.
+    exported = is_exported(files[0])
+    if exported:
+        refuse_for_exported(files[0], options.augment, options.half, console)
+    half = not exported and half_precision(options.half, device, console)
+    network = load_networks(files, device, half, console)
+    if isinstance(network, Exported):
+        # A network without class names is assumed to have the data's classes.
         names = () if network.names else config.names
         size_hw = settle(network, [options.imgsz], "imgsz" in options.given, names, config.yaml_path, console)
-        fixed = network.facts.size_hw is not None
-        size, half = (size_hw if fixed else size_hw[0]), False
+        size = size_hw if network.facts.size_hw is not None else size_hw[0]
         _remark_on(network, options, console)
     else:
-        half = half_precision(options.half, device, console)
-        network = load_network(weights, device, half)
-        assert isinstance(network, Model)
         (size,) = fitting_image_size([options.imgsz], network.size_multiple, console)
         size_hw = size, size
-    fit_classes(network, config.names, weights, config.yaml_path, options.single_cls, console)
+    whose = f"the data {config.yaml_path}"
+    fit_classes(network, config.names, weights, whose, options.single_cls, console)
     console.info(f"{weights} on {network_in_words(network, device, size_hw)}")
     return network, size, half
 
 
 def _remark_on(network: Exported, options: TestOptions, console: Console) -> None:
-    """Says what of an exported network makes its scores differ from those of the .pt file."""
+    """Warn about what makes an exported network's scores differ from those of the .pt file."""
     if network.facts.size_hw is not None and options.rect and options.task != "speed":
         console.warn(f"{network.path} takes one shape: scores are those of --no-rect")
     if network.facts.nms is not None:
@@ -156,49 +153,9 @@ def _remark_on(network: Exported, options: TestOptions, console: Console) -> Non
         )
 
 
-def fit_classes(
-    network: Model | Exported,
-    wanted: Sequence[str],
-    weights: Path,
-    data: Path,
-    single_cls: bool | None,
-    console: Console,
-) -> None:
-    """Lets a network answer in the data's classes, by their names where it knows all of them.
-
-    What it finds of other classes is left out. Where it lacks a name and both have as many classes, they
-    are taken in their order, as in the original, and a warning says which differ. single_cls: whether all
-    classes are one, None where there is no such option. Raises UserError, naming both, for other numbers.
-    """
-    if single_cls:
-        return
-    own = list(network.names)
-    classes, named = ClassMap.by_name(own, wanted), own != default_names(len(own))
-    if named and not classes.unknown and not classes.is_identity:
-        network.keep_classes(classes.teacher, wanted)
-        rest = f"; its other {counted(len(classes.ignored), 'class', 'classes')} left out"
-        console.info(
-            f"{weights}: classes are matched by name, {classes.pairs(own, wanted)}"
-            + (rest if classes.ignored else "")
-        )
-        return
-    if len(own) != len(wanted):
-        raise UserError(
-            f"knows {listed(own)}, the data {data} has {listed(wanted)}",
-            weights,
-            "take weights that know all of these by name"
-            + (", or all as one class with --single-cls" if single_cls is not None else ""),
-        )
-    known = set(zip(classes.student, classes.teacher, strict=True))
-    differing = [(own[n], wanted[n]) for n in range(len(own)) if (n, n) not in known]
-    if differing:
-        pairs = ", ".join(f"'{a}' / '{b}'" for a, b in differing[:_LISTED])
-        console.warn(f"classes are called differently in {weights} and {data}: {pairs}")
-
-
 def _scored(
     options: TestOptions,
-    model: Model | Exported,
+    model: Network | Exported,
     size: int | tuple[int, int],
     index: DatasetIndex,
     half: bool,
@@ -227,7 +184,7 @@ def _settings(options: TestOptions, half: bool) -> EvaluationSettings:
 def _loader(
     options: TestOptions, index: DatasetIndex, image_size: int | tuple[int, int], stride: int
 ) -> BatchLoader:
-    """The batches of a test: in squares where time counts, for all pictures take the same there."""
+    """Return the batches of a test; square when timing, so that all images take the same time."""
     return eval_loader(
         index,
         image_size=image_size,
@@ -251,7 +208,7 @@ def _say_speed(
 
 @dataclass
 class _LabelFiles:
-    """An observer that writes the detections of every picture as a label file."""
+    """Observer that writes the detections of every image as a label file."""
 
     writer: LabelWriter
     names: dict[str, str]
@@ -263,7 +220,7 @@ class _LabelFiles:
 
 @dataclass
 class _Report:
-    """What a test leaves in its folder: scores as JSON, and what the options ask for."""
+    """What a test writes into its folder: scores as JSON, and what the options ask for."""
 
     options: TestOptions
     index: DatasetIndex
@@ -292,7 +249,7 @@ class _Report:
             self.observers.append(BatchPictures(self.folder, self.index.names))
 
     def finish(self, result: EvaluationResult, config: DatasetConfig, console: Console) -> None:
-        """Writes what needs all images, and says where everything is."""
+        """Write what needs all images, and print where everything is."""
         if self.coco is not None:
             self.coco.join_ranks()
         if self.folder is None or rank() > 0:
@@ -306,7 +263,7 @@ class _Report:
 
     def _score_with_coco(self, coco: CocoResults, config: DatasetConfig, console: Console) -> None:
         assert self.folder is not None
-        path = self.folder / f"{Path(self.options.weights).stem}_predictions.json"
+        path = self.folder / f"{Path(self.options.weights[0]).stem}_predictions.json"
         replace_atomically(path, lambda stream: coco.write(cast(IO[str], codecs.getwriter("utf-8")(stream))))
         official = official_annotations(config.root, self.index)
         truth = official or annotations_from_index(self.index)

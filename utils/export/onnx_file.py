@@ -1,4 +1,4 @@
-"""Writes .onnx files."""
+"""Export to .onnx files."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ INPUT, OUTPUT = "images", "output0"
 
 
 def onnx_content(model: Model, facts: ExportFacts, opset: int, simplify: bool) -> bytes:
-    """The bytes of an .onnx file: images (B, 3, H, W) of the model's own precision to `output0`, float32.
+    """Return an .onnx file that maps images (B, 3, H, W) in the model's precision to float32 `output0`.
 
-    model: fused, in evaluation mode. Where sides of `facts.shape` are None they are free. Needs the packages
-    onnx and onnxscript. Raises UsageError for an `opset` that is not known.
+    model: fused, in eval mode. Dimensions of `facts.shape` that are None are dynamic. Needs the packages
+    onnx and onnxscript. Raises UsageError if onnx does not support `opset`.
     """
     _check_opset(opset)
     example, shapes = _example(model, facts)
     network = ExportNetwork(model, None if facts.nms is None else select_with(facts.nms)).eval()
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet_logs():
-        # What the exporter says of its own inner ways is nothing that the user could mend.
+        # The exporter's warnings about its internals are nothing that the user could fix.
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             network,
@@ -59,14 +59,14 @@ def _check_opset(opset: int) -> None:
 
 
 def _example(model: Model, facts: ExportFacts) -> tuple[Tensor, Any]:
-    """Images to follow, and which of their sides are free."""
+    """Return example images for the exporter, and the specification of their dynamic dimensions."""
     weights = model.head.m[0].weight
     assert isinstance(weights, Tensor)
     batch, height, width = facts.shape
     multiple = model.size_multiple
     if batch is not None and height is not None and width is not None:
         return torch.zeros(batch, model.channels, height, width).to(weights), None
-    # No two sides alike, and none 1: the exporter takes those for constants.
+    # All dimensions different and none 1, else the exporter would specialise them to constants.
     example = torch.zeros(2, model.channels, 4 * multiple, 3 * multiple).to(weights)
     dim, most = torch.export.Dim, MAX_SIDE // multiple
     rows, columns = dim("rows", min=1, max=most), dim("columns", min=1, max=most)
@@ -74,7 +74,7 @@ def _example(model: Model, facts: ExportFacts) -> tuple[Tensor, Any]:
 
 
 def _finished(proto: Any, facts: ExportFacts) -> bytes:
-    """The file with its metadata, without the paths and lines of the code that it was made from."""
+    """Serialise the model with its metadata, without file paths and line numbers of the exporting code."""
     for key, text in facts_to_texts(facts).items():
         proto.metadata_props.add(key=key, value=text)
     graph = proto.graph
@@ -95,7 +95,7 @@ def _finished(proto: Any, facts: ExportFacts) -> bytes:
 
 @contextlib.contextmanager
 def _quiet_logs() -> Any:
-    """Silences the exporter's loggers below errors."""
+    """Set the exporter's loggers to errors only within the block."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     try:

@@ -1,7 +1,7 @@
-"""Suppression that goes into ONNX files: the standard operator NonMaxSuppression.
+"""NMS for ONNX files, by the standard operator NonMaxSuppression.
 
-PyTorch has no function of that shape. So one is declared here, with this meaning, and a translation of it is
-handed to the exporter.
+PyTorch has no corresponding function. So a custom operator is declared here, and the exporter is given its
+translation to ONNX.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _NAME = "yolov5_distillation::kept_scores"
 
 
 def select_with(nms: NmsInside) -> Callable[[Tensor], Tensor]:
-    """A function from predictions (B, N, 5 + K) to detections (B, D, 6), for the exporter alone to follow.
+    """Return a function from predictions (B, N, 5 + K) to detections (B, D, 6), which only exports.
 
-    D is `max_det`; best first, rows of zeros fill up.
+    D is `max_det`; detections are sorted by confidence and padded with rows of zeros.
     """
     kept_scores = _operator()
 
@@ -35,7 +35,7 @@ def select_with(nms: NmsInside) -> Callable[[Tensor], Tensor]:
             by_class = torch.where(label.unsqueeze(1) == numbers, by_class, torch.zeros_like(by_class))
         kept = kept_scores(boxes, by_class, nms.max_det, nms.iou_thres, nms.conf_thres)
         rows = torch.cat((boxes, kept.unsqueeze(-1), label.unsqueeze(-1).float()), -1)
-        # A small picture may have fewer predictions than rows are wanted.
+        # A small image may have fewer than max_det predictions.
         rows = torch.nn.functional.pad(rows, (0, 0, 0, nms.max_det))
         best = rows[..., 4].topk(nms.max_det).indices
         rows = rows.gather(1, best.unsqueeze(-1).expand(-1, -1, 6))
@@ -46,7 +46,7 @@ def select_with(nms: NmsInside) -> Callable[[Tensor], Tensor]:
 
 @lru_cache(maxsize=1)
 def _operator() -> Any:
-    """The function, declared once a process: scores (B, N) of the boxes that are kept, 0 for the others."""
+    """Declare the operator, once per process: scores (B, N) of the boxes that are kept, 0 for the others."""
 
     def meaning(boxes: Tensor, by_class: Tensor, most: int, iou: float, conf: float) -> Tensor:
         raise NotImplementedError("only its translation computes")
@@ -54,7 +54,7 @@ def _operator() -> Any:
     def shape(boxes: Tensor, by_class: Tensor, most: int, iou: float, conf: float) -> Tensor:
         return by_class.amax(1)
 
-    # torch reads the types of the arguments, which are texts here.
+    # torch reads the types of the arguments, which are strings in this module.
     for function in (meaning, shape):
         function.__annotations__ = {
             **{"boxes": Tensor, "by_class": Tensor, "most": int, "iou": float, "conf": float},
@@ -66,7 +66,7 @@ def _operator() -> Any:
 
 
 def translations() -> dict[Any, Any]:
-    """What the exporter is to write for the function; needs onnxscript."""
+    """Return the exporter's translation table for the operator; needs onnxscript."""
     import onnxscript
 
     op: Any = onnxscript.opset18

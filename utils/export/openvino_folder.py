@@ -1,4 +1,4 @@
-"""Writes the folders of OpenVINO networks."""
+"""Export to OpenVINO model folders."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from utils.inference.facts import ExportFacts, facts_to_dict
 
 
 def write_openvino(folder: Path, onnx_content: bytes, facts: ExportFacts, half: bool) -> None:
-    """Makes `NAME.xml`, `NAME.bin` and `NAME.yaml` of an ONNX file with float32 weights.
+    """Write `NAME.xml`, `NAME.bin` and `NAME.yaml`, converted from an ONNX file with float32 weights.
 
-    half: store the weights as float16. Needs the package openvino.
+    half: store the weights in float16. Needs the package openvino.
 
     Raises:
-        UserError: nothing can be written there.
+        UserError: if the folder cannot be written.
     """
     import openvino
 

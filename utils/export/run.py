@@ -1,4 +1,4 @@
-"""What export.py does: write a network into files for other programs, and compare them with PyTorch."""
+"""The work of export.py: export a network for other runtimes, and verify the files against PyTorch."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from utils.inference.sources import found_from_anywhere, open_source
 from utils.reporting.console import Console
 
 _SCRATCH, _ABANDONED_SECONDS = ".export-", 24 * 3600
-# What writing a format, and running it for the comparison, needs beside requirements.txt.
+# Packages beyond requirements.txt for writing a format and running it for the comparison.
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _PACKAGES = {"torchscript": (), "onnx": _ONNX_PACKAGES, "openvino": (*_ONNX_PACKAGES[:2], "openvino")}
 _ALWAYS_SAID = frozenset({"weights", "source"})
@@ -47,10 +47,10 @@ _ALWAYS_SAID = frozenset({"weights", "source"})
 
 @advice_on_memory()
 def run_export(options: ExportOptions, console: Console | None = None) -> list[Path]:
-    """Writes the files of `options.include` beside the weights and gives them.
+    """Write the formats of `options.include` beside the weights and return their paths.
 
-    Raises UserError where one cannot be written, or does not do what the network does: that one is left out,
-    with the file of before as it was; the others are written all the same.
+    Raises UserError if one cannot be written, or its outputs differ from the network's: a previous file is
+    then left unchanged, and the other formats are written all the same.
     """
     console = console or Console()
     _check_packages(options.include)
@@ -71,7 +71,7 @@ def run_export(options: ExportOptions, console: Console | None = None) -> list[P
     check = _Check(model, pictures, size_hw, HALF if options.half else EXACT)
     written: list[Path] = []
     failures: dict[str, UserError] = {}
-    # One that fails costs the others nothing: each is in its place before the next is begun.
+    # A failure does not affect the others: each is in place before the next one is started.
     for name in sorted(set(options.include), key=("torchscript", "onnx", "openvino").index):
         try:
             written.append(_export(makers, name, weights, check, console))
@@ -90,7 +90,7 @@ def run_export(options: ExportOptions, console: Console | None = None) -> list[P
 
 @dataclass(frozen=True)
 class _Check:
-    """What exported files are compared with: the model, float32 on the CPU, on images at a size."""
+    """The reference for exported files: the model, float32 on the CPU, on images at a size."""
 
     model: Model
     pictures: Sequence[Image]
@@ -98,16 +98,16 @@ class _Check:
     allowed: Allowed
 
     def __call__(self, path: Path, device: torch.device) -> Comparison:
-        """How far a file is from the model. Raises UserError where it is too far."""
+        """Compare a file with the model; raises UserError if they differ too much."""
         network = load_network(path, device)
         assert isinstance(network, Exported)
         return compare(self.model, network, self.pictures, self.size_hw, self.allowed)
 
 
 def _export(makers: _Makers, name: str, weights: Path, check: _Check, console: Console) -> Path:
-    """Makes one format and gives its place, which it takes only if it does what the network does.
+    """Export one format and return its path, to which it is moved only once it is verified.
 
-    Raises UserError where it cannot be written or does not pass; what was there before is then as it was.
+    Raises UserError if it cannot be written or fails verification; a previous file is then left unchanged.
     """
     folder = weights.parent
     with refusals("nothing can be written here", folder):
@@ -122,7 +122,7 @@ def _export(makers: _Makers, name: str, weights: Path, check: _Check, console: C
         except UserError as error:
             if not Path(error.where).is_relative_to(scratch.name):
                 raise
-            # That file is gone by the time that this is read: name the one that was to be.
+            # The temporary file will be gone by the time this is read: name the intended path instead.
             wanted = folder / Path(error.where).relative_to(scratch.name)
             raise UserError(error.what, wanted, error.fix) from error
         _put_in_place(made, path)
@@ -135,14 +135,14 @@ def _export(makers: _Makers, name: str, weights: Path, check: _Check, console: C
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Removes what exports that were killed have left; another one may be going on."""
+    """Remove the leftovers of killed exports, by their age, as another export may be running."""
     for place in folder.glob(f"{_SCRATCH}*"):
         if place.is_dir() and time.time() - place.stat().st_mtime > _ABANDONED_SECONDS:
             shutil.rmtree(place, ignore_errors=True)
 
 
 def _put_in_place(made: Path, path: Path) -> None:
-    """Moves a file, or what is in a folder, to where files of before are replaced."""
+    """Move a file, or the files in a folder, to their place, replacing previous ones."""
     with refusals("cannot be written", path):
         if made.is_dir():
             path.mkdir(exist_ok=True)
@@ -155,7 +155,7 @@ def _put_in_place(made: Path, path: Path) -> None:
 
 
 def _check_packages(include: Sequence[str]) -> None:
-    """Raises UserError for what is not installed, before anything is written."""
+    """Raise UserError if packages are missing, before anything is written."""
     needed = dict.fromkeys(package for name in include for package in _PACKAGES[name])
     missing = [package for package in needed if not is_installed(package)]
     if missing:
@@ -163,10 +163,10 @@ def _check_packages(include: Sequence[str]) -> None:
 
 
 def is_installed(package: str) -> bool:
-    """Whether Python finds a package."""
+    """Return whether Python finds a package."""
     try:
         return importlib.util.find_spec(package) is not None
-    except (ImportError, ValueError):  # ValueError: it was taken out on purpose
+    except (ImportError, ValueError):  # ValueError: in sys.modules without a spec
         return False
 
 
@@ -191,7 +191,7 @@ def _facts(options: ExportOptions, model: Model, size_hw: tuple[int, int]) -> Ex
 
 
 class _Makers:
-    """The formats, made of one network on a device."""
+    """Creates the formats from one network on a device."""
 
     def __init__(
         self, options: ExportOptions, model: Model, facts: ExportFacts, device: torch.device
@@ -199,10 +199,10 @@ class _Makers:
         self.options, self.model, self.facts, self.device = options, model, facts, device
 
     def make(self, name: str, folder: Path, stem: str) -> Path:
-        """Writes the format of that name into a folder and gives the file, or the folder in it."""
+        """Write the named format into a folder and return the path of its file or subfolder."""
         if name == "openvino":
             made = folder / f"{stem}{OPENVINO_FOLDER}"
-            # It takes pictures in float32 whatever its weights are.
+            # Its input is float32, whatever the precision of its weights.
             content = self.onnx if not self.options.half else self._onnx(self._placed(half=False))
             write_openvino(made, content, self.facts, self.options.half)
             return made
@@ -213,14 +213,14 @@ class _Makers:
 
     @cached_property
     def onnx(self) -> bytes:
-        """The .onnx file; OpenVINO is made of it too."""
+        """The content of the .onnx file, from which OpenVINO is converted too."""
         return self._onnx(self._placed(self.options.half))
 
     def _onnx(self, model: Model) -> bytes:
         return onnx_content(model, self.facts, self.options.opset, self.options.simplify)
 
     def _placed(self, half: bool) -> Model:
-        """A copy on the device, in the precision of the file."""
+        """Return a copy of the model on the device, in the given precision."""
         model = copy.deepcopy(self.model).to(self.device)
         return halved(model) if half else model
 

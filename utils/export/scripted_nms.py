@@ -1,10 +1,10 @@
-"""Suppression that goes into TorchScript files.
+"""NMS for TorchScript files.
 
-PyTorch compiles this one function from its text, so it is written in the little Python that it knows. It
-does what `utils.boxes.suppress` does, with the same operator: see there for the reasons.
+torch.jit.script compiles this function from its source, so it is limited to TorchScript's subset of Python.
+It does the same as `utils.boxes.suppress`, with the same operator: see there for the reasons.
 """
 
-# No `from __future__ import annotations`: the compiler wants the types themselves.
+# No `from __future__ import annotations`: the compiler needs the types themselves.
 import torch
 from torch import Tensor
 
@@ -12,9 +12,9 @@ from torch import Tensor
 def select_detections(
     predictions: Tensor, conf_thres: float, iou_thres: float, max_det: int, agnostic: bool
 ) -> Tensor:
-    """Detections (B, max_det, 6) of predictions (B, N, 5 + K): x1, y1, x2, y2, confidence, class; best first.
+    """Select detections (B, max_det, 6) x1, y1, x2, y2, confidence, class from predictions (B, N, 5 + K).
 
-    Rows of zeros fill up.
+    They are sorted by confidence and padded with rows of zeros.
     """
     out = torch.zeros([predictions.size(0), max_det, 6], device=predictions.device)
     for image in range(predictions.size(0)):
@@ -27,7 +27,7 @@ def select_detections(
         if boxes.size(0) > 0:
             if agnostic:
                 kept = torch.ops.torchvision.nms(boxes, confidence, iou_thres)
-            elif boxes.size(0) <= 1000:  # as torchvision.ops.batched_nms: moved apart, beyond class by class
+            elif boxes.size(0) <= 1000:  # as torchvision.ops.batched_nms: by offset boxes, else per class
                 moved = boxes - boxes.min()
                 moved = moved + (label * (moved.max() + 1.0)).unsqueeze(1)
                 kept = torch.ops.torchvision.nms(moved, confidence, iou_thres)

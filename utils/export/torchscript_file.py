@@ -1,4 +1,4 @@
-"""Writes .torchscript files."""
+"""Export to .torchscript files."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from utils.inference.torchscript_backend import CONFIG
 
 
 def torchscript_content(model: Model, facts: ExportFacts) -> bytes:
-    """The bytes of a .torchscript file, with the facts as JSON in its `config.txt`.
+    """Return the content of a .torchscript file, with the facts as JSON in its `config.txt`.
 
-    model: fused, in evaluation mode, on the device to trace on.
+    model: fused, in eval mode, on the device to trace on.
     """
     weights = model.head.m[0].weight
     assert isinstance(weights, Tensor)
@@ -32,7 +32,7 @@ def torchscript_content(model: Model, facts: ExportFacts) -> bytes:
     )
     stream = io.BytesIO()
     with warnings.catch_warnings():
-        # PyTorch wants torch.export in its place, whose files the programs that read TorchScript cannot.
+        # PyTorch recommends torch.export, but programs that load TorchScript cannot read its files.
         warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
         network = ExportNetwork(model, _scripted(facts)).eval()
         traced: Any = torch.jit.trace(network, images, check_trace=False)  # type: ignore[no-untyped-call]

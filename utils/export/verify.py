@@ -1,6 +1,6 @@
-"""Compares an exported network with the one it was made of, on pictures.
+"""Verification of an exported network against the original on images.
 
-Shapes: B images, N predictions an image, K classes, n detections of an image.
+Shapes: B images, N predictions per image, K classes, n detections of an image.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from utils.inference.preprocess import letterbox_image
 
 @dataclass(frozen=True)
 class Allowed:
-    """How far a file may be from the network.
+    """Tolerances of the comparison.
 
-    difference: of scores, and of boxes' coordinates in px relative to themselves where they are above 1.
-    objectness: predictions that fall short of it are not looked at.
+    difference: absolute for scores and box coordinates in px, relative for coordinates above 1.
+    objectness: predictions up to it are not compared.
     """
 
     difference: float
@@ -34,18 +34,18 @@ class Allowed:
 
 
 EXACT = Allowed(1e-3)
-# Float16's numbers are a two-thousandth apart, and some sixty layers add up: boxes that nobody would see come
-# out by 4% of their side, those at objectness .25 by 1%.
+# float16 has a relative precision of 1/2000, and the errors of some sixty layers add up: boxes of negligible
+# objectness are off by 4% of their side, those at objectness .25 by 1%.
 HALF = Allowed(5e-2, objectness=0.1)
 PICTURES = 4
-_SMALLER = ((1.0, 0.75), (0.5, 1.0))  # of height and width: further shapes where they are free
+_SMALLER = ((1.0, 0.75), (0.5, 1.0))  # factors of height and width for further shapes if these are dynamic
 
 
 @dataclass
 class Comparison:
-    """The largest differences: of scores, of boxes in px and as a part of what is allowed.
+    """The largest differences: of scores, of boxes in px, and of both relative to the tolerance (`worst`).
 
-    shapes: how many were tried. predictions, detections: how many were compared.
+    shapes: number of shapes tried. predictions, detections: numbers compared.
     """
 
     score: float = 0.0
@@ -56,13 +56,13 @@ class Comparison:
     detections: int = 0
 
     def take(self, boxes: tuple[Tensor, Tensor], scores: tuple[Tensor, Tensor], allowed: Allowed) -> None:
-        """Takes in boxes (n, 4) and scores (n, k), each wanted and got."""
+        """Update with boxes (n, 4) and scores (n, k), each as (expected, actual)."""
         if not len(boxes[0]):
             return
         wanted = boxes[0].double()
         off = (wanted - boxes[1].double()).abs()
         score_off = (scores[0].double() - scores[1].double()).abs()
-        # A NaN compares as nothing: it must not pass for a small number.
+        # Comparisons with NaN are false, so it must not be mistaken for a small difference.
         off, score_off = off.nan_to_num(torch.inf), score_off.nan_to_num(torch.inf)
         self.box_px = max(self.box_px, float(off.max()))
         self.score = max(self.score, float(score_off.max()))
@@ -73,9 +73,9 @@ class Comparison:
 def compare(
     model: Model, written: Exported, pictures: Sequence[Image], size_hw: tuple[int, int], allowed: Allowed
 ) -> Comparison:
-    """How far a written network is from its model, both on the same pictures (BGR).
+    """Compare an exported network with its model on the same images (BGR).
 
-    model: float32, on the CPU. Raises UserError where they differ by more than is allowed.
+    model: float32, on the CPU. Raises UserError if they differ by more than `allowed`.
     """
     result = Comparison()
     for shape_hw in _shapes(written, size_hw):
@@ -84,7 +84,7 @@ def compare(
         with torch.no_grad():
             levels = model.forward_head(model.forward_features(batch))
             decoded = model.decode_levels(levels)
-        # Alone and together, where any batch goes.
+        # With a dynamic batch size, a single image and all of them.
         parts = [batch] if written.facts.shape[0] is not None else [batch[:1], batch]
         for part in parts:
             got = written(part).cpu()
@@ -108,7 +108,7 @@ def compare(
 
 
 def check_pictures(found: Sequence[Image], source: str) -> list[Image]:
-    """The first few of the pictures; raises UserError where there are none."""
+    """Return the first `PICTURES` of the images; raises UserError if there are none."""
     if not found:
         raise UserError("no picture to compare on", source, "name one with --source")
     return list(found[:PICTURES])
@@ -128,14 +128,14 @@ def _shapes(written: Exported, size_hw: tuple[int, int]) -> list[tuple[int, int]
 
 
 def _candidates(decoded: Tensor, nms: NmsInside, allowed: Allowed) -> list[Tensor]:
-    """All boxes (n, 6) of each image that may enter suppression."""
+    """Return the boxes (n, 6) of each image that are candidates for NMS, within the tolerance."""
     least = max(nms.conf_thres - allowed.difference, 0.0)
     rules = NmsRules(conf_thres=least, iou_thres=1.0, max_det=decoded.shape[1])
     return [kept.detections for kept in suppress(decoded, rules)]
 
 
 def _compare_all(wanted: Tensor, got: Tensor, allowed: Allowed, result: Comparison) -> None:
-    """Every prediction (B, N, 5 + K) that is to be looked at."""
+    """Compare the predictions (B, N, 5 + K) above the objectness limit."""
     if wanted.shape != got.shape:
         result.worst = torch.inf
         return
@@ -150,11 +150,11 @@ def _compare_all(wanted: Tensor, got: Tensor, allowed: Allowed, result: Comparis
 def _compare_detections(
     candidates: Sequence[Tensor], got: Tensor, nms: NmsInside, allowed: Allowed, result: Comparison
 ) -> None:
-    """Detections among the rows (B, D, 6) got: each a candidate, all what suppression keeps of these.
+    """Check that the detections among the rows `got` (B, D, 6) are candidates and a valid result of NMS.
 
-    That is: no two of them overlap too much, and whatever is left out overlaps a kept one that is better, or
-    comes after `max_det`. Said so, a box at the very threshold may fall on either side, with all that hangs
-    on it.
+    Valid means: no two overlap too much, and each candidate left out overlaps a better one that was kept, or
+    ranks after `max_det`. This allows a box right at a threshold to fall on either side, with all the
+    consequences.
     """
     for image, rows in zip(candidates, got, strict=True):
         found = rows[rows[:, 4] > 0]
@@ -174,7 +174,7 @@ def _compare_detections(
 
 
 def _is_suppressed(found: Tensor, others: Tensor, nms: NmsInside, allowed: Allowed) -> bool:
-    """Whether suppression may keep these (n, 6) and leave out those (m, 6)."""
+    """Return whether NMS may keep `found` (n, 6) and leave out `others` (m, 6), within the tolerance."""
     slack = allowed.difference
 
     def rivals(first: Tensor, second: Tensor, threshold: float) -> Tensor:
@@ -193,7 +193,7 @@ def _is_suppressed(found: Tensor, others: Tensor, nms: NmsInside, allowed: Allow
 
 
 def describe(result: Comparison, path: Path) -> str:
-    """The outcome in one line."""
+    """Describe the outcome in one line."""
     compared = f"{result.detections} detections" if result.detections else f"{result.predictions} predictions"
     return (
         f"{path} agrees with PyTorch: {compared}, {result.shapes} shape{'s' if result.shapes > 1 else ''}, "

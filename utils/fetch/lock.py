@@ -1,4 +1,4 @@
-"""One process at a time fetches a thing; the others wait and find it done."""
+"""A lock with which one process downloads while others wait for its result."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from typing import BinaryIO
 
 from utils.config.files import open_lock, refusals, take_lock
 
-_SECONDS = 0.2  # between two looks
+_SECONDS = 0.2  # polling interval
 
 
 @contextmanager
 def exclusive_lock(lock: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Lets one process of this machine through at a time; the file `lock` goes when it leaves.
+    """Hold an exclusive lock among the processes of this machine; removes the file `lock` at the end.
 
-    waiting: called once where there is another. Where a system or a disk knows no locks, all pass.
+    waiting: called once if another process holds it. If the system or file system does not support
+    locks, the block runs without one.
 
     Raises:
-        UserError: the file cannot be made, or something of its name is a link or a pipe.
+        UserError: if the file cannot be created, or is a link or a pipe.
     """
     told = False
     while (stream := _taken(lock)) is None:
@@ -37,12 +38,12 @@ def exclusive_lock(lock: Path, waiting: Callable[[], None] = lambda: None) -> It
 
 
 def _taken(path: Path) -> BinaryIO | None:
-    """The locked file; None where another process has it."""
+    """Return the locked file, None if another process has the lock."""
     with refusals("cannot be written", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             stream = open_lock(path)
-        except FileNotFoundError:  # another process has tidied up the folder just now
+        except FileNotFoundError:  # another process has just removed the folder
             return None
     if take_lock(stream) is not False and _is_still(stream, path):
         return stream
@@ -51,7 +52,7 @@ def _taken(path: Path) -> BinaryIO | None:
 
 
 def _is_still(stream: BinaryIO, path: Path) -> bool:
-    """Whether the file has not been removed meanwhile, by the process that had it before."""
+    """Return whether the file still exists: the previous holder may have removed it before we locked it."""
     try:
         return os.path.samestat(os.fstat(stream.fileno()), os.stat(path))
     except FileNotFoundError:

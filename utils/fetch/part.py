@@ -1,4 +1,4 @@
-"""What has come of a file so far, and where from: `NAME.part` and `NAME.part.json` beside the target."""
+"""A partial download and its source: `NAME.part` and `NAME.part.json` beside the target."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _GIBI = 2**30
 
 
 class Part:
-    """The beginning of a file."""
+    """A partially downloaded file."""
 
     def __init__(self, target: Path) -> None:
-        """Takes up what an earlier attempt has left beside the target."""
+        """Load what an earlier attempt has left beside the target."""
         self.path = target.with_name(f"{target.name}.part")
         self._note_path = target.with_name(f"{target.name}.part.json")
         with refusals("cannot be written", target):
@@ -28,24 +28,24 @@ class Part:
         self._note = self._read_note()
 
     def keep_if_usable(self, url: str, has_checksum: bool, size: int) -> None:
-        """Throws away what cannot be gone on with from this address.
+        """Discard the part if it cannot be continued from this address.
 
-        Of another source, or without anything that stands for its content, it can only where a checksum
-        tells in the end whether the pieces belong together.
+        A part from another source or without a validator can be continued only if a checksum verifies at the
+        end that the pieces belong together. `size`: of the whole file, 0 if unknown.
         """
         fits = not size or self.size <= size
         if not (fits and (has_checksum or self.validator_of(url))):
             self.forget()
 
     def validator_of(self, url: str) -> str:
-        """What stands for the content that the piece is of, at that address; empty where nothing does."""
+        """Return the validator (ETag or date) of the part's content at that address; empty if unknown."""
         return str(self._note.get("validator", "")) if self._note.get("url") == url else ""
 
     def begin(self, url: str, answer: Answer, has_checksum: bool) -> None:
-        """Makes ready for an answer: notes its source, and starts anew where it brings the whole.
+        """Prepare for a response: record its source, and start over if it does not continue the part.
 
         Raises:
-            UserError: there is no room for the rest.
+            UserError: if the disk is too full for the rest.
         """
         of_this = self._note.get("url") == url or has_checksum
         if answer.start != self.size or not of_this:
@@ -56,18 +56,18 @@ class Part:
         write_text_atomically(self._note_path, json.dumps(self._note))
 
     def open(self) -> BinaryIO:
-        """The file, to be added to."""
+        """Open the file for appending."""
         with refusals("cannot be written", self.path):
             return open(self.path, "ab")
 
     def forget(self) -> None:
-        """Throws everything away."""
+        """Discard the part."""
         self.path.unlink(missing_ok=True)
         self._note_path.unlink(missing_ok=True)
         self.size, self._note = 0, {}
 
     def become(self, target: Path) -> None:
-        """Gives the whole file its name."""
+        """Sync the completed file and rename it to the target."""
         with open(self.path, "rb") as stream:
             os.fsync(stream.fileno())
         os.replace(self.path, target)
@@ -82,17 +82,17 @@ class Part:
 
 
 def free_bytes(folder: Path) -> int:
-    """The room on the disk of a folder, which need not be there yet."""
+    """Return the free bytes on the disk of a folder, which need not exist yet."""
     folder = Path(os.path.abspath(folder))
     there = next(place for place in (folder, *folder.parents) if os.path.isdir(place))
     return shutil.disk_usage(there).free
 
 
 def check_room(folder: Path, needed: int, what: str) -> None:
-    """Passes where a disk has room for so many bytes.
+    """Check that the disk of a folder has `needed` free bytes.
 
     Raises:
-        UserError: it has not.
+        UserError: if it has not.
     """
     if (free := free_bytes(folder)) < needed:
         raise UserError(

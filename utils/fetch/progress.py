@@ -1,4 +1,4 @@
-"""Bars for what is fetched and unpacked."""
+"""Progress bars for downloading and unpacking."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import time
 
 from tqdm import tqdm
 
-_LOG_SECONDS = 30.0  # between two lines of a bar that nobody watches
+_LOG_SECONDS = 30.0  # between two lines if standard error is not a terminal
 
 
 class TransferBar(tqdm):  # type: ignore[misc] # tqdm has no types
-    """A bar of bytes, or of files; where nobody watches, a line every half minute and none before."""
+    """A progress bar of bytes or files; if standard error is not a terminal, a line every half minute."""
 
-    # tqdm's watching thread would make every fork of a loader's workers a fork of several threads.
+    # tqdm's monitor thread would make every fork of loader workers a fork of a multi-threaded process.
     monitor_interval = 0
 
     def __init__(self, total: int | None, title: str, initial: int = 0, unit: str = "B") -> None:
-        """`total` is None where nobody knows it; `initial` was there before."""
+        """`total` is None if unknown; `initial` is what an earlier attempt has done."""
         self._watched = sys.stderr.isatty()
         self._said = time.monotonic()
         super().__init__(
@@ -32,7 +32,7 @@ class TransferBar(tqdm):  # type: ignore[misc] # tqdm has no types
         )
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-        """Draws the bar, or says a line when it is time."""
+        """Draw the bar, or print a line if one is due."""
         if self._watched:
             return bool(super().display(msg, pos))
         if time.monotonic() - self._said > _LOG_SECONDS:
@@ -42,7 +42,7 @@ class TransferBar(tqdm):  # type: ignore[misc] # tqdm has no types
 
 
 class _Silence:
-    """Takes the control characters that tqdm draws with."""
+    """Discards tqdm's output."""
 
     def write(self, text: str) -> None:
         pass

@@ -1,7 +1,7 @@
-"""A file from the network: from the first source that has it whole, continued where it broke off.
+"""Download of a file from the first source that provides all of it, resuming interrupted transfers.
 
-Only http and https are spoken. What has come so far lies beside the target as `NAME.part`, with a note
-of where it came from, and goes on from there at the next attempt, in this process or a later one.
+Only http and https are supported. A partial download is kept beside the target as `NAME.part`, with a
+note of its source, and continued at the next attempt, in this process or a later one.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from utils.fetch.web import Answer, BrokenError, SourceError, open_address
 MIRROR = "YOLO_MIRROR"
 FETCH_INTERRUPTED = "interrupted; the same command goes on"
 _CHUNK = 2**18
-_RESERVE = 2**30  # bytes of the disk that a file of unknown size leaves free
+_RESERVE = 2**30  # bytes of the disk that a download of unknown size leaves free
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A file and where it can be had.
+    """A file to download.
 
-    name: what it is called here. urls: its sources, the best first. size: in bytes, 0 where nobody
-    knows it exactly. md5, sha256: hexadecimal, empty where none is known.
+    name: its local name. urls: its sources, in order of preference. size: exact size in bytes, 0 if unknown.
+    md5, sha256: hexadecimal, empty if unknown.
     """
 
     name: str
@@ -42,14 +42,14 @@ class Remote:
 
     @property
     def has_checksum(self) -> bool:
-        """Whether its bytes can be told from any others."""
+        """Whether a checksum of the content is known."""
         return bool(self.md5 or self.sha256)
 
     def sources(self) -> tuple[str, ...]:
-        """The addresses to ask in turn; the user's own mirror ($YOLO_MIRROR/NAME) goes before all others.
+        """Return the addresses to try in turn, starting with the user's mirror ($YOLO_MIRROR/NAME), if set.
 
         Raises:
-            UsageError: the mirror is no http or https address.
+            UsageError: if the mirror is not an http or https address.
         """
         mirror = os.environ.get(MIRROR, "").strip()
         if not mirror:
@@ -61,11 +61,11 @@ class Remote:
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a source may take.
+    """Timeouts and retries.
 
-    seconds: for the connection, for the answer to begin, and between two pieces of it. window, least: a
-    source that sends fewer than `least` bytes in `window` seconds has stalled. attempts: in a row that
-    bring nothing more. pause: seconds before the second attempt, twice as long before each further one.
+    seconds: timeout of the connection, the start of the response and each read. window, least: a source
+    that sends fewer than `least` bytes in `window` seconds has stalled. attempts: failures in a row without
+    progress before giving up. pause: seconds before the second attempt, doubled before each further one.
     """
 
     seconds: float = 15.0
@@ -85,14 +85,14 @@ def fetch(
     by_hand: Path,
     patience: Patience = PATIENCE,
 ) -> None:
-    """Puts a file in its place, whole: complete, with its checksum right, and to the liking of `accept`.
+    """Download a file to `target`, once it is complete, its checksum matches, and `accept` passes.
 
-    accept: gets the file under its temporary name; raises SourceError where it is no good, then the next
-        source has its turn.
-    by_hand: where a person may put the file instead, for the message.
+    accept: called with the file under its temporary name; raises SourceError to reject it, after which the
+        next source is tried.
+    by_hand: where the user may put the file instead, for the message.
 
     Raises:
-        UserError: no source has it, or the system refuses to write.
+        UserError: if no source provides it, or the system refuses to write.
     """
     part = Part(target)
     failures = []
@@ -111,10 +111,10 @@ def fetch(
 
 
 def check_content(remote: Remote, path: Path) -> None:
-    """Passes a file of the right size and with the right checksum, as far as these are known.
+    """Check the size and checksums of a file, as far as they are known.
 
     Raises:
-        SourceError: it is another one.
+        SourceError: if they do not match.
     """
     size = path.stat().st_size
     if remote.size and size != remote.size:
@@ -127,9 +127,9 @@ def check_content(remote: Remote, path: Path) -> None:
 def _from_source(
     remote: Remote, url: str, part: Part, accept: Callable[[Path], object], patience: Patience
 ) -> None:
-    """Completes the part from one source; what turns out to be wrong is thrown away.
+    """Complete the part from one source; discards it if its content is rejected.
 
-    Where a piece of an earlier attempt was in it, it is fetched once more from the beginning.
+    If it contained a piece from an earlier attempt, it is downloaded once more from the beginning.
     """
     while True:
         was_there = _complete(remote, url, part, patience)
@@ -144,10 +144,10 @@ def _from_source(
 
 
 def _complete(remote: Remote, url: str, part: Part, patience: Patience) -> bool:
-    """Goes on until all has come; whether anything was there before.
+    """Download the rest of the part, with retries; returns whether there was anything before.
 
     Raises:
-        SourceError: the source has it not, or breaks off again and again.
+        SourceError: if the source does not have the file, or fails repeatedly.
     """
     part.keep_if_usable(url, remote.has_checksum, remote.size)
     was_there = part.size > 0
@@ -161,7 +161,7 @@ def _complete(remote: Remote, url: str, part: Part, patience: Patience) -> bool:
             except BrokenError as error:
                 if error.anew:
                     part.forget()
-                # A source without ranges starts again from nothing: that is no progress.
+                # A source without range requests starts over each time: compare with the largest size so far.
                 failures = 0 if part.size >= most + patience.least else failures + 1
                 most = max(most, part.size)
                 if failures >= patience.attempts:
@@ -171,11 +171,11 @@ def _complete(remote: Remote, url: str, part: Part, patience: Patience) -> bool:
 
 
 def _take(answer: Answer, remote: Remote, url: str, part: Part, patience: Patience, bar: TransferBar) -> None:
-    """Adds what an answer brings to the part.
+    """Append the content of a response to the part.
 
     Raises:
-        BrokenError: it ended too early or came too slowly.
-        SourceError: it is another file.
+        BrokenError: if it ends too early or arrives too slowly.
+        SourceError: if its size differs from the expected one.
     """
     if answer.is_complete:
         return

@@ -1,7 +1,7 @@
-"""Archives unpacked without trust: nothing leaves the folder, nothing is made but files and folders.
+"""Safe unpacking of untrusted archives: writes only regular files and folders within the target folder.
 
-The unpacked files go into a new folder. A killed process leaves no folder that looks complete: who calls
-gives it its name when all is done (`move_in`).
+The files go into a new folder. The caller renames it when everything is done (`move_in`), so that a killed
+process leaves no folder that looks complete.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from utils.fetch.progress import TransferBar
 from utils.fetch.web import SourceError
 
 MAX_MEMBERS = 2_000_000
-_MAX_PARTS = 32  # folders of a member, one in the other
-_MAX_READ = 16 * 2**20  # bytes that a tar may ask for at once: names and the like are shorter
-_MAX_DIRECTORY = 512 * 2**20  # bytes of the list of members at the end of a zip
+_MAX_PARTS = 32  # nested folders in the path of a member
+_MAX_READ = 16 * 2**20  # bytes of a single read by tarfile: long names and the like are shorter
+_MAX_DIRECTORY = 512 * 2**20  # bytes of a zip's central directory
 _CHUNK = 2**20
-_RATIO, _FLOOR = 100, 64 * 2**20  # without a word on its size an archive unfolds to so much at most
+_RATIO, _FLOOR = 100, 64 * 2**20  # default limit: this factor of the archive's size, at least this many bytes
 _DRIVE = re.compile(r"^[A-Za-z]:")
 _JUNK = frozenset({"__MACOSX", ".DS_Store"})
-# What reading a damaged archive can run into.
+# The exceptions that reading a damaged archive may raise.
 _DAMAGE = (
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -53,7 +53,7 @@ _DAMAGE = (
 
 @dataclass(frozen=True)
 class _Member:
-    """A file of an archive: its folders and name, its size as announced, and how to read it."""
+    """A file of an archive: the parts of its path, its declared size, and the archive's handle for it."""
 
     parts: tuple[str, ...]
     size: int
@@ -61,15 +61,15 @@ class _Member:
 
 
 def unpack(archive: Path, name: str, folder: Path, take: str = "", limit: int = 0) -> int:
-    """Unpacks into a new folder; gives the number of files.
+    """Unpack an archive into a new folder and return the number of files.
 
-    name: the archive's own, which says what kind it is. take: a folder inside, of which the content is
-    taken and all else left out; its parts may be patterns, as in `*/data`. limit: bytes that it may unfold
-    to, 0 where nobody knows.
+    name: name of the archive, whose suffix tells a zip from a tar. take: a folder inside, of which only the
+    content is unpacked; its parts may be patterns, as in `*/data`. limit: bytes that it may unpack to, 0 for
+    a default limit.
 
     Raises:
-        SourceError: it is damaged, or made to do harm; what was unpacked stays where it is.
-        UserError: the system refuses to write.
+        SourceError: if it is damaged or malicious; files unpacked so far are left in place.
+        UserError: if the system refuses to write.
     """
     limit = limit or max(archive.stat().st_size * _RATIO, _FLOOR)
     with refusals("cannot be written", folder):
@@ -95,12 +95,12 @@ def unpack(archive: Path, name: str, folder: Path, take: str = "", limit: int = 
 
 
 def move_in(source: Path, target: Path, last: Sequence[Path] = ()) -> None:
-    """Moves what a folder holds into another one, where files that are there already stay as they are.
+    """Move the content of a folder into another one, keeping files that already exist there.
 
-    last: paths in the target that come at the end: where they are, everything is.
+    last: paths in the target that are moved last: if they exist, everything does.
 
     Raises:
-        UserError: the system refuses.
+        UserError: if the system refuses.
     """
     with refusals("cannot be written", target):
         _move(source, target, tuple(last))
@@ -122,12 +122,12 @@ def _damage_told() -> Iterator[None]:
         yield
     except _DAMAGE as error:
         raise SourceError(f"it is no intact archive ({str(error)[:200] or type(error).__name__})") from error
-    except OSError as error:  # of gzip and bz2: the system's own come as UserError
+    except OSError as error:  # from gzip and bz2: the system's own are UserErrors by now
         raise SourceError(f"it is no intact archive ({error.strerror or error})") from error
 
 
 def _inner_path(parts: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[str, ...] | None:
-    """Where a member goes; None where it is not wanted."""
+    """Return the target path of a member, None if it is not wanted."""
     if not _JUNK.isdisjoint(parts) or len(parts) <= len(wanted):
         return None
     if not all(fnmatchcase(part, pattern) for part, pattern in zip(parts, wanted, strict=False)):
@@ -136,10 +136,10 @@ def _inner_path(parts: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[str, .
 
 
 def _parts_of(name: str) -> tuple[str, ...]:
-    """The folders and the name of a member.
+    """Split the name of a member into its folders and its file name.
 
     Raises:
-        SourceError: they lead out of the folder, or nobody would name a file so.
+        SourceError: if it leads out of the folder or is nested too deep.
     """
     parts = tuple(part for part in name.split("/") if part not in ("", "."))
     if name.startswith("/") or "\\" in name or "\0" in name or _DRIVE.match(name) or ".." in parts:
@@ -150,7 +150,7 @@ def _parts_of(name: str) -> tuple[str, ...]:
 
 
 def _pieces(stream: IO[bytes], path: Path) -> Iterator[int]:
-    """Writes a file; gives the sizes of the pieces as they are written."""
+    """Write a stream to a file, yielding the size of each chunk before it is written."""
     with refusals("cannot be written", path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -189,10 +189,10 @@ def _listed_zip(archive: zipfile.ZipFile) -> Iterator[_Member]:
 
 
 def _check_directory(path: Path) -> None:
-    """Passes a zip whose list of members has a length that one can read.
+    """Check that the central directory of a zip is small enough to read.
 
     Raises:
-        SourceError: it is longer than any honest one, or there is none.
+        SourceError: if it is implausibly large, or missing.
     """
     size = path.stat().st_size
     with open(path, "rb") as stream:
@@ -202,7 +202,7 @@ def _check_directory(path: Path) -> None:
     if place < 0 or len(tail) < place + 22:
         raise SourceError("it is no intact archive (the end of a zip is missing)")
     (length,) = struct.unpack("<L", tail[place + 12 : place + 16])
-    large = tail.rfind(b"PK\6\6", 0, place)  # zip64 has its numbers before the usual end
+    large = tail.rfind(b"PK\6\6", 0, place)  # the zip64 end record precedes the usual one
     if large >= 0 and len(tail) >= large + 48:
         (length,) = struct.unpack("<Q", tail[large + 40 : large + 48])
     if length != 2**32 - 1 and length > _MAX_DIRECTORY:
@@ -222,7 +222,7 @@ def _listed_tar(archive: tarfile.TarFile) -> Iterator[_Member]:
     for number, entry in enumerate(archive):
         if number >= MAX_MEMBERS:
             raise SourceError(f"refused: it has more than {MAX_MEMBERS:,} members")
-        cast(Any, archive).members = []  # tarfile remembers all: gigabytes, where somebody means harm
+        cast(Any, archive).members = []  # tarfile keeps all members: gigabytes for a malicious archive
         parts = _parts_of(entry.name)
         if entry.isdir():
             continue
@@ -230,12 +230,12 @@ def _listed_tar(archive: tarfile.TarFile) -> Iterator[_Member]:
             raise SourceError(f"refused: member {entry.name[:200]!r} is a link, a device or full of holes")
         if parts:
             yield _Member(parts, entry.size, entry)
-    # tarfile takes a damaged header for the end, and the end of the file too.
+    # tarfile takes a damaged header, and the end of the file, for the end of the archive.
     stream = cast(Any, archive.fileobj)
     stream.seek(archive.offset)
     if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise SourceError("it is no intact archive (it ends in the middle)")
-    # Compressed ones have their sums at the very end, behind the padding.
+    # Read the padding: the checksum of a compressed stream comes after it.
     if len(stream.read(_MAX_READ)) == _MAX_READ:
         raise SourceError("refused: it goes on behind its end")
 
@@ -253,16 +253,16 @@ def _decompressed(path: Path) -> IO[bytes]:
 
 
 class _Sparing:
-    """A stream for tarfile, which reads the long names that a tar announces in one go, however long."""
+    """A stream that limits reads: tarfile reads a long name at once, whatever length the tar declares."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
 
     def read(self, count: int = -1) -> bytes:
-        """The next bytes.
+        """Read the next bytes.
 
         Raises:
-            SourceError: they are more than any honest tar asks for at once.
+            SourceError: if `count` is implausibly large, as from a malicious tar.
         """
         if not 0 <= count <= _MAX_READ:
             raise SourceError(f"refused: it announces a name of {count:,} bytes")

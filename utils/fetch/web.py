@@ -1,4 +1,4 @@
-"""Questions to web servers: http and https alone, with limits of time, and from any byte on."""
+"""Requests to web servers: only http and https, with timeouts and byte ranges."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from urllib.parse import quote, urlsplit
 
 from utils.config.version import VERSION
 
-AGENT = {"User-Agent": f"yolov5-distillation/{VERSION}"}  # some servers refuse that of Python's library
+AGENT = {"User-Agent": f"yolov5-distillation/{VERSION}"}  # some servers reject that of urllib
 SCHEMES = ("http", "https")
 _RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
-# What a server says when it is busy; everything else it would say again.
+# Temporary errors; a server would repeat all others.
 _BUSY = (408, 429, 500, 502, 503, 504)
 
 
 class SourceError(Exception):
-    """Why a source is of no use for a file, in words; another one may be."""
+    """A source that cannot provide a file; another one may. The message says why."""
 
 
 class BrokenError(Exception):
-    """What went wrong on the way; the same source may do better at the next attempt.
+    """A failed transfer that may be retried with the same source.
 
-    anew: what has come so far is of no use for that.
+    anew: the part received so far cannot be continued.
     """
 
     def __init__(self, what: str, anew: bool = False) -> None:
@@ -40,11 +40,11 @@ class BrokenError(Exception):
 
 @dataclass
 class Answer:
-    """What a server sends.
+    """The response of a server.
 
-    start: the first byte that comes, counted in the whole file. total: bytes of the whole file, None where
-    the server does not say. validator: stands for this very content; empty without one. is_complete: all
-    was there already, nothing comes.
+    start: offset of its first byte in the whole file. total: size of the whole file in bytes, None if
+    unknown. validator: ETag or modification date of the content, empty if there is none. is_complete: the
+    requested range starts at the end of the file, so there is no content.
     """
 
     stream: Any
@@ -54,10 +54,10 @@ class Answer:
     is_complete: bool = False
 
     def read(self, count: int) -> bytes:
-        """The next bytes, at most `count`; empty at the end.
+        """Read at most `count` bytes; empty at the end.
 
         Raises:
-            BrokenError: the connection has broken.
+            BrokenError: if the connection breaks or stalls.
         """
         try:
             return bytes(self.stream.read1(count))
@@ -69,14 +69,14 @@ class Answer:
 
 @contextmanager
 def open_address(url: str, start: int, validator: str, seconds: float) -> Iterator[Answer]:
-    """Asks for a file from a byte on, if it still is the one that the validator stands for.
+    """Request a file from byte `start` on, if it still matches the validator.
 
-    A server that cannot give a part of it, or has another file by now, gives all of it. seconds: for the
-    connection, the beginning of the answer, and between two pieces of it.
+    A server without range support, or whose file has changed, sends all of it. seconds: timeout of the
+    connection, the start of the response and each read.
 
     Raises:
-        SourceError: the source cannot be reached or has no such file.
-        BrokenError: it is busy, or has another file by now.
+        SourceError: if the source cannot be reached or does not have the file.
+        BrokenError: if it is busy, or its file has changed.
     """
     answer = _ask(url, start, validator, seconds)
     try:
@@ -104,7 +104,7 @@ def _ask(url: str, start: int, validator: str, seconds: float) -> Answer:
     except urllib.error.HTTPError as error:
         with error:
             return _refusal(error, start)
-    except ConnectionError as error:  # after the connection stood; before, it comes wrapped
+    except ConnectionError as error:  # of an established connection; earlier ones come as URLError
         raise BrokenError(f"the connection broke ({_words(error)})") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise SourceError(_words(error)) from error
@@ -130,7 +130,7 @@ def _read_headers(response: Any, start: int) -> Answer:
 
 
 def _refusal(error: urllib.error.HTTPError, start: int) -> Answer:
-    """What an answer that is none means: all is there, or an error."""
+    """Interpret an HTTP error: return that the file is already complete, or raise."""
     if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
         found = _RANGE.fullmatch(error.headers.get("Content-Range", "").strip())
         if found is not None and found[3] == str(start):
@@ -144,7 +144,7 @@ def _refusal(error: urllib.error.HTTPError, start: int) -> Answer:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows to http and https alone, and never from a protected connection to an open one."""
+    """Follows redirects only to http and https, and never from https to http."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
@@ -156,9 +156,9 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def opener() -> urllib.request.OpenerDirector:
-    """One that knows http and https alone, redirects included. The usual one opens files and FTP too.
+    """Return an opener restricted to http and https, also for redirects; the default one opens files and FTP.
 
-    It raises SourceError where a redirect leads to what is not followed.
+    It raises SourceError if a redirect leads elsewhere, or from https to http.
     """
     director = urllib.request.OpenerDirector()
     for handler in (
@@ -175,7 +175,7 @@ def opener() -> urllib.request.OpenerDirector:
 
 
 def _words(error: Exception) -> str:
-    """What a library says of an error, in short."""
+    """Return a short description of a library's error."""
     reason = getattr(error, "reason", None) or error
     if isinstance(reason, TimeoutError):
         return "does not answer in time"

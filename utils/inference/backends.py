@@ -10,10 +10,12 @@ import torch
 
 from models.archive import EXPORTED
 from models.checkpoint import build_model, read_checkpoint
+from models.ensemble import Ensemble, Network
 from models.places import resolve_weights
 from models.yolo import Model
 from utils.device import describe_device
 from utils.errors import UsageError, UserError
+from utils.inference.classes import fit_classes
 from utils.inference.exported import Exported
 from utils.inference.onnx_backend import OnnxNetwork
 from utils.inference.openvino_backend import OpenVinoNetwork
@@ -77,6 +79,28 @@ def load_network(path: Path, device: torch.device, half: bool = False) -> Model 
     return network
 
 
+def load_networks(
+    paths: Sequence[Path], device: torch.device, half: bool, console: Console
+) -> Network | Exported:
+    """The network in a file, or the ensemble of those in several .pt files, ready for inference.
+
+    The members' classes are matched to those of the first. Raises UserError where they do not fit, or a
+    file of several is exported.
+    """
+    if len(paths) == 1:
+        return load_network(paths[0], device, half)
+    members: list[Model] = []
+    for path in paths:
+        if is_exported(path):
+            raise UserError("an exported network cannot be part of an ensemble", path, "name .pt files only")
+        member = load_network(path, device, half)
+        assert isinstance(member, Model)
+        if members:
+            fit_classes(member, members[0].names, path, str(paths[0]), None, console)
+        members.append(member)
+    return Ensemble(members)
+
+
 def refuse_for_exported(path: Path, augment: bool, half: bool, console: Console) -> None:
     """Raises UsageError for options that only a .pt can follow; says which have no effect."""
     if augment:
@@ -116,7 +140,7 @@ def settle(
     return size_hw
 
 
-def network_in_words(network: Model | Exported, device: torch.device, size_hw: tuple[int, int]) -> str:
+def network_in_words(network: Network | Exported, device: torch.device, size_hw: tuple[int, int]) -> str:
     """Where it computes and how large it is, for the first line of a run."""
     if isinstance(network, Exported):
         return f"{describe_device(network.device)}: {network.in_words()}"

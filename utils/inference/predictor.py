@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from models.ensemble import Network
 from models.yolo import Model
 from utils.batch import Letterbox, StudentOutput
 from utils.boxes import NmsRules, suppress, suppress_rows
@@ -109,7 +110,7 @@ class Predictor:
     """
 
     def __init__(
-        self, model: Model | Exported, rules: NmsRules, *, half: bool = False, augment: bool = False
+        self, model: Network | Exported, rules: NmsRules, *, half: bool = False, augment: bool = False
     ) -> None:
         """`half`: the forward pass in float16 (CUDA only); `augment`: average over scales and flips.
 
@@ -207,7 +208,7 @@ def half_precision(wanted: bool, device: torch.device, console: Console) -> bool
     return wanted
 
 
-def in_words(model: Model, device: torch.device, image_size: int) -> str:
+def in_words(model: Network, device: torch.device, image_size: int) -> str:
     """Where a network computes and how large it is, for the first line of a run."""
     size = model.summary(image_size)
     counts = f"{size.layers} layers (fused), {size.parameters:,} parameters"

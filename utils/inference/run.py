@@ -23,7 +23,7 @@ from utils.errors import UsageError, UserError
 from utils.inference.backends import (
     find_network,
     is_exported,
-    load_network,
+    load_networks,
     network_in_words,
     refuse_for_exported,
     settle,
@@ -115,12 +115,13 @@ def _say_what_would_be_done(
 
 
 def _detector(options: DetectOptions, device: torch.device, console: Console) -> Detector:
-    weights = find_network(options.weights, options.fetches)
-    exported = is_exported(weights)
+    files = [find_network(name, options.fetches) for name in options.weights]
+    weights = " + ".join(map(str, files))
+    exported = is_exported(files[0])
     if exported:
-        refuse_for_exported(weights, options.augment, options.half, console)
+        refuse_for_exported(files[0], options.augment, options.half, console)
     half = not exported and half_precision(options.half, device, console)
-    network = load_network(weights, device, half)
+    network = load_networks(files, device, half, console)
     given_names = load_names(options.data) if options.data else []
     if isinstance(network, Exported):
         given = "imgsz" in options.given

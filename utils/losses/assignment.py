@@ -1,6 +1,6 @@
-"""Which cells answer for which targets; shared by the ground-truth loss and by pseudo-boxes.
+"""Assignment of targets to cells and anchors, for the ground-truth loss and for pseudo-boxes.
 
-Shapes: L levels, M targets, A anchors of a level, P pairs of cell-and-anchor and target.
+Shapes: L levels, M targets, A anchors per level, P pairs of a cell's anchor and a target.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from torch import Tensor
 
 from utils.device import to_device
 
-# Columns and rows from a target's own cell to its four neighbours: left, up, right, down.
+# Column and row offsets of a target's own cell and its four neighbours: left, up, right, down.
 _NEIGHBOURS = ((0, 0), (-1, 0), (0, -1), (1, 0), (0, 1))
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """The P pairs of all levels, one level after the other, each index a (P,) int64 tensor.
+    """The P assigned pairs of all levels, ordered by level; each index is a (P,) int64 tensor.
 
-    image, anchor, row, column: the cell-and-anchor of a pair, in the grid of its `level`; place: the same
-        as a position among all the cells of its image, level after level.
+    image, anchor, row, column: the pair's anchor and cell in the grid of its `level`; place: the same as a
+        flat index into all predictions of the image.
     target: the row of its target; label: its class.
     boxes: (P, 4) float32, the target's centre relative to the cell's upper left corner, then its
         width and height, all in grid units of the level.
-    counts: how many pairs each level has.
+    counts: the number of pairs per level.
     """
 
     image: Tensor
@@ -41,26 +41,26 @@ class Pairs:
     counts: tuple[int, ...]
 
     def to(self, device: torch.device) -> Pairs:
-        """The pairs on a device, in two copies that nothing waits for."""
+        """Move the pairs to a device, in two asynchronous copies."""
         if self.boxes.device == device:
             return self
         return Pairs.of(to_device(self.indices(), device), to_device(self.boxes, device), self.counts)
 
     def indices(self) -> Tensor:
-        """All indices as one tensor (8, P), in the order of the fields."""
+        """Return all indices as one tensor (8, P), in field order."""
         cells = (self.image, self.anchor, self.row, self.column, self.level, self.place)
         return torch.stack((*cells, self.target, self.label))
 
     @classmethod
     def of(cls, indices: Tensor, boxes: Tensor, counts: tuple[int, ...]) -> Pairs:
-        """From what `indices` gives, the boxes and the counts."""
+        """Build pairs from the result of `indices`, the boxes and the counts."""
         image, anchor, row, column, level, place, target, label = indices
         return cls(image, anchor, row, column, level, place, target, label, boxes, counts)
 
     def padded(self, least: int = 256) -> tuple[Pairs, Tensor]:
-        """The same with as many pairs at every level, a power of two and not below `least`.
+        """Pad every level to the same number of pairs, a power of two or `least` if that is larger.
 
-        Also gives which of them are real, (P,) float32, 1 or 0; the others lie at the first cell.
+        Also return a mask (P,) float32: 1 for real pairs, 0 for padding, whose indices are all 0.
         """
         width = max(least, 1 << max(max(self.counts) - 1, 0).bit_length())
         offsets = torch.arange(len(self.counts)).repeat_interleave(torch.tensor(self.counts))
@@ -81,7 +81,7 @@ class Pairs:
         return len(self.target)
 
     def pick(self, levels: Sequence[Tensor]) -> Tensor:
-        """The rows (P, D) that the levels (B, A, H_l, W_l, D) hold for the pairs."""
+        """Gather the pairs' outputs (P, D) from levels (B, A, H_l, W_l, D)."""
         indices = [
             torch.split(index, list(self.counts))
             for index in (self.image, self.anchor, self.row, self.column)
@@ -94,14 +94,14 @@ class Pairs:
 def assign_targets(
     targets: Tensor, anchors_grid: Tensor, grids_hw: Sequence[tuple[int, int]], ratio_limit: float
 ) -> Pairs:
-    """Pairs the cells of all levels with targets.
+    """Assign targets to cells and anchors of all levels.
 
-    A target matches an anchor when neither side differs by `ratio_limit` times or more. It goes to
-    the cell that holds its centre and to the nearer of the left and right and of the upper and lower
-    neighbours, where these exist.
+    A target matches an anchor if the ratio of widths and that of heights are both below `ratio_limit`,
+    either way. It is assigned to the cell that holds its centre, and to the nearer of the left and right and
+    of the upper and lower neighbours, where these exist.
 
     targets: (M, 6) image, class, centre x, centre y, width, height, normalised to the image.
-    anchors_grid: (L, A, 2) widths and heights in grid units of each level. grids_hw: L rows and columns.
+    anchors_grid: (L, A, 2) in grid units of each level. grids_hw: (rows, columns) of the L levels.
     """
     device = targets.device
     sides = torch.tensor([(columns, rows) for rows, columns in grids_hw], device=device)[:, None]  # (L, 1, 2)
@@ -113,7 +113,7 @@ def assign_targets(
     steps = torch.tensor(_NEIGHBOURS, device=device)[:, None]  # (5, 1, 2)
     own = centres.long()
     cells = own[:, None] + steps  # (L, 5, M, 2): column, row
-    # A neighbour counts when the centre lies in the half of the cell that touches it.
+    # A neighbour is used if the centre lies in the half of the cell next to it.
     side = centres - own - 0.5
     near = ((steps * side[:, None]).sum(3) > 0) | (steps == 0).all(2)
     inside = ((cells >= 0) & (cells < sides[:, None])).all(3)
@@ -122,7 +122,7 @@ def assign_targets(
     cell = cells[level, step, target]
     column, row = cell.unbind(1)
     per_anchor = torch.tensor([rows * columns for rows, columns in grids_hw], device=device)
-    before = anchors_grid.shape[1] * (per_anchor.cumsum(0) - per_anchor)  # cells of the levels before
+    before = anchors_grid.shape[1] * (per_anchor.cumsum(0) - per_anchor)  # predictions of earlier levels
     return Pairs(
         image=targets[target, 0].long(),
         anchor=anchor,

@@ -1,6 +1,6 @@
 """The ground-truth loss.
 
-Shapes: B images, A anchors, H W grid, K classes, M targets, P pairs of cell-and-anchor and target.
+Shapes: B images, L levels, A anchors, H W grid, K classes, M targets, P pairs of a cell's anchor and target.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from utils.losses.terms import TermsOfTensors, binary_cross_entropy, smoothed_on
 
 @dataclass(frozen=True)
 class LossGains:
-    """The weights of the ground-truth loss, exactly as applied (see `scaled` for the public ones).
+    """The gains of the ground-truth loss, exactly as applied (for hyperparameter files see `scaled`).
 
-    box, obj, cls: weights of the three terms. cls_pw, obj_pw: weights of positive targets.
-    anchor_t: a target fits an anchor when no side differs by this factor. fl_gamma: focal exponent,
+    box, obj, cls: gains of the three terms. cls_pw, obj_pw: weights of positive targets in BCE.
+    anchor_t: a target matches an anchor if no side differs by this factor. fl_gamma: focal exponent,
     0 for plain cross-entropy. label_smoothing: eps of the class targets.
     """
 
@@ -40,7 +40,7 @@ class LossGains:
     label_smoothing: float = 0.0
 
     def scaled(self, level_count: int, class_count: int, image_size: int) -> LossGains:
-        """Gains of a hyperparameter file (3 levels, 80 classes, 640 px) fitted to a run."""
+        """Scale the gains of a hyperparameter file (3 levels, 80 classes, 640 px) to those of a run."""
         levels = 3 / level_count
         return replace(
             self,
@@ -51,16 +51,16 @@ class LossGains:
 
 
 def level_balance(level_count: int) -> tuple[float, ...]:
-    """Weights of the levels' objectness terms, finest level first."""
+    """Return the weights of the levels' objectness terms, finest level first."""
     return (4.0, 1.0, 0.4) if level_count == 3 else (4.0, 1.0, 0.25, 0.06, 0.02)[:level_count]
 
 
 def mean_count(count: Tensor, images: int, *, over_ranks: bool = True) -> Tensor:
-    """Normalisers: this rank's share, by its images, of each count's sum over the ranks (at least 1).
+    """Return normalisers: each count summed over ranks (at least 1), times this rank's share of the images.
 
-    A rank's loss is multiplied by its images, and the gradients of all ranks are added: with this
-    share the result is that of one process with the whole batch, however it was split. Where ranks have
-    batches of their own, as in a validation, they do not meet here: `over_ranks` is False.
+    Each rank's loss is multiplied by its number of images and gradients are summed over ranks, so the
+    result equals that of a single process with the whole batch, however the batch is split. `over_ranks`
+    False skips the collective, for ranks that run through batches independently, as in validation.
     """
     own = count.detach().float()
     if not over_ranks or not is_distributed():
@@ -74,10 +74,10 @@ ClassLoss = Callable[[Tensor, Pairs], Tensor]
 
 @dataclass(frozen=True)
 class Wanted:
-    """What raw levels are compared with, on their device.
+    """The assigned targets of raw levels, on their device.
 
-    together: (L + 1,) normalisers, the pairs of each level and the labelled images. labelled: (B,) bool.
-    real: (P,) 1 or 0, which of the pairs count; None for all.
+    together: (L + 1,) normalisers: pairs per level, then labelled images. labelled: (B,) bool.
+    real: (P,) mask, 0 for padding pairs; None without padding.
     """
 
     pairs: Pairs
@@ -86,13 +86,13 @@ class Wanted:
     real: Tensor | None = None
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """All of it where the pairs are padded."""
+        """Return all tensors; the pairs must be padded."""
         assert self.real is not None
         return self.pairs.indices(), self.pairs.boxes, self.together, self.labelled, self.real
 
     @classmethod
     def of(cls, tensors: Sequence[Tensor], level_count: int) -> Wanted:
-        """From what `tensors` gives."""
+        """Rebuild from the result of `tensors`."""
         indices, boxes, together, labelled, real = tensors
         counts = (len(boxes) // level_count,) * level_count
         return cls(Pairs.of(indices, boxes, counts), together, labelled, real)
@@ -101,8 +101,8 @@ class Wanted:
 class DetectionLoss(nn.Module):
     """Box (CIoU), objectness (BCE) and class (BCE) loss against the labels.
 
-    Images without labels (`Batch.labelled` False) count in no term. In training mode several ranks
-    normalise together, which is one meeting of all of them; in evaluation mode each for itself.
+    Images without labels (`Batch.labelled` False) contribute to no term. In training mode the normalisers
+    are summed over ranks (one all-reduce); in evaluation mode each rank uses its own.
 
     Source: the public recipe of YOLOv5; CIoU: Zheng et al. (arXiv 1911.08287), eq. 10.
     """
@@ -120,11 +120,11 @@ class DetectionLoss(nn.Module):
         complete: bool = True,
         tells_classes: bool | None = None,
     ) -> None:
-        """`anchors_grid`: (levels, A, 2) in grid units; `gains` exactly as to be applied.
+        """`anchors_grid`: (L, A, 2) in grid units; `gains` exactly as to be applied.
 
-        balance: weights of the levels' objectness; None for those of a head with just these levels.
-        complete: whether a cell without a target is background; if not, it does not count.
-        tells_classes: whether there is a class term; None: where there is more than one class.
+        balance: weights of the levels' objectness; None for the default of a head with these levels.
+        complete: whether a cell without a target is background; if not, it is ignored.
+        tells_classes: whether there is a class term; None: if there is more than one class.
         """
         super().__init__()
         self.anchors_grid: Tensor
@@ -141,15 +141,15 @@ class DetectionLoss(nn.Module):
     def forward(
         self, batch: Batch, output: StudentOutput, progress: Progress | None = None
     ) -> dict[str, Tensor]:
-        """The three weighted scalars, float32; their sum times the images is to be minimised."""
+        """Return the three weighted float32 scalars; their sum times the batch size is minimised."""
         if self._replayed is None or not self.training:
             return self.terms(batch.targets, output.levels, batch.labelled, self._against_labels)
         wanted = self._wanted(batch.targets, output.levels, batch.labelled, padded=True)
         return dict(zip(self.names, self._replayed(output.levels, wanted.tensors()).unbind(), strict=True))
 
     def replay_terms(self, replayed: Callable[[TermsOfTensors], TermsOfTensors]) -> None:
-        """Lets what comes after the assignment run in training as `replayed` makes it."""
-        # Of a copy: constants that are part of a record must not make way for those of a validation.
+        """Wrap the computation after the assignment in `replayed`, for training mode."""
+        # On a copy: constants in a captured CUDA graph must not be replaced by those of validation.
         own = copy.copy(self)
 
         def compared(levels: Sequence[Tensor], tensors: Sequence[Tensor]) -> Tensor:
@@ -165,24 +165,23 @@ class DetectionLoss(nn.Module):
     def terms(
         self, targets: Tensor, levels: Sequence[Tensor], labelled: Tensor, class_loss: ClassLoss
     ) -> dict[str, Tensor]:
-        """Box, objectness and class term of raw levels against targets (M, 6).
+        """Return box, objectness and class term of raw levels against targets (M, 6).
 
-        labelled: (B,) bool, the images whose background counts. class_loss: from class logits
-        (P, K) at the pairs to a loss of each element, (P, K).
-        Targets in main memory are assigned there: how many pairs they make is known at once, where a GPU
-        would have to be waited for.
+        labelled: (B,) bool, the images whose background counts. class_loss: maps the pairs' class logits
+        (P, K) to an elementwise loss (P, K).
+        Targets in CPU memory are assigned there: on a GPU the number of pairs would need a synchronisation.
         """
         return self.compare(levels, self._wanted(targets, levels, labelled), class_loss)
 
     def _wanted(
         self, targets: Tensor, levels: Sequence[Tensor], labelled: Tensor, *, padded: bool = False
     ) -> Wanted:
-        """What the levels are compared with, on their device."""
+        """Assign the targets; return them on the device of the levels."""
         device = levels[0].device
         grids = [(level.shape[2], level.shape[3]) for level in levels]
         found = assign_targets(targets, self._anchors_on(targets.device), grids, self.gains.anchor_t)
         numbers = torch.tensor(found.counts, device=labelled.device)
-        # All in one tensor: one copy to the device, one meeting of the ranks.
+        # All in one tensor: a single copy to the device and a single all-reduce.
         numbers = to_device(torch.cat((numbers, labelled.sum()[None])), device)
         together = self._count(numbers, len(labelled))
         pairs, real = found.padded() if padded else (found, None)
@@ -194,13 +193,13 @@ class DetectionLoss(nn.Module):
         )
 
     def compare(self, levels: Sequence[Tensor], wanted: Wanted, class_loss: ClassLoss) -> dict[str, Tensor]:
-        """Box, objectness and class term of raw levels against what is wanted of them."""
+        """Return box, objectness and class term of raw levels against their assigned targets."""
         pairs, counts, images = wanted.pairs, wanted.together[:-1], wanted.together[-1]
         picked = pairs.pick(levels).float()
-        if wanted.real is not None:  # whatever lies where the others point to: 0 times infinity is no number
+        if wanted.real is not None:  # padding may point at an infinite output, and 0 * inf is NaN
             picked = torch.where(wanted.real[:, None] > 0, picked, 0.0)
         iou = self.overlaps(picked, pairs)
-        share = 1 / counts[pairs.level]  # each level's mean counts the same
+        share = 1 / counts[pairs.level]  # the mean over each level's pairs, summed over levels
         if wanted.real is not None:
             iou, share = iou * wanted.real, share * wanted.real
         box = ((1 - iou) * share).sum()
@@ -217,16 +216,15 @@ class DetectionLoss(nn.Module):
         return mean_count(count, images, over_ranks=self.training)
 
     def overlaps(self, picked: Tensor, pairs: Pairs) -> Tensor:
-        """CIoU (P,) of the boxes in raw rows (P, 5 + K) with their targets."""
+        """Return the CIoU (P,) of the boxes in raw outputs (P, 5 + K) with their targets."""
         predicted = boxes_cxcywh_grid(picked[:, :4], self.anchors_grid[pairs.level, pairs.anchor])
         return aligned_iou(predicted, pairs.boxes, "ciou")
 
     def objectness(self, logits: Sequence[Tensor], pairs: Pairs, iou: Tensor, labelled: Tensor) -> Tensor:
-        """Sum over labelled images and levels, in their balance, of the mean BCE of a level's cells.
+        """Return each level's mean BCE, weighted by `balance`, summed over levels and labelled images.
 
-        logits: (B, A, H_l, W_l) of each level. The target of a cell is the overlap of its box with its
-        target, the best one where several targets claim it, so that the result does not depend on their
-        order.
+        logits: (B, A, H_l, W_l) of each level. The objectness target is the CIoU (0..1) of the predicted box
+        with its target, the largest if a cell and anchor have several, so that their order doesn't matter.
         """
         flat = torch.cat([level.flatten(1) for level in logits], 1)
         wanted = torch.zeros(flat.shape, device=flat.device)
@@ -236,14 +234,14 @@ class DetectionLoss(nn.Module):
         error = binary_cross_entropy(flat, wanted, self.gains.obj_pw, self.gains.fl_gamma)
         if not self.complete:
             error = error * (wanted > 0)
-        # An unlabelled image's empty ground truth is ignorance, not background.
+        # An unlabelled image has unknown ground truth, not background only.
         known = labelled.to(error.dtype)[:, None]
         return (
             error * known * self._cell_shares(tuple(level[0].numel() for level in logits), flat.device)
         ).sum()
 
     def _cell_shares(self, cells: tuple[int, ...], device: torch.device) -> Tensor:
-        """What each cell of an image counts in the objectness term, (cells of all levels,)."""
+        """Return the weight of each prediction of an image in the objectness term, (N,) over all levels."""
         if self._shares is None or self._shares[0] != (cells, device):
             parts = [
                 torch.full((count,), weight / count, device=device)

@@ -1,4 +1,4 @@
-"""How a script chooses the losses of a run: the meeting point of training and its losses."""
+"""The interface between training and its losses, and the recipe by which a script chooses them."""
 
 from __future__ import annotations
 
@@ -13,52 +13,54 @@ from models.yolo import Model
 from utils.batch import Batch, Progress, StudentOutput
 from utils.losses.detection import DetectionLoss
 
-Body = Callable[[Tensor], tuple[Tensor, ...]]  # from images (B, 3, H, W) to the maps that a head sees
-Terms = Callable[[StudentOutput], dict[str, Tensor]]  # the rest of a loss, when the network has answered
+Body = Callable[[Tensor], tuple[Tensor, ...]]  # from images (B, 3, H, W) to the head's input maps
+Terms = Callable[[StudentOutput], dict[str, Tensor]]  # the part of a loss that needs the network's output
 
 
 class Loss(Protocol):
-    """A part of what a run minimises: an `nn.Module` that returns named scalars.
+    """A component of the training objective: an `nn.Module` that returns named scalars.
 
-    names: its terms, known before the first step. label: what its gradient is reported as.
+    names: its terms, known before the first step. label: the prefix under which its gradient is reported.
 
-    It may have `observe(gradient_ratio, progress)`, called where its gradient was measured, `gauges`, names
-    that end in `_ratio`, with `readings()`, their scalars at such a step,
-    `review(report)`, which gives warnings after an epoch, `finish()` for the end of the run, `networks()`,
-    those that it asks beside the trained one, by what to call them, `references()`, mAP50 and mAP50-95 on
-    the validation split of those of them that know all of the data's classes, `compute_in(dtype)`, which
-    tells it the reduced precision of the run's forward pass, and `compile_networks(compiled)`, which lets
-    their bodies run as `compiled` makes them, and likewise `replay_networks(replayed)`, for those that are
-    frozen, and `replay_terms(replayed)`, for what lies between the outputs and its terms.
-    `ahead(batch, progress)` is called in place of the loss, before the network's pass, and gives the rest of
-    the loss: what it begins there goes on beside that pass on a GPU, and a CPU that does it first has no
-    activations to keep meanwhile.
+    Optional hooks:
+    - `ahead(batch, progress)`: called before the network's forward pass in place of the loss; returns its
+      `Terms`. On a GPU the work it starts overlaps with the forward pass; on a CPU it runs first, while no
+      activations are kept.
+    - `observe(gradient_ratio, progress)`: called at steps where its gradient was measured.
+    - `gauges`, names that end in `_ratio`, and `readings()`, their scalars at such a step.
+    - `review(report)`: returns warnings after an epoch. `finish()`: called at the end of the run.
+    - `networks()`: the networks that it uses besides the trained one, by title. `references()`: mAP50 and
+      mAP50-95 on the validation split of those that know all of the data's classes.
+    - `compute_in(dtype)`: gets the reduced precision of the run's forward pass.
+    - `compile_networks(compiled, images)`, `replay_networks(replayed)`: wrap the bodies of its networks, for
+      `replay_networks` only of frozen ones. `replay_terms(replayed)`: wraps what lies between the network
+      outputs and the terms.
     """
 
     names: tuple[str, ...]
     label: str
 
     def __call__(self, batch: Batch, output: StudentOutput, progress: Progress) -> dict[str, Tensor]:
-        """Weighted float32 scalars; the sum over all losses times the images is minimised."""
+        """Return weighted float32 scalars; their sum over all losses times the batch size is minimised."""
         ...
 
 
 class Scores(Protocol):
-    """How good a network is on the validation split."""
+    """The scores of a network on the validation split."""
 
     def over(self, classes: Sequence[int] | None = None) -> tuple[float, float]:
-        """mAP50 and mAP50-95 over these classes, all of them if None, as far as the labels have them."""
+        """Return mAP50 and mAP50-95 over these classes (None: all), as far as they occur in the labels."""
         ...
 
 
 @dataclass(frozen=True)
 class LossContext:
-    """What a recipe may use to build its losses, ready when the model and the data are.
+    """What a recipe may use to build its losses, available once model and data are set up.
 
-    average: the moving average of the model's weights, a network in evaluation mode. is_new: False for
-    a run that goes on, whose weights are not in the model yet. merged: the classes of the data where they
-    are one (`--single-cls`), of which `names` then is the name. evaluate: from a model to its scores on
-    the validation split. say, warn: print a line.
+    average: the EMA of the model, in evaluation mode. is_new: False for a resumed run, whose weights are
+    not loaded into the model yet. merged: the data's original classes if they are merged into one
+    (`--single-cls`), whose name is then in `names`. evaluate: scores a model on the validation split.
+    say, warn: print a line.
     """
 
     model: Model
@@ -76,9 +78,9 @@ class LossContext:
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What an epoch came to.
+    """The results of an epoch.
 
-    means: of each term and gauge, as in results.csv. map50_95: None where it was not scored.
+    means: the mean of each term and gauge, as in results.csv. map50_95: None if there was no validation.
     """
 
     means: Mapping[str, float]
@@ -89,10 +91,10 @@ LossRecipe = Callable[[LossContext], Sequence[Loss]]
 
 
 def ground_truth_only(context: LossContext) -> Sequence[Loss]:
-    """The losses of plain training: the one against the labels."""
+    """Return the losses of plain training: only the one against the labels."""
     return [context.detection]
 
 
 def plain_recipe(_options: object) -> LossRecipe:
-    """The recipe of `train.py`, whatever its options."""
+    """Return the recipe of `train.py`, whatever its options."""
     return ground_truth_only

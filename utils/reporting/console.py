@@ -1,7 +1,7 @@
-"""What a run says while it works: lines, tables and progress bars.
+"""Console output of a run: lines, tables and progress bars.
 
 Messages and tables go to standard output, bars and warnings to standard error, so that `> log.txt`
-keeps what is worth keeping. Ranks above 0 say nothing.
+keeps what is worth keeping. Ranks above 0 print nothing.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ BAR = "{desc} {percentage:3.0f}% |{bar:16}| {n_fmt}/{total_fmt} " + _TIMES
 LINE = "{desc} {percentage:3.0f}% {n_fmt}/{total_fmt} " + _TIMES
 SHORT_LINE = "{desc} {percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}{run_left}{postfix}]"
 ENDLESS = "{desc} {n_fmt} [{elapsed}, {rate_fmt}{postfix}]"
-LOG_SECONDS = 30.0  # between two lines of a bar that nobody watches
-CELL_WIDTH = 8  # letters of a column with values, where its heading is no longer
+LOG_SECONDS = 30.0  # between two lines of a bar in a log
+CELL_WIDTH = 8  # minimum width of a column of values; a longer heading widens it
 GAP = 2  # between columns
-# Places on a terminal that these take at most, without the two counts: SHORT_LINE, and beside it the rate
-# and the bar itself. An epoch's columns get what is left.
+# Maximum terminal columns of SHORT_LINE (without the two counts), and of the rate and the bar itself beside
+# it. An epoch's columns get the rest.
 SHORT_WIDTH, RATE_WIDTH, BAR_WIDTH = 44, 12, 19
 
 
 class ProgressBar(tqdm):  # type: ignore[misc] # tqdm has no types
-    """A bar on a terminal; elsewhere a line now and then and one at the end.
+    """A bar on a terminal; elsewhere an occasional line and one at the end.
 
-    Behaves as tqdm's bars do.
+    Behaves like tqdm's bars.
     """
 
-    # tqdm's watching thread would make every fork of a loader's workers a fork of several threads.
+    # tqdm's monitor thread would make every fork of a loader worker a fork of a multi-threaded process.
     monitor_interval = 0
 
     def __init__(
@@ -51,10 +51,10 @@ class ProgressBar(tqdm):  # type: ignore[misc] # tqdm has no types
         unit: str = "it",
         layout: str = BAR,
     ) -> None:
-        """`total` is the number of items, None where nobody knows it; `initial` of them were done before.
+        """`total` is the number of items, None if unknown; `initial` of them were done before.
 
-        unit: what an item is, for the rate; of bytes ("B") there are many, they come as K, M and G. layout:
-        of the line on a terminal.
+        unit: what an item is, for the rate; bytes ("B") are scaled to K, M and G. layout: of the line on a
+        terminal.
         """
         self._in_log = not sys.stderr.isatty()
         super().__init__(
@@ -75,21 +75,21 @@ class ProgressBar(tqdm):  # type: ignore[misc] # tqdm has no types
 
     @property
     def format_dict(self) -> dict[str, Any]:
-        """What the line is made of."""
+        """The fields of the line."""
         return {**super().format_dict, "run_left": ""}
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-        """Draws the bar, as tqdm asks for it; a log gets no line before there is something to say."""
+        """Draw the bar when tqdm asks for it; a log gets no line before the first item is done."""
         if self._in_log and self.n == 0:
             return True
         return bool(super().display(msg, pos))
 
 
 class EpochBar(ProgressBar):
-    """The bar of an epoch: a header with the columns' names once, then their values and the bar.
+    """The bar of an epoch: a header with the column names, then their values and the bar.
 
-    On a narrow terminal progress and times come first: the bar itself, the rate and the last columns are
-    left out as far as there is no room for them.
+    On a narrow terminal progress and times take precedence: the bar itself, the rate and the last columns are
+    left out if there is no room for them.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class EpochBar(ProgressBar):
         initial: int = 0,
         to_come: int = 0,
     ) -> None:
-        """`place` stands in the first column, e.g. 3/100; `to_come` are the items of later epochs."""
+        """`place` is shown in the first column, e.g. 3/100; `to_come` is the item count of later epochs."""
         self._to_come = to_come
         self._place = f"{place:>9}"
         self._columns, self._unseen = tuple(columns), frozenset[str]()
@@ -116,7 +116,7 @@ class EpochBar(ProgressBar):
         super().__init__(iterable, total, self._line(), quiet, initial, layout=layout)
 
     def _fit(self, width: int, counts: int) -> str:
-        """Leaves out the last columns that a terminal has no room for; gives what of the bar it has."""
+        """Drop the last columns that do not fit the terminal; return the layout of the bar that does."""
         room = width - len(self._place) - SHORT_WIDTH - counts
         ends = list(accumulate(GAP + _width_of(name) for name in self._columns))
         shown = sum(end <= room for end in ends)
@@ -126,7 +126,7 @@ class EpochBar(ProgressBar):
 
     @property
     def format_dict(self) -> dict[str, Any]:
-        """What the line is made of, with the time that is left of the whole run."""
+        """The fields of the line, with the time left for the whole run."""
         known = super().format_dict
         done = 0 if self.disable else known["n"] - known["initial"]
         if not self._to_come or not done:
@@ -137,10 +137,9 @@ class EpochBar(ProgressBar):
     def set_postfix(
         self, ordered_dict: Mapping[str, Any] | None = None, refresh: bool = True, **kwargs: Any
     ) -> None:
-        """Shows values in their columns, and those without a column behind the bar.
+        """Show values in their columns, and those without a column after the bar.
 
-        A value stays until a new one of its name comes. Where the bar is a log, `refresh` is for the
-        clock alone to decide.
+        A value stays until it is replaced. In a log `refresh` is ignored: only the interval decides.
         """
         self._values.update(ordered_dict or {}, **kwargs)
         self.set_description_str(self._line(), refresh=False)
@@ -154,7 +153,7 @@ class EpochBar(ProgressBar):
 
 
 def _terminal_width() -> int:
-    """The columns of the terminal that shows the bars: what goes to standard output may go to a file."""
+    """Return the width of the terminal that shows the bars, as standard output may go to a file."""
     try:
         return os.get_terminal_size(sys.stderr.fileno()).columns
     except (OSError, ValueError):
@@ -162,7 +161,7 @@ def _terminal_width() -> int:
 
 
 def heading(name: str) -> str:
-    """What stands above the column of a value: its name, with the loss that it belongs to by a letter."""
+    """Return the column heading of a value: its name, with the loss it belongs to as a letter."""
     return name.replace("distill_grad_ratio", "d_grad").replace("distill_", "d_")
 
 
@@ -171,10 +170,10 @@ def _width_of(name: str) -> int:
 
 
 class Console:
-    """The one way to talk to the person at the terminal."""
+    """The only way to print to the user's terminal."""
 
     def __init__(self, quiet: bool = False) -> None:
-        """`quiet` silences everything but warnings; ranks above 0 are silent in any case."""
+        """`quiet` silences everything but warnings; ranks above 0 are always silent."""
         self._quiet = quiet
 
     @property
@@ -183,23 +182,23 @@ class Console:
         return self._quiet or rank() > 0
 
     def info(self, message: str) -> None:
-        """Says a line or several on standard output."""
+        """Print one or several lines to standard output."""
         if not self.quiet:
             _write(message, sys.stdout)
 
     def warn(self, message: str) -> None:
-        """Says on standard error that something is not as it should be, but the run goes on."""
+        """Print to standard error that something is wrong but the run continues."""
         if rank() == 0:
             warning(message)
 
     def table(self, rows: Iterable[Sequence[object]], header: Sequence[str]) -> None:
-        """Shows a table on standard output, see `format_table`."""
+        """Print a table to standard output, see `format_table`."""
         self.info(format_table(rows, header))
 
     def progress(
         self, iterable: Iterable[Any] | None, total: int | None, description: str, unit: str = "it"
     ) -> ProgressBar:
-        """A bar to iterate over (or to `update`, without an iterable)."""
+        """Return a bar to iterate over (or to `update`, without an iterable)."""
         return ProgressBar(iterable, total, description, self.quiet, unit=unit)
 
     def epoch(
@@ -211,23 +210,23 @@ class Console:
         initial: int = 0,
         to_come: int = 0,
     ) -> EpochBar:
-        """A bar to iterate over that shows values in columns; `set_postfix` gives it the values.
+        """Return a bar to iterate over that shows values in columns, set by `set_postfix`.
 
-        place: which epoch of how many, e.g. 3/100. columns: the values' names, in order. initial: items
-        that were done before; where all were, nothing is shown. to_come: items of later epochs, for the
-        time that the run takes.
+        place: which epoch of how many, e.g. 3/100. columns: names of the values, in order. initial: items
+        that were done before; if all were, nothing is shown. to_come: items of later epochs, for the time
+        left for the run.
         """
         quiet = self.quiet or (total is not None and initial >= total)
         return EpochBar(iterable, total, place, columns, quiet, initial, to_come)
 
 
 def warning(message: str) -> None:
-    """Says on standard error that something is not as it should be, whatever this process's rank."""
+    """Print a warning to standard error, whatever this process's rank."""
     _write(f"warning: {message}", sys.stderr)
 
 
 def duration(seconds: float) -> str:
-    """A time in words, with as much of it as matters: 45 s, 12 min, 3 h 20 min, 2 d 5 h."""
+    """Format a time with sensible precision: 45 s, 12 min, 3 h 20 min, 2 d 5 h."""
     if seconds < 99.5:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -240,7 +239,7 @@ def duration(seconds: float) -> str:
 
 
 def format_table(rows: Iterable[Sequence[object]], header: Sequence[str]) -> str:
-    """Lines with the columns below each other: the first to the left, the others to the right.
+    """Format rows in aligned columns: the first to the left, the others to the right.
 
     Floats get four significant digits; every row has as many cells as the header.
     """
@@ -255,21 +254,21 @@ def format_table(rows: Iterable[Sequence[object]], header: Sequence[str]) -> str
 
 
 def _cell(value: object) -> str:
-    """A value as text; floats short enough for a column."""
+    """Return a value as text; floats short enough for a column."""
     if not isinstance(value, float):
-        return printable(str(value))  # a line break would tear the table apart
+        return printable(str(value))  # a line break would break the table
     text = f"{value:.4g}"
     return text if len(text) <= CELL_WIDTH else f"{value:.2e}"
 
 
 def _screen_width(text: str) -> int:
-    """The places that a text takes on a terminal: two for East Asian letters, none for accents."""
+    """Return the terminal columns a text takes: two for wide (East Asian) characters, none for accents."""
     wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
     return len(text) + wide - sum(unicodedata.combining(letter) > 0 for letter in text)
 
 
 class _LogStream:
-    """A stream for tqdm that turns each drawing of a bar into a line, without control characters."""
+    """A stream for tqdm that turns each redraw of a bar into a line, without control characters."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -284,7 +283,7 @@ class _LogStream:
 
 
 def _write(text: str, stream: TextIO) -> None:
-    """Writes above the bars, if there are any on the terminal."""
+    """Write above the bars, if there are any on the terminal."""
     if sys.stderr.isatty():
         with tqdm.external_write_mode(file=stream):
             _write_line(text, stream)
@@ -293,10 +292,10 @@ def _write(text: str, stream: TextIO) -> None:
 
 
 def _write_line(text: str, stream: TextIO) -> None:
-    """Writes and flushes, so that both streams keep their order in one file.
+    """Write and flush, so that both streams keep their order in one file.
 
-    Names from files may hold what a terminal obeys; it comes out written out.
-    A class name that the stream's encoding lacks is no reason to lose a run: it comes out escaped.
+    Control characters, e.g. in names from files, are escaped. So is what the stream's encoding lacks: a class
+    name must not end a run.
     """
     text = printable(text, keep="\n\t")
     try:

@@ -1,4 +1,4 @@
-"""The curves of several runs in one picture, with their spread over seeds."""
+"""The curves of several runs in one chart, with their spread over seeds."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from utils.reporting.plots import PALETTE, chart_style, new_figure, save_figure
 
 Floats = NDArray[np.float64]
 
-# The first of them for what the others are compared with.
+# The first one is for the baseline of the comparison.
 COLORS = ("0.35", *(PALETTE[name] for name in ("vermillion", "blue", "green", "purple", "orange", "sky")))
-STYLES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))  # taken when the colours are used up
-FEW_EPOCHS = 15  # up to so many are marked one by one
-LABEL_WIDTH = 100  # letters
+STYLES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))  # next when the colours are used up
+FEW_EPOCHS = 15  # up to this many are marked individually
+LABEL_WIDTH = 100  # characters
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A run: its value (E,) at each of its epochs (E,), ascending; finite."""
+    """A run: its finite values (E,) at its epochs (E,), ascending."""
 
     epochs: Floats
     values: Floats
@@ -36,10 +36,9 @@ class Curve:
 
 @dataclass(frozen=True)
 class CurveGroup:
-    """Runs that are drawn as one line: the mean, shaded from the smallest to the largest.
+    """Runs drawn as one line: their mean, shaded from minimum to maximum.
 
-    label: what the legend says. best: the figure of each run for the points beside the curves; none
-    without them.
+    label: for the legend. best: the value of each run for the points beside the curves; empty for none.
     """
 
     label: str
@@ -57,11 +56,10 @@ def plot_groups(
     levels: Mapping[str, float] | None = None,
     best_title: str = "best",
 ) -> None:
-    """Saves curves by epoch, the first group in grey; beside them, where there are any, the runs' best.
+    """Save curves by epoch, the first group in grey; beside them the best values of the runs, if given.
 
-    verdicts: sentences below the title. levels: scores to draw as dashed lines, by what the legend calls
-    them. The mean of a group goes as far as all of its runs; what is there beyond is drawn as a thin
-    line a run.
+    verdicts: sentences below the title. levels: scores to draw as dashed lines, by their label in the legend.
+    The mean of a group covers the epochs that all of its runs have; beyond them each run is a thin line.
     """
     levels = levels or {}
     with chart_style():
@@ -86,7 +84,7 @@ def plot_groups(
             handles.append(line)
         axes.set(xlabel="epoch", ylabel=ylabel)
         for panel in panels:
-            panel.margins(y=0.09)  # room for the figures above the points
+            panel.margins(y=0.09)  # room for the numbers above the points
         axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
         axes.grid(alpha=0.3)
         if with_points:
@@ -102,12 +100,12 @@ def plot_groups(
 
 
 def _looks() -> Iterator[tuple[str, object]]:
-    """Colour and line style of each group."""
+    """Return the colours and line styles of the groups, in order."""
     return iter((color, style) for style in cycle(STYLES) for color in COLORS)
 
 
 def _draw(axes: Axes, group: CurveGroup, label: str, color: str, style: object) -> Line2D:
-    """Draws a group; gives its line for the legend."""
+    """Draw a group; return its line for the legend."""
     epochs, stacked = _together(group.curves)
     marker = "." if len(epochs) <= FEW_EPOCHS else ""
     look = {"color": color, "linestyle": style, "marker": marker}
@@ -124,7 +122,7 @@ def _draw(axes: Axes, group: CurveGroup, label: str, color: str, style: object) 
 
 
 def _together(curves: Sequence[Curve]) -> tuple[Floats, Floats]:
-    """The epochs that all runs have (E,), and their values there (runs, E)."""
+    """Return the epochs that all runs have (E,), and their values there (runs, E)."""
     common = curves[0].epochs
     for curve in curves[1:]:
         common = np.intersect1d(common, curve.epochs)
@@ -132,7 +130,7 @@ def _together(curves: Sequence[Curve]) -> tuple[Floats, Floats]:
 
 
 def _draw_points(axes: Axes, place: int, group: CurveGroup, color: str) -> None:
-    """A point a run and a line at their mean, which is written above it."""
+    """Draw a point per run and a line at their mean, with its value above."""
     if not group.best:
         return
     best = np.array(group.best)

@@ -1,6 +1,6 @@
-"""Boxes with labels on pictures.
+"""Labelled boxes on images.
 
-Shapes: n boxes on one picture of H W pixels, channels blue, green, red.
+Shapes: n boxes on one image of H W pixels, channels blue, green, red.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ Image: TypeAlias = NDArray[np.uint8]
 Color: TypeAlias = tuple[int, int, int]
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2
-SHADES = ((0.80, 1.00), (0.95, 0.80), (0.50, 0.95))  # (saturation, value), taken in turn
+SHADES = ((0.80, 1.00), (0.95, 0.80), (0.50, 0.95))  # (saturation, value), used in turn
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 CAPITAL_HEIGHT = 22.0  # pixels of a capital letter at font scale 1
-SMALLEST_TEXT = 7.0  # pixels of a capital letter; below that nobody can read it
+SMALLEST_TEXT = 7.0  # pixels of a capital letter; anything smaller is unreadable
 
 
 @lru_cache(maxsize=1024)
 def color_of(class_id: int) -> Color:
-    """The colour (blue, green, red) of a class, the same in every run.
+    """Return the colour (blue, green, red) of a class, the same in every run.
 
-    Steps of the golden ratio around the hue circle keep any number of first classes apart; three
-    shades in turn tell apart the hues that come close after all.
+    Golden-ratio steps around the hue circle keep the first classes apart, however many there are; alternating
+    three shades separates hues that still come close.
     """
     saturation, value = SHADES[class_id % len(SHADES)]
     red, green, blue = colorsys.hsv_to_rgb((class_id * GOLDEN_RATIO) % 1, saturation, value)
     return round(blue * 255), round(green * 255), round(red * 255)
 
 
-def draw_boxes(  # noqa: PLR0913 - what detect.py lets its user choose, beside the detections' four columns
+def draw_boxes(  # noqa: PLR0913 - the drawing options of detect.py, beside the detections' four columns
     image_bgr: Image,
     boxes_xyxy_px: NDArray[np.floating],
     class_ids: NDArray[np.integer] | Sequence[int],
@@ -49,11 +49,11 @@ def draw_boxes(  # noqa: PLR0913 - what detect.py lets its user choose, beside t
     hide_labels: bool = False,
     hide_conf: bool = False,
 ) -> Image:
-    """Draws boxes and their labels into the picture and gives it back.
+    """Draw boxes and their labels into the image and return it.
 
-    image_bgr: (H, W, 3), contiguous; boxes_xyxy_px: (n, 4); class_ids, confidences: (n,). Later boxes
-    lie above earlier ones, and all labels above all boxes. Without `line_thickness` (pixels) the
-    picture's size sets it. Labels stay inside the picture.
+    image_bgr: (H, W, 3), contiguous; boxes_xyxy_px: (n, 4); class_ids, confidences: (n,). Later boxes are
+    drawn over earlier ones, and all labels over all boxes. Without `line_thickness` (pixels) it depends on
+    the image's size. Labels stay inside the image.
     """
     height, width = image_bgr.shape[:2]
     size = (height * width) ** 0.5
@@ -77,9 +77,9 @@ def draw_boxes(  # noqa: PLR0913 - what detect.py lets its user choose, beside t
 
 
 def _draw_outline(image_bgr: Image, box: tuple[int, int, int, int], color: Color, thickness: int) -> None:
-    """Draws a box whose lines have their middle on its borders.
+    """Draw a box with its lines centred on its borders.
 
-    By slices, since OpenCV's versions disagree about the thickness of a line and pale its color.
+    By slicing, since OpenCV versions disagree about a line's thickness and lighten its colour.
     """
     left, top, right, bottom = (max(0, border - thickness // 2) for border in box)
     for line in (top, bottom):
@@ -89,18 +89,17 @@ def _draw_outline(image_bgr: Image, box: tuple[int, int, int, int], color: Color
 
 
 def name_of(class_id: int, names: Sequence[str]) -> str:
-    """The name of a class as pictures can show it; its number where it has none."""
+    """Return the name of a class as it can be drawn; its number if it has none."""
     return drawable(names[class_id]) if 0 <= class_id < len(names) else str(class_id)
 
 
 def draw_plate(
     image_bgr: Image, text: str, corner_xy: tuple[int, int], color: Color, capital_height: float
 ) -> None:
-    """Writes a line of text on a coloured ground into the picture (H, W, 3).
+    """Draw a line of text on a coloured background into the image (H, W, 3).
 
-    corner_xy: the plate's lower left corner in pixels. Where the plate would leave the picture it goes
-    below that corner, or to the left, or becomes smaller, or ends with two dots. `capital_height` is
-    in pixels.
+    corner_xy: the plate's lower left corner in pixels. If the plate would leave the image, it is moved below
+    that corner or to the left, made smaller, or cut off with two dots. `capital_height` is in pixels.
     """
     mask = _fitting_mask(text, capital_height, image_bgr.shape[1])
     height, width = mask.shape
@@ -115,7 +114,7 @@ def draw_plate(
 
 
 def _fitting_mask(text: str, capital_height: float, room: int) -> Image:
-    """The text's mask, made to fit `room` pixels: first by its size, then by leaving off its end."""
+    """Return the text's mask, fitted to `room` pixels: first by its size, then by cutting off its end."""
     mask = _text_mask(text, capital_height)
     if mask.shape[1] > room:
         capital_height = min(capital_height, max(SMALLEST_TEXT, capital_height * room / mask.shape[1]))
@@ -127,14 +126,14 @@ def _fitting_mask(text: str, capital_height: float, room: int) -> Image:
 
 
 def _ink_on(color: Color) -> Color:
-    """Black or white, whichever stands out more from the ground."""
+    """Return black or white, whichever contrasts more with the background."""
     blue, green, red = color
     return BLACK if 0.114 * blue + 0.587 * green + 0.299 * red > 128 else WHITE
 
 
 @lru_cache(maxsize=512)
 def _text_mask(text: str, capital_height: float) -> Image:
-    """The coverage of a line of text (h, w), 0 to 255, with a margin around it."""
+    """Return the coverage of a line of text (h, w), 0 to 255, with a margin around it."""
     margin = max(2, round(capital_height * 0.35))
     draw = _ascii_mask if text.isascii() else _any_mask
     return draw(text, capital_height, margin)
@@ -150,7 +149,7 @@ def _ascii_mask(text: str, capital_height: float, margin: int) -> Image:
 
 
 def _any_mask(text: str, capital_height: float, margin: int) -> Image:
-    """As `_ascii_mask` for letters that OpenCV's own font may lack."""
+    """Like `_ascii_mask`, for characters that OpenCV's own font may lack."""
     from PIL import Image as PictureFile
     from PIL import ImageDraw, ImageFont
 
@@ -162,13 +161,13 @@ def _any_mask(text: str, capital_height: float, margin: int) -> Image:
 
 
 def drawable(text: str) -> str:
-    """The text with '?' for each letter that the pictures' font lacks."""
+    """Return the text with '?' for each character that the font lacks."""
     known = frozenset(range(32, 127)) if text.isascii() else _known_letters()
     return "".join(letter if ord(letter) in known else "?" for letter in text)
 
 
 def _font_path() -> str:
-    """DejaVu Sans as matplotlib brings it: the same on every machine, and nothing to download."""
+    """Return DejaVu Sans as shipped with matplotlib: the same on every machine, without a download."""
     from matplotlib import get_data_path
 
     return str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")

@@ -1,4 +1,4 @@
-"""The chart of an evolution: what each hyperparameter was, and how good that was.
+"""The chart of an evolution: the values of each hyperparameter and the fitness they reached.
 
 Shapes: n generations.
 """
@@ -33,9 +33,9 @@ _FAILED: dict[str, Any] = {"marker": "x", "s": 18, "color": "0.6", "linewidths":
 
 
 def plot_evolution(path: Path, numbers: Floats, fitness: Floats, values: Mapping[str, Floats]) -> None:
-    """Saves how fitness went from generation to generation, and each hyperparameter against it.
+    """Save a chart of fitness by generation, and of fitness against each hyperparameter.
 
-    numbers, fitness: (n,) of each generation, at least one; 0 is a failed one. values: (n,) of each
+    numbers, fitness: (n,) per generation, at least one; a fitness of 0 is a failed one. values: (n,) per
     hyperparameter; one that never changed has no panel.
     """
     changed = {name: column for name, column in values.items() if np.ptp(column) > 0}
@@ -63,7 +63,7 @@ def plot_evolution(path: Path, numbers: Floats, fitness: Floats, values: Mapping
 
 
 def _draw_course(axes: Axes, numbers: Floats, fitness: Floats, best: int) -> None:
-    """Fitness over generations, and the best so far as a staircase."""
+    """Draw fitness over generations, and the best so far as steps."""
     good = fitness > 0
     axes.step(numbers, np.maximum.accumulate(fitness), where="post", color="0.4", linewidth=1.2)
     axes.scatter(numbers[good], fitness[good], c=numbers[good], s=16, cmap="viridis", zorder=3)
@@ -75,9 +75,9 @@ def _draw_course(axes: Axes, numbers: Floats, fitness: Floats, best: int) -> Non
 
 
 def _draw_dots(axes: Axes, values: Floats, fitness: Floats, numbers: Floats, best: int) -> PathCollection:
-    """A dot a generation, darker ones earlier; crosses failed, the star is the best."""
+    """Draw a dot per generation, earlier ones darker; crosses failed, the star is the best."""
     good = fitness > 0
-    # The scale of colours is that of all panels, whatever has failed.
+    # All panels share one colour scale, whatever has failed.
     scale: dict[str, Any] = {
         "vmin": numbers.min(),
         "vmax": max(numbers.max(), numbers.min() + 1),

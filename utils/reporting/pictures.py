@@ -1,4 +1,4 @@
-"""Batches of images with their boxes, as pictures.
+"""Plots of image batches with their boxes.
 
 Shapes: B images of H W pixels, M targets.
 """
@@ -17,9 +17,9 @@ from utils.config.files import write_bytes_atomically
 from utils.reporting.draw import Image, draw_boxes, draw_plate, drawable
 
 BATCH_IMAGES = 16
-BATCH_SIDE = 1920  # pixels of the longer side of a batch's picture
-BAR_HEIGHT, MARK_WIDTH = 22, 90  # of the line above an image, and of what marks it as unlabelled there
-GREY, DARK, AMBER = (114, 114, 114), (60, 60, 60), (0, 170, 255)  # blue, green, red
+BATCH_SIDE = 1920  # maximum side in pixels of a batch's plot, without captions and borders
+BAR_HEIGHT, MARK_WIDTH = 22, 90  # of the caption above an image and its "unlabelled" mark
+GREY, DARK, AMBER = (114, 114, 114), (60, 60, 60), (0, 170, 255)  # BGR
 
 
 def plot_batch(
@@ -31,18 +31,18 @@ def plot_batch(
     confidences: Tensor | None = None,
     labelled: Tensor | None = None,
 ) -> None:
-    """Saves the first 16 images of a batch with their boxes and file names.
+    """Save the first 16 images of a batch with their boxes and file names.
 
     images: (B, 3, H, W) RGB, uint8 or 0..1; targets: (M, 6) image, class, centre x, centre y, width,
-    height, normalised; confidences: (M,) when the boxes are detections; labelled: (B,) bool, False
-    where nobody labelled the image.
+    height, normalised; confidences: (M,) if the boxes are detections; labelled: (B,) bool, False for
+    unlabelled images.
     """
     tiles = _tiles(images[:BATCH_IMAGES])
     height, width = tiles[0].shape[:2]
     rows = targets.detach().float().cpu().numpy()
     scores = None if confidences is None else confidences.detach().float().cpu().numpy()
     bars: list[Image] = []
-    # Beside the mark of a narrow one there would be no room for its name.
+    # A narrow tile has no room for its name beside the mark.
     has_mark = labelled is not None and not bool(labelled[: len(tiles)].all())
     lines = 2 if has_mark and width < 2 * MARK_WIDTH else 1
     for number, tile in enumerate(tiles):
@@ -57,7 +57,7 @@ def plot_batch(
 
 
 def _tiles(images: Tensor) -> list[Image]:
-    """The images as pictures (h, w, 3), small enough for a grid of them."""
+    """Return the images as BGR arrays (h, w, 3), small enough to fit into a grid."""
     pixels = images.detach().float().cpu().numpy().transpose(0, 2, 3, 1)[..., ::-1]
     if images.is_floating_point():
         pixels = pixels * 255
@@ -71,16 +71,16 @@ def _tiles(images: Tensor) -> list[Image]:
 
 
 def _captioned(tile: Image, caption: str, labelled: bool, lines: int) -> Image:
-    """The tile under a bar with its caption, inside a grey border; a mark when it is unlabelled.
+    """Return the tile below a bar with its caption, in a grey border; marked if it is unlabelled.
 
-    lines: of the bar; the mark stands in the last one.
+    lines: of the bar; the mark is in the last one.
     """
     bar = np.full((BAR_HEIGHT * lines, tile.shape[1], 3), DARK, np.uint8)
     room = bar[:BAR_HEIGHT]
     if not labelled:
         mark = np.full((BAR_HEIGHT, MARK_WIDTH, 3), AMBER, np.uint8)
         draw_plate(mark, "unlabelled", (4, 19), AMBER, 9)
-        # Cut off on the left it would read: labelled.
+        # Cut off on the left it would read "labelled".
         bar[-BAR_HEIGHT:, -MARK_WIDTH:] = mark[:, : bar.shape[1]]
         room = room if lines > 1 else room[:, :-MARK_WIDTH]
     if caption and room.shape[1]:
@@ -90,7 +90,7 @@ def _captioned(tile: Image, caption: str, labelled: bool, lines: int) -> Image:
 
 
 def _grid(tiles: list[Image]) -> Image:
-    """The tiles in rows, as square as they allow."""
+    """Arrange the tiles in rows, as square as possible."""
     height, width = tiles[0].shape[:2]
     columns = math.ceil(len(tiles) ** 0.5)
     rows = math.ceil(len(tiles) / columns)
@@ -102,6 +102,6 @@ def _grid(tiles: list[Image]) -> Image:
 
 
 def _save_picture(path: Path, picture: Image) -> None:
-    done, content = cv2.imencode(path.suffix, picture)  # imwrite fails without a word
+    done, content = cv2.imencode(path.suffix, picture)  # imwrite fails silently
     assert done, path
     write_bytes_atomically(path, content.tobytes())

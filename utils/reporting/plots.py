@@ -1,7 +1,7 @@
-"""The charts of a run: labels, curves, confusion, results.
+"""The charts of a run: labels, score curves, confusion matrix, results.
 
 Shapes: n labels, C classes that occur in the labels, K classes.
-Charts are drawn on canvases of their own, not through pyplot: no window opens, nothing has to be closed.
+Charts are drawn on canvases of their own, not through pyplot: no window opens, nothing must be closed.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ Floats = NDArray[np.float64]
 
 LEGEND_CLASSES = 20
 ANNOTATED_CLASSES = 30
-NAMED_CLASSES = 120  # more names than that cannot be read along an axis
+NAMED_CLASSES = 120  # more names than this are unreadable along an axis
 DRAWN_LABELS = 2000
-BRIGHTEST_LINE = 0.62  # of white; brighter ones are hard to see on the white ground
+BRIGHTEST_LINE = 0.62  # relative to white; brighter lines are hard to see on white
 
-# Told apart by the colour-blind as well. Source: Okabe and Ito, Color Universal Design (2008).
+# Distinguishable for the colour-blind. Source: Okabe and Ito, Color Universal Design (2008).
 PALETTE = {
     "blue": "#0072B2",
     "vermillion": "#D55E00",
@@ -64,7 +64,7 @@ class ScoreCurves(Protocol):
 
     @property
     def confidence_axis(self) -> Floats:
-        """(X,) where the next three curves are known."""
+        """(X,) confidences at which the next three curves are sampled."""
 
     @property
     def precision_curve(self) -> Floats:
@@ -80,7 +80,7 @@ class ScoreCurves(Protocol):
 
     @property
     def recall_axis(self) -> Floats:
-        """(X,) where the last curve is known."""
+        """(X,) recalls at which `pr_curve` is sampled."""
 
     @property
     def pr_curve(self) -> Floats:
@@ -88,10 +88,10 @@ class ScoreCurves(Protocol):
 
 
 def plot_labels(path: Path, labels: NDArray[np.floating], names: Sequence[str], unlabelled: int = 0) -> None:
-    """Saves how many, where and how large the labels are.
+    """Save a chart of the number, position and size of the labels.
 
     labels: (n, 5) class, centre x, centre y, width, height, normalised to their images.
-    unlabelled: number of further images that nobody labelled; it is told where there are any.
+    unlabelled: number of further, unlabelled images; shown if there are any.
     """
     with chart_style():
         width = min(12.0, max(6.0, 0.12 * len(names)))
@@ -102,7 +102,7 @@ def plot_labels(path: Path, labels: NDArray[np.floating], names: Sequence[str], 
             counts.set_title(f"{counts.get_title()}\n+ {unlabelled} unlabelled images")
         _draw_boxes_centred(boxes, labels)
         _draw_density(centres, labels[:, 1:3], ("centre x", "centre y"))
-        centres.invert_yaxis()  # as in pictures, y points down
+        centres.invert_yaxis()  # as in images, y points down
         _draw_density(sizes, labels[:, 3:5], ("width", "height"))
         save_figure(figure, path)
 
@@ -123,7 +123,7 @@ def _draw_class_counts(axes: Axes, class_ids: NDArray[np.int64], names: Sequence
 
 
 def _draw_boxes_centred(axes: Axes, labels: NDArray[np.floating]) -> None:
-    """The boxes' shapes on top of each other, at most `DRAWN_LABELS` of them, evenly chosen."""
+    """Draw the box outlines on top of each other, at most `DRAWN_LABELS` of them, evenly sampled."""
     shown = labels[:: max(1, math.ceil(len(labels) / DRAWN_LABELS))]
     corners = np.array(((-1, -1), (1, -1), (1, 1), (-1, 1), (-1, -1))) / 2
     outlines = [corners * size for size in shown[:, 3:5]]
@@ -135,8 +135,8 @@ def _draw_boxes_centred(axes: Axes, labels: NDArray[np.floating]) -> None:
 
 
 def _draw_density(axes: Axes, points: NDArray[np.floating], labels: tuple[str, str]) -> None:
-    """How often each place in the unit square occurs."""
-    bins = min(50, max(16, round(len(points) ** 0.5)))  # few points in fine bins look like dust
+    """Draw a histogram of points in the unit square."""
+    bins = min(50, max(16, round(len(points) ** 0.5)))  # few points in fine bins look like noise
     counts, _, _ = np.histogram2d(points[:, 0], points[:, 1], bins=bins, range=((0, 1), (0, 1)))
     shown = np.where(counts > 0, counts, np.nan).T
     axes.imshow(
@@ -145,16 +145,16 @@ def _draw_density(axes: Axes, points: NDArray[np.floating], labels: tuple[str, s
         extent=(0, 1, 0, 1),
         aspect="auto",
         cmap="GnBu",
-        vmin=-0.4 * counts.max(initial=1),  # so that a single box stands out from the white ground
+        vmin=-0.4 * counts.max(initial=1),  # so that a single box stands out from the white background
         interpolation="nearest",
     )
     axes.set(xlabel=labels[0], ylabel=labels[1])
 
 
 def plot_curves(folder: Path, scores: ScoreCurves, names: Sequence[str]) -> None:
-    """Saves P_curve.png, R_curve.png, F1_curve.png and PR_curve.png, all at IoU .5.
+    """Save P_curve.png, R_curve.png, F1_curve.png and PR_curve.png, all at IoU .5.
 
-    Each shows a line for every class and a thick one for their mean.
+    Each has a line for every class and a thick one for their mean.
     """
     confidence = scores.confidence_axis
     plans = (
@@ -181,7 +181,7 @@ def plot_curves(folder: Path, scores: ScoreCurves, names: Sequence[str]) -> None
 
 
 def _draw_curves(axes: Axes, axis: Floats, curves: Floats, class_ids: list[int]) -> None:
-    """Thin lines for the classes (C, X) and a thick one for the mean; the mean is the last line."""
+    """Draw thin lines for the classes (C, X), then a thick one for the mean as the last line."""
     many = len(class_ids) > LEGEND_CLASSES
     for class_id, curve in zip(class_ids, curves, strict=True):
         color, width = ("0.75", 0.7) if many else (_shade(class_id), 1.2)
@@ -191,7 +191,7 @@ def _draw_curves(axes: Axes, axis: Floats, curves: Floats, class_ids: list[int])
 
 
 def _add_legend(axes: Axes, summary: str, entries: list[str]) -> None:
-    """Names the mean, and the classes where they are few, beside the curves."""
+    """Add a legend beside the curves: the mean, and the classes by name if they are few."""
     lines: list[Line2D] = [axes.lines[-1]]
     labels = [summary]
     if len(entries) <= LEGEND_CLASSES:
@@ -204,7 +204,7 @@ def _add_legend(axes: Axes, summary: str, entries: list[str]) -> None:
 
 
 def plot_confusion(path: Path, matrix: NDArray[np.integer], names: Sequence[str]) -> None:
-    """Saves what was taken for what, as shares of each true class.
+    """Save the confusion matrix as shares of each true class.
 
     matrix: (K + 1, K + 1) counts [predicted, true], the last row and column background.
     """
@@ -235,14 +235,13 @@ def _write_cells(axes: Axes, parts: Floats, font_size: float) -> None:
 
 
 def plot_results(csv_path: Path) -> Path:
-    """Saves results.png beside a results.csv and gives its path.
+    """Save results.png beside a results.csv and return its path.
 
-    Any columns: `train/x` and `val/x` share a panel, so do `x/lr0`, `x/lr1`; the x axis is `epoch`, or
-    the row's number without such a column, counted from 1. Cells that are blank or not a finite number
-    are left out.
+    Any columns: `train/x` and `val/x` share a panel, as do `x/lr0` and `x/lr1`; the x axis is `epoch`, or the
+    row number without such a column, counted from 1. Cells that are blank or not finite are left out.
     """
     columns = read_results(csv_path)
-    epochs = columns.pop("epoch", None)  # from 0 in the file
+    epochs = columns.pop("epoch", None)  # 0-based in the file
     panels: dict[str, list[str]] = {}
     for column in columns:
         panels.setdefault(_panel_of(column), []).append(column)
@@ -268,12 +267,12 @@ def plot_results(csv_path: Path) -> Path:
 
 
 def _panel_of(column: str) -> str:
-    """The panel of a column: its name without the prefix and without a number right behind a letter."""
+    """Return the panel of a column: its name without the prefix and without a number after a letter."""
     return re.sub(r"(?<=[A-Za-z])\d+$", "", column.split("/", 1)[-1])
 
 
 def _draw_series(axes: Axes, epochs: Floats, values: Floats, label: str) -> None:
-    """A column as it is, faint, and smoothed by its neighbours where there are enough."""
+    """Draw a column as it is or, given enough values, faint with a smoothed line above it."""
     given = np.isfinite(epochs) & np.isfinite(values)
     x, y = epochs[given], values[given]
     smooth = len(y) >= 8
@@ -285,9 +284,9 @@ def _draw_series(axes: Axes, epochs: Floats, values: Floats, label: str) -> None
 
 
 def _smoothed(values: Floats) -> Floats:
-    """A Gaussian mean over the neighbours, narrow enough to follow a run.
+    """Return a Gaussian moving average, narrow enough to follow a run.
 
-    Turning the ends over (in both directions) keeps the first and the last value where they are.
+    Padding by odd reflection keeps the first and the last value where they are.
     """
     width = max(1.0, len(values) / 60)
     reach = math.ceil(3 * width)
@@ -299,9 +298,9 @@ def _smoothed(values: Floats) -> Floats:
 
 @contextmanager
 def chart_style() -> Iterator[None]:
-    """The look of charts, whatever the user's matplotlibrc says; a `$` in a name is no formula.
+    """Apply the charts' style, whatever the user's matplotlibrc says; a `$` in a name is not parsed as math.
 
-    One thread at a time: matplotlib's settings are the process's.
+    One thread at a time: matplotlib's settings are global to the process.
     """
     with (
         _style_lock,
@@ -311,7 +310,7 @@ def chart_style() -> Iterator[None]:
 
 
 def save_figure(figure: Figure, path: Path, dpi: int | None = None) -> None:
-    """Saves a figure in the format of the suffix, whole or not at all; dpi: None for the style's.
+    """Save a figure atomically in the format of its suffix; dpi: None for the style's.
 
     Raises:
         UserError: the system refuses to write there.
@@ -321,20 +320,20 @@ def save_figure(figure: Figure, path: Path, dpi: int | None = None) -> None:
 
 
 def panels_of(rows: int, columns: int, panel_size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
-    """A figure on a canvas of its own with rows x columns axes of `panel_size` inches."""
+    """Create a figure on a canvas of its own with rows x columns axes of `panel_size` inches."""
     figure = new_figure(columns * panel_size[0], rows * panel_size[1])
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of that many inches on a canvas of its own."""
+    """Create an empty figure of that many inches on a canvas of its own."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def _shade(class_id: int) -> tuple[float, float, float]:
-    """The colour of a class as matplotlib takes it, dark enough for the white ground."""
+    """Return the colour of a class for matplotlib, dark enough for a white background."""
     blue, green, red = color_of(class_id)
     brightness = (0.114 * blue + 0.587 * green + 0.299 * red) / 255
     factor = min(1.0, BRIGHTEST_LINE / brightness) / 255
@@ -342,10 +341,10 @@ def _shade(class_id: int) -> tuple[float, float, float]:
 
 
 def _named_places(count: int) -> list[int]:
-    """The classes whose names an axis shows: all, or evenly chosen ones where they are too many."""
+    """Return the classes whose names an axis shows: all, or evenly sampled ones if there are too many."""
     return list(range(0, count, math.ceil(count / NAMED_CLASSES)))
 
 
 def _tick_size(count: int, inches: float) -> float:
-    """The font size at which so many names fit side by side into so many inches."""
+    """Return the font size at which so many names fit side by side into so many inches."""
     return min(10.0, max(4.0, 72 * inches / count * 0.8))

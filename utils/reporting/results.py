@@ -1,4 +1,4 @@
-"""results.csv: a row an epoch, there even after the power went out."""
+"""results.csv: one row per epoch, safe on disk even after a power failure."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ KEY = "epoch"
 _MAX_BYTES = 256 << 20
 RESULTS_NAME, TIMES_NAME, REFERENCES_NAME = "results.csv", "times.csv", "references.json"
 TIMES = (KEY, "train_seconds", "val_seconds")
-DIGITS = 8  # significant; tells two runs apart that differ in a float32's last bits
+DIGITS = 8  # significant; enough to tell apart two runs that differ in the last bits of a float32
 
 
 class ResultsWriter:
-    """Adds a row an epoch to a CSV file whose columns are known up front.
+    """Appends one row per epoch to a CSV file whose columns are known up front.
 
-    The whole file is written anew each time, beside and renamed: it is small, and whole at any moment.
+    The whole file is rewritten each time to a temporary file and renamed: it is small, and complete at any
+    time.
 
-    A file that is there already is continued: its rows of earlier epochs stay, rows from `start_epoch`
-    on and a half-written last line go. Columns of kept rows that the run does not have any more stay
-    behind the new ones.
+    An existing file is continued: its rows of earlier epochs are kept, rows from `start_epoch` on and a
+    half-written last line are dropped. Columns of kept rows that the run no longer has come after the new
+    ones.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], start_epoch: int = 0) -> None:
-        """`columns` contains `epoch`; `start_epoch` (0-based) is the first that will be appended."""
+        """`columns` contains `epoch`; `start_epoch` (0-based) is the first epoch to be appended."""
         assert KEY in columns and len(set(columns)) == len(columns), columns
         kept = [row for row in _read_rows(path)[1] if _is_before(row, start_epoch)] if path.exists() else []
         gone = {name: None for row in kept for name, cell in row.items() if cell and name not in columns}
@@ -42,10 +43,10 @@ class ResultsWriter:
         write_text_atomically(path, self._text)
 
     def append(self, row: Mapping[str, float | None]) -> None:
-        """Adds a row; columns that it leaves out (or that are None) stay blank.
+        """Append a row; columns that are missing or None stay blank.
 
-        On return the row is on the disk. Raises UserError where it cannot be written; the file is then as
-        it was.
+        The row is on disk when this returns. Raises UserError if it cannot be written; the file is then
+        unchanged.
         """
         assert KEY in row and set(row) <= set(self.columns), set(row) - set(self.columns)
         text = self._text + _line(_format(row.get(name)) for name in self.columns)
@@ -54,17 +55,16 @@ class ResultsWriter:
 
 
 def read_results(path: Path) -> dict[str, NDArray[np.float64]]:
-    """The columns of a results.csv by name, one value a row; NaN where a cell holds no number.
+    """Return the columns of a results.csv by name, one value per row; NaN if a cell holds no number.
 
-    A half-written last line is left out. Reads files with blanks around the commas as well. Raises
-    UserError for what is no such file.
+    Ignores a half-written last line and blanks around the commas. Raises UserError if it is no such file.
     """
     header, rows = _read_rows(path)
     return {name: np.array([_number(row[name]) for row in rows], dtype=np.float64) for name in header}
 
 
 def _read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """The columns of a CSV file and its whole rows, their cells by column."""
+    """Return the columns of a CSV file and its complete rows, their cells by column."""
     header, *rows = _cells(path) or [[]]
     return header, [dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header)]
 
@@ -78,7 +78,7 @@ def _cells(path: Path) -> list[list[str]]:
 
 
 def _whole_lines(path: Path) -> list[str]:
-    """The lines that end as lines do; what a killed run left behind them is no row."""
+    """Return the complete lines, without what a killed run left behind them."""
     with refusals("cannot be read", path):
         text = read_regular(path, _MAX_BYTES).decode("utf-8", errors="replace")
     return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]

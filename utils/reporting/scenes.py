@@ -1,6 +1,6 @@
-"""Pictures as two networks see them, side by side.
+"""Images as two networks see them, side by side.
 
-Shapes: H W pixels, n detections, m labels. The colours are told apart by the colour-blind too.
+Shapes: H W pixels, n detections, m labels. The colours are distinguishable for the colour-blind.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from utils.reporting.plots import PALETTE, chart_style, new_figure, save_figure
 
 Floats = NDArray[np.float64]
 
-PANEL_INCHES = 3.0  # width of one picture
-TALLEST, FLATTEST = 1.4, 0.5  # height over width of a panel, whatever the picture's
+PANEL_INCHES = 3.0  # width of one panel
+TALLEST, FLATTEST = 1.4, 0.5  # limits of a panel's height over width, whatever the image's
 OBJECTNESS_SCENES = 4
 LABEL, BOTH, ALONE = PALETTE["green"], PALETTE["sky"], PALETTE["orange"]
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture and what the labels and two networks say of it; all boxes in its pixels.
+    """An image with its labels and the outputs of two networks; all boxes in its pixels.
 
     image_rgb: (H, W, 3). amount: how much the networks differ. labels: (m, 5) class, x1, y1, x2, y2, None
-    where nobody labelled the picture. found: of each network (n, 6) x1, y1, x2, y2, confidence, class.
-    alone: (n,) bool of each, whether the other network does not see it. objectness: (H, W), 0..1, of each.
-    shown_confidence: that of detections to be shown.
+    for an unlabelled image. found: per network (n, 6) x1, y1, x2, y2, confidence, class. alone: per network
+    (n,) bool, whether the other network misses it. objectness: per network (H, W), 0..1. shown_confidence:
+    minimum confidence of detections to be shown.
     """
 
     image_rgb: NDArray[np.uint8]
@@ -52,7 +52,7 @@ class Scene:
 def plot_disagreement(
     path: Path, scenes: Sequence[Scene], titles: tuple[str, str], names: Sequence[str]
 ) -> None:
-    """Saves the pictures with labels, the first network's boxes and the second's, a row a picture."""
+    """Save the images with labels, the first network's boxes and the second's, one row per image."""
     with chart_style():
         figure, rows = _rows(scenes, ("labels", *titles))
         for scene, panels in zip(scenes, rows, strict=True):
@@ -82,7 +82,7 @@ def plot_disagreement(
 
 
 def plot_objectness(path: Path, scenes: Sequence[Scene], titles: tuple[str, str]) -> None:
-    """Saves where each network sees any object, and where the second sees more or less than the first."""
+    """Save where each network sees any object, and where the second sees more or less than the first."""
     scenes = scenes[:OBJECTNESS_SCENES]
     with chart_style():
         figure, rows = _rows(scenes, ("labels", *titles, "difference"), bars=True)
@@ -105,7 +105,7 @@ def plot_objectness(path: Path, scenes: Sequence[Scene], titles: tuple[str, str]
 
 
 def _bar(figure: Figure, above: Sequence[Axes], shown: AxesImage, ends: tuple[str, str, str]) -> None:
-    """A colour bar below panels, with words for its left end, middle and right end."""
+    """Add a colour bar below panels, with words for its left end, middle and right end."""
     grid = above[0].get_gridspec()
     assert grid is not None
     first, last = (panel.get_subplotspec() for panel in (above[0], above[-1]))
@@ -123,9 +123,9 @@ def _bar(figure: Figure, above: Sequence[Axes], shown: AxesImage, ends: tuple[st
 def _rows(
     scenes: Sequence[Scene], titles: Sequence[str], bars: bool = False
 ) -> tuple[Figure, list[list[Axes]]]:
-    """A figure with a row of panels for each picture, as high as the picture wants, and titles on top.
+    """Create a figure with a row of panels per image, as high as the image needs, and titles on top.
 
-    bars: leaves a last row for colour bars.
+    bars: adds a last row for colour bars.
     """
     aspects = [min(max(s.image_rgb.shape[0] / s.image_rgb.shape[1], FLATTEST), TALLEST) for s in scenes]
     height = sum(aspects) * PANEL_INCHES + 0.25 * len(scenes) + 0.8
@@ -145,7 +145,7 @@ def _rows(
 
 
 def _caption(panel: Axes, text: str, unlabelled: bool) -> None:
-    """A line above a picture's left edge, which may run on over the next panel."""
+    """Write a line above an image's left edge, which may continue over the next panel."""
     mark = ", unlabelled" if unlabelled else ""
     panel.annotate(
         text + mark, (0, 1), (0, 3), xycoords="axes fraction", textcoords="offset points", fontsize=8,
@@ -154,7 +154,7 @@ def _caption(panel: Axes, text: str, unlabelled: bool) -> None:
 
 
 def _box(panel: Axes, scene: Scene, corners: Floats, text: str, color: str) -> None:
-    """An outline with its text on a plate, inside of the picture."""
+    """Draw an outline with its text on a plate, inside the image."""
     height, width = scene.image_rgb.shape[:2]
     limits = (width - 1, height - 1, width - 1, height - 1)
     x1, y1, x2, y2 = np.clip(corners, 0, limits).tolist()
@@ -171,6 +171,6 @@ def _box(panel: Axes, scene: Scene, corners: Floats, text: str, color: str) -> N
 
 
 def _heat(panel: Axes, scene: Scene, values: NDArray[np.floating], colors: str, low: float) -> AxesImage:
-    """Values (H, W) from `low` to 1 in colours over the picture in grey."""
+    """Draw values (H, W) from `low` to 1 in colour over the image in grey."""
     panel.imshow(scene.image_rgb.mean(axis=2), cmap="gray", vmin=0, vmax=255)
     return panel.imshow(values, cmap=colors, vmin=low, vmax=1, alpha=0.8)

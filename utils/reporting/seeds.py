@@ -1,6 +1,6 @@
-"""Figures of runs that differ in nothing but their seed.
+"""Statistics of runs that differ only in their seed.
 
-Scores are in 0..1, what is shown of them in points, hundredths.
+Scores are in 0..1 and shown in points, i.e. hundredths.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Gain:
-    """How much better runs are than others of the same seeds.
+    """How much better runs are than others with the same seeds.
 
     points: the mean difference. error: its standard error, None for a single seed.
     """
@@ -24,12 +24,12 @@ class Gain:
     seeds: int
 
     def __str__(self) -> str:
-        """+5.0 ± 1.0."""
+        """Format as +5.0 ± 1.0."""
         return f"{self.points:+.1f}" + (f" ± {self.error:.1f}" if self.error is not None else "")
 
 
 def gain_over(own: Mapping[int, float], other: Mapping[int, float]) -> Gain | None:
-    """The gain of scores by seed over others; each against the one of its own seed, None without any."""
+    """Return the gain of scores by seed over others, paired by seed; None if they share no seed."""
     seeds = sorted(own.keys() & other.keys())
     if not seeds:
         return None
@@ -39,9 +39,9 @@ def gain_over(own: Mapping[int, float], other: Mapping[int, float]) -> Gain | No
 
 
 def gap_closed(own: Mapping[int, float], other: Mapping[int, float], goal: float) -> float | None:
-    """The part of the way from the other scores to a goal that the own have gone, for seeds that both have.
+    """Return the part of the gap between the other scores and a goal that the own scores close.
 
-    None where the goal is not above the other scores.
+    Only seeds that both have count. None if there are none or the goal is not above the other scores.
     """
     gain = gain_over(own, other)
     if gain is None:
@@ -51,12 +51,12 @@ def gap_closed(own: Mapping[int, float], other: Mapping[int, float], goal: float
 
 
 def part_to_reach(curve: Sequence[float], score: float) -> float:
-    """The part of the epochs after which a curve has reached a score, infinite where it has not."""
+    """Return the fraction of epochs after which a curve reaches a score, infinite if it does not."""
     places = np.flatnonzero(np.asarray(curve) >= score)
     return (int(places[0]) + 1) / len(curve) if len(places) else float("inf")
 
 
 def spread_text(values: Sequence[float]) -> str:
-    """Mean and standard deviation of scores, in points."""
+    """Format the mean and standard deviation of scores, in points."""
     mean = 100 * statistics.mean(values)
     return f"{mean:.1f} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else f"{mean:.1f}"

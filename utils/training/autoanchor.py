@@ -1,6 +1,6 @@
-"""Anchors fitted to the data where the given ones fit badly.
+"""AutoAnchor: fit anchors to the data if the given ones fit badly.
 
-Shapes: M boxes, A anchors over all levels together.
+Shapes: M boxes, A anchors over all levels.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from models.yolo import Model
 
 Array = npt.NDArray[np.float64]
 GOOD_RECALL = 0.98
-MAX_BOXES = 10_000  # the search looks at a random sample of so many
+MAX_BOXES = 10_000  # size of the random sample that the search uses
 
 
 def best_possible_recall(sizes: Array, anchors: Array, limit: float) -> tuple[float, float]:
-    """The share of boxes that some anchor fits, and the mean number of anchors that fit a box.
+    """Return the share of boxes that some anchor fits, and the mean number of fitting anchors per box.
 
-    sizes: (M, 2) and anchors: (A, 2), widths and heights in px; an anchor fits when neither side
-    differs by `limit` times.
+    sizes: (M, 2) and anchors: (A, 2), widths and heights in px; an anchor fits if width and height each
+    differ by a factor below `limit`.
     """
     fit = _closeness(sizes, anchors)
     good = fit > 1 / limit
@@ -30,16 +30,16 @@ def best_possible_recall(sizes: Array, anchors: Array, limit: float) -> tuple[fl
 
 
 def _closeness(sizes: Array, anchors: Array) -> Array:
-    """(M, A): the smaller of the two sides' ratios, each at most 1."""
+    """Return (M, A): the smaller of the width and height ratios, each taken as at most 1."""
     ratio = sizes[:, None] / anchors[None]
     return np.asarray(np.minimum(ratio, 1 / ratio).min(2))
 
 
 def fit_anchors(sizes: Array, count: int, limit: float, *, seed: int = 0, generations: int = 1000) -> Array:
-    """`count` anchors (count, 2) in px, by area: k-means on whitened sizes, then random search.
+    """Fit `count` anchors (count, 2) in px, sorted by area: k-means on whitened sizes, then random search.
 
-    The search mutates all anchors at once and keeps what raises the mean closeness of the best
-    anchor of each box that it fits. Boxes under 2 px are left out.
+    The search mutates all anchors at once and keeps what raises the mean closeness of each box to its best
+    anchor, counted only where that anchor fits. Boxes with both sides under 2 px are ignored.
     """
     from scipy.cluster.vq import kmeans  # takes half a second to import, and few runs need it
 
@@ -54,7 +54,7 @@ def fit_anchors(sizes: Array, count: int, limit: float, *, seed: int = 0, genera
             warnings.simplefilter("ignore", UserWarning)  # an empty cluster: handled below
             means, _ = kmeans(usable / spread, count, iter=30, rng=rng)
         start = means * spread if len(means) == count else None
-    if start is None:  # too few or too uniform boxes for k-means: spread over their range
+    if start is None:  # boxes too few or too uniform for k-means: start around their mean size
         start = np.sort(rng.uniform(0.5, 1.5, (count, 2)) * usable.mean(0), 0)
     best = _refined(start, usable, limit, generations, rng)
     return best[np.argsort(best.prod(1))]
@@ -77,7 +77,7 @@ def _refined(anchors: Array, sizes: Array, limit: float, generations: int, rng: 
 
 
 def check_anchors(model: Model, sizes: Array, limit: float, *, seed: int = 0) -> str:
-    """Replaces the model's anchors where too few boxes fit them; gives a line that says what was done.
+    """Replace the model's anchors if too few boxes fit them; return a line that says what was done.
 
     sizes: (M, 2) label widths and heights in px at the training size.
     """
@@ -95,7 +95,7 @@ def check_anchors(model: Model, sizes: Array, limit: float, *, seed: int = 0) ->
     if new_recall <= recall:
         return f"{line}: kept, k-means found none better ({new_recall:.4f})"
     shaped = torch.from_numpy(fitted).view(head.anchors.shape)
-    # Levels go from the finest to the coarsest, so do the sorted anchors.
+    # Both the levels and the sorted anchors go from fine to coarse.
     head.anchors.copy_(shaped.to(head.anchors) / strides.to(head.anchors))
     model.yaml["anchors"] = [[round(float(x), 2) for x in level.flatten()] for level in shaped]
     return f"{line}: replaced by k-means anchors with recall {new_recall:.4f}"

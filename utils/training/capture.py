@@ -1,4 +1,4 @@
-"""How work of a GPU is recorded as a CUDA graph."""
+"""Capturing GPU work as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-WARM_CALLS = 3  # in which cuDNN finds its kernels; none of that may be part of a record
-# Other threads go on meanwhile, such as the one that puts the loader's batches into pinned memory.
+WARM_CALLS = 3  # before capture, for cuDNN to find its kernels, which must not be captured
+# Other threads keep working during capture, such as the loader's pin-memory thread.
 CAPTURE_MODE = "thread_local"
-# Of the memory of a record, what must be free beside it: a batch of another shape, the losses, the teacher.
+# Memory that must stay free, relative to the graph's: for a batch of another shape, the losses, the teacher.
 ROOM = 1.5
 
 
 def kind_of(*tensors: Tensor) -> tuple[object, ...]:
-    """What a record holds for: shapes, memory order, and the precision that is computed in."""
+    """Return what a graph is valid for: shapes, strides and dtypes, and the autocast dtype."""
     precision = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
     return precision, *((given.shape, given.stride(), given.dtype) for given in tensors)
 
 
 @contextmanager
 def captured(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream, pool: Any = None) -> Iterator[None]:
-    """Records what is launched into a graph.
+    """Capture the work launched within the context into a graph.
 
-    A failure leaves behind what torch would not: the stream of before, and a random generator that can be
-    used (torch leaves it as if a record were going on).
+    On failure it restores what torch does not: the previous stream, and the random generator, which torch
+    leaves in its capturing state.
     """
     before = torch.cuda.current_stream(stream.device)
     generator = torch.cuda.default_generators[before.device.index]
@@ -44,7 +44,7 @@ def captured(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream, pool: Any =
 
 @contextmanager
 def on_stream(stream: torch.cuda.Stream) -> Iterator[None]:
-    """Work on another stream, for which that of before waits in the end."""
+    """Run work on another stream; the previous stream waits for it at the end."""
     before = torch.cuda.current_stream(stream.device)
     stream.wait_stream(before)
     try:
@@ -55,7 +55,7 @@ def on_stream(stream: torch.cuda.Stream) -> Iterator[None]:
 
 
 def reserved_memory(device: torch.device) -> int:
-    """Bytes of a GPU that belong to this process, without what is free among them; 0 of a CPU."""
+    """Return the bytes of GPU memory this process holds, without free cached blocks; 0 on a CPU."""
     if device.type != "cuda":
         return 0
     torch.cuda.empty_cache()
@@ -63,7 +63,7 @@ def reserved_memory(device: torch.device) -> int:
 
 
 def lacks_room(device: torch.device, before: int) -> bool:
-    """Whether a GPU has too little memory left beside what was recorded since it was `before` bytes."""
+    """Return whether too little GPU memory is free beside what was captured since it held `before` bytes."""
     if device.type != "cuda":
         return False
     taken = reserved_memory(device) - before

@@ -1,7 +1,7 @@
-"""`--compile`: the parts of the networks that torch.compile turns into kernels of their own.
+"""`--compile`: compiles parts of the networks with torch.compile.
 
-What is compiled is a function that the step calls, never a module: weight files, averages and the state of a
-run keep the names of their tensors, and scoring goes on with the networks as they are.
+It compiles functions that the step calls, never modules: state dict keys in weight files, EMA and run
+state stay the same, and evaluation keeps using the uncompiled networks.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from utils.training.replayed import as_before, replay_step, replays_student
 from utils.training.setup import batch_of_a_rank
 from utils.training.step import TrainingStep
 
-# Steps from which on cuDNN may try its kernels: on an H200 that takes ten seconds and makes steps up to 3%
-# shorter.
+# Number of steps from which cuDNN autotuning pays off: on an H200 it takes ten seconds and makes steps up to
+# 3% shorter.
 LONG_RUN = 10_000
 
 
 class Compiler:
-    """Compiles bodies of networks, and goes back to all of them as they are at the first failure.
+    """Compiles network bodies; after the first failure all of them run uncompiled.
 
-    torch compiles at the first call of a shape, so a failure may come late; the step that meets it is done
-    all the same.
+    torch compiles at the first call with a shape, so a failure may come late; the step in which it happens
+    still completes.
     """
 
     def __init__(self, warn: Callable[[str], None], any_size: bool = False) -> None:
-        """`warn` gets one sentence at most. any_size: kernels for pictures of every size from the start."""
+        """`warn` gets at most one message. any_size: compile for dynamic image sizes from the start."""
         self.failed = False
         self._warn, self._any_size = warn, any_size
 
     def __call__(self, body: Body) -> Body:
-        """The body, compiled; without `any_size` for the first shape that it sees, and as it is for others.
+        """Return the compiled body; without `any_size` only the first shape it is given runs compiled.
 
-        To compile it again for the last, smaller batch of an epoch takes longer than it brings.
+        Recompiling for the smaller last batch of an epoch takes longer than it saves.
         """
         compiled = cast(Body, torch.compile(body, dynamic=self._any_size))
         shapes: list[torch.Size] = []
@@ -57,7 +57,7 @@ class Compiler:
             except torch.OutOfMemoryError:
                 raise
             except (RuntimeError, NotImplementedError) as error:
-                # If it was no failure to compile, it comes again from here.
+                # If compilation was not the cause, this raises it again.
                 maps = body(images)
                 self.give_up(error)
                 return maps
@@ -65,9 +65,9 @@ class Compiler:
         return run
 
     def give_up(self, error: Exception) -> None:
-        """Says why, once, and lets everything run as it is. A signal is no failure, and is raised again."""
+        """Warn once with the reason and run everything uncompiled; re-raise a StoppedError that caused it."""
         cause: BaseException | None = error
-        while cause is not None:  # torch wraps what ends its work
+        while cause is not None:  # torch wraps exceptions raised while it compiles
             if isinstance(cause, StoppedError):
                 raise cause
             cause = cause.__cause__ or cause.__context__
@@ -79,19 +79,19 @@ class Compiler:
 def speed_up(
     trainer: Trainer, options: TrainOptions, image_size: int, batches: int, console: Console
 ) -> None:
-    """Compiles the networks of a run where its options ask for it, and records them on a GPU.
+    """Set up cuDNN autotuning, compilation and CUDA graphs for a run, as far as its options ask for them.
 
-    batches: of an epoch.
+    batches: per epoch.
     """
     steps = batches * options.epochs
     trainer.tries_kernels = trainer.device.type == "cuda" and trainer.fixed_shapes and steps >= LONG_RUN
     shape = (batch_of_a_rank(options), trainer.step.model.channels, image_size, image_size)
-    records = options.cuda_graphs and batches > 1  # where an epoch is one batch it may be a smaller one
+    records = options.cuda_graphs and batches > 1  # an epoch's only batch may be a smaller one
     if options.compile:
         console.info("compiling the networks, which may take minutes")
         images = torch.zeros(shape, device=trainer.device).to(memory_format=torch.channels_last)
         compiler = Compiler(console.warn, options.multi_scale)
-        # A record is made without the cache of autocast, and torch would compile anew for that.
+        # CUDA graphs are captured without autocast's weight cache, for which torch would recompile.
         cached = not (records and replays_student(trainer))
         compile_step(trainer.step, compiler, images, trainer.amp_dtype, cached)
     if records:
@@ -101,11 +101,12 @@ def speed_up(
 def compile_step(
     step: TrainingStep, compiler: Compiler, images: Tensor, dtype: torch.dtype | None, cached: bool = True
 ) -> None:
-    """Compiles the network of a step, and those that its losses ask, for images (B, 3, H, W).
+    """Compile the network of a step and the networks its losses evaluate, for images (B, 3, H, W).
 
-    dtype: the reduced precision of the forward pass, its weights `cached` or not. Calls all of them once, for
-    a run may begin with a batch of another shape; the network of the step with its backward pass, which could
-    not be caught in the middle of an update. Weights, gradients and statistics stay as they are.
+    dtype: autocast dtype of the forward pass, None for float32; cached: whether autocast caches its weights.
+    Calls each network once, since a run may begin with a batch of another shape. The step's network also
+    runs its backward pass, where a failure could not be handled in the middle of an update. Weights,
+    gradients and batch norm statistics are left unchanged.
     """
     step.body = compiler(step.model.forward_features)
     for loss in step.losses:

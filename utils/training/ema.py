@@ -1,4 +1,4 @@
-"""The exponential moving average of a model that is evaluated and saved in its place."""
+"""The exponential moving average of a model, evaluated and saved in its place."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ Pairs = tuple[list[Tensor], list[Tensor]]
 
 
 class ModelEma(AveragedModel):
-    """Averages all floating state, batch norm statistics included.
+    """Average of all floating-point state, including batch norm statistics.
 
-    The decay grows with the number of updates, limit * (1 - exp(-updates / tau)), so that an
-    early average is not tied to random weights. Integer buffers are copied. With the usual values the
-    average of a short run is hardly one: after 400 updates it looks back 1.2 of them.
+    The decay grows with the number of updates, limit * (1 - exp(-updates / tau)), so that an early average
+    is not tied to random weights. Integer buffers are copied. With the usual values a short run is hardly
+    averaged: after 400 updates the average spans 1.2 of them.
     """
 
     def __init__(self, model: Model, limit: float = 0.9999, tau: float = 2000.0) -> None:
-        """`limit` is the decay after many updates, `tau` the updates to reach 63% of it."""
+        """`limit` is the decay after many updates, `tau` the number of updates to reach 63% of it."""
         super().__init__(model, use_buffers=True)
         self.limit, self.tau, self.updates = limit, tau, 0
         self.requires_grad_(False).eval()
-        # Walking through both networks would take a millisecond or two of every update.
+        # Cached: walking both networks would take a millisecond or two per update.
         self._pairs: tuple[Model, Pairs, Pairs] | None = None
 
     @property
     def model(self) -> Model:
-        """The averaged network, in evaluation mode."""
+        """The averaged network, in eval mode."""
         return cast(Model, self.module)
 
     @torch.no_grad()
     def update(self, model: Model) -> None:
-        """Takes the state of the model after an optimizer step into the average.
+        """Update the average from the model after an optimizer step.
 
-        Neither of the two may be moved to another device after the first time.
+        Neither of the two may move to another device after the first call.
 
-        Not by `update_parameters`: that sends its counter to the device in every call and waits for it.
+        `update_parameters` is not used, as it sends its counter to the device in every call and synchronises.
         """
         if self._pairs is None or self._pairs[0] is not model:
             self._pairs = (model, *_paired(self.model, model))
         _, floating, rest = self._pairs
-        # The first update replaces what the average began with.
+        # The first update replaces the average's initial weights.
         decay = self.limit * (1 - math.exp(-(self.updates + 1) / self.tau)) if self.updates else 0.0
         self.updates += 1
         self.n_averaged.fill_(self.updates)
@@ -57,7 +57,7 @@ class ModelEma(AveragedModel):
 
 
 def _paired(own: Model, other: Model) -> tuple[Pairs, Pairs]:
-    """The tensors of both: of floating numbers, and the rest (counters)."""
+    """Return the tensors of both models in pairs: floating-point ones, and the rest (counters)."""
     floating: Pairs = ([], [])
     rest: Pairs = ([], [])
     for mine, theirs in zip(_tensors(own), _tensors(other), strict=True):
@@ -68,6 +68,6 @@ def _paired(own: Model, other: Model) -> tuple[Pairs, Pairs]:
 
 
 def _tensors(model: Model) -> Iterator[Tensor]:
-    """Parameters and buffers, always in the same order."""
+    """Yield parameters and buffers, always in the same order."""
     yield from model.parameters()
     yield from model.buffers()

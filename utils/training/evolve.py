@@ -1,4 +1,4 @@
-"""Evolution of hyperparameters: many short runs, each with values near those of the best ones before it."""
+"""Hyperparameter evolution: many short runs, each with values mutated from the best ones before it."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ from utils.training.state import STATE_NAME
 from utils.training.table import METRICS
 from utils.words import counted
 
-PROJECT = Path("runs/evolve")  # where --project is not given
+PROJECT = Path("runs/evolve")  # without --project
 PLOT_NAME, OPTIONS_NAME = "evolve.png", "opt.yaml"
-# What may differ between processes and from one day to the next without making scores incomparable.
 _TELLING = {"epochs", "data", "data_dir", "teacher"}
+# Options that may differ between processes and on resuming without making scores incomparable.
 FREE = CHANGEABLE_ON_RESUME - _TELLING | {
     "resume",
     "name",
@@ -60,26 +60,26 @@ FREE = CHANGEABLE_ON_RESUME - _TELLING | {
     "check_data",
     "dry_run",
 }
-# What a generation takes from the command that goes on with it; all else is as when it began.
+# What a resumed generation takes from the new command; all other options stay as they were.
 _ANEW = frozenset({"device", "workers", "cache"})
-_PLACES = frozenset({"data", "data_dir", "teacher", "download"})  # where they were given
-# Trains with options and gives nothing; the text says how to go on after a signal.
+_PLACES = frozenset({"data", "data_dir", "teacher", "download"})  # if given
+# Trains with these options; the text says how to continue after a signal.
 Train = Callable[[TrainOptions, str], object]
 AnyOptions = TypeVar("AnyOptions", bound=TrainOptions)
 
 
 def is_evolution(options: TrainOptions) -> bool:
-    """Whether the options begin an evolution or go on with one."""
+    """Return whether the options start or resume an evolution."""
     return options.evolve is not None or bool(
         options.resume and os.path.exists(Path(options.resume) / LOCK_NAME)
     )
 
 
 def evolve(options: TrainOptions, train: Train, console: Console) -> Path:
-    """Trains generations until there are as many as `--evolve` says; gives the evolution's folder.
+    """Train generations until there are as many as `--evolve` says; return the evolution's folder.
 
     Raises:
-        UserError: also where the folder holds an evolution with other options, whose scores are others.
+        UserError: among others, the folder holds an evolution whose options make scores incomparable.
     """
     if is_distributed():
         fix = "start each process by itself, with a --device of its own and the same --project and --name"
@@ -91,7 +91,7 @@ class Evolution:
     """An evolution as this process sees it."""
 
     def __init__(self, options: TrainOptions, train: Train, console: Console) -> None:
-        """Finds or makes the folder and checks that it holds this very evolution."""
+        """Open or create the folder and check that it holds this very evolution."""
         self.train, self.console = train, console
         self.folder, self.options, self.start = opened(options)
         assert self.options.evolve is not None
@@ -99,7 +99,7 @@ class Evolution:
         self.generations = Generations(self.folder, self.start, self.options.seed, console.warn)
 
     def execute(self) -> Path:
-        """Trains what is left, says what came of it; gives the folder."""
+        """Train the remaining generations, print the outcome and return the folder."""
         begun, over_before = time.monotonic(), len(self.generations.outcomes())
         going_on = f", {over_before} of them are over" if over_before else ""
         self.console.info(f"evolving over {counted(self.count, 'generation')} in {self.folder}{going_on}")
@@ -108,13 +108,13 @@ class Evolution:
             try:
                 outcome = self._outcome(task)
             except UserError:
-                # Nothing to do with its values: the data, the weights, the disk. Another would end alike.
+                # Not caused by its hyperparameters but by data, weights or disk: others would fail, too.
                 if not (task.folder / "weights").exists() and self.generations.withdraw(task):
                     remove_traces(self.folder)
                 raise
             outcomes = self.generations.record(outcome, self._conclude)
             self._tell(outcome, outcomes, (time.monotonic() - begun) / (len(outcomes) - over_before or 1))
-            gc.collect()  # of a run that is over: its processes that make batches, and its cached pictures
+            gc.collect()  # frees the loader workers and cached images of the finished run
         self._say_what_came_of_it()
         return self.folder
 
@@ -126,7 +126,7 @@ class Evolution:
         return outcome_of(task)
 
     def _options_of(self, task: Task) -> TrainOptions:
-        """An ordinary run's, in the generation's folder, without what takes time and nobody looks at."""
+        """Return options for an ordinary run in the generation's folder, without slow, unneeded outputs."""
         has_begun = (task.folder / "weights" / STATE_NAME).is_file()
         return replace(
             self.options,
@@ -137,7 +137,7 @@ class Evolution:
             project=task.folder.parent,
             name=task.folder.name,
             exist_ok=True,
-            noval=not self.options.image_weights,  # which go by the scores of each epoch
+            noval=not self.options.image_weights,  # they need the scores of each epoch
             nosave=True,
             noplots=True,
             save_period=-1,
@@ -163,7 +163,7 @@ class Evolution:
             )
 
     def _tell(self, outcome: Outcome, outcomes: Sequence[Outcome], seconds: float) -> None:
-        """What came of a generation, which is the best, how long the others take at so many seconds each."""
+        """Print a generation's outcome, the best one so far and the time left at `seconds` per generation."""
         result = f"failed, {outcome.failure}" if outcome.failure else f"fitness {outcome.fitness:.4f}"
         best, left = best_of(outcomes), max(self.count - len(outcomes), 0)
         so_far = f"; the best is generation {best.number} with {best.fitness:.4f}" if best else ""
@@ -190,7 +190,7 @@ class Evolution:
 
 
 def outcome_of(task: Task) -> Outcome:
-    """What came of a generation, from the last row of its results.csv."""
+    """Return the outcome of a generation, from the last row of its results.csv."""
     columns = read_results(task.folder / "results.csv")
     last = {name: float(values[-1]) for name, values in columns.items() if len(values)}
     losses = [name for name in last if name.startswith("train/") and name.endswith("_loss")]
@@ -199,15 +199,15 @@ def outcome_of(task: Task) -> Outcome:
         return Outcome(task.number, task.hyp, 0.0, {}, "its losses are no finite numbers")
     if not scores or not all(map(math.isfinite, scores.values())):
         return Outcome(task.number, task.hyp, 0.0, {}, "its scores are no finite numbers")
-    value = round(fitness(scores[METRICS[2]], scores[METRICS[3]]), 8)  # of which the row has as many digits
+    value = round(fitness(scores[METRICS[2]], scores[METRICS[3]]), 8)  # results.csv has as many digits
     return Outcome(task.number, task.hyp, value, scores)
 
 
 def opened(options: AnyOptions) -> tuple[Path, AnyOptions, Hyperparameters]:
-    """The folder of an evolution, made where it is new, its options and the values that it begins with.
+    """Return the folder of an evolution, created if it is new, its options and initial hyperparameters.
 
     Raises:
-        UserError: it was begun with other options or values, or `--resume` names none.
+        UserError: it was started with other options or values, or `--resume` names no evolution.
     """
     if options.resume is not None:
         if "epochs" in options.given:
@@ -232,7 +232,7 @@ def opened(options: AnyOptions) -> tuple[Path, AnyOptions, Hyperparameters]:
 
 
 def remove_traces(folder: Path) -> None:
-    """Removes an evolution in which no generation has begun, and folders above it that nothing is in."""
+    """Remove an evolution in which no generation has started, and parent folders that are empty then."""
     for name in (OPTIONS_NAME, HYP_NAME, LOCK_NAME):
         (folder / name).unlink(missing_ok=True)
     for place in (folder, folder.parent, folder.parent.parent):
@@ -267,7 +267,7 @@ def _saved_options(options_class: type[AnyOptions], folder: Path) -> AnyOptions:
 
 
 def _check_same(folder: Path, options: TrainOptions, start: Hyperparameters) -> None:
-    """Raises UserError where scores of an evolution that is there could not be compared with new ones."""
+    """Raise UserError if scores of the existing evolution would not be comparable with new ones."""
     saved = options_to_dict(_saved_options(type(options), folder))
     now: dict[str, Any] = lasting(options)
     differing = [

@@ -1,4 +1,4 @@
-"""How strong each loss's gradient is, seen on its way through the ordinary backward pass."""
+"""Gradient norm of each loss, measured during the ordinary backward pass."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from utils.batch import StudentOutput
 
 
 class GradientTaps:
-    """Gives each loss its own view of a network's output and adds up what comes back through it.
+    """Gives each loss its own view of a network's output and sums the gradients that flow back through it.
 
-    Measured is the gradient at the inputs of the Detect layer; where nothing trained leads to one of them
-    (`--freeze`), at its outputs. The head turns the one into the other, a product of matrices a level, and
-    no loss is differentiated twice.
+    The gradient is measured at the inputs of the Detect layer, or at its outputs if nothing trained leads to
+    one of the inputs (`--freeze`). The head maps output gradients to its inputs with one matrix product per
+    level, so that no loss needs a backward pass of its own.
     """
 
     def __init__(self, model: Model, output: StudentOutput) -> None:
-        """`output` is one forward pass of the model."""
+        """`output` is that of one forward pass of the model."""
         self._head, self._output = model.head, output
         self._at_inputs = all(feature.requires_grad for feature in output.features)
-        self._slopes: list[dict[int, Tensor]] = []  # of each loss, by level
+        self._slopes: list[dict[int, Tensor]] = []  # per loss: gradients by level
 
     def view(self) -> StudentOutput:
-        """The output for the next loss."""
+        """Return the view of the output for the next loss."""
         slopes: dict[int, Tensor] = {}
         self._slopes.append(slopes)
         head, at_inputs = self._head, self._at_inputs
@@ -44,7 +44,7 @@ class GradientTaps:
         return StudentOutput(features, _seen(self._output.levels, of_level))
 
     def squares(self) -> Tensor:
-        """The squared norm of each loss's gradient, (losses,) float32, once the backward pass is over."""
+        """Return each loss's squared gradient norm, (losses,) float32; call it after the backward pass."""
         zero = torch.zeros((), device=self._output.levels[0].device)
         return torch.stack(
             [
@@ -55,7 +55,7 @@ class GradientTaps:
 
 
 def _seen(maps: Sequence[Tensor], hook_of: Callable[[int], Callable[[Tensor], None]]) -> tuple[Tensor, ...]:
-    """Views of the maps whose gradients go through a hook."""
+    """Return views of the feature maps, each with a gradient hook."""
     views = tuple(level.view_as(level) for level in maps)
     for level, view in enumerate(views):
         if view.requires_grad:

@@ -1,9 +1,9 @@
-"""The folder of an evolution: which generations are over, what came of them, and which come next.
+"""The folder of an evolution: finished generations, their outcomes, and which one is next.
 
-Several processes, on one machine or on several that share the folder, may work in it at once. Each takes
-the generations that nobody has, one at a time: it holds the lock of the generation's own folder while
-it trains, and that of the whole evolution while it looks for the next one or writes a result down. A process
-that dies lets go of both, so that another one can take its generation up.
+Several processes, on one machine or on several that share the folder, may work in it at once. Each claims
+free generations one at a time: it holds the lock of the generation's folder while training, and that of
+the whole evolution while choosing the next generation or recording an outcome. A process that dies
+releases both, so that another one can take over its generation.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from utils.errors import UserError
 from utils.training.genes import Ancestor, offspring
 
 CSV_NAME, BEST_NAME, LOCK_NAME = "evolve.csv", "hyp_evolved.yaml", ".evolve.lock"
-HYP_NAME = "hyp.yaml"  # of a generation, in its folder; in the evolution's those that it began with
+HYP_NAME = "hyp.yaml"  # of a generation, in its folder; in the evolution's folder, the initial ones
 _FOLDER = re.compile(r"generation(\d+)")
 _NUMBER, _FITNESS, _FAILURE = "generation", "fitness", "failure"
 
 
 @dataclass(frozen=True)
 class Task:
-    """A generation that this process is to train: its number (0-based), its folder, its hyperparameters."""
+    """A generation for this process to train: number (0-based), folder and hyperparameters."""
 
     number: int
     folder: Path
@@ -48,7 +48,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a generation: scores by the columns of results.csv; why it failed, "" where it did not."""
+    """The outcome of a generation: scores by column of results.csv; why it failed, "" if it did not."""
 
     number: int
     hyp: Hyperparameters
@@ -58,17 +58,17 @@ class Outcome:
 
 
 class Generations:
-    """The generations of an evolution, those of other processes among them."""
+    """The generations of an evolution, including those of other processes."""
 
     def __init__(self, folder: Path, start: Hyperparameters, seed: int, warn: Callable[[str], None]) -> None:
-        """`folder` is there; `start` and `seed` are those that the evolution began with."""
+        """`folder` exists; `start` and `seed` are those the evolution was started with."""
         self.folder, self.start, self.seed, self._warn = folder, start, seed, warn
         self._lock, self._csv = folder / LOCK_NAME, folder / CSV_NAME
 
     def begin(self, count: int) -> Task | None:
-        """The next generation of `count`, claimed for this process; None where none is left to begin.
+        """Claim the next of `count` generations for this process; return None if none is left.
 
-        One that a process has left behind goes first, with the hyperparameters that it had.
+        A generation abandoned by another process comes first and keeps its hyperparameters.
         """
         with one_at_a_time(self._lock) as is_locked:
             if not is_locked:
@@ -91,9 +91,9 @@ class Generations:
             return self._task(new, folder, over)
 
     def record(self, outcome: Outcome, conclude: Callable[[Sequence[Outcome]], None]) -> list[Outcome]:
-        """Writes down what came of a generation and removes its folder; gives all outcomes so far.
+        """Record an outcome, remove the generation's folder and return all outcomes so far.
 
-        conclude: is given them while no other process changes them.
+        conclude: called with the outcomes while the lock keeps other processes from changing them.
         """
         with one_at_a_time(self._lock):
             outcomes = self.outcomes()
@@ -108,17 +108,17 @@ class Generations:
         return outcomes
 
     def withdraw(self, task: Task) -> bool:
-        """Undoes `begin`; gives whether nothing is left of any generation."""
+        """Undo `begin`; return whether the evolution has no finished or started generation left."""
         with one_at_a_time(self._lock):
             release_folder(task.folder)
             self._remove([task.folder])
             return not self._csv.exists() and not self._folders()
 
     def outcomes(self) -> list[Outcome]:
-        """What came of the generations that are over, by their numbers.
+        """Return the outcomes of finished generations, sorted by number.
 
         Raises:
-            UserError: a row of evolve.csv is none of an evolution.
+            UserError: a row of evolve.csv is invalid.
         """
         if not self._csv.exists():
             return []
@@ -127,7 +127,7 @@ class Generations:
         return [found[number] for number in sorted(found)]
 
     def at_work(self) -> list[int]:
-        """The numbers of generations that have begun and are not over."""
+        """Return the numbers of the generations that have started but not finished."""
         over = {outcome.number for outcome in self.outcomes()}
         return sorted(set(self._folders()) - over)
 
@@ -160,7 +160,7 @@ class Generations:
         return {number: numbered[number] for number in sorted(numbered)}
 
     def _remove(self, folders: Any) -> None:
-        """Removes folders of generations that no process has; what a network disk still holds goes later."""
+        """Remove generation folders that no process has claimed; files still held by a network disk stay."""
         for folder in folders:
             if folder.is_dir() and try_claim(folder):
                 release_folder(folder)
@@ -168,13 +168,13 @@ class Generations:
 
 
 def best_of(outcomes: Sequence[Outcome]) -> Outcome | None:
-    """The fittest, of equal ones the first; None where none has any fitness."""
+    """Return the fittest outcome, the first on a tie; None if no fitness is above 0."""
     best = max(outcomes, key=lambda outcome: outcome.fitness, default=None)
     return best if best is not None and best.fitness > 0 else None
 
 
 def write_best(path: Path, outcomes: Sequence[Outcome]) -> None:
-    """Writes the hyperparameters of the best generation for `--hyp`, with what they came to."""
+    """Write the hyperparameters of the best generation for `--hyp`, with its scores as comments."""
     best = best_of(outcomes)
     if best is None:
         return
@@ -184,7 +184,7 @@ def write_best(path: Path, outcomes: Sequence[Outcome]) -> None:
 
 
 def _table(outcomes: Sequence[Outcome]) -> str:
-    """The rows of evolve.csv; values are written so that reading gives the same number."""
+    """Return the content of evolve.csv; values are written so that reading restores the exact numbers."""
     scores = list(dict.fromkeys(name for outcome in outcomes for name in outcome.scores))
     values = [name for name in settings_of(Hyperparameters) if name in outcomes[0].hyp.to_dict()]
     buffer = io.StringIO()

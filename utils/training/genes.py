@@ -1,6 +1,6 @@
-"""Hyperparameters that change from generation to generation: which, how far, and from whom they come.
+"""Mutation of hyperparameters between generations: which ones, by how much, and from which parent.
 
-Pure functions of what they are given: the same rows, number and seed give the same values.
+Pure functions: the same ancestors, generation number and seed give the same values.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ import numpy as np
 
 from utils.config.hyperparameters import Hyperparameters
 
-PARENTS = 5  # so many of the best may have offspring
-CHANCE = 0.8  # of each value to change
-SIGMA = 0.2  # of the normal distribution of a change's logarithm, for a gain of 1
-DIGITS = 5  # significant, of a changed value
-_STREAM = 3  # apart from the streams of the pictures
+PARENTS = 5  # how many of the best may have offspring
+CHANCE = 0.8  # probability that a value changes
+SIGMA = 0.2  # standard deviation of the logarithm of a change, for a gain of 1
+DIGITS = 5  # significant digits of a changed value
+_STREAM = 3  # random stream, distinct from those of the images
 
 
 @dataclass(frozen=True)
 class Gene:
-    """How far a value may move: `gain` times SIGMA in a generation, and from `low` to `high` in all."""
+    """How far a value may move: `gain` times SIGMA per generation, and between `low` and `high` overall."""
 
     gain: float
     low: float
     high: float
 
 
-# What YOLOv5 lets evolve, with its gains and limits. Left out: what it keeps still too (gain 0: fl_gamma,
-# perspective, fliplr), what has no effect here (iou_t, copy_paste), and `anchors`, another number of which
-# is another network that start weights do not fit.
+# What YOLOv5 evolves, with its gains and limits. Left out: what it keeps fixed as well (gain 0: fl_gamma,
+# perspective, fliplr), what has no effect here (iou_t, copy_paste), and `anchors`: another number of them
+# makes another network, which initial weights do not fit.
 GENES: Mapping[str, Gene] = {
     "lr0": Gene(1, 1e-5, 0.1),
     "lrf": Gene(1, 0.01, 1.0),
@@ -60,7 +60,7 @@ GENES: Mapping[str, Gene] = {
 
 @dataclass(frozen=True)
 class Ancestor:
-    """A generation that is over: its hyperparameters, and how good they were (0 or more)."""
+    """A finished generation: its hyperparameters and its fitness (0 or more)."""
 
     hyp: Hyperparameters
     fitness: float
@@ -69,10 +69,10 @@ class Ancestor:
 def offspring(
     start: Hyperparameters, ancestors: Sequence[Ancestor], generation: int, seed: int
 ) -> Hyperparameters:
-    """The hyperparameters of a generation (0-based); those of generation 0 are `start` itself.
+    """Return the hyperparameters of a generation (0-based); generation 0 is `start` itself.
 
-    ancestors: generations that are over, in the order of their numbers. Those with fitness 0 have no
-    offspring; as long as there are no others, `start` has.
+    ancestors: finished generations, sorted by number. Those with fitness 0 have no offspring; as long as
+    there are no others, `start` is the parent.
     """
     if generation == 0:
         return start
@@ -82,23 +82,23 @@ def offspring(
 
 
 def choose_parent(ancestors: Sequence[Ancestor], rng: np.random.Generator) -> Ancestor | None:
-    """One of the best few, the fitter the likelier; None where none has any fitness."""
+    """Choose one of the best few, fitter ones more likely; None if no fitness is above 0."""
     able = [ancestor for ancestor in ancestors if ancestor.fitness > 0]
     best = sorted(able, key=lambda ancestor: -ancestor.fitness)[:PARENTS]
     if not best:
         return None
     fitness = np.array([ancestor.fitness for ancestor in best])
-    # By what each is ahead of the last: scores of the best lie close together. The last keeps a chance.
+    # Weighted by the lead over the last, as the best scores lie close together. The last keeps a chance.
     lead = fitness - fitness[-1]
     weights = lead + (0.1 * lead[0] or 1.0)
     return best[int(rng.choice(len(best), p=weights / weights.sum()))]
 
 
 def mutated(parent: Hyperparameters, start: Hyperparameters, rng: np.random.Generator) -> Hyperparameters:
-    """Another set of values near the parent's; at least one of them differs.
+    """Return values near the parent's, at least one of which differs.
 
-    Values are multiplied, so that small ones move by little and one of 0, something that is turned off,
-    stays. Where `start` lies beyond a gene's limits they reach to it.
+    Values are multiplied, so that small ones change little and a 0, i.e. something disabled, stays 0. If a
+    value of `start` is beyond a gene's limits, they extend to it.
     """
     values, first = parent.to_dict(), start.to_dict()
     genes = {name: gene for name, gene in GENES.items() if values[name] > 0}

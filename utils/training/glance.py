@@ -1,4 +1,4 @@
-"""Looks at numbers of a GPU for which nobody waits."""
+"""Reading GPU values without synchronising."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ Arrived = Callable[[], bool]
 
 
 class Glance(Generic[_T]):
-    """A tensor as it was at the look before, which has come to main memory meanwhile.
+    """A tensor's value from an earlier call, copied to the host in the meantime.
 
-    Reading a number of a GPU waits until all that was asked of it is done, and it stands still while the next
-    step is prepared. A number that is a few steps old costs nothing. In main memory a look gives the number
-    of now.
+    Reading a GPU value waits for all queued work, and the GPU then idles while the next step is prepared. A
+    value that is a few steps old costs nothing. For a CPU tensor the current value is returned.
     """
 
     def __init__(self, send: Callable[[Tensor], tuple[Tensor, Arrived]] | None = None) -> None:
-        """`send` begins a copy to main memory and tells when it is there."""
+        """`send` starts a copy to the host and returns it with a function that tells if it has arrived."""
         self._send = send
         self._coming: tuple[Tensor, Arrived, _T] | None = None
 
     def __call__(self, value: Tensor, tag: _T) -> tuple[Tensor, _T] | None:
-        """What has come, with the tag that it went with, None before the first; asks for this one."""
+        """Return the value requested before, with its tag, and request this one; None before the first.
+
+        While the copy is still under way, return None and request nothing.
+        """
         send = self._send
         if send is None:
             if value.device.type != "cuda":
@@ -40,7 +42,7 @@ class Glance(Generic[_T]):
 
 
 def sent_back(value: Tensor) -> tuple[Tensor, Arrived]:
-    """A copy of a GPU's tensor in main memory, and whether it is there."""
+    """Start copying a GPU tensor to pinned memory; return the copy and a function that tells if it's done."""
     host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
     host.copy_(value, non_blocking=True)
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is no finite number: skipped, counted, and the end of a run when many."""
+"""Steps with a non-finite loss or gradient: skipped, counted, and the end of a run if there are many."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from utils.distributed import rank
 from utils.errors import UserError
 from utils.training.glance import Glance
 
-MANY = 10  # updates in a row; a loss scaler needs fewer to find its scale
-INTERVAL = 10  # steps between two looks at a GPU; each finds what the look before has asked for
+MANY = 10  # skipped updates in a row; a loss scaler needs fewer to find its scale
+INTERVAL = 10  # steps between two checks on a GPU; each reads what the one before has requested
 
 
 class DivergedError(UserError):
-    """A run that does not recover from numbers that are none."""
+    """A run that does not recover from non-finite losses or gradients."""
 
 
 class StepGuard:
     """Watches the gradient norms of a run.
 
-    The update itself is skipped by the loss scaler, on the device. What the guard adds: it counts, it
-    puts the statistics of batch norms back that a broken batch has spoilt, after every step and on the
-    device too, and it stops a run that does not recover, with the batch on the disk.
+    The update itself is skipped by the loss scaler, on the device. The guard counts skipped updates; after
+    every step it restores batch norm statistics corrupted by a bad batch, also on the device; and it stops a
+    run that does not recover, saving the batch to disk.
     """
 
     def __init__(self, modules: list[nn.Module], folder: Path | None = None, interval: int = 1) -> None:
-        """`modules` are those whose buffers are watched over, the network and its average.
+        """`modules` are those whose buffers are watched, the network and its EMA.
 
-        folder: where each rank saves its batch, for any one may be the broken one. interval: steps
-        between two looks at the device.
+        folder: where each rank saves its batch, as any rank may have the bad one. interval: steps between two
+        checks of the counts.
         """
         self.folder, self.interval = folder, interval
-        self.skipped = 0  # as far as it was told
-        self._counts = torch.zeros(2)  # of this run: skipped, and skipped in a row
+        self.skipped = 0  # as of the last check
+        self._counts = torch.zeros(2)  # updates of this run: skipped, and skipped in a row
         self._watched = [b for module in modules for b in module.buffers() if b.is_floating_point()]
-        # Views, made once: to make them anew costs more than what is done with them.
+        # Views are created once: creating them costs more than the kernels that use them.
         self._flat = [value.detach().view(-1) for value in self._watched]
         self._good = torch.cat(self._flat) if self._flat else torch.zeros(0)
         self._now = torch.empty_like(self._good)
@@ -51,16 +51,17 @@ class StepGuard:
         self._glance: Glance[None] = Glance()
 
     def note(self, norm: Tensor) -> None:
-        """Takes in the norm of all gradients of an update; does not wait for the device."""
+        """Record the gradient norm of an update, without synchronising with the GPU."""
         bad = (~norm.isfinite()).float()
         self._counts = (self._counts.to(norm.device) + bad) * torch.stack((torch.ones_like(bad), bad))
 
     def check(self, batch: Batch, progress: Progress, terms: Mapping[str, Tensor]) -> str | None:
-        """Mends the statistics and, now and then, looks at the counts; to be called after every step.
+        """Restore the statistics and check the counts every `interval` steps; call it after every step.
 
-        Waits for a GPU only while updates are skipped.
+        Synchronises with the GPU only while updates are being skipped.
 
-        Gives a warning where an update was skipped since. Raises DivergedError when too many were in a row.
+        Returns a warning if updates were skipped since the last check. Raises DivergedError if too many were
+        skipped in a row.
         """
         self.mend()
         if not (self._alert or progress.step % self.interval == 0):
@@ -86,11 +87,11 @@ class StepGuard:
 
     @torch.no_grad()
     def mend(self) -> None:
-        """Puts the last finite number in the place of every one in a buffer that is none.
+        """Replace non-finite values in buffers by the last finite ones.
 
-        A broken batch leaves NaN in running means, which no later batch can average away. It must not wait
-        for the update of its gradients either: with several batches an update the next ones would take what
-        it has left for good. Without a question to the device: this is a handful of kernels a step.
+        A bad batch leaves NaN in running means, which later batches cannot average away. Restoring must not
+        wait for the update either: with gradient accumulation, the batches before it would build on the
+        corrupted statistics. It does not synchronise: a handful of kernels per step.
         """
         if not self._watched:
             return
@@ -99,12 +100,12 @@ class StepGuard:
         torch._foreach_copy_(self._watched, self._mended)
 
     def state_dict(self) -> dict[str, Any]:
-        """The counts, for a run that goes on; waits for the device."""
+        """Return the counts, for resuming; synchronises with the GPU."""
         skipped, in_row = (int(value) for value in self._counts.tolist())
         return {"skipped": skipped, "in_row": in_row, "told": self.skipped}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Goes on from such counts, and from the buffers as they are now."""
+        """Restore the counts; from here on, the buffers as they are now are the last good ones."""
         self._counts = torch.tensor([float(saved["skipped"]), float(saved["in_row"])])
         self.skipped = int(saved["told"])
         self.mend()

@@ -1,4 +1,4 @@
-"""One epoch of training: the same for every set of losses."""
+"""One epoch of training, the same for any set of losses."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from utils.training.optimizer import RateSchedule
 from utils.training.step import TrainingStep
 
 MAX_GRADIENT_NORM = 10.0
-BAR_FACTS = ("Instances", "Size")  # of the last batch, beside the means of the terms
+BAR_FACTS = ("Instances", "Size")  # of the last batch, shown after the mean loss terms
 
 
 @dataclass
 class Meters:
-    """Running means of scalars, summed on the device and read only when shown.
+    """Running means of scalars, accumulated on the device and read only for display.
 
-    sums: for each set of names that came together, their sums and counts, a (2, names) tensor. What is
-    no finite number does not count.
+    sums: for each set of names updated together, a (2, names) tensor of sums and counts. Non-finite values
+    are not counted.
     """
 
     sums: dict[tuple[str, ...], Tensor] = field(default_factory=dict)
     _glance: Glance[tuple[tuple[str, ...], ...]] = field(default_factory=Glance, repr=False)
 
     def update(self, values: dict[str, Tensor]) -> None:
-        """Adds one value of each name."""
+        """Add one value for each name."""
         if not values:
             return
         names = tuple(values)
@@ -50,11 +50,11 @@ class Meters:
         self.sums[names] = self.sums[names] + added if names in self.sums else added
 
     def means(self) -> dict[str, float]:
-        """The mean of each name so far, NaN without a finite value; waits for the device."""
+        """Return the mean of each name so far, NaN without a finite value; synchronises with the GPU."""
         return _means(self.sums.items())
 
     def latest(self) -> dict[str, float]:
-        """The same, on a GPU as it was at the look before; empty at the first. Waits for nothing."""
+        """Like `means` without synchronising: on a GPU, the values of an earlier call (at first none)."""
         if not self.sums:
             return {}
         seen = self._glance(torch.cat(list(self.sums.values()), 1), tuple(self.sums))
@@ -65,7 +65,7 @@ class Meters:
 
 
 def _means(parts: Iterable[tuple[tuple[str, ...], Tensor]]) -> dict[str, float]:
-    """From names and the (2, names) sums and counts of each set of them."""
+    """Compute the means from the (2, names) sums and counts of each set of names."""
     totals: dict[str, list[float]] = {}
     for names, sums in parts:
         for name, total, count in zip(names, *sums.tolist(), strict=True):
@@ -75,7 +75,7 @@ def _means(parts: Iterable[tuple[tuple[str, ...], Tensor]]) -> dict[str, float]:
 
 
 def means_over_ranks(means: dict[str, float]) -> dict[str, float]:
-    """The mean of each value over the ranks that have one."""
+    """Average each value over the ranks where it is finite."""
     parts = from_all(means)
     found = {name: [part[name] for part in parts if math.isfinite(part[name])] for name in means}
     return {name: sum(values) / len(values) if values else math.nan for name, values in found.items()}
@@ -85,7 +85,7 @@ def means_over_ranks(means: dict[str, float]) -> dict[str, float]:
 class MultiScale:
     """Random image sizes, from half to one and a half times the nominal one.
 
-    The size is a pure function of seed and step, so a resumed run draws the same ones.
+    The size is a pure function of seed and step, so a resumed run draws the same sizes.
     """
 
     image_size: int
@@ -93,7 +93,7 @@ class MultiScale:
     seed: int
 
     def __call__(self, batch: Batch, progress: Progress) -> Batch:
-        """The batch with its images resized to multiples of the stride."""
+        """Return the batch with its images resized to multiples of the stride."""
         rng = np.random.default_rng((self.seed, progress.step))
         low, high = self.image_size // 2, self.image_size * 3 // 2 + self.stride
         longest = max(int(rng.integers(low, high)) // self.stride * self.stride, self.stride)
@@ -109,7 +109,7 @@ def _nothing(*_: object) -> None:
 
 @dataclass(frozen=True)
 class EpochHooks:
-    """What a run does around each step: with the batch before it, after it, and with a warning."""
+    """Callbacks around each step: before it, with the batch; after it; and with a warning."""
 
     before: Callable[[Batch, Progress], None] = _nothing
     after: Callable[[Progress], None] = _nothing
@@ -118,9 +118,9 @@ class EpochHooks:
 
 @contextmanager
 def tried_kernels(wanted: bool) -> Iterator[None]:
-    """Lets cuDNN try which kernels are fastest at the first batch of each shape.
+    """Set cuDNN autotuning (`cudnn.benchmark`) within the context.
 
-    For training alone: a validation has many shapes, and trying takes longer than it brings.
+    Only for training: validation has many shapes, and autotuning takes longer than it saves there.
     """
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = wanted
@@ -132,18 +132,16 @@ def tried_kernels(wanted: bool) -> Iterator[None]:
 
 @dataclass
 class Trainer:
-    """Everything an epoch needs, and what goes on from step to step.
+    """Everything an epoch needs, and the state that is carried from step to step.
 
-    amp_dtype: reduced precision of the forward pass, None for float32. multi_scale: see MultiScale.
-    guard: sees to steps that are no finite numbers. show: called with the epoch's loader and the batches
-    that are done, gives the progress bar to iterate over.
-    pending: batches whose gradients wait for the next update. done: batches of the epoch that are
-    done, with their means in `meters` and the time they took in `seconds`; not 0 at the start of an
-    epoch that an earlier process began.
-    whole: whether all of this belongs to the same batch, as it does but within a step.
+    amp_dtype: autocast dtype of the forward pass, None for float32. multi_scale: see MultiScale.
+    guard: handles steps with non-finite numbers.
+    pending: batches whose gradients await the next update. done: finished batches of the epoch, with their
+    means in `meters` and the time they took in `seconds`; not 0 when resuming in the middle of an epoch.
+    whole: whether all of this state belongs to the same batch, as it does except within a step.
     parallel: the step in DistributedDataParallel, None in a single process. fixed_shapes: whether all
-    batches but the last have one shape. tries_kernels: whether a GPU's kernels are tried out for it.
-    gradients_stay: whether updates zero the gradients instead of forgetting them.
+    batches but the last have one shape. tries_kernels: whether to use cuDNN autotuning.
+    gradients_stay: whether updates zero the gradients instead of setting them to None.
     """
 
     step: TrainingStep
@@ -166,7 +164,7 @@ class Trainer:
     gradients_stay: bool = False
 
     def __post_init__(self) -> None:
-        """Gathers what every update needs."""
+        """Collect the parameters that every update needs."""
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def run_epoch(
@@ -177,7 +175,11 @@ class Trainer:
         show: Callable[[TrainLoader, int], tqdm[Batch]],
         hooks: EpochHooks = EpochHooks(),  # noqa: B008 (frozen)
     ) -> dict[str, float]:
-        """Trains on the batches of the loader that are not done yet; gives the means of the epoch."""
+        """Train on the remaining batches of the loader; return the means of the epoch.
+
+        show: called with the loader and the number of finished batches; returns the progress bar to iterate
+        over.
+        """
         self.step.train()
         loader.set_epoch(epoch, self.done)
         with tried_kernels(self.tries_kernels):
@@ -202,16 +204,16 @@ class Trainer:
                 means = self.meters.means() if is_last else self.meters.latest()
                 facts = dict(zip(BAR_FACTS, (len(batch.targets), max(batch.images.shape[2:])), strict=True))
                 bar.set_postfix({**means, **facts}, refresh=False)
-            now = time.monotonic()  # without a wait for the device: the batches' sum is right all the same
+            now = time.monotonic()  # without a GPU synchronisation: the sum over batches is still right
             self.seconds, since = self.seconds + now - since, now
             hooks.after(progress)
 
     def begin_epoch(self) -> None:
-        """Forgets the batches of the epoch before."""
+        """Reset the counts, means and time of the previous epoch."""
         self.done, self.meters, self.seconds = 0, Meters(), 0.0
 
     def train_on(self, batch: Batch, progress: Progress) -> tuple[Batch, dict[str, Tensor]]:
-        """A step with a batch of the loader; gives it as the network saw it, and its terms."""
+        """Run a step with a batch from the loader; return the batch as the network saw it, and its terms."""
         self.schedule.set_rates(self.optimizer, progress)
         batch = batch.to(self.device).to_float()
         if self.multi_scale is not None:
@@ -219,7 +221,7 @@ class Trainer:
         return batch, self.run_batch(batch, progress)
 
     def run_batch(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """Forward, backward and, when enough gradients have come together, an update."""
+        """Run forward and backward pass, and an update once enough gradients have accumulated."""
         with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
             terms: dict[str, Tensor] = (self.parallel or self.step)(batch, progress)
         total = torch.stack([value.float() for value in terms.values()]).sum()
@@ -231,22 +233,22 @@ class Trainer:
         return {**terms, **gauges}
 
     def keep_gradients(self) -> None:
-        """Lets every parameter have one gradient tensor for good."""
+        """Give every trained parameter a gradient tensor that persists across updates."""
         self.gradients_stay = True
         for parameter in self._parameters:
             if parameter.requires_grad and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
 
     def update(self) -> None:
-        """Clips the gradients, moves the weights and the average; leaves them where one is not finite.
+        """Clip the gradients and update weights and EMA; a non-finite gradient leaves the weights unchanged.
 
-        The scaler skips on the device, without the host having to know.
+        The scaler skips the optimizer step on the device, so the host need not synchronise.
         """
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, MAX_GRADIENT_NORM)
         self.guard.note(norm)
         self.scaler.step(self.optimizer)
-        # Without a loss scale in float16 the scaler has nothing to look for.
+        # Only float16 uses loss scaling; otherwise the scale stays at 1.
         self.scaler.update(None if self.amp_dtype is torch.float16 else 1.0)
         self.optimizer.zero_grad(set_to_none=not self.gradients_stay)
         self.ema.update(self.step.model)

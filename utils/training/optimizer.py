@@ -1,4 +1,4 @@
-"""The optimizer and its rates."""
+"""The optimizer and its learning rates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BIASES, WEIGHTS, NORMS = 0, 1, 2  # order of the parameter groups
 
 
 def parameter_groups(modules: Sequence[nn.Module]) -> list[list[nn.Parameter]]:
-    """Trainable parameters as biases, decayed weights and norm weights (the indices above)."""
+    """Return the trainable parameters as biases, decayed weights and norm weights (the indices above)."""
     groups: list[list[nn.Parameter]] = [[], [], []]
     for module in (part for root in modules for part in root.modules()):
         for name, parameter in module.named_parameters(recurse=False):
@@ -37,9 +37,9 @@ def build_optimizer(
     momentum: float,
     weight_decay: float,
 ) -> Optimizer:
-    """SGD with Nesterov momentum, Adam or AdamW, with decay on weights alone.
+    """Build SGD with Nesterov momentum, Adam or AdamW, with weight decay on weights only.
 
-    The update runs in the fused kernels of torch: one pass over all parameters instead of several.
+    Uses torch's fused kernels: one pass over all parameters instead of several.
     """
     groups = parameter_groups(modules)
     settings = [
@@ -55,11 +55,11 @@ def build_optimizer(
 
 
 def _start_momentum_at_zero(optimizer: Optimizer, groups: Sequence[Sequence[nn.Parameter]]) -> None:
-    """Gives every parameter its momentum, of zeros, before the first step.
+    """Give every parameter a zeroed momentum buffer before the first step.
 
-    Left to itself the fused kernel makes it of memory as it comes, for the first step to fill. When the
-    loss scaler skips that step (an overflow is likely there), the next one takes what is in it for
-    momentum. With zeros the first step is the same: 0 * momentum + gradient.
+    The fused kernel would otherwise allocate uninitialised memory, which the first step fills. If the loss
+    scaler skips that step (an overflow is likely there), the next one would use the garbage as momentum.
+    With zeros the first step is the same: 0 * momentum + gradient.
     """
     for parameter in (p for group in groups for p in group):
         momentum = torch.zeros_like(parameter, memory_format=torch.preserve_format)
@@ -68,12 +68,12 @@ def _start_momentum_at_zero(optimizer: Optimizer, groups: Sequence[Sequence[nn.P
 
 @dataclass(frozen=True)
 class RateSchedule:
-    """Learning rates, momentum and accumulation as pure functions of progress.
+    """Learning rates, momentum and gradient accumulation as pure functions of progress.
 
-    rate: base learning rate; final: its factor at the last epoch; cosine: fall along a cosine, else a
-    line. warmup_epochs of linear warm-up (at least 100 steps), in which biases start from
-    warmup_bias_rate and all else from 0, and momentum from warmup_momentum. Gradients of batches of
-    batch_size add up to nominal_batch pictures an update.
+    rate: base learning rate; final: its factor at the end of the run; cosine: cosine decay instead of
+    linear. Over warmup_epochs of linear warm-up (at least 100 steps) the learning rate of biases starts from
+    warmup_bias_rate, all others from 0, and momentum from warmup_momentum. Gradients of batches of
+    batch_size images accumulate to nominal_batch images per update.
     """
 
     rate: float
@@ -87,24 +87,24 @@ class RateSchedule:
     nominal_batch: int = 64
 
     def epoch_factor(self, epoch: int, epochs: int) -> float:
-        """The factor on the base rate in an epoch (0-based)."""
+        """Return the factor on the base learning rate in an epoch (0-based)."""
         done = epoch / epochs
         fall = (1 - math.cos(done * math.pi)) / 2 if self.cosine else done
         return 1 - fall * (1 - self.final)
 
     def accumulate(self, progress: Progress) -> int:
-        """Over how many batches gradients add up before an update."""
+        """Return the number of batches whose gradients accumulate before an update."""
         return max(
             1, round(1 + (self.nominal_batch / self.batch_size - 1) * progress.warmed(self.warmup_epochs))
         )
 
     def set_rates(self, optimizer: Optimizer, progress: Progress) -> None:
-        """Writes learning rates and momentum of this step into the optimizer."""
+        """Set the optimizer's learning rates and momentum for this step."""
         warmed = progress.warmed(self.warmup_epochs)
         target = self.rate * self.epoch_factor(progress.epoch, progress.epochs)
         momentum = self.warmup_momentum + (self.momentum - self.warmup_momentum) * warmed
         for index, group in enumerate(optimizer.param_groups):
             start = self.warmup_bias_rate if index == BIASES else 0.0
             group["lr"] = start + (target - start) * warmed
-            if "momentum" in group:  # SGD alone; the betas of Adam stay
+            if "momentum" in group:  # SGD only; Adam's betas stay fixed
                 group["momentum"] = momentum

@@ -1,4 +1,4 @@
-"""Why a run that stopped early has nothing left to train."""
+"""Why a resumed run has nothing left to train."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from utils.evaluation.best import Best
 
 
 def stop_reason(options: TrainOptions, done: int, best: Best) -> str:
-    """Why a run that goes on after `done` epochs has nothing left to train; empty where it has.
+    """Return why a run resumed after `done` epochs has nothing left to train, an empty string if it has.
 
-    It may have stopped early. Who then gives --epochs or --patience anew wants it to go on.
+    It may have stopped early; giving --epochs or --patience again means that it should continue.
     """
     if done >= options.epochs:
         all_done = f"all {done} epochs are done" if done > 1 else "its only epoch is done"

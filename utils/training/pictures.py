@@ -1,4 +1,4 @@
-"""The pictures that a run leaves in its folder."""
+"""Plots that a run saves in its folder."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ TRAINING_BATCHES = 3
 
 
 class RunPictures:
-    """Training batches, label statistics, validation batches, curves; nothing when not `enabled`.
+    """Plots of training batches, label statistics, validation batches and curves; none unless `enabled`.
 
-    Weights and scores matter more: where a picture cannot be written the run warns and goes on without.
+    Weights and scores matter more: if a plot cannot be written, the run warns and continues without plots.
     """
 
     def __init__(
         self, folder: Path, index: DatasetIndex, warn: Callable[[str], None], *, enabled: bool
     ) -> None:
-        """`index` is the training split's; `warn` gets a sentence where a picture cannot be written."""
+        """`index` is that of the training split; `warn` gets a message if a plot cannot be written."""
         self.folder, self.index, self.enabled, self._warn = folder, index, enabled, warn
         self.disagreements: list[DisagreementPictures] = []
 
     @contextmanager
     def _attempt(self) -> Iterator[None]:
-        """Within it a picture may fail to be written; further ones are then left out."""
+        """Catch a failure to write a plot, warn and disable further plots."""
         try:
             yield
         except UserError as error:
@@ -44,7 +44,7 @@ class RunPictures:
             self.enabled = False
 
     def labels(self) -> None:
-        """labels.jpg: how many, where and how large the labels are."""
+        """Save labels.jpg: number, position and size of the labels."""
         if self.enabled:
             from utils.reporting.plots import plot_labels  # matplotlib takes half a second to import
 
@@ -53,7 +53,7 @@ class RunPictures:
                 plot_labels(self.folder / "labels.jpg", labels, self.index.names, unlabelled)
 
     def training_batch(self, batch: Batch, progress: Progress) -> None:
-        """train_batch0.jpg to train_batch2.jpg: what the network gets to see."""
+        """Save train_batch0.jpg to train_batch2.jpg: the first batches as they come from the loader."""
         if self.enabled and progress.step < TRAINING_BATCHES:
             with self._attempt():
                 plot_batch(
@@ -68,11 +68,11 @@ class RunPictures:
     def observers(
         self, model: Model, others: Mapping[str, Model], settings: EvaluationSettings
     ) -> list[Observer]:
-        """What draws in the final evaluation: val_batch0_labels.jpg and val_batch0_pred.jpg, and so on.
+        """Return the observers of the final evaluation: val_batch0_labels.jpg, val_batch0_pred.jpg and so on.
 
-        others: networks that answer to the same pictures in the same classes, by what to call them. Where
-        they and the model disagree most goes into disagreement.jpg and objectness.jpg, with a number for
-        the second and each further one.
+        others: networks to run on the same images, with outputs in the same classes, by display name. The
+        images on which they and the model disagree most go into disagreement.jpg and objectness.jpg,
+        numbered from the second network on.
         """
         if not self.enabled:
             return []
@@ -90,7 +90,7 @@ class RunPictures:
         return [draw_batch, *self.disagreements]
 
     def finish(self, result: EvaluationResult) -> None:
-        """The curves of scores and of the whole run, and the confusion matrix."""
+        """Save the score curves, the confusion matrix, the curves of the whole run and the disagreements."""
         if self.enabled:
             from utils.reporting.plots import plot_results  # matplotlib takes half a second to import
 

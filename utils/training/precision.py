@@ -1,4 +1,4 @@
-"""In which precision a run computes, and whether that is safe for its network."""
+"""The precision a run computes in, and whether that is safe for its network."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from utils.errors import UserError
 from utils.evaluation.evaluate import evaluation_mode
 from utils.training.loop import Trainer
 
-MEAN_TOLERANCE, WORST_TOLERANCE = 0.01, 0.2  # of probabilities; bf16 keeps three digits of each product
+MEAN_TOLERANCE, WORST_TOLERANCE = 0.01, 0.2  # error of probabilities; bf16 keeps three digits of each product
 
 
-# Names of what a CPU can, in torch's list, with which it multiplies bf16 faster than float32.
+# CPU capabilities, as torch names them, with which bf16 products are faster than float32.
 CPU_BF16 = ("amx_bf16", "avx512_bf16", "avx10_2", "bf16", "sve_bf16")
 
 
 def amp_dtype(wanted: bool, kind: str, device: torch.device) -> torch.dtype | None:
-    """The reduced precision of the forward pass: on a GPU bf16 where it computes that, else fp16.
+    """Return the autocast dtype of the forward pass: on a GPU bf16 if it supports that, else fp16.
 
-    None is float32: on a CPU, unless bf16 is asked for. Raises UserError where the device has no such
+    None is float32: on a CPU, unless bf16 is requested. Raises UserError if the device lacks the requested
     precision.
     """
     if device.type == "cuda":
@@ -47,9 +47,9 @@ def amp_dtype(wanted: bool, kind: str, device: torch.device) -> torch.dtype | No
 
 
 def teacher_dtype(wanted: bool, kind: str, device: torch.device) -> torch.dtype | None:
-    """The reduced precision of networks that are only asked: that of the run, `amp_dtype`.
+    """Return the autocast dtype for networks that are only evaluated: that of the run, see `amp_dtype`.
 
-    Beside a run in float32 it is bf16 on a CPU that computes it: answers need no more than that.
+    If the run uses float32, it is bf16 on a CPU with bf16 instructions: inference needs no more.
     """
     dtype = amp_dtype(wanted, kind, device)
     if dtype is None and wanted and device.type == "cpu" and cpu_computes_bf16():
@@ -58,8 +58,8 @@ def teacher_dtype(wanted: bool, kind: str, device: torch.device) -> torch.dtype 
 
 
 def cpu_computes_bf16() -> bool:
-    """Whether this machine's CPU has instructions for bf16; without, torch converts back and forth."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)  # a torch before 2.12 does not tell
+    """Return whether the CPU has bf16 instructions; without them torch converts back and forth."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)  # missing before torch 2.12
     able: Mapping[str, bool] = capabilities()
     return any(able.get(name) for name in CPU_BF16)
 
@@ -71,13 +71,13 @@ def settle_precision(
     scoring: Iterable[Batch],
     warn: Callable[[str], None],
 ) -> None:
-    """Turns reduced precision off where a network says something else in it than in float32.
+    """Turn reduced precision off if a network's outputs in it differ too much from float32.
 
-    That of the step, where it computes in `dtype`, and those that its losses have `asked`, by what to call
-    them, which then compute in it; beside a step in float32 they may be the only ones. `scoring` has pictures
-    to look at.
+    This checks the step's network, if it trains in `dtype`, and those its losses evaluate (`asked`, by
+    display name), which then run in `dtype`; if the step uses float32, only these are checked. `scoring`
+    provides the images.
     """
-    if not all(from_all(dtype is not None)):  # processors may differ
+    if not all(from_all(dtype is not None)):  # CPUs may differ between ranks
         dtype = None
     learning = {} if trainer.amp_dtype is None else {"this network": trainer.step.model}
     networks = {**learning, **asked}
@@ -94,9 +94,9 @@ def settle_precision(
 
 
 def disagreeing(networks: Mapping[str, Model], images: Tensor | None, dtype: torch.dtype) -> list[str]:
-    """The networks, by what to call them, that do not agree on every rank; see `agrees`.
+    """Return the names of the networks for which `agrees` fails on some rank.
 
-    images: (B, 3, H, W), 0..1; None where a rank has none.
+    images: (B, 3, H, W), 0..1; None on a rank without any.
     """
     return [
         name
@@ -107,10 +107,10 @@ def disagreeing(networks: Mapping[str, Model], images: Tensor | None, dtype: tor
 
 @torch.no_grad()
 def agrees(model: Model, images: Tensor, dtype: torch.dtype) -> bool:
-    """Whether a network says of images (B, 3, H, W), 0..1, in reduced precision what it says in float32.
+    """Return whether outputs for images (B, 3, H, W), 0..1, in reduced precision match those in float32.
 
-    Compared are the probabilities of all cells. Some cards and some networks (logits beyond what
-    float16 holds) give NaN or noise. The model comes back in the mode it came in.
+    Compares the probabilities of all cells. Some GPUs and some networks (logits beyond the float16 range)
+    give NaN or noise. The model is returned in its previous mode.
     """
     with evaluation_mode(model):
         exact = model.forward_head(model.forward_features(images))

@@ -1,4 +1,4 @@
-"""What a run writes down of each epoch: results.csv, times.csv, and the loggers that are asked for."""
+"""Per-epoch records of a run: results.csv, times.csv and the requested loggers."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from utils.training.table import columns_of
 
 
 class RunRecords:
-    """Rows an epoch, of the first rank alone.
+    """Per-epoch records of a run, written by rank 0 only.
 
-    Times have a file of their own: results.csv of two runs with the same seed is the same file, however
-    often one of them was stopped, and what a clock says never is.
+    Times have a file of their own: results.csv is then identical for two runs with the same seed, however
+    often one of them was stopped, which wall-clock times never are.
     """
 
     def __init__(self, folder: Path, step: TrainingStep, start_epoch: int, loggers: Loggers) -> None:
-        """Goes on with the files that are there, see `ResultsWriter`."""
+        """Continue existing files, see `ResultsWriter`."""
         self.results = ResultsWriter(folder / RESULTS_NAME, columns_of(step), start_epoch)
         self.times = ResultsWriter(folder / TIMES_NAME, TIMES, start_epoch)
         self.folder, self.loggers = folder, loggers
@@ -29,16 +29,16 @@ class RunRecords:
     def add(
         self, epoch: int, row: Mapping[str, float | None], train_seconds: float, val_seconds: float | None
     ) -> None:
-        """Writes down an epoch (0-based); `val_seconds` None where it was not scored."""
+        """Write the row of an epoch (0-based); `val_seconds` is None if it was not validated."""
         seconds = dict(zip(TIMES, (epoch, round(train_seconds, 3), val_seconds), strict=True))
         self.results.append(row)
         self.times.append(seconds)
         self.loggers.epoch(epoch, {name: v for name, v in {**row, **seconds}.items() if name != "epoch"})
 
     def references(self, scores: Mapping[str, tuple[float, float]], *, anew: bool) -> None:
-        """Writes down mAP50 and mAP50-95 of other networks on the validation split, by their names.
+        """Write mAP50 and mAP50-95 of other networks on the validation split, by name.
 
-        anew: the run begins; what an earlier one in this folder knew of its teachers goes.
+        anew: the run is new; references that an earlier run left in this folder are deleted.
         """
         if anew:
             (self.folder / REFERENCES_NAME).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""A few steps of a run that does not take place, to say how long it would take and what it needs."""
+"""A few trial steps of a dry run, to estimate its time and memory."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from utils.reporting.console import duration
 from utils.training.loop import Trainer
 from utils.words import counted
 
-STEPS = 4  # the first, which also sets up what later ones find ready, and some to be timed
+STEPS = 4  # one to warm up, and some to be timed
 
 Score = Callable[[list[Batch]], object]  # evaluates the network on these batches
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much a run has to do: its epochs, those of them that are scored, and batches that score one."""
+    """The work of a run: its epochs, how many of them are validated, and batches per validation."""
 
     epochs: int
     scored: int
@@ -35,9 +35,9 @@ class Plan:
 def rehearse(
     trainer: Trainer, loader: TrainLoader, scoring: DataLoader[Batch], score: Score, plan: Plan
 ) -> str:
-    """Trains on the first batches and scores one; gives lines that say what the whole run takes.
+    """Train on the first batches and score one; return lines that say what the whole run would take.
 
-    Every rank has to come here: they take the same steps. The networks are not what they were then.
+    Must be called on every rank, as all take the same steps. Changes the networks.
     """
     step = _seconds_of_a_step(trainer, loader, plan.epochs)
     scoring_batch = _seconds_of_scoring(scoring, score)
@@ -52,9 +52,9 @@ def rehearse(
 
 
 def _seconds_of_a_step(trainer: Trainer, loader: TrainLoader, epochs: int) -> float:
-    """The median time from batch to batch, waiting for it included; without the first where there are more.
+    """Return the median time per step, data loading included; without the first step if there are more.
 
-    Not the mean: a GPU records a teacher's pass in one of them.
+    Not the mean: on a GPU one of the steps captures a teacher's forward pass as a CUDA graph.
     """
     trainer.step.train()
     loader.set_epoch(0)
@@ -70,7 +70,7 @@ def _seconds_of_a_step(trainer: Trainer, loader: TrainLoader, epochs: int) -> fl
 def _seconds_of_scoring(scoring: DataLoader[Batch], score: Score) -> float:
     batch = next(iter(scoring), None)  # there may be fewer batches than ranks
     batches = [] if batch is None else [batch]
-    score(batches)  # sets up what the next time finds ready
+    score(batches)  # warm-up
     begun = time.perf_counter()
     score(batches)
     return time.perf_counter() - begun
@@ -82,7 +82,7 @@ def _wait_for(device: torch.device) -> None:
 
 
 def _memory(device: torch.device) -> str:
-    """The most that this process has had so far, on the GPU or, without one, of the machine's memory."""
+    """Return the peak memory of this process so far: on the GPU or, without one, in main memory."""
     if device.type == "cuda":
         whole = torch.cuda.get_device_properties(device).total_memory
         return f"{_gib(torch.cuda.max_memory_reserved(device))} of {_gib(whole)} on {device}"

@@ -1,10 +1,10 @@
 """Networks, and with them the losses, as CUDA graphs.
 
-A forward pass of a network is some hundred kernels, a backward pass twice as many, and the processor has to
-launch each. On a fast GPU that takes longer than the kernels do. Recorded once, they are launched together.
+A network's forward pass is some hundred kernels, its backward pass twice as many, each launched by the
+CPU. On a fast GPU that takes longer than the kernels do. Captured once, they are launched together.
 
-The weights stay where they are, so that optimizer, average, weight files and the state of a run know nothing
-of it; what is replayed are the same kernels on the same tensors.
+The weights stay in place, so optimizer, EMA, weight files and run state are unaffected; a replay runs the
+same kernels on the same tensors.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ Warn = Callable[[str], None]
 
 
 class Replayed:
-    """A body of a frozen network, recorded for the shape of which it has first seen a few batches.
+    """The body of a frozen network, captured for the first input shape it has seen a few batches of.
 
-    Batches of other shapes are computed as they come. The maps of a replay lie in the same memory as those
-    of the one before: they are good until the next call.
+    Batches of other shapes are computed eagerly. All replays return the same memory: the feature maps are
+    valid until the next call.
     """
 
     def __init__(self, body: Body, warn: Warn, record: Record | None = None) -> None:
-        """`warn` gets a sentence if recording fails, after which the body goes on as it is."""
+        """`warn` gets a message if capture fails, after which the body runs eagerly."""
         self._body, self._warn = body, warn
         self._record = recorded if record is None else record
         self._replay: Body | None = None
-        self._seen: tuple[object, ...] = ()  # what the record holds for
+        self._seen: tuple[object, ...] = ()  # what the graph is valid for
         self._calls: Counter[tuple[object, ...]] = Counter()
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The maps for images (B, 3, H, W), without gradient."""
+        """Return the feature maps for images (B, 3, H, W), without gradient."""
         kind = kind_of(images)
         if self._replay is not None:
             return self._replay(images) if kind == self._seen else self._body(images)
@@ -64,14 +64,14 @@ class Replayed:
 
 
 class ReplayedStudent:
-    """The student's body: batches of the recorded shape are replayed, forward and backward, in training."""
+    """The student's body: in training, batches of the captured shape are replayed, forward and backward."""
 
     def __init__(self, model: Model, replay: Body, kind: tuple[object, ...], body: Body) -> None:
-        """`kind` of images is replayed, others run through `body`."""
+        """Images of this `kind` are replayed, others run through `body`."""
         self._model, self._replay, self._kind, self._body = model, replay, kind, body
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The maps for images (B, 3, H, W); of a replay they are good until the next call."""
+        """Return the feature maps for images (B, 3, H, W); replayed ones are valid until the next call."""
         is_step = self._model.training and torch.is_grad_enabled()
         body = self._replay if is_step and kind_of(images) == self._kind else self._body
         return body(images)
@@ -79,15 +79,15 @@ class ReplayedStudent:
 
 @torch.no_grad()
 def recorded(body: Body, images: Tensor) -> Body:
-    """The body for images like these, as a CUDA graph.
+    """Capture the body as a CUDA graph for images like these.
 
-    Raises RuntimeError where something in it cannot be recorded.
+    Raises RuntimeError if something in it cannot be captured.
     """
     given = images.clone(memory_format=torch.preserve_format)
     stream = torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]
     graph = torch.cuda.CUDAGraph()
     with on_stream(stream):
-        body(given)  # what libraries set up for a stream is no part of the record
+        body(given)  # per-stream set-up of libraries must not be captured
     with captured(graph, stream):
         maps = body(given)
 
@@ -101,9 +101,9 @@ def recorded(body: Body, images: Tensor) -> Body:
 
 @dataclass(frozen=True)
 class _TrainingRecord:
-    """A forward pass from `given` to `maps`, a backward pass from `slopes`, the gradients of the maps.
+    """A forward pass from `given` to `maps`, and a backward pass from `slopes`, the gradients of the maps.
 
-    A map that nothing trained leads to has no slope.
+    A map that depends on nothing trained has no slope.
     """
 
     given: Tensor
@@ -114,11 +114,11 @@ class _TrainingRecord:
 
 
 class _Passes(torch.autograd.Function):
-    """The recorded passes as a single operation; the parameters' gradients grow within the second one."""
+    """The captured passes as a single operation; its backward pass adds to the parameters' gradients."""
 
     @staticmethod
     def forward(ctx: Any, record: _TrainingRecord, _root: Tensor, images: Tensor) -> tuple[Tensor, ...]:
-        """Replays the forward pass. `_root` takes a gradient, so that the maps do."""
+        """Replay the forward pass. `_root` requires a gradient, so that the maps do."""
         ctx.record = record
         record.given.copy_(images)
         record.forward.replay()
@@ -129,7 +129,7 @@ class _Passes(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[None, None, None]:
-        """Replays the backward pass from the gradients of the maps."""
+        """Replay the backward pass from the gradients of the maps."""
         record = ctx.record
         for slope, gradient in zip(record.slopes, gradients, strict=True):
             if slope is not None:
@@ -139,10 +139,10 @@ class _Passes(torch.autograd.Function):
 
 
 def recorded_training(body: Body, images: Tensor, parameters: Sequence[Tensor]) -> Body:
-    """The body for images like these, its passes in both directions as CUDA graphs.
+    """Capture the body's forward and backward pass as CUDA graphs for images like these.
 
-    parameters: those that are trained, each with a gradient tensor that stays; a replay adds to it. Raises
-    RuntimeError where something cannot be recorded.
+    parameters: the trained ones, each with a persistent gradient tensor, to which a replay adds. Raises
+    RuntimeError if something cannot be captured.
     """
 
     def gradients(maps: tuple[Tensor, ...], slopes: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
@@ -167,7 +167,7 @@ def recorded_training(body: Body, images: Tensor, parameters: Sequence[Tensor]) 
         found = zip(parameters, gradients(maps, slopes), strict=True)
         grown = [(p.grad, new) for p, new in found if p.grad is not None and new is not None]
         torch._foreach_add_([kept for kept, _ in grown], [new for _, new in grown])
-    # Detached: nodes of autograd that stayed alive would tie later backward passes to this stream.
+    # Detached: autograd nodes kept alive would tie later backward passes to this stream.
     record = _TrainingRecord(given, tuple(level.detach() for level in maps), slopes, forward, backward)
     root = torch.zeros((), device=images.device, requires_grad=True)
     return lambda images: cast("tuple[Tensor, ...]", _Passes.apply(record, root, images))
@@ -175,7 +175,7 @@ def recorded_training(body: Body, images: Tensor, parameters: Sequence[Tensor]) 
 
 @contextmanager
 def as_before(model: Model) -> Iterator[None]:
-    """A model in training mode whose statistics and mode are put back afterwards."""
+    """Put a model into training mode; afterwards restore its buffers and its mode."""
     buffers, was_training = list(model.buffers()), model.training
     before = [value.clone() for value in buffers]
     model.train()
@@ -189,22 +189,20 @@ def as_before(model: Model) -> Iterator[None]:
 
 
 def replays_student(trainer: Trainer) -> bool:
-    """Whether a GPU can replay the student: where batches have one shape, and something leads to the maps.
+    """Return whether the student can be replayed: on a GPU, with a fixed batch shape and trained layers.
 
     Not under DistributedDataParallel: it exchanges gradients during the backward pass.
     """
-    layers = trainer.step.model.model[:-1]  # --freeze may leave the head alone
+    layers = trainer.step.model.model[:-1]  # --freeze may leave only the head to train
     trains = any(parameter.requires_grad for layer in layers for parameter in layer.parameters())
     return trainer.device.type == "cuda" and trainer.fixed_shapes and trainer.parallel is None and trains
 
 
 def replay_student(trainer: Trainer, images: Tensor, warn: Warn) -> bool:
-    """Lets the body of a trainer's network be replayed for batches of images like these, (B, 3, H, W).
+    """Capture the body of the trained network for images like these, (B, 3, H, W); return whether it worked.
 
-    Gives whether it is.
-
-    Where the GPU has too little memory for a record beside a batch of another shape, or where something
-    cannot be recorded, the network runs as it is. Gradients are from here on added to tensors that stay.
+    The network runs eagerly if the GPU has too little memory for the graph beside a batch of another shape,
+    or if something cannot be captured. From here on gradients accumulate in persistent tensors.
     """
     trainer.keep_gradients()
     before = reserved_memory(trainer.device)
@@ -220,7 +218,7 @@ def replay_student(trainer: Trainer, images: Tensor, warn: Warn) -> bool:
 
 
 def _student_body(trainer: Trainer, images: Tensor) -> tuple[Body | None, str]:
-    """The recorded body, or why there is none."""
+    """Return the captured body, or why there is none."""
     model, dtype = trainer.step.model, trainer.amp_dtype
     trained = [p for p in model.parameters() if p.requires_grad]
     precision = torch.autocast("cuda", dtype, enabled=dtype is not None, cache_enabled=False)
@@ -228,13 +226,13 @@ def _student_body(trainer: Trainer, images: Tensor) -> tuple[Body | None, str]:
         with as_before(model), tried_kernels(trainer.tries_kernels), precision:
             kind = kind_of(images)
             replay = recorded_training(trainer.step.body, images, trained)
-    except RuntimeError as error:  # no memory is one, too
+    except RuntimeError as error:  # includes out of memory
         return None, reason_of(error)
     return ReplayedStudent(model, replay, kind, trainer.step.body), ""
 
 
 def replay_frozen(trainer: Trainer, warn: Warn) -> None:
-    """Lets the frozen networks of the losses be replayed."""
+    """Let the losses run their frozen networks as CUDA graphs."""
     for loss in trainer.step.losses:
         replay_networks = getattr(loss, "replay_networks", None)
         if replay_networks is not None:
@@ -242,7 +240,7 @@ def replay_frozen(trainer: Trainer, warn: Warn) -> None:
 
 
 def replay_losses(trainer: Trainer, warn: Warn) -> None:
-    """Lets the losses be replayed, as far as they can be."""
+    """Let the losses compute their terms as CUDA graphs, as far as they can."""
     for loss in trainer.step.losses:
         replay_terms = getattr(loss, "replay_terms", None)
         if replay_terms is not None:
@@ -250,7 +248,7 @@ def replay_losses(trainer: Trainer, warn: Warn) -> None:
 
 
 def replay_step(trainer: Trainer, shape: tuple[int, int, int, int], warn: Warn) -> None:
-    """Lets networks and losses of a trainer be replayed, on a GPU and where batches have one shape."""
+    """Let the networks and losses of a trainer run as CUDA graphs, on a GPU with a fixed batch shape."""
     if trainer.device.type == "cuda" and trainer.fixed_shapes:
         replay_frozen(trainer, warn)
     if replays_student(trainer):

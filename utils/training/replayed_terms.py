@@ -1,7 +1,8 @@
 """Losses as CUDA graphs.
 
 A loss is a few hundred small kernels, forward and backward, and on a fast GPU launching them takes longer
-than they do. What hangs on no number but those of its tensors is recorded once and launched as two.
+than running them. Terms that depend on nothing but the values of their tensors are captured once and
+launched as two graphs.
 """
 
 from __future__ import annotations
@@ -25,20 +26,20 @@ from utils.training.capture import (
     reserved_memory,
 )
 
-MOST = 3  # kinds of tensors that are recorded: with each comes memory that stays taken
+MOST = 3  # kinds of inputs that are captured: the memory of each stays allocated
 Record = Callable[[TermsOfTensors, Sequence[Tensor], Sequence[Tensor]], TermsOfTensors]
 
 
 class ReplayedTerms:
-    """A function to a vector of terms, recorded for kinds of tensors of which it has seen a few.
+    """A function that returns a vector of terms, captured for kinds of inputs seen a few times.
 
-    Others, and what takes no gradient, it works out as they come.
+    Other inputs, and those that need no gradient, are computed eagerly.
     """
 
     def __init__(
         self, terms: TermsOfTensors, warn: Callable[[str], None], record: Record | None = None
     ) -> None:
-        """`warn` gets a sentence if recording fails, after which nothing more is recorded."""
+        """`warn` gets a message if capture fails, after which nothing more is captured."""
         self._terms, self._warn = terms, warn
         self._record = recorded_terms if record is None else record
         self._replays: dict[tuple[object, ...], TermsOfTensors] = {}
@@ -46,7 +47,7 @@ class ReplayedTerms:
         self._most = MOST
 
     def __call__(self, trained: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
-        """The terms (n,), of tensors that take a gradient and of others."""
+        """Return the terms (n,) for tensors that require a gradient and for others."""
         if not torch.is_grad_enabled() or not all(given.requires_grad for given in trained):
             return self._terms(trained, others)
         kind = kind_of(*trained, *others)
@@ -65,11 +66,11 @@ class ReplayedTerms:
     def _recorded(
         self, trained: Sequence[Tensor], others: Sequence[Tensor]
     ) -> tuple[TermsOfTensors | None, str]:
-        """A record, or why there is none."""
+        """Return the captured function, or why there is none."""
         before = reserved_memory(trained[0].device)
         try:
             replay = self._record(self._terms, trained, others)
-        except RuntimeError as error:  # no memory is one, too
+        except RuntimeError as error:  # includes out of memory
             return None, reason_of(error)
         if lacks_room(trained[0].device, before):
             return None, "the GPU has too little memory"
@@ -78,7 +79,10 @@ class ReplayedTerms:
 
 @dataclass(frozen=True)
 class _TermsRecord:
-    """From `given` and `beside` to `value`, and from `slope`, the gradient of that, to those of `given`."""
+    """A forward pass from `given` and `beside` to `value`, a backward pass from `slope` to `slopes`.
+
+    slope: the gradient of `value`. slopes: the gradients of `given`.
+    """
 
     given: tuple[Tensor, ...]
     beside: tuple[Tensor, ...]
@@ -90,20 +94,20 @@ class _TermsRecord:
 
 
 class _Passes(torch.autograd.Function):
-    """Both recorded passes as a single operation."""
+    """Both captured passes as a single autograd operation."""
 
     @staticmethod
     def forward(ctx: Any, record: _TermsRecord, others: Sequence[Tensor], *trained: Tensor) -> Tensor:
-        """Replays the forward pass."""
+        """Replay the forward pass."""
         for kept, new in zip((*record.given, *record.beside), (*trained, *others), strict=True):
             kept.copy_(new)
         record.forward.replay()
         ctx.record = record
-        return record.value.clone()  # the memory of a record is overwritten by the next replay
+        return record.value.clone()  # the next replay overwrites the graph's memory
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Replays the backward pass."""
+        """Replay the backward pass."""
         record = ctx.record
         record.slope.copy_(gradients[0])
         record.backward.replay()
@@ -113,15 +117,15 @@ class _Passes(torch.autograd.Function):
 def recorded_terms(
     terms: TermsOfTensors, trained: Sequence[Tensor], others: Sequence[Tensor]
 ) -> TermsOfTensors:
-    """The function for tensors like these, its passes in both directions as CUDA graphs.
+    """Capture the function's forward and backward pass as CUDA graphs for tensors like these.
 
-    Raises RuntimeError where something in it cannot be recorded.
+    Raises RuntimeError if something in it cannot be captured.
     """
     given = tuple(_kept(tensor).requires_grad_() for tensor in trained)
     beside = tuple(_kept(tensor) for tensor in others)
     stream = torch.cuda.Stream(trained[0].device)  # type: ignore[no-untyped-call]
     precision = torch.get_autocast_dtype("cuda")
-    # What autocast keeps from one operation for the next is no part of a record.
+    # Autocast's weight cache must not become part of a graph.
     with torch.autocast("cuda", precision, torch.is_autocast_enabled("cuda"), cache_enabled=False):
         with on_stream(stream):
             value = terms(given, beside)

@@ -1,4 +1,4 @@
-"""Which run goes on: the one that `--resume` names, or the one that torchrun starts again."""
+"""Which run to resume: the one `--resume` names, or the one that torchrun restarts."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from utils.training import state
 from utils.words import counted
 
 LAUNCH_NAME = ".launch"
-FILES = ("data", "data_dir", "weights", "cfg", "hyp", "teacher", "teacher_cfg")  # options that name some
+FILES = ("data", "data_dir", "weights", "cfg", "hyp", "teacher", "teacher_cfg")  # options that are paths
 
 
 def resumed(options: TrainOptions) -> tuple[dict[str, Any] | None, Path | None, TrainOptions]:
-    """The saved state, its run's folder and the options to go on with; a new run has neither of the two."""
+    """Return the saved state, its run's folder and the options to use; the first two are None if new."""
     is_restart = restarts() > 0
-    # The run's folder may lie on the first rank's machine alone.
+    # The run's folder may exist only on the machine of rank 0.
     path, content = from_main(_claimed_state(options, is_restart) if rank() == 0 else (None, {}))
     if path is None:
         return None, None, options
@@ -41,7 +41,7 @@ def resumed(options: TrainOptions) -> tuple[dict[str, Any] | None, Path | None, 
         )
         raise UsageError("this run was started by the other script", folder, resume_command(kind, folder))
     saved = options_from_dict(type(options), run.options)
-    # torchrun repeats the command of a run that it starts again: that gives nothing anew.
+    # When torchrun restarts a run it repeats its command, which does not change any option.
     anew = options.given & CHANGEABLE_ON_RESUME if options.resume is not None else frozenset()
     if "epochs" in anew and options.epochs < run.epoch:
         done = f"{counted(run.epoch, 'epoch')} are done already"
@@ -51,7 +51,7 @@ def resumed(options: TrainOptions) -> tuple[dict[str, Any] | None, Path | None, 
 
 
 def lasting(options: TrainOptions) -> dict[str, Any]:
-    """The options' values with the places of their files whole: a run may go on from another folder."""
+    """Return the options' values with absolute paths: a run may be resumed from another folder."""
     values = options_to_dict(options)
 
     def whole(value: Any) -> Any:
@@ -63,11 +63,11 @@ def lasting(options: TrainOptions) -> dict[str, Any]:
 
 
 def check_pictures(content: dict[str, Any], digest: str, warn: Callable[[str], None]) -> None:
-    """Looks whether the training pictures are those that the run began with, by their digest.
+    """Check by their digest that the training images are those the run started with; warn if not.
 
     Raises:
-        UserError: they are not, and the run stopped in the middle of an epoch, whose other batches would
-            be others now.
+        UserError: they are not, and the run stopped in the middle of an epoch, whose remaining batches would
+            now be different.
     """
     run = state.run_state(content)
     if digest == run.data:
@@ -80,14 +80,14 @@ def check_pictures(content: dict[str, Any], digest: str, warn: Callable[[str], N
 
 
 def note_launch(folder: Path) -> None:
-    """Leaves in a run's folder which launch by torchrun it belongs to, for when that starts it again."""
+    """Record in a run's folder which torchrun launch it belongs to, for when that restarts it."""
     launch = _launch()
     if launch:
         write_text_atomically(folder / LAUNCH_NAME, launch)
 
 
 def _claimed_state(options: TrainOptions, is_restart: bool) -> tuple[Path | None, dict[str, Any]]:
-    """The state file to go on with, if any, and what it holds; its run's folder belongs to this process."""
+    """Return the state file to resume from, if any, and its content; claims its run's folder."""
     path = _state_to_go_on_with(options, is_restart)
     if path is None:
         return None, {}
@@ -98,11 +98,11 @@ def _claimed_state(options: TrainOptions, is_restart: bool) -> tuple[Path | None
 def _state_to_go_on_with(options: TrainOptions, is_restart: bool) -> Path | None:
     if options.resume is not None:
         return state.find_state(options.resume, Path(options.project), type(options).__name__)
-    # `torchrun --max-restarts` repeats the command after a process has died.
+    # `torchrun --max-restarts` runs the command again after a process has died.
     if not is_restart:
         return None
-    # The newest: a job's name may have been used before. It alone, for if it has no state yet, the run
-    # of an earlier job of that name is not what is meant.
+    # Only the newest, as a job name may have been used before: if it has no state yet, the run of an
+    # earlier job of that name is not the one to resume.
     notes = [note for note in Path(options.project).rglob(LAUNCH_NAME) if _text_of(note) == _launch()]
     newest = max(notes, key=last_written, default=None)
     saved = newest.parent / "weights" / state.STATE_NAME if newest else None
@@ -120,18 +120,18 @@ def _text_of(note: Path) -> str:
 
 
 def _launch() -> str:
-    """Tells one call of torchrun from all others; empty without one."""
+    """Return an identifier of this torchrun launch; empty without one."""
     name = os.environ.get("TORCHELASTIC_RUN_ID", "")
-    # Unless its user has named it, a launch is known by its process, the parent of the ranks, and by
-    # when that began: in containers numbers of processes repeat.
+    # Unless the user has named it, a launch is identified by its process, the parent of the ranks, and
+    # that process's start time: in containers process ids repeat.
     return f"process {os.getppid()}, {_begin_of(os.getppid())}" if name == "none" else name
 
 
 def _begin_of(process: int) -> str:
-    """When a process began, by the clock of the machine's start; empty where the system does not tell."""
+    """Return a process's start time since boot, with the boot's id; empty if the system does not tell."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
         return ""
-    return f"{fields[19]} of {boot}"  # the 22nd field of the line; two stand before the bracket
+    return f"{fields[19]} of {boot}"  # the 22nd field of the line; two come before the bracket

@@ -1,4 +1,4 @@
-"""A training run from options to weights; the losses come from a recipe."""
+"""A training run from options to weights; its losses come from a recipe."""
 
 from __future__ import annotations
 
@@ -49,26 +49,26 @@ from utils.training.stop import StopSignals, is_process_gone
 from utils.training.table import row_of
 from utils.words import counted
 
-MEASURABLE = 0.2  # of an epoch; less of it says little about how long others take
-RecipeFor = Callable[[Any], LossRecipe]  # from the script's own kind of options
+MEASURABLE = 0.2  # fraction of an epoch; less says little about the time left
+RecipeFor = Callable[[Any], LossRecipe]  # takes the script's own options class
 
 
 class TrainingRun:
-    """The phases of a run, each a method: prepare, then epochs of train, validate and save."""
+    """The phases of a run, one method each: preparation, then epochs of training, validation and saving."""
 
     def __init__(
         self, options: TrainOptions, recipe_for: RecipeFor, stop: StopSignals, how_to_go_on: str = ""
     ) -> None:
-        """Reads and checks everything; creates the run's folder only when all of it is good.
+        """Load and check everything; create the run's folder only once all of it is valid.
 
-        With `dry_run` there is none. how_to_go_on: what to say after a signal, when not how to resume it.
+        With `dry_run` no folder is created. how_to_go_on: message after a signal, instead of how to resume.
         """
         self.console, self.stop, self.how_to_go_on = Console(), stop, how_to_go_on
         self.saved, self.folder, options = resumed(options)
         self.options = options
         check_loggers(options.logger)
         if self.saved is None:
-            setup.check_dataset(options)  # a mistyped name is told before weights are fetched
+            setup.check_dataset(options)  # report a mistyped name before downloading weights
         recipe = recipe_for(options)
         self.device = select_device(options.device)
         self.console.info(f"device {describe_device(self.device)}, torch {torch.__version__}")
@@ -76,7 +76,7 @@ class TrainingRun:
         self.hyp = load_hyperparameters(options.hyp) if self.saved is None else state.saved_hyp(self.saved)
         if self.saved is None:
             setup.find_weights(options)
-        with main_first():  # the others find its index in the cache
+        with main_first():  # the other ranks read its index from the cache
             self.data = setup.read_data(options, self.console.info)
         self._warn_of([*self.data.train.problems, *self.data.val.problems])
         self.data_digest = state.data_digest(self.data.train)
@@ -106,7 +106,7 @@ class TrainingRun:
             self._open_folder()
 
     def _network(self) -> tuple[Model, Checkpoint | None]:
-        """The network as it begins, and the weights whose head it may take over; or as the run left it."""
+        """Return the initial network and the weights whose head it may take over, or the saved network."""
         options, head = self.options, None
         if self.saved is None:
             model, head = setup.build_network(options, self.hyp, self.data.names, self.console)
@@ -156,7 +156,7 @@ class TrainingRun:
             state.restore(self.saved, trainer)
             self.start_epoch, self.best = run.epoch, Best(run.best_fitness, run.best_epoch)
             self.class_scores = np.array(run.class_scores)
-            self.saved = None  # a second copy of all weights is not needed any more
+            self.saved = None  # free the second copy of all weights
         options, asked = self.options, self._from_losses("networks")
         dtype = teacher_dtype(options.amp, options.amp_dtype, self.device)
         settle_precision(trainer, asked, dtype, self.val_loader, self.console.warn)
@@ -164,7 +164,7 @@ class TrainingRun:
         return trainer
 
     def _from_losses(self, hook: str) -> dict[str, Any]:
-        """What the losses that have this hook give, together."""
+        """Merge the dicts that this hook returns, over all losses that have it."""
         return {name: entry for loss in self.losses for name, entry in getattr(loss, hook, dict)().items()}
 
     def _open_folder(self) -> None:
@@ -175,16 +175,16 @@ class TrainingRun:
         self.folder = from_main(self.folder)
         assert self.folder is not None
         self.weights = self.folder / "weights"
-        self.trainer.guard.folder = self.folder if self.folder.is_dir() else None  # of another machine
+        self.trainer.guard.folder = self.folder if self.folder.is_dir() else None  # on another machine
         enabled = not options.noplots and rank() == 0
         self.pictures = RunPictures(self.folder, self.data.train, self.console.warn, enabled=enabled)
 
     def _make_files(self, resuming: bool) -> None:
-        """The first rank's part: the run's folder and what is written before the first epoch."""
+        """Create the run's folder and the files written before the first epoch; on rank 0 only."""
         options = self.options
         self.folder = self.folder or next_run_folder(Path(options.project), options.name, options.exist_ok)
         weights = state.open_weights(self.folder)
-        # Also of a run that goes on: it may be asked for more epochs now.
+        # Also when resuming: the run may have been given more epochs.
         write_text_atomically(self.folder / "opt.yaml", yaml_text(options_to_dict(options)))
         if not resuming:
             earlier = state.set_weights_aside(weights)
@@ -200,11 +200,11 @@ class TrainingRun:
         self.records.references(self._from_losses("references"), anew=not resuming)
 
     def execute(self) -> Path:
-        """Runs all epochs and scores what came of them; gives the folder with the weights."""
+        """Run all epochs and evaluate the resulting weights; return the run's folder."""
         begun, options, picture = time.monotonic(), self.options, self.data.val.paths[0]
         done = self.train()
         assert self.folder is not None
-        best = self._final_evaluation()  # killed after its last epoch, it may lack the pictures
+        best = self._final_evaluation()  # always: a run killed after its last epoch may lack the plots
         if done:
             took = duration(time.monotonic() - begun)
             self.console.info(f"{counted(done, 'epoch')} in {took}; results in {self.folder}")
@@ -212,7 +212,7 @@ class TrainingRun:
         return self.folder
 
     def train(self) -> int:
-        """Runs the epochs that are left; gives their number."""
+        """Run the remaining epochs; return their number."""
         assert self.folder is not None
         options = self.options
         over = stop_reason(options, self.start_epoch, self.best)
@@ -227,7 +227,7 @@ class TrainingRun:
         )
         self.pictures.labels()
         resume = f"go on with: {resume_command(type(options), self.folder, processes_of_command())}"
-        # Of an epoch that an earlier process began a part is done.
+        # A resumed epoch may be partly done.
         self.begun = time.monotonic(), self.start_epoch + self.trainer.done / len(self.train_loader)
         with self.stop.noted(self.how_to_go_on or resume):
             for epoch in range(self.start_epoch, options.epochs):
@@ -240,7 +240,7 @@ class TrainingRun:
         return epoch + 1 - self.start_epoch
 
     def _epoch(self, epoch: int) -> bool:
-        """Trains, validates, saves; gives whether the run stops early."""
+        """Train, validate and save; return whether the run stops early."""
         options = self.options
         last = epoch + 1 == options.epochs
         if options.image_weights:
@@ -268,7 +268,7 @@ class TrainingRun:
         return stop
 
     def _tell(self, epoch: int, result: EvaluationResult | None, epochs_left: int) -> None:
-        """The line after an epoch: its scores, and how long the others take at its pace."""
+        """Print an epoch's scores and the time left at the current pace."""
         since, first = self.begun
         seconds = (time.monotonic() - since) / max(epoch + 1 - first, 0.01) * epochs_left
         parts = [str(result)] if result is not None else []
@@ -294,7 +294,7 @@ class TrainingRun:
         hooks = EpochHooks(self.pictures.training_batch, self._after_step, self.console.warn)
         with self._state_kept(epoch):
             means = self.trainer.run_epoch(self.train_loader, epoch, self.options.epochs, show, hooks)
-            # Scored by all, and with `--teacher ema` a teacher: the norms' statistics are each rank's own.
+            # Batch norm statistics differ by rank; all score the EMA, a teacher with `--teacher ema`.
             share_state(self.trainer.ema.model, parameters=False)
             return means_over_ranks(means)
 
@@ -303,12 +303,12 @@ class TrainingRun:
         if stop or (every and (progress.step + 1) % every == 0):
             self._save_state(progress.epoch)
         if stop:
-            wait_for_all()  # torchrun ends all ranks as soon as one is gone
+            wait_for_all()  # torchrun ends all ranks as soon as one has exited
             self.stop.raise_if_wanted()
 
     @contextmanager
     def _state_kept(self, epoch: int) -> Iterator[None]:
-        """Saves the state when other processes are gone (workers, ranks) and no step is half done."""
+        """Save the state if another process (loader worker, rank) dies and no step is half done."""
         try:
             yield
         except (DeadWorkerError, RuntimeError) as error:
@@ -317,9 +317,10 @@ class TrainingRun:
             raise
 
     def _validate(self, epoch: int) -> EvaluationResult:
-        """Scores the average; where a signal asks to stop, the epoch's training is saved before.
+        """Evaluate the EMA; if a signal asks to stop, save the state before stopping.
 
-        Ranks need not agree: they meet at the end alone, and the first finds there that others are gone.
+        Ranks need not agree to stop: they only communicate at the end, where rank 0 notices that others are
+        gone.
         """
 
         def stop_between_batches(_batch: Batch, _detections: list[torch.Tensor]) -> None:
@@ -333,11 +334,11 @@ class TrainingRun:
             )
 
     def _validation_loss(self, batch: Batch, output: StudentOutput) -> dict[str, torch.Tensor]:
-        with evaluation_mode(self.detection):  # ranks may have unequal numbers of batches
+        with evaluation_mode(self.detection):  # no all-reduce: ranks may have unequal numbers of batches
             return self.detection(batch, output)  # type: ignore[no-any-return]
 
     def _save(self, epoch: int, result: EvaluationResult | None) -> None:
-        """Weights first, the state after: what a kill in between leaves behind, `--resume` writes again."""
+        """Save the weights, then the state: if killed in between, `--resume` writes the weights again."""
         options = self.options
         names = ["last.pt"]
         if result is not None and self.best.epoch == epoch:
@@ -355,7 +356,7 @@ class TrainingRun:
         self._save_state(epoch + 1)
 
     def _save_state(self, epoch: int) -> None:
-        """What `--resume` needs to go on with an epoch (0-based), from the batch that comes next."""
+        """Save what `--resume` needs to continue with an epoch (0-based), from its next batch."""
         if rank() > 0:
             return
         options = self.options
@@ -374,17 +375,17 @@ class TrainingRun:
         state.save_state(self.weights / state.STATE_NAME, run, self.trainer)
 
     def _weigh_images(self) -> None:
-        """Lets images with rare classes, and with classes that scored badly, come more often."""
+        """Sample images with rare or badly scored classes more often."""
         rarity = self.data.train.class_weights()
         self.train_loader.set_image_weights(rarity * (1 - self.class_scores) ** 2)
 
     def _final_evaluation(self) -> Path:
-        """Scores the best weights as they lie on the disk, with pictures and a table; gives their file."""
+        """Evaluate the best weights as saved on disk, with plots and a table; return their path."""
         wait_for_all()
         best = self.weights / "best.pt"
         if not best.is_file():
             best = self.weights / "last.pt"
-        # The run's folder may lie on the first rank's machine alone.
+        # The run's folder may exist only on the machine of rank 0.
         checkpoint = from_main(read_checkpoint(best) if rank() == 0 else None)
         assert checkpoint is not None
         model = build_model(checkpoint).to(self.device)

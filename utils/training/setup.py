@@ -40,10 +40,10 @@ from utils.words import counted
 
 @dataclass(frozen=True)
 class Data:
-    """The data of a run: its splits' indexes and the classes that the network is to know.
+    """The data of a run: the indexes of its splits and the classes the network is to learn.
 
-    train: labelled pictures, and unlabelled ones where the run has a use for them. merged: the classes
-    that `--single-cls` makes one of, none without it.
+    train: labelled images, and unlabelled ones if the run uses them. merged: the classes that
+    `--single-cls` merges into one, empty without it.
     """
 
     config: DatasetConfig
@@ -54,23 +54,23 @@ class Data:
 
 
 def check_dataset(options: TrainOptions) -> None:
-    """Raises UserError where the dataset YAML cannot be used; the data itself may still be absent."""
+    """Raise UserError if the dataset YAML is unusable; the data itself may still be missing."""
     load_dataset_config(options.data, options.data_dir, may_be_absent=True)
 
 
 def find_weights(options: TrainOptions) -> Path | None:
-    """The weight file to start from, fetched where it is a public one and missing; None from scratch."""
+    """Return the initial weight file, downloaded if it is a missing public one; None from scratch."""
     return resolve_weights(options.weights, options.fetches) if options.weights else None
 
 
 def dataset(options: TrainOptions, say: Callable[[str], None]) -> DatasetConfig:
-    """The settings of the data to train with, which is fetched where it is missing and may be."""
+    """Load the dataset's settings and download its data if that is missing and allowed."""
     splits = ("train", "val") if options.share_of_unlabelled() == 0 else ("train", "val", "unlabeled")
     return get_dataset(options.data, options.data_dir, splits, options.fetches, say)
 
 
 def read_data(options: TrainOptions, say: Callable[[str], None]) -> Data:
-    """Indexes the pictures to train with and the validation split."""
+    """Index the training images and the validation split."""
     config = dataset(options, say)
     _check_share(options, config)
     train, val = (_index(options, config, split) for split in ("train", "val"))
@@ -84,7 +84,7 @@ def _index(options: TrainOptions, config: DatasetConfig, split: str) -> DatasetI
 
 
 def _check_share(options: TrainOptions, config: DatasetConfig) -> None:
-    """Raises UserError where an unlabelled share is asked for and the dataset has none."""
+    """Raise UserError if an unlabelled share is requested and the dataset has no unlabelled images."""
     if options.share_of_unlabelled() and "unlabeled" not in config.splits:
         fix = "add 'unlabeled:', or leave --unlabeled-share out"
         raise UserError("names no unlabelled pictures", config.yaml_path, fix)
@@ -93,12 +93,12 @@ def _check_share(options: TrainOptions, config: DatasetConfig) -> None:
 def _with_unlabelled(
     options: TrainOptions, config: DatasetConfig, train: DatasetIndex, val: DatasetIndex
 ) -> DatasetIndex:
-    """The training split, joined by the unlabelled pictures where the YAML has some and they are wanted.
+    """Return the training split, joined by the unlabelled images if the YAML has some and they are wanted.
 
-    What is to be scored is not learnt from: pictures of the splits `val` and `test` are left out of these.
+    Images of the splits `val` and `test` are excluded from them: evaluation images must not be trained on.
 
     Raises:
-        UserError: an unlabelled share is asked for and there is no picture for it.
+        UserError: an unlabelled share is requested and no image is left for it.
     """
     share = options.share_of_unlabelled()
     if share == 0 or "unlabeled" not in config.splits:
@@ -113,7 +113,7 @@ def _with_unlabelled(
 
 
 def _pictures_of_test(config: DatasetConfig) -> set[str]:
-    """The pictures of the test split, none where there is none here: no training needs one."""
+    """Return the images of the test split; none if it is missing here, as training does not need it."""
     if "test" not in config.splits:
         return set()
     try:
@@ -125,9 +125,10 @@ def _pictures_of_test(config: DatasetConfig) -> set[str]:
 def build_network(
     options: TrainOptions, hyp: Hyperparameters, names: Sequence[str], console: Console
 ) -> tuple[Model, Checkpoint | None]:
-    """The student: from --cfg or from the config inside --weights, with the weights that fit.
+    """Build the student from --cfg or from the config inside --weights and load the weights that fit.
 
-    Beside it the weights whose head `take_over_head` is for, once the anchors are settled; None mostly.
+    Also returns the weights from which `take_over_head` is to fill the head once the anchors are settled;
+    usually None.
     """
     weights = find_weights(options)
     checkpoint = None if weights is None else read_checkpoint(weights)
@@ -146,7 +147,7 @@ def build_network(
         raise UserError(f"its levels have strides {strides}", options.cfg or weights, fix)
     model.names = list(names)
     if checkpoint is not None:
-        # A cfg's own anchors are the user's word; without one the file's anchors go with its weights.
+        # The user's cfg decides about anchors; without one the anchors in the file go with its weights.
         own_anchors = bool(options.cfg) or hyp.anchors is not None
         by_name = options.head_by_name and bool(known_by_name(model, checkpoint))
         matched, total = transfer_weights(model, checkpoint, own_anchors, exclude_head=by_name)
@@ -156,7 +157,7 @@ def build_network(
 
 
 def take_over_head(model: Model, checkpoint: Checkpoint, console: Console) -> None:
-    """Lets a new head go on with what that of the weights knows of the data's classes; says so."""
+    """Initialise a new head with what the weights' head knows of the data's classes, and report it."""
     known, names = known_by_name(model, checkpoint), model.names
     these = f"{len(known)} of {counted(len(names), 'class', 'classes')}"
     if not has_anchors_of(model, checkpoint):
@@ -166,7 +167,7 @@ def take_over_head(model: Model, checkpoint: Checkpoint, console: Console) -> No
 
 
 def freeze_layers(model: Model, freeze: Sequence[int]) -> None:
-    """Fixes the first N layers for one number N, or the listed layers for several."""
+    """Freeze the first N layers for one number N, or the listed layers for several."""
     frozen = range(freeze[0]) if len(freeze) == 1 else freeze
     count = len(model.model)
     wrong = [index for index in frozen if not 0 <= index < count]
@@ -180,7 +181,7 @@ def freeze_layers(model: Model, freeze: Sequence[int]) -> None:
 
 
 def pictures_per_epoch(options: TrainOptions, index: DatasetIndex) -> int:
-    """How many pictures an epoch shows, those that it repeats counted as often."""
+    """Return the number of images in an epoch, counting repeated ones each time."""
     labelled, share = len(index) - index.unlabelled_count, options.share_of_unlabelled()
     if not share:
         return len(index)
@@ -190,9 +191,9 @@ def pictures_per_epoch(options: TrainOptions, index: DatasetIndex) -> int:
 
 
 def batch_of_a_rank(options: TrainOptions) -> int:
-    """Pictures in a batch of one process; --batch-size is that of all together.
+    """Return the batch size of one process; --batch-size is that of all together.
 
-    Raises UsageError where it does not divide.
+    Raises UsageError if it cannot be divided evenly.
     """
     if options.batch_size % world_size():
         raise UsageError(
@@ -204,14 +205,14 @@ def batch_of_a_rank(options: TrainOptions) -> int:
 
 
 def scoring_batch(options: TrainOptions) -> int:
-    """The pictures that this process scores together: without gradients there is room for twice as many."""
+    """Return this process's batch size for validation: twice that of training, as no gradients are kept."""
     return 2 * batch_of_a_rank(options)
 
 
 def synchronised_norms(model: Model, options: TrainOptions, device: torch.device, console: Console) -> None:
-    """Turns batch norms into those that count over all ranks, where --sync-bn asks for it.
+    """Convert batch norms to SyncBatchNorm if --sync-bn asks for it.
 
-    Raises UsageError on a CPU, for which torch has none.
+    Raises UsageError on a CPU, where torch has no such layer.
     """
     if not options.sync_bn:
         return
@@ -224,10 +225,10 @@ def synchronised_norms(model: Model, options: TrainOptions, device: torch.device
 
 
 def in_parallel(step: TrainingStep, device: torch.device) -> DistributedDataParallel | None:
-    """The step as each rank of several runs it, which adds up their gradients; None in a single process."""
+    """Wrap the step in DistributedDataParallel, which averages gradients; None in a single process."""
     if not is_distributed():
         return None
-    # The loss against the labels reaches every parameter of the network; without it some may be left out.
+    # The detection loss reaches every parameter; without it some parameters may get no gradient.
     partial = not any(isinstance(loss, DetectionLoss) for loss in step.losses)
     return DistributedDataParallel(
         step,
@@ -238,7 +239,7 @@ def in_parallel(step: TrainingStep, device: torch.device) -> DistributedDataPara
 
 
 def check_batches(options: TrainOptions, index: DatasetIndex, image_size: int, multiple: int) -> None:
-    """Raises UsageError where a batch would have a single value a channel, which batch norm refuses."""
+    """Raise UsageError if a batch would have a single value per channel, which batch norm rejects."""
     pictures, batch_size = pictures_per_epoch(options, index), batch_of_a_rank(options)
     smallest = max(image_size // 2 // multiple * multiple, multiple) if options.multi_scale else image_size
     if smallest == multiple and 1 in (batch_size, pictures % batch_size):
@@ -252,7 +253,7 @@ def check_batches(options: TrainOptions, index: DatasetIndex, image_size: int, m
 def fit_anchors_to_data(
     model: Model, index: DatasetIndex, image_size: int, hyp: Hyperparameters, seed: int
 ) -> str:
-    """AutoAnchor; gives the line that says what it did."""
+    """Run AutoAnchor; return the line that says what it did."""
     sizes = index.box_sizes_px(image_size).astype(np.float64)
     if not len(sizes):
         return "anchors: no labels to check them against"
@@ -262,7 +263,7 @@ def fit_anchors_to_data(
 def loaders(
     options: TrainOptions, hyp: Hyperparameters, data: Data, image_size: int, stride: int
 ) -> tuple[TrainLoader, DataLoader[Batch]]:
-    """The loader for training and the one for validation (twice the batch)."""
+    """Build the training loader and the validation loader (twice the batch size)."""
     augment = AugmentSettings(**{name: getattr(hyp, name) for name in AugmentSettings.__dataclass_fields__})
     training = train_loader(
         data.train,
@@ -273,7 +274,7 @@ def loaders(
         seed=options.seed,
         stride=stride,
         rect=options.rect,
-        # A dry run leaves nothing on the disk.
+        # A dry run writes nothing to disk.
         cache=None if options.dry_run and options.cache == "disk" else options.cache,
         mosaic_until=options.epochs - options.close_mosaic,
         taught_until=options.taught_epochs(),
@@ -292,7 +293,7 @@ def loaders(
 def detection_loss(
     model: Model, options: TrainOptions, hyp: Hyperparameters, image_size: int
 ) -> DetectionLoss:
-    """The ground-truth loss with the public gains fitted to head, classes and image size."""
+    """Build the ground-truth loss with the public gains scaled to head, classes and image size."""
     smoothing = options.label_smoothing or hyp.label_smoothing
     gains = LossGains(
         hyp.box, hyp.obj, hyp.cls, hyp.cls_pw, hyp.obj_pw, hyp.anchor_t, hyp.fl_gamma, smoothing
@@ -308,7 +309,7 @@ def build_trainer(
     image_size: int,
     device: torch.device,
 ) -> Trainer:
-    """Optimizer, schedule, average and precision around a step."""
+    """Build the optimizer, schedule and precision around a step and its EMA."""
     accumulated = max(round(hyp.nbs / options.batch_size), 1) * options.batch_size
     optimizer = build_optimizer(
         [step],
@@ -335,7 +336,7 @@ def build_trainer(
         schedule=schedule,
         ema=ema,
         device=device,
-        # It also skips updates that are no finite numbers, which may come in any precision.
+        # It also skips updates with non-finite gradients, which may occur in any precision.
         scaler=torch.amp.GradScaler(device.type, init_scale=65536.0 if dtype is torch.float16 else 1.0),
         guard=StepGuard([step.model, ema.model], interval=1 if device.type == "cpu" else INTERVAL),
         amp_dtype=dtype,

@@ -1,4 +1,4 @@
-"""What train.py and train_distill.py do with their options: look, rehearse, evolve or train."""
+"""What train.py and train_distill.py do with their options: check the data, dry run, evolve or train."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from utils.training.stop import StopSignals
 
 
 def run_training(options: TrainOptions, recipe_for: RecipeFor = plain_recipe) -> Path:
-    """Trains as the options say, with the losses of their recipe; gives the run's folder.
+    """Train as the options say, with the losses of their recipe; return the run's folder.
 
-    A run that goes on has the options it was started with, which is why the recipe is asked for there.
-    With `evolve` it gives the folder of the evolution; with `check_data` it only looks at the dataset, with
-    `dry_run` it builds and tries everything, and gives the dataset's YAML.
+    A resumed run uses the options it was started with, so the run itself calls `recipe_for`. With `evolve`
+    the evolution's folder is returned; with `check_data`, which only checks the dataset, and `dry_run`, which
+    builds and tries everything, the dataset's YAML.
     """
     if options.check_data:
         console = Console()
@@ -45,9 +45,9 @@ def run_training(options: TrainOptions, recipe_for: RecipeFor = plain_recipe) ->
 
 
 def try_out(run: TrainingRun) -> None:
-    """Tries a few batches of a run that is not to take place; says what it would take, and where it would be.
+    """Try a few batches of a dry run; print what the run would take and where it would be saved.
 
-    Its networks are not what they were then.
+    The run's networks are no longer in their initial state afterwards.
     """
     options, say = run.options, run.console.info
     is_scored_once = options.noval or options.evolve is not None

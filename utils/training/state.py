@@ -1,7 +1,7 @@
-"""What a run needs to go on: the state file beside its weights.
+"""What a run needs to resume: the state file beside its weights.
 
-The state holds tensors and plain values alone and is read like every weight file: nothing in it is
-executed. Weight files (`last.pt`, `best.pt`) stay free of it, so a distilled student's are like any other's.
+It holds only tensors and plain values and is loaded like any weight file: nothing in it is executed.
+Weight files (`last.pt`, `best.pt`) do not contain it, so a distilled student's are like any others.
 """
 
 from __future__ import annotations
@@ -34,23 +34,22 @@ from utils.errors import UserError
 from utils.training.loop import Meters, Trainer
 
 STATE_NAME = "state.pt"
-ASIDE_NAME = "earlier"  # in a weights folder: those of the run before it, with --exist-ok
-VERSION = 3  # of the file's content
-# Kinds of errors that values of a wrong type or shape end in.
+ASIDE_NAME = "earlier"  # subfolder for the weights of an earlier run, with --exist-ok
+VERSION = 3  # of the state file's format
+# Exceptions that values of a wrong type or shape lead to.
 _MISFITS = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError)
-_MOST = 2**53  # epochs, steps, updates
+_MOST = 2**53  # largest plausible number of epochs, steps or updates
 
 
 @dataclass
 class RunState:
-    """How far a run is.
+    """How far a run has got.
 
-    epoch: the epoch to go on with, 0-based, the first batches of which may be done. best_fitness: -1
-    before the first validation.
-    best_epoch: of the best score. class_scores: (K,) mAP50-95 of the last validation, zeros before it.
-    kind: the options class that started the run. options: its values. network: its config, anchors as
-    they are trained with. names: its classes. hyp: its hyperparameters. data: the digest of its training
-    pictures.
+    epoch: the epoch to continue with, 0-based; its first batches may be done. best_fitness: -1 before the
+    first validation.
+    best_epoch: that of the best score. class_scores: (K,) mAP50-95 of the last validation, zeros before it.
+    kind: the options class that started the run. options: its values. network: its config, with the anchors
+    it is trained with. names: its classes. hyp: its hyperparameters. data: the digest of its training images.
     """
 
     epoch: int
@@ -66,17 +65,17 @@ class RunState:
 
 
 def data_digest(index: DatasetIndex) -> str:
-    """Changes with the names, sizes, order or labels of the pictures, not with the folder they lie in."""
+    """Return a digest of the images' names, sizes, order and labels, but not of the folder they are in."""
     names = "\0".join(os.path.basename(path) for path in index.paths)
-    digest = hashlib.sha256(os.fsencode(names))  # a file's name need not be UTF-8
+    digest = hashlib.sha256(os.fsencode(names))  # file names need not be UTF-8
     for values in (index.sizes_wh, index.labelled, index.label_owners(), index.all_labels()):
         digest.update(np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()
 
 
 def save_state(path: Path, run: RunState, trainer: Trainer) -> None:
-    """Writes the state beside and renames it, so a killed run leaves the previous one whole."""
-    # Gradients without the loss scale: the run may go on in another precision.
+    """Write the state to a temporary file and rename it, so a killed run leaves the previous one intact."""
+    # Gradients are saved without the loss scale: the run may resume in another precision.
     scale = trainer.scaler.get_scale()
     parameters = [p for group in trainer.optimizer.param_groups for p in group["params"]]
     gradients = [p.grad if trainer.pending else None for p in parameters]
@@ -101,11 +100,10 @@ def save_state(path: Path, run: RunState, trainer: Trainer) -> None:
 
 
 def find_state(resume: str, project: Path, kind: str) -> Path:
-    """The state file that `--resume` means: of the named run, or of the newest one of a script.
+    """Find the state file that `--resume` means: that of the named run, or of the newest one.
 
-    `resume` may be a run folder, its weights folder, or last.pt or state.pt in it; "" takes the
-    run under `project` whose state was written last, of those whose options are of this `kind` if there
-    are any.
+    `resume` may be a run folder, its weights folder, or last.pt or state.pt in it; "" takes the run under
+    `project` whose state was written last, preferring runs whose options are of this `kind`.
     """
     if resume:
         given = Path(resume)
@@ -128,12 +126,12 @@ def find_state(resume: str, project: Path, kind: str) -> Path:
 
 
 def _states_in(project: Path) -> list[Path]:
-    """The states of runs below a folder, the newest last."""
+    """Return the state files of the runs below a folder, newest last."""
     return sorted(project.rglob(f"weights/{STATE_NAME}"), key=last_written)
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The content of a state file, on the CPU. Raises UserError for a file that is none."""
+    """Load a state file onto the CPU. Raises UserError if it is not a valid one."""
     content = load_content(path)
     if not isinstance(content, dict) or not isinstance(content.get("run"), dict):
         raise UserError("not a run state of this project", path, "name a run folder")
@@ -151,7 +149,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def _check_progress(content: dict[str, Any]) -> None:
-    """Raises UserError for counts, scores and means that no run can have."""
+    """Raise UserError for counts, scores and means that no run can have."""
     run = content["run"]
     counts = (run["epoch"], run["best_epoch"], *map(content.get, ("done", "pending", "ema_updates")))
     if not all(type(count) is int and 0 <= count <= _MOST for count in counts):
@@ -170,7 +168,7 @@ def _check_progress(content: dict[str, Any]) -> None:
 
 
 def run_state(content: dict[str, Any]) -> RunState:
-    """How far the run of a state's content is."""
+    """Return how far the run of a loaded state file has got."""
     return RunState(**content["run"])
 
 
@@ -180,14 +178,14 @@ def _misfit(why: object) -> UserError:
 
 
 def saved_hyp(content: dict[str, Any]) -> Hyperparameters:
-    """The hyperparameters that the run began with, whatever has become of the files they came from."""
+    """Return the hyperparameters the run started with, whatever has become of their source files."""
     return settings_from(Hyperparameters, run_state(content).hyp, {}, Path(STATE_NAME))
 
 
 def saved_network(content: dict[str, Any], names: Sequence[str], data: Path) -> Model:
-    """The network of a state's content, for `restore` to fill; needs no file but the state.
+    """Build the network of a loaded state file for `restore` to fill; needs no other file.
 
-    Raises UserError where the dataset `data` has not the classes any more that the run began with.
+    Raises UserError if the dataset `data` no longer has the classes the run started with.
     """
     run = run_state(content)
     if list(names) != run.names:
@@ -199,15 +197,15 @@ def saved_network(content: dict[str, Any], names: Sequence[str], data: Path) -> 
     model.names = list(names)
     try:
         anchors = content["model"][f"model.{len(model.model) - 1}.anchors"]
-        model.head.anchors.copy_(anchors)  # exactly, where the config rounds
+        model.head.anchors.copy_(anchors)  # exact values: those in the config are rounded
     except _MISFITS as error:
         raise _misfit(error) from error
     return model
 
 
 def _network(run: RunState, weights: Any) -> Model:
-    """The network that a state describes, once it is clear that the state's weights are its."""
-    with torch.device("meta"):  # the description may ask for any amount of memory
+    """Build the network that a state describes, after checking that the state's weights match it."""
+    with torch.device("meta"):  # without memory, as the description may ask for any amount
         wanted = {name: value.shape for name, value in Model(run.network).state_dict().items()}
     if not isinstance(weights, dict) or wanted != {
         name: getattr(v, "shape", 0) for name, v in weights.items()
@@ -217,10 +215,10 @@ def _network(run: RunState, weights: Any) -> Model:
 
 
 def open_weights(folder: Path) -> Path:
-    """Claims a run's folder and gives the one for its weights, tidied up.
+    """Claim a run's folder and return its weights folder, created and cleared of unfinished files.
 
     Raises:
-        UserError: another process writes there, or the system refuses.
+        UserError: another process writes there, or the system refuses access.
     """
     claim_folder(folder)
     weights = folder / "weights"
@@ -232,10 +230,10 @@ def open_weights(folder: Path) -> Path:
 
 
 def set_weights_aside(folder: Path) -> Path | None:
-    """Moves what an earlier run has left in a weights folder into a folder in it, and gives that.
+    """Move what an earlier run has left in a weights folder into a subfolder, and return that.
 
-    There it passes neither for the new run's weights nor for its state; a number is added where there is
-    such a folder already. None where there is nothing to move.
+    There its files cannot be mistaken for the new run's weights or state. The subfolder gets a number if its
+    name is taken. None if there is nothing to move.
     """
     patterns = (STATE_NAME, "best.pt", "last.pt", "epoch*.pt")
     found = [path for pattern in patterns for path in folder.glob(pattern)]
@@ -249,9 +247,9 @@ def set_weights_aside(folder: Path) -> Path | None:
 
 
 def restore(content: dict[str, Any], trainer: Trainer) -> None:
-    """Puts a state's content into a trainer that was built with the same options.
+    """Load a state into a trainer that was built with the same options.
 
-    Raises UserError where it does not fit.
+    Raises UserError if it does not fit.
     """
     try:
         _restore(content, trainer)

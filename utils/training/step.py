@@ -21,9 +21,9 @@ SAMPLES_PER_EPOCH = 4
 class TrainingStep(nn.Module):
     """The network and the losses of a run.
 
-    names: the terms in order; gauges: the names of what is measured beside them, one gradient ratio
-    for each loss after the first, and what losses measure themselves.
-    body: from images to the inputs of the Detect layer, compiled or not.
+    names: the loss terms, in order. gauges: what is measured beside them: one gradient ratio for each loss
+    after the first, and what the losses measure themselves.
+    body: maps images to the inputs of the Detect layer, compiled or not.
     """
 
     body: Body
@@ -41,7 +41,7 @@ class TrainingStep(nn.Module):
         self._taps: GradientTaps | None = None
 
     def forward(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """Weighted scalars by name."""
+        """Return the weighted loss terms, scalars, by name."""
         rest = [_ahead(cast(Loss, loss), batch, progress) for loss in self.losses]
         features = self.body(batch.images)
         output = StudentOutput(features, self.model.forward_head(features))
@@ -50,14 +50,14 @@ class TrainingStep(nn.Module):
         return {name: value for terms in by_loss for name, value in terms.items()}
 
     def measured(self, progress: Progress) -> dict[str, Tensor]:
-        """The gauges of the last pass, once its gradients are there; empty at a step that samples none."""
+        """Return the gauges of the last pass, after its backward pass; empty if the step is not sampled."""
         if self._taps is None:
             return {}
         squares, self._taps = self._taps.squares(), None
-        # The gradients of a rank are those of its own images: together they have the norm of the whole batch.
+        # Each rank has the gradients of its own images; summed squares give the norm of the whole batch.
         norms = list(sum_over_ranks(squares).sqrt().unbind())
-        # Without a label in the batch there is nothing to compare with, nor where float16 cannot hold the
-        # scaled gradients; such a step counts in no mean.
+        # There is nothing to compare with if the batch has no labels or the scaled gradients overflow
+        # float16; such a step is left out of the means.
         first, some = norms[0].clamp(min=1e-12), (norms[0] > 0) & norms[0].isfinite()
         ratios = [torch.where(some & norm.isfinite(), norm / first, math.nan) for norm in norms[1:]]
         gauges = dict(zip(self.ratios, ratios, strict=True))
@@ -71,7 +71,7 @@ class TrainingStep(nn.Module):
         return gauges
 
     def compute_in(self, dtype: torch.dtype | None) -> None:
-        """Tells the losses in which reduced precision to ask other networks, None for float32."""
+        """Tell the losses the reduced precision in which to run other networks; None keeps float32."""
         for loss in self.losses:
             compute_in = getattr(loss, "compute_in", None)
             if compute_in is not None and dtype is not None:
@@ -83,7 +83,7 @@ class TrainingStep(nn.Module):
 
 
 def _ahead(loss: Loss, batch: Batch, progress: Progress) -> Terms:
-    """What a loss does before the network's pass, if it wants to; gives the rest."""
+    """Run what a loss does before the student's forward pass, if anything; return the rest of the loss."""
     ahead = getattr(loss, "ahead", None)
     if ahead is None:
         return lambda output: loss(batch, output, progress)

@@ -1,4 +1,4 @@
-"""A wish to stop, from Ctrl-C or from whoever runs the machine."""
+"""Requests to stop: Ctrl-C, or a signal from the system."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from utils.distributed import Vote, is_lost_rank
 from utils.errors import StoppedError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# Ctrl-C reaches every process of a terminal, and torchrun hands what it gets on to its processes: the
-# same signal twice within so many seconds is one wish.
+# Ctrl-C reaches every process of a terminal, and torchrun forwards signals to its processes: the same
+# signal twice within this many seconds is one request.
 ECHO = 2.0
 
 
 class StopSignals:
-    """Within it SIGINT and SIGTERM end the work with StoppedError: at once, or where `noted` in good order.
+    """Context in which SIGINT and SIGTERM raise StoppedError: at once or, within `noted`, at a safe point.
 
-    A second signal acts as it always does, unless it is the echo of the first.
+    A second signal has its usual effect, unless it is an echo of the first.
 
-    wanted: the signal that has come, to this process or, once they agree, to any of several.
+    wanted: the signal received by this process or, once they have agreed, by any rank.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class StopSignals:
         self._process = os.getpid()
 
     def __enter__(self) -> StopSignals:
-        """Listens, where that is possible: in the main thread."""
+        """Install the handlers, if possible: in the main thread."""
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
         return self
@@ -46,14 +46,14 @@ class StopSignals:
     def __exit__(
         self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        """Everything as it was. That other processes are gone is no error when all are to stop."""
+        """Restore the previous handlers. Lost processes are no error if all are to stop."""
         self._give_back()
         if isinstance(error, Exception) and is_process_gone(error):
             self.raise_if_wanted()
 
     @contextmanager
     def noted(self, how_to_go_on: str) -> Iterator[None]:
-        """Within it a signal is only noted, for `raise_if_wanted` to be called where all is saved."""
+        """Only note signals; call `raise_if_wanted` within it wherever everything is saved."""
         self._noting, self.how_to_go_on = True, how_to_go_on
         try:
             yield
@@ -62,21 +62,21 @@ class StopSignals:
         self.raise_if_wanted()
 
     def raise_if_wanted(self) -> None:
-        """Raises StoppedError when a signal has come."""
+        """Raise StoppedError if a signal has arrived."""
         if self.wanted is not None:
             raise StoppedError(self.wanted, self.how_to_go_on)
 
     def agreed(self) -> bool:
-        """Whether to stop, the same on all ranks; to be asked by each of them after the same step.
+        """Return whether to stop, the same on all ranks; each must call it after the same step.
 
-        A rank that stopped by itself would leave the others waiting for its gradients.
+        A rank that stopped alone would leave the others waiting for its gradients.
         """
         found = self._vote(self.wanted or 0)
         self.wanted = found or self.wanted
         return found != 0
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
-        # The workers of a loader have this handler too: Ctrl-C reaches them, and they must work on.
+        # Loader workers inherit this handler: Ctrl-C reaches them too, and they must keep working.
         if os.getpid() != self._process:
             return
         now = time.monotonic()
@@ -98,5 +98,5 @@ class StopSignals:
 
 
 def is_process_gone(error: Exception) -> bool:
-    """Whether an error says that a process of the run has ended: one that makes batches, or a rank."""
+    """Return whether an error means that a process of the run has died: a loader worker or a rank."""
     return isinstance(error, DeadWorkerError) or is_lost_rank(error)

@@ -1,4 +1,4 @@
-"""The rows of results.csv: what an epoch came to, under the columns that users of YOLOv5 know."""
+"""The rows of results.csv: an epoch's values, under the column names that YOLOv5 users know."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ METRICS = ("metrics/precision", "metrics/recall", "metrics/mAP_0.5", "metrics/mA
 
 
 def columns_of(step: TrainingStep) -> list[str]:
-    """The columns of a run, known before the first step."""
+    """Return the columns of a run, known before the first step."""
     return [
         "epoch",
         *(f"train/{_column(name)}" for name in (*step.names, *step.gauges)),
@@ -27,7 +27,7 @@ def columns_of(step: TrainingStep) -> list[str]:
 def row_of(
     epoch: int, means: dict[str, float], result: EvaluationResult | None, optimizer: Optimizer
 ) -> dict[str, float]:
-    """The values of an epoch; without those of a validation where there was none."""
+    """Return the values of an epoch, without validation columns if it was not validated."""
     row: dict[str, float] = {"epoch": epoch}
     row.update({f"train/{_column(name)}": value for name, value in means.items()})
     if result is not None:
@@ -39,5 +39,5 @@ def row_of(
 
 
 def _column(name: str) -> str:
-    """The public column of a term: `box` is `box_loss`, gauges keep their name."""
+    """Return the public column of a term: `box` becomes `box_loss`, gauges keep their name."""
     return name if name.endswith("_ratio") else f"{name}_loss"

@@ -1,0 +1,57 @@
+"""A network's classes, matched to those of a dataset or of another network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from models.ensemble import Network
+from models.names import ClassMap
+from models.yolo import default_names
+from utils.errors import UserError
+from utils.inference.exported import Exported
+from utils.reporting.console import Console
+from utils.words import counted, listed
+
+_LISTED = 6  # pairs of names in a warning
+
+
+def fit_classes(
+    network: Network | Exported,
+    wanted: Sequence[str],
+    weights: Path | str,
+    whose: str,
+    single_cls: bool | None,
+    console: Console,
+) -> None:
+    """Make a network predict the classes `wanted`, matched by name where it knows all of them.
+
+    Its other classes are left out. If it lacks a name but has as many classes, they are matched by index,
+    as in the original YOLOv5, and a warning lists those that differ. whose: where `wanted` comes from, for
+    messages. single_cls: whether all classes are treated as one; None where there is no such option. Raises
+    UserError, naming both, if the numbers of classes differ.
+    """
+    if single_cls:
+        return
+    own = list(network.names)
+    classes, named = ClassMap.by_name(own, wanted), own != default_names(len(own))
+    if named and not classes.unknown and not classes.is_identity:
+        network.keep_classes(classes.teacher, wanted)
+        rest = f"; its other {counted(len(classes.ignored), 'class', 'classes')} left out"
+        console.info(
+            f"{weights}: classes are matched by name, {classes.pairs(own, wanted)}"
+            + (rest if classes.ignored else "")
+        )
+        return
+    if len(own) != len(wanted):
+        raise UserError(
+            f"knows {listed(own)}, {whose} has {listed(wanted)}",
+            weights,
+            "take weights that know all of these by name"
+            + (", or all as one class with --single-cls" if single_cls is not None else ""),
+        )
+    known = set(zip(classes.student, classes.teacher, strict=True))
+    differing = [(own[n], wanted[n]) for n in range(len(own)) if (n, n) not in known]
+    if differing:
+        pairs = ", ".join(f"'{a}' / '{b}'" for a, b in differing[:_LISTED])
+        console.warn(f"classes are called differently in {weights} and {whose}: {pairs}")
