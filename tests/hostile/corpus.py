@@ -607,6 +607,12 @@ CASES = {
         other_yaml("--cfg", lambda _: "backbone: " + "[" * 200_000 + "]" * 200_000),
         ("nested too deep",),
     ),
+    "cfg: deep with brackets in strings": Case(
+        "a network YAML nested 60,000 levels deep, each with a closing bracket in a string",
+        "refused before the parser's stack overflows",
+        other_yaml("--cfg", lambda _: "backbone: " + '["]", ' * 60_000 + "1" + "]" * 60_000),
+        ("nested too deep",),
+    ),
     "data: digits": Case(
         "a number of a million digits in a dataset YAML",
         "refused with the line number",

@@ -6,6 +6,8 @@ laughs"). The values share memory until something prints, copies or merges them.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import yaml
 
 MAX_VALUES = 200_000
@@ -14,7 +16,7 @@ MAX_DIGITS = 1000  # Python does not print integers of more than 4300
 # then cost a million comparisons.
 MAX_KEY_DIGITS = 15
 MAX_DEPTH = 100  # the C loader crashes the process at some ten thousand
-_OPENERS, _CLOSERS = "[{", "]}"
+_PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class UnfoldingError(ValueError):
@@ -26,25 +28,20 @@ class UnfoldingError(ValueError):
 
 
 def check_depth(text: str) -> None:
-    """Reject a text that seems to nest deeper than `MAX_DEPTH`, before any loader parses it.
+    """Reject a YAML text that nests deeper than `MAX_DEPTH`, before a loader recurses into it.
 
-    An estimate: it counts all brackets, including those in strings and comments, and the blanks and
-    dashes at the start of a line.
+    What is no valid YAML passes up to its first error, where the loader will stop too.
 
     Raises:
-        UnfoldingError: if the estimate exceeds the limit.
+        UnfoldingError: if it nests deeper.
     """
     depth = 0
-    for number, line in enumerate(text.splitlines(), 1):
-        start = len(line) - len(line.lstrip(" -?:"))
-        if start > MAX_DEPTH * 2:
-            raise UnfoldingError("nested too deep", number)
-        if depth == 0 and (line.lstrip().startswith("#") or not set(_OPENERS) & set(line)):
-            continue
-        for letter in line:
-            depth += (letter in _OPENERS) - (letter in _CLOSERS and depth > 0)
+    with suppress(yaml.YAMLError):
+        for event in yaml.parse(text, _PARSER):  # does not recurse, and stops here at the limit
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_DEPTH:
-                raise UnfoldingError("nested too deep", number)
+                raise UnfoldingError("nested too deep", event.start_mark.line + 1)
 
 
 def check_unfolding(root: yaml.Node) -> None:

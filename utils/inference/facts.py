@@ -15,7 +15,6 @@ from typing import Any, TypeGuard
 from models.checkpoint import MAX_NAME
 from models.config import MAX_CLASSES
 from utils.config.options_base import MAX_SIDE
-from utils.config.unfolding import check_depth
 from utils.config.version import VERSION
 
 DEFAULT_STRIDE = 32
@@ -104,7 +103,6 @@ def plain_from_text(text: str) -> Any:
     if len(text) > _MAX_LETTERS:
         return None
     try:
-        check_depth(text)
         return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         pass
