@@ -41,7 +41,8 @@ def check_depth(text: str) -> None:
             depth += isinstance(event, yaml.CollectionStartEvent)
             depth -= isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_DEPTH:
-                raise UnfoldingError("nested too deep", event.start_mark.line + 1)
+                mark = event.start_mark
+                raise UnfoldingError("nested too deep", mark.line + 1 if mark else 1)
 
 
 def check_unfolding(root: yaml.Node) -> None:
