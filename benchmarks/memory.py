@@ -62,7 +62,7 @@ def of_steps(given: argparse.Namespace) -> None:
     device = select_device(given.device)
     bench = Bench(given.student, given.teacher, given.img, given.batch, device)
     trainer = bench.trainer(**({} if given.kind == "plain" else {"distill_loss": "response"}))
-    bench.hastened(trainer)
+    bench.with_cuda_graphs(trainer)
     work = bench.teacher_alone(trainer) if given.kind == "teacher" else bench.step(trainer)
     before = peak_mib(device)
     for _ in range(WARM_CALLS + 3):

@@ -37,7 +37,7 @@ from utils.training.capture import WARM_CALLS
 from utils.training.replayed import replay_frozen
 
 # Small all-reduces per step: normalisers of the detection loss, and buffers; `response` adds its normaliser.
-MEETINGS, MEETINGS_TAUGHT = 2, 3
+SMALL_ALLREDUCES, SMALL_ALLREDUCES_DISTILLED = 2, 3
 BACKWARD_SHARE = 2 / 3  # of a plain step: two matrix products in the backward pass for each forward one
 
 
@@ -46,18 +46,18 @@ class Pieces:
     """The measured performance of one GPU and one core.
 
     step_s: seconds of a step without communication, as run by each of several GPUs. alone_s: of a step with
-    a single GPU. hides_s: of the backward pass, which hides communication. gradient_bytes: of the student,
-    float32. batch: images per step and GPU. samples_s: training samples per second and core. meetings: small
-    all-reduces that a step waits for.
+    a single GPU. overlap_s: of the backward pass, which hides communication. gradient_bytes: of the student,
+    float32. batch: images per step and GPU. samples_s: training samples per second and core.
+    small_allreduces: those that a step waits for.
     """
 
     step_s: float
     alone_s: float
-    hides_s: float
+    overlap_s: float
     gradient_bytes: int
     batch: int
     samples_s: float
-    meetings: int
+    small_allreduces: int
 
 
 @dataclass(frozen=True)
@@ -100,10 +100,10 @@ def estimate(pieces: Pieces, machine: Machine, counts: list[int]) -> Iterator[Es
     """Yield the estimate for each number of GPUs; every machine adds its own cores."""
     for gpus in counts:
         machines = -(-gpus // machine.gpus)
-        exposed = max(exchange_s(pieces, machine, gpus) - pieces.hides_s, 0.0)
-        met = pieces.meetings * 2 * math.ceil(math.log2(gpus)) * machine.latency_us * 1e-6
+        exposed = max(exchange_s(pieces, machine, gpus) - pieces.overlap_s, 0.0)
+        small = pieces.small_allreduces * 2 * math.ceil(math.log2(gpus)) * machine.latency_us * 1e-6
         own = pieces.alone_s if gpus == 1 else pieces.step_s
-        computing = own + met + exposed
+        computing = own + small + exposed
         loading = gpus * pieces.batch / (pieces.samples_s * machine.cores * machines)
         seconds = max(computing, loading)
         limit = (
@@ -116,11 +116,14 @@ def measured(given: argparse.Namespace, device: torch.device) -> tuple[Pieces, P
     """Measure the pieces of a plain and of a distilled run (`response`)."""
     bench = Bench(given.student, given.teacher, given.img, given.batch, device)
     # The student runs without a CUDA graph, as under DistributedDataParallel, which does not work with one.
-    plain, taught = bench.trainer(), bench.trainer(distill_loss="response")
+    plain, distilled = bench.trainer(), bench.trainer(distill_loss="response")
     if device.type == "cuda":
-        replay_frozen(taught, print)
-    alone = [bench.hastened(bench.trainer()), bench.hastened(bench.trainer(distill_loss="response"))]
-    work = {"plain": plain, "taught": taught, "plain alone": alone[0], "taught alone": alone[1]}
+        replay_frozen(distilled, print)
+    alone = [
+        bench.with_cuda_graphs(bench.trainer()),
+        bench.with_cuda_graphs(bench.trainer(distill_loss="response")),
+    ]
+    work = {"plain": plain, "distilled": distilled, "plain alone": alone[0], "distilled alone": alone[1]}
     times = medians(
         {name: bench.step(trainer) for name, trainer in work.items()}, given.rounds, device, WARM_CALLS + 2
     )
@@ -132,11 +135,19 @@ def measured(given: argparse.Namespace, device: torch.device) -> tuple[Pieces, P
     )
     cpu = torch.device("cpu")
     batch_s = medians({"": samples(loader)}, max(given.rounds, 5), cpu, clock=time.thread_time)[""]
-    hides = BACKWARD_SHARE * times["plain"]
+    overlap = BACKWARD_SHARE * times["plain"]
     rate = SAMPLES / batch_s
     return (
-        Pieces(times["plain"], times["plain alone"], hides, size, given.batch, rate, MEETINGS),
-        Pieces(times["taught"], times["taught alone"], hides, size, given.batch, rate, MEETINGS_TAUGHT),
+        Pieces(times["plain"], times["plain alone"], overlap, size, given.batch, rate, SMALL_ALLREDUCES),
+        Pieces(
+            times["distilled"],
+            times["distilled alone"],
+            overlap,
+            size,
+            given.batch,
+            rate,
+            SMALL_ALLREDUCES_DISTILLED,
+        ),
     )
 
 
@@ -169,7 +180,7 @@ def options_given() -> argparse.Namespace:
 
 def main() -> None:
     given = options_given()
-    pieces = measured(given, device_of(given.device)) if given.step_ms is None else told(given)
+    pieces = measured(given, device_of(given.device)) if given.step_ms is None else pieces_from_options(given)
     machine = Machine(given.gpus_in_machine, given.cores, given.inside, given.between, given.latency)
     origin = "measured here" if given.step_ms is None else "as given"
     rows = [
@@ -185,10 +196,14 @@ def main() -> None:
         ["training samples a second and core", f"{pieces[0].samples_s:.0f}", origin],
         [
             "backward pass that hides the exchange",
-            f"{1000 * pieces[0].hides_s:.1f} ms",
+            f"{1000 * pieces[0].overlap_s:.1f} ms",
             "assumed: 2/3 of a step",
         ],
-        ["small sums that a step waits for", f"{MEETINGS}, distilled {MEETINGS_TAUGHT}", "counted"],
+        [
+            "small sums that a step waits for",
+            f"{SMALL_ALLREDUCES}, distilled {SMALL_ALLREDUCES_DISTILLED}",
+            "counted",
+        ],
         ["cores of a machine", str(machine.cores), "assumed"],
         ["between GPUs of a machine", f"{machine.inside_gb_s:g} GB/s", "assumed"],
         ["between machines", f"{machine.between_gb_s:g} GB/s", "assumed"],
@@ -208,7 +223,7 @@ def main() -> None:
     )
 
 
-def told(given: argparse.Namespace) -> tuple[Pieces, Pieces]:
+def pieces_from_options(given: argparse.Namespace) -> tuple[Pieces, Pieces]:
     """Return the pieces given as options, with the gradient size of the student."""
     from models.yolo import Model
 
@@ -217,10 +232,10 @@ def told(given: argparse.Namespace) -> tuple[Pieces, Pieces]:
         raise SystemExit("--step-ms needs --samples too")
     steps = [ms / 1000 for ms in given.step_ms]
     alone = [ms / 1000 for ms in given.alone_ms or given.step_ms]
-    hides = BACKWARD_SHARE * steps[0]
+    overlap = BACKWARD_SHARE * steps[0]
     return (
-        Pieces(steps[0], alone[0], hides, size, given.batch, given.samples, MEETINGS),
-        Pieces(steps[1], alone[1], hides, size, given.batch, given.samples, MEETINGS_TAUGHT),
+        Pieces(steps[0], alone[0], overlap, size, given.batch, given.samples, SMALL_ALLREDUCES),
+        Pieces(steps[1], alone[1], overlap, size, given.batch, given.samples, SMALL_ALLREDUCES_DISTILLED),
     )
 
 

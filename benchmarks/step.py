@@ -123,7 +123,7 @@ class Bench:
             given = DistillOptions(teacher=(str(self.teacher_file),), batch_size=self.count, **distilled)  # type: ignore[arg-type]
             context = LossContext(
                 model=model,
-                average=ema.model,
+                ema=ema.model,
                 is_new=False,
                 names=self.names,
                 merged=(),
@@ -141,7 +141,7 @@ class Bench:
         step.compute_in(teacher_dtype(options.amp, options.amp_dtype, self.device))
         return trainer
 
-    def hastened(self, trainer: Trainer) -> Trainer:
+    def with_cuda_graphs(self, trainer: Trainer) -> Trainer:
         """Return the trainer with its networks as CUDA graphs on a GPU, as in a run."""
         replay_step(trainer, (self.count, 3, self.size, self.size), print)
         return trainer
@@ -175,7 +175,7 @@ class Bench:
 
         return run
 
-    def common_way(self, trainer: Trainer) -> Callable[[], object]:
+    def conventional_step(self, trainer: Trainer) -> Callable[[], object]:
         """Return a conventional plain step: contiguous format, loops over parameters, loss read each step."""
         step, groups = trainer.step, trainer.optimizer.param_groups
         step.to(memory_format=torch.contiguous_format)
@@ -216,8 +216,8 @@ def variants(bench: Bench, compiled: bool, reduced: bool) -> dict[str, Callable[
     """
     kinds = [("in bf16", "bf16", False)] if reduced else []
     kinds += [("compiled", "auto", True)] if compiled else []
-    taught = bench.hastened(bench.trainer(distill_loss="response"))
-    work = {"`response`, where gradients are compared": bench.step(taught, SAMPLED)}
+    distilled = bench.with_cuda_graphs(bench.trainer(distill_loss="response"))
+    work = {"`response`, where gradients are compared": bench.step(distilled, SAMPLED)}
     if bench.device.type == "cuda":
         bare = bench.trainer(distill_loss="response")
         work["teacher's forward, nothing recorded"] = bench.teacher_alone(bare)
@@ -227,8 +227,8 @@ def variants(bench: Bench, compiled: bool, reduced: bool) -> dict[str, Callable[
         trainers = bench.trainer(precision), bench.trainer(precision, distill_loss="response")
         if is_compiled:
             trainers = (
-                bench.hastened(bench.compiled(trainers[0])),
-                bench.hastened(bench.compiled(trainers[1])),
+                bench.with_cuda_graphs(bench.compiled(trainers[0])),
+                bench.with_cuda_graphs(bench.compiled(trainers[1])),
             )
         work[f"plain step {words}"] = bench.step(trainers[0])
         work[f"teacher's forward {words}"] = bench.teacher_alone(trainers[1])
@@ -253,21 +253,24 @@ def main() -> None:
         f"{given.student} under {given.teacher}, {given.img} px, batch {given.batch}, "
         f"{given.classes} classes, {given.rounds} rounds"
     )
-    taught = {
-        name: bench.hastened(bench.trainer("auto", **({"distill_loss": "response"} | PRESETS[name])))
+    distilled = {
+        name: bench.with_cuda_graphs(bench.trainer("auto", **({"distill_loss": "response"} | PRESETS[name])))
         for name in given.presets
     }
-    work = {"plain": bench.step(bench.hastened(bench.trainer())), "common": bench.common_way(bench.trainer())}
-    if taught:
-        work["teacher"] = bench.teacher_alone(bench.hastened(bench.trainer(distill_loss="response")))
-    work |= {name: bench.step(trainer) for name, trainer in taught.items()}
+    work = {
+        "plain": bench.step(bench.with_cuda_graphs(bench.trainer())),
+        "common": bench.conventional_step(bench.trainer()),
+    }
+    if distilled:
+        work["teacher"] = bench.teacher_alone(bench.with_cuda_graphs(bench.trainer(distill_loss="response")))
+    work |= {name: bench.step(trainer) for name, trainer in distilled.items()}
     reduced = device.type == "cpu" and cpu_computes_bf16() and not given.no_bf16
     others = variants(bench, given.compile, reduced)
     repeats = STEPS_ON_GPU if device.type == "cuda" else 1
     together = {name: repeated(piece, repeats) for name, piece in (work | others).items()}
     times = medians(together, given.rounds, device, clock=clock_of(given))
     times = {name: seconds / repeats for name, seconds in times.items()}
-    table(["", "median", "of a plain step", "of the floor"], rows_of(times, list(taught), list(others)))
+    table(["", "median", "of a plain step", "of the floor"], rows_of(times, list(distilled), list(others)))
 
 
 def repeated(piece: Callable[[], object], count: int) -> Callable[[], None]:
@@ -280,19 +283,19 @@ def repeated(piece: Callable[[], object], count: int) -> Callable[[], None]:
     return run
 
 
-def rows_of(times: Mapping[str, float], taught: Sequence[str], others: Sequence[str]) -> list[list[str]]:
+def rows_of(times: Mapping[str, float], distilled: Sequence[str], others: Sequence[str]) -> list[list[str]]:
     """Return the table rows: the plain step, the floor, the distilled steps, and the variants."""
     plain, floor = times["plain"], times["plain"] + times.get("teacher", 0.0)
     rows = [
         ["plain step in the common way", ms(times["common"]), f"{times['common'] / plain:.2f}", ""],
         ["plain step", ms(plain), "1", ""],
     ]
-    if taught:
+    if distilled:
         rows.append(["teacher's forward", ms(times["teacher"]), f"{times['teacher'] / plain:.2f}", ""])
         rows.append(["floor: plain and teacher", ms(floor), f"{floor / plain:.2f}", "1"])
     rows += [
         [f"`{name}`", ms(times[name]), f"{times[name] / plain:.2f}", f"{times[name] / floor:.3f}"]
-        for name in taught
+        for name in distilled
     ]
     return rows + [[name, ms(times[name]), f"{times[name] / plain:.2f}", ""] for name in others]
 

@@ -44,25 +44,25 @@ class AllCells(Response):
 class Softmax(Response):
     """Classes compared by KL of softmax at temperature 20, which is invariant to a common shift."""
 
-    def class_sum(self, own: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    def class_sum(self, student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
         """Return the weighted class loss, summed over all cells."""
-        return (softmax_divergence(own, target, 20.0) * weight).sum() / own.shape[-1]
+        return (softmax_divergence(student, teacher, 20.0) * weight).sum() / student.shape[-1]
 
 
 class Gated(Response):
     """Objectness weighted by the teacher's: the student's false positives cost nothing."""
 
-    def objectness_sum(self, own: Tensor, target: Tensor, share: Tensor | float) -> Tensor:
+    def objectness_sum(self, student: Tensor, teacher: Tensor, share: Tensor | float) -> Tensor:
         """Return the objectness loss, summed over all cells."""
-        return focused_cross_entropy(own, target, target[..., 0].sigmoid() * share)
+        return focused_cross_entropy(student, teacher, teacher[..., 0].sigmoid() * share)
 
 
 class RawBoxes(Response):
     """Boxes compared by the squared error of the raw outputs."""
 
-    def box_distance(self, own: Tensor, target: Tensor, anchors: Tensor) -> Tensor:
+    def box_distance(self, student: Tensor, teacher: Tensor, anchors: Tensor) -> Tensor:
         """Return the box loss of each cell."""
-        return (own - target).square().mean(-1)
+        return (student - teacher).square().mean(-1)
 
 
 class TrainingMode(Teacher):

@@ -123,7 +123,7 @@ class NmsRules:
 
 
 # Candidates up to which a GPU runs NMS on all images at once: memory and time grow quadratically.
-TOGETHER = 1 << 14
+MAX_JOINT_NMS = 1 << 14
 
 
 class Kept(NamedTuple):
@@ -181,7 +181,7 @@ def suppress_rows(image: Tensor, row: Tensor, predictions: Tensor, count: int, r
     image: (C,) index of its image out of `count`, ascending. row: (C,) its index there, for `Kept.rows`.
     """
     image, row, candidates = _candidates(image, row, predictions, rules)
-    if image.device.type == "cuda" and 0 < len(image) <= min(TOGETHER, rules.max_candidates):
+    if image.device.type == "cuda" and 0 < len(image) <= min(MAX_JOINT_NMS, rules.max_candidates):
         return _suppress_together(image, row, candidates, count, rules)
     counts = torch.bincount(image, minlength=count).tolist()
     # `image` ascends, so a single split separates the images.

@@ -43,10 +43,10 @@ def joined_ranks() -> Iterator[None]:
         return
     # Both backends: the run may be asked to stay on the CPU although there is a GPU.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    store, own, count = next(rendezvous("env://", timeout=PATIENCE))
-    own_part = dist.PrefixStore(_common_word(store, own, count), store)  # type: ignore[attr-defined]
-    _turns.begin(own_part)
-    dist.init_process_group(backend, store=own_part, rank=own, world_size=count, timeout=PATIENCE)
+    store, own_rank, count = next(rendezvous("env://", timeout=PATIENCE))
+    own_store = dist.PrefixStore(_store_prefix(store, own_rank, count), store)  # type: ignore[attr-defined]
+    _turns.begin(own_store)
+    dist.init_process_group(backend, store=own_store, rank=own_rank, world_size=count, timeout=PATIENCE)
     try:
         yield
     except RuntimeError as error:
@@ -58,28 +58,28 @@ def joined_ranks() -> Iterator[None]:
     _turns.begin(None)
 
 
-def _common_word(store: Store, own: int, count: int) -> str:
+def _store_prefix(store: Store, own_rank: int, count: int) -> str:
     """Return a key prefix shared by the processes of this start, and by none of an earlier one.
 
     After a restart torchrun's store still holds the addresses of processes that are gone, and on several
     machines each launcher counts restarts on its own. So every rank sends the first one a unique token, and
     the answer is stored under that token, where no earlier process looks.
     """
-    word = uuid.uuid4().hex
-    if own > 0:
-        store.set(f"rank {own} asks", word)
-        answer = str(store.get(f"answer to {word}"), "ascii")  # blocks until it is there
-        store.add(f"{answer} is heard", 1)
-        return answer
+    token = uuid.uuid4().hex
+    if own_rank > 0:
+        store.set(f"rank {own_rank} asks", token)
+        prefix = str(store.get(f"answer to {token}"), "ascii")  # blocks until it is there
+        store.add(f"{prefix} is heard", 1)
+        return prefix
     limit = time.monotonic() + PATIENCE.total_seconds()
-    while store.add(f"{word} is heard", 0) < count - 1:
+    while store.add(f"{token} is heard", 0) < count - 1:
         for other in range(1, count):
             if store.check([f"rank {other} asks"]):
-                store.set(f"answer to {str(store.get(f'rank {other} asks'), 'ascii')}", word)
+                store.set(f"answer to {str(store.get(f'rank {other} asks'), 'ascii')}", token)
         if time.monotonic() > limit:
             raise UserError(f"not all of {count} processes have come", "torchrun", "look at their own words")
-        time.sleep(0.05)
-    return word
+        time.sleep(_LOOK)
+    return token
 
 
 def restarts() -> int:
@@ -118,10 +118,10 @@ def main_first() -> Iterator[None]:
     torchrun ends the others.
     """
     if is_distributed() and rank() > 0:
-        _turns.wait()
+        _turns.wait_for_signal()
     yield
     if is_distributed() and rank() == 0:
-        _turns.tell()
+        _turns.signal()
 
 
 class _Turns:
@@ -135,7 +135,7 @@ class _Turns:
         """Set the store that the ranks share; None: fall back to barriers."""
         self._store, self._count = store, 0
 
-    def tell(self) -> None:
+    def signal(self) -> None:
         """Signal the other ranks to continue."""
         if self._store is None:
             dist.barrier()
@@ -143,7 +143,7 @@ class _Turns:
         self._count += 1
         self._store.set(f"the first was here {self._count}", "")
 
-    def wait(self) -> None:
+    def wait_for_signal(self) -> None:
         """Block until the first rank has signalled."""
         if self._store is None:
             dist.barrier()

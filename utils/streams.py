@@ -22,13 +22,13 @@ _T = TypeVar("_T")
 
 
 @functools.cache
-def _second(device: torch.device) -> torch.cuda.Stream:
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
     """Return the high-priority side stream (kernels of a CUDA graph keep the priority of their capture)."""
     return torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
 
 
 @functools.cache
-def _for_copies(device: torch.device) -> torch.cuda.Stream:
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
@@ -38,9 +38,9 @@ def on_side_stream(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    second = _second(device)
-    second.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(second):
+    side = _side_stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
         yield
 
 
@@ -55,12 +55,12 @@ def joined_side_stream(device: torch.device, work: Callable[[], _T]) -> Callable
         return lambda: done
 
     def join() -> _T:
-        second, first = _second(device), torch.cuda.current_stream(device)
+        side, main = _side_stream(device), torch.cuda.current_stream(device)
         try:
-            with torch.cuda.stream(second):
+            with torch.cuda.stream(side):
                 return work()
         finally:
-            first.wait_stream(second)
+            main.wait_stream(side)
 
     return join
 
@@ -69,9 +69,9 @@ def copied_on_side_stream(values: Tensor, device: torch.device) -> Tensor:
     """Copy values to a device; from pinned memory to a GPU the copy overlaps with work enqueued before."""
     if device.type != "cuda" or not values.is_pinned():
         return values.to(device, non_blocking=True)
-    copies, first = _for_copies(device), torch.cuda.current_stream(device)
+    copies, main = _copy_stream(device), torch.cuda.current_stream(device)
     with torch.cuda.stream(copies):
         there = values.to(device, non_blocking=True)
-    first.wait_stream(copies)
-    there.record_stream(first)  # allocated on the copy stream, which must not reuse the memory too early
+    main.wait_stream(copies)
+    there.record_stream(main)  # allocated on the copy stream, which must not reuse the memory too early
     return there

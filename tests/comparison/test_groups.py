@@ -68,7 +68,7 @@ def test_settings_can_be_ignored_and_groups_left_alone(make_run, groups_of):
     same = [make_run("c", [0.1]), make_run("d", [0.2])]
     assert labels(groups_of(*same)) == ["plain (2 runs)"]
     assert labels(groups_of(*same, together=False)) == ["plain, c", "plain, d"]
-    with pytest.raises(UsageError, match="did you mean 'batch_size'"):
+    with pytest.raises(UsageError, match="did you mean batch_size"):
         groups_of(*runs, ignored=["batchsize"])
 
 

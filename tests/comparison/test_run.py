@@ -44,7 +44,7 @@ def test_what_cannot_be_compared_is_left_out_with_one_line_each(make_run, capsys
 def test_a_mistyped_metric_is_told_once_whatever_the_number_of_runs(make_run, capsys):
     folders = [make_run("a", [0.1]), make_run("b", [0.1])]
     for metric, meant in (("precison", "precision"), ("mAP", "mAP50"), ("val/box_los", "val/box_loss")):
-        with pytest.raises(UsageError, match=f"^--metric {metric}: no run has .*, did you mean '{meant}'"):
+        with pytest.raises(UsageError, match=rf"^--metric {metric}: no run has .*; did you mean {meant}\?"):
             readable_runs(folders, metric, Console())
     assert capsys.readouterr().err == ""
 

@@ -68,9 +68,9 @@ def test_runs_or_two_weight_files_are_compared_and_nothing_else() -> None:
     assert "--teacher" in problems_of(CompareOptions, "--weights", "s.pt")
     assert "leave" in problems_of(CompareOptions, "a", "--weights", "s.pt", "--teacher", "t.pt")
     given = parse(CompareOptions, ["a", "--img", "64", "--device", "cpu"])
-    assert [remark.split()[0] for remark in given.remarks()] == ["--device", "--imgsz"]
+    assert [warning.split()[0] for warning in given.warnings()] == ["--device", "--imgsz"]
     given = parse(CompareOptions, ["--weights", "s.pt", "--teacher", "t.pt", "--metric", "recall"])
-    assert list(given.remarks()) == ["--metric has no effect without runs"]
+    assert list(given.warnings()) == ["--metric has no effect without runs"]
 
 
 def test_values_may_be_many_optional_or_repeated() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from utils.config.hyperparameters import Hyperparameters, load_hyperparameters, remarks_on
+from utils.config.hyperparameters import Hyperparameters, hyperparameter_warnings, load_hyperparameters
 from utils.config.options import TrainOptions
 from utils.config.schema import yaml_text
 from utils.errors import UsageError, UserError
@@ -68,25 +68,29 @@ def test_public_names_stand_for_what_ships_and_a_remark_says_so(
     for name in ("hyp.scratch-low.yaml", "data/hyps/hyp.scratch-low", "hyp.scratch"):
         assert load_hyperparameters(name) == Hyperparameters()
     assert load_hyperparameters("hyp.VOC").lr0 == 0.0032
-    (remark,) = remarks_on("hyp.VOC")
-    assert "taking data/hyp.finetune.yaml" in remark
-    assert list(remarks_on("data/hyp.finetune.yaml")) == list(remarks_on("hyp.scratch")) == []
+    (warning,) = hyperparameter_warnings("hyp.VOC")
+    assert "taking data/hyp.finetune.yaml" in warning
+    assert (
+        list(hyperparameter_warnings("data/hyp.finetune.yaml"))
+        == list(hyperparameter_warnings("hyp.scratch"))
+        == []
+    )
     strong = load_hyperparameters("hyp.scratch-high")
     assert (strong.lrf, strong.cls, strong.obj, strong.scale, strong.mixup) == (0.1, 0.3, 0.7, 0.9, 0.1)
     assert strong == load_hyperparameters("data/hyps/hyp.scratch-med.yaml")
     with pytest.raises(UserError, match="is not there"):
         load_hyperparameters("hyp.no-augmentation")
-    assert list(remarks_on("hyp.no-augmentation")) == []
+    assert list(hyperparameter_warnings("hyp.no-augmentation")) == []
     (tmp_path / "hyp.VOC.yaml").write_text("lr0: 0.5\n")
-    assert load_hyperparameters("hyp.VOC").lr0 == 0.5 and list(remarks_on("hyp.VOC")) == []
+    assert load_hyperparameters("hyp.VOC").lr0 == 0.5 and list(hyperparameter_warnings("hyp.VOC")) == []
 
 
 def test_copying_of_objects_is_taken_with_a_remark_that_it_has_no_effect(tmp_path: Path) -> None:
     assert load(tmp_path, "copy_paste: 0.1\n").copy_paste == 0.1
     path = tmp_path / "hyp.yaml"
-    (remark,) = TrainOptions(hyp=path).remarks()
-    assert remark.startswith(f"{path}: copy_paste has no effect")
-    assert list(TrainOptions(hyp=path, resume="").remarks()) == []
+    (warning,) = TrainOptions(hyp=path).warnings()
+    assert warning.startswith(f"{path}: copy_paste has no effect")
+    assert list(TrainOptions(hyp=path, resume="").warnings()) == []
 
 
 def test_all_that_is_wrong_with_a_file_is_told_with_lines(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_every_option_has_help_and_a_group_and_numbers_have_a_range(options_clas
 def test_the_seeds_flags_map_onto_the_presets(words: str, preset: str) -> None:
     options = distilled(*words.split())
     assert options.preset() == options.distill_loss == preset and preset in PRESETS
-    assert list(options.remarks()) == []
+    assert list(options.warnings()) == []
 
 
 @pytest.mark.parametrize(
@@ -125,15 +125,15 @@ def test_a_batch_size_that_was_to_be_found_gets_advice() -> None:
 
 def test_patience_counts_in_an_evolution_that_scores_each_epoch() -> None:
     words = ["--evolve", "3", "--patience", "5"]
-    assert list(parse(TrainOptions, words).remarks()) == ["--patience has no effect with --evolve"]
-    assert list(parse(TrainOptions, [*words, "--image-weights"]).remarks()) == []
+    assert list(parse(TrainOptions, words).warnings()) == ["--patience has no effect with --evolve"]
+    assert list(parse(TrainOptions, [*words, "--image-weights"]).warnings()) == []
 
 
 @pytest.mark.parametrize(("words", "is_said"), [("--epochs 3", True), ("--epochs 12 --stop-distill 4", True),
                                                 ("--epochs 9", False)])  # fmt: skip
 def test_a_warm_up_that_is_never_over_is_remarked(words: str, is_said: bool) -> None:
-    remarks = list(distilled("--distill-warmup", "9", *words.split()).remarks())
-    assert ["--distill-warmup 9 is never over" in remark for remark in remarks] == [True] * is_said
+    warnings = list(distilled("--distill-warmup", "9", *words.split()).warnings())
+    assert ["--distill-warmup 9 is never over" in warning for warning in warnings] == [True] * is_said
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_a_warm_up_that_is_never_over_is_remarked(words: str, is_said: bool) -> 
     ],
 )
 def test_what_has_no_effect_is_remarked(words: str, told: str) -> None:
-    assert list(distilled(*words.split()).remarks()) == [told]
+    assert list(distilled(*words.split()).warnings()) == [told]
 
 
 def test_unlabelled_pictures_are_for_the_teacher_alone() -> None:

@@ -118,7 +118,7 @@ def test_when_teaching_is_over_labelled_pictures_take_the_places_of_the_others()
     unlabelled = np.arange(20) % 3 == 2
     for share in (None, 0.5):
         order = TrainingOrder(20, 4, SHAPE, 0, ~unlabelled, share)
-        order.taught_until = 2
+        order.unlabelled_until = 2
         length = len(order)
         for epoch in range(4):
             order.epoch = epoch

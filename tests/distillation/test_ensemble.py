@@ -5,7 +5,7 @@ import torch
 
 from models.yolo import Model
 from utils.distillation.ensemble import Teachers, mean_level, mean_probability
-from utils.distillation.teacher import InStudentsTerms, Teacher
+from utils.distillation.teacher import Teacher, TeacherInStudentFrame
 from utils.errors import UserError
 
 NAMES = ["cell", "dot", "ring"]
@@ -59,7 +59,7 @@ def test_one_that_tells_no_classes_apart_knows_all_that_are_one(images, turned):
         assert together.levels[0].shape[-1] == 6
         if is_complete:  # its objectness is whole: nothing of it is another class's
             own = each[0 if turned else 1]
-            for level, raw in zip(own.levels, own.own_levels, strict=True):
+            for level, raw in zip(own.levels, own.unconverted_levels, strict=True):
                 assert torch.equal(level[..., 4], raw[..., 4])
 
 
@@ -135,7 +135,7 @@ def test_a_teacher_that_is_not_frozen_may_change(images):
 def test_a_teacher_is_scored_in_the_students_pixels_and_classes(images):
     teacher = Teacher(network(1, names=["dot", "cat", "cell"]), scale=2.0)
     teacher.fit_to(network(), NAMES)
-    judged = InStudentsTerms(teacher, len(NAMES))
+    judged = TeacherInStudentFrame(teacher, len(NAMES))
     seen = judged.decode_levels(judged.forward_head(judged.forward_features(images)))
     larger = torch.nn.functional.interpolate(
         images, scale_factor=2, mode="bilinear", align_corners=False, antialias=True

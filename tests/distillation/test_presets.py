@@ -232,8 +232,8 @@ def test_boxes_and_objectness_of_the_finest_and_coarsest_level_are_what_the_equa
         objectness += balance / cells * abs(weight - found) * entropy
     assert seen > 1
     preset = Response(LossGains(box=1, obj=1, cls=1), ANCHORS_GRID, ResponseGains(1, 1, 1))
-    for merged in (False, True):
-        preset.merged = merged
+    for concatenated in (False, True):
+        preset.concatenate_levels = concatenated
         terms = preset(batch_of(1, 64), StudentOutput((), student), TeacherOutput(teacher))
         assert float(terms["box"]) == pytest.approx(boxes / seen, rel=1e-4)
         assert float(terms["obj"]) == pytest.approx(objectness, rel=1e-4)
@@ -283,9 +283,9 @@ def test_the_response_does_not_shrink_with_the_picture():
 def test_all_levels_together_are_the_levels_one_by_one(complete):
     """What a GPU does, in memory of either order."""
     found = []
-    for merged in (False, True):
+    for concatenated in (False, True):
         preset = Response(GAINS, ANCHORS_GRID, complete=complete)
-        preset.merged = merged
+        preset.concatenate_levels = concatenated
         teacher = levels_of(1, scale=2.0, size=64)
         student = [level.clone().requires_grad_() for level in levels_of(2, scale=2.0, size=64)]
         seen = [level.movedim(1, 3).contiguous().movedim(3, 1) for level in student]

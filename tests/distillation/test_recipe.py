@@ -166,7 +166,7 @@ def test_a_teachers_pictures_are_as_large_as_asked_for(asked, image_size, scale,
 
     monkeypatch.setattr(recipe, "Teachers", kept)
     context = SimpleNamespace(
-        model=network(NAMES), average=network(NAMES), image_size=image_size, names=NAMES, merged=()
+        model=network(NAMES), ema=network(NAMES), image_size=image_size, names=NAMES, merged=()
     )
     with pytest.raises(StopIteration):
         recipe.build_distiller(DistillOptions(teacher=("ema",), teacher_img_size=asked), [None], context)

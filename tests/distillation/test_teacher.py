@@ -14,7 +14,7 @@ from utils.distillation.ensemble import Teachers
 from utils.distillation.matching import anchors_rescaled, objectness_of
 from utils.distillation.presets import DenseOutputs
 from utils.distillation.recipe import compare_scores
-from utils.distillation.teacher import InStudentsTerms, Teacher, checksum
+from utils.distillation.teacher import Teacher, TeacherInStudentFrame, checksum
 from utils.errors import UserError
 from utils.evaluation.disagreement import objectness_map
 from utils.losses.detection import LossGains
@@ -87,7 +87,7 @@ def test_a_teacher_in_reduced_precision_says_what_it_says_under_autocast(images)
     with torch.autocast("cpu", torch.bfloat16):
         found = teacher(images)
     alone = teacher(images)  # beside a student in float32
-    judged = InStudentsTerms(teacher, len(NAMES))
+    judged = TeacherInStudentFrame(teacher, len(NAMES))
     levels = judged.forward_head(judged.forward_features(images))
     for got, other, raw, own_way in zip(found.levels, levels, wanted.levels, alone.levels, strict=True):
         assert torch.equal(got, raw) and torch.equal(other, raw) and torch.equal(own_way, raw)
@@ -137,7 +137,7 @@ def test_classes_are_matched_by_name_and_what_one_side_lacks_is_left_out(images)
     output = StudentOutput(features, student.forward_head(features))
     own = teacher.fit.of_student(output)
     for mine, theirs, raw, level in zip(
-        own.levels, taught.levels, taught.own_levels, output.levels, strict=True
+        own.levels, taught.levels, taught.unconverted_levels, output.levels, strict=True
     ):
         assert mine.shape == theirs.shape and mine.shape[-1] == 7
         torch.testing.assert_close(theirs[..., 5:], raw[..., [7, 5]])
@@ -172,7 +172,7 @@ def test_a_teacher_may_see_larger_pictures(images):
     assert [level.shape[2] for level in taught.levels] == [8, 4]
     # The same boxes in pixels: anchors of 30 to 119 px at twice the size are 15 to 60 px here.
     pair = teacher.fit.levels[0]
-    raw = taught.own_levels[0][:, pair.anchor_of, ..., 2:4]
+    raw = taught.unconverted_levels[0][:, pair.anchor_of, ..., 2:4]
     anchors_px = teacher.model.anchors_px[1][pair.anchor_of] / 2
     before = (2 * raw.sigmoid()) ** 2 * anchors_px[None, :, None, None]
     moved = (2 * taught.levels[0][..., 2:4].sigmoid()) ** 2 * student.anchors_px[0][None, :, None, None]
@@ -242,7 +242,7 @@ def test_classes_that_are_one_for_the_student_are_taught_as_one(images):
         "matched: 2 classes (a, c) as one, 'item'"
     )
     said = teacher(images)
-    for merged, raw in zip(said.levels, said.own_levels, strict=True):
+    for merged, raw in zip(said.levels, said.unconverted_levels, strict=True):
         assert merged.shape == (*raw.shape[:-1], 6)
         torch.testing.assert_close(merged[..., :4], raw[..., :4])
         scores = raw[..., 5:].sigmoid()
@@ -250,7 +250,7 @@ def test_classes_that_are_one_for_the_student_are_taught_as_one(images):
         torch.testing.assert_close(merged[..., 4].sigmoid(), raw[..., 4].sigmoid() * share)
         # What the network of one class says itself, before it has learnt anything.
         assert (merged[..., 5].sigmoid() > 0.9999).all()
-    judged = InStudentsTerms(teacher, 1)
+    judged = TeacherInStudentFrame(teacher, 1)
     levels = judged.forward_head(judged.forward_features(images))
     decoded, own = judged.decode_levels(levels), teacher.model.decode_levels(levels)
     torch.testing.assert_close(decoded[..., :5], own[..., :5])
@@ -261,7 +261,7 @@ def test_classes_that_are_one_keep_the_teacher_s_objectness_where_all_are_known(
     teacher, student = Teacher(network(names=["b", "a"])), network(names=["item"])
     teacher.fit_to(student, ["item"], merged=["a", "b"])
     said = teacher(images)
-    for merged, raw in zip(said.levels, said.own_levels, strict=True):
+    for merged, raw in zip(said.levels, said.unconverted_levels, strict=True):
         assert torch.equal(merged[..., :5], raw[..., :5])
     stranger = Teacher(network(names=["x", "y"]))
     stranger.fit_to(student, ["item"], merged=["a", "b"])
@@ -303,7 +303,7 @@ def test_pictures_that_are_no_multiple_of_the_teachers_stride_are_filled_with_gr
     assert len(own.levels) >= 2
     for mine, theirs, seen in zip(own.levels, taught.levels, taught.features, strict=True):
         assert mine.shape == theirs.shape and mine.shape[2:4] == seen.shape[2:]
-    judged = InStudentsTerms(teacher, len(NAMES))
+    judged = TeacherInStudentFrame(teacher, len(NAMES))
     decoded = judged.decode_levels(judged.forward_head(judged.forward_features(pictures)))
     assert decoded.isfinite().all() and decoded.shape[-1] == 5 + len(NAMES)
     # The finest cells, of the larger or smaller picture, are as fine as these in the student's.

@@ -28,7 +28,7 @@ def network(names):
 def context_of(student):
     """What a recipe is given, of a run that goes on: nobody is scored."""
     return SimpleNamespace(
-        model=student, average=network(NAMES).eval(), is_new=False, names=tuple(NAMES), merged=(),
+        model=student, ema=network(NAMES).eval(), is_new=False, names=tuple(NAMES), merged=(),
         image_size=64, device=torch.device("cpu"), detection=DetectionLoss(student.head.anchors, 4, GAINS),
         say=lambda _: None, warn=lambda _: None,
     )  # fmt: skip
@@ -131,7 +131,7 @@ class Constant(torch.nn.Module):
 
 def test_the_feature_term_is_the_mean_over_teachers_times_both_ratios():
     members = [SimpleNamespace(fit=SimpleNamespace(levels=())) for _ in range(2)]
-    view = SimpleNamespace(features=(), own_levels=())
+    view = SimpleNamespace(features=(), unconverted_levels=())
 
     class Both:
         def __init__(self):

@@ -8,7 +8,13 @@ from benchmarks.scale import Machine, Pieces, estimate, exchange_s
 
 MACHINE = Machine(gpus=8, cores=16, inside_gb_s=20, between_gb_s=2, latency_us=10)
 PIECES = Pieces(
-    step_s=0.1, alone_s=0.1, hides_s=0.06, gradient_bytes=40_000_000, batch=16, samples_s=300, meetings=2
+    step_s=0.1,
+    alone_s=0.1,
+    overlap_s=0.06,
+    gradient_bytes=40_000_000,
+    batch=16,
+    samples_s=300,
+    small_allreduces=2,
 )
 
 
@@ -35,6 +41,6 @@ def test_it_says_what_it_stops_at(changed, limit, pictures):
 
 
 def test_what_a_single_gpu_records_counts_against_several():
-    one, two = estimate(Pieces(**{**vars(PIECES), "alone_s": 0.08, "meetings": 0}), MACHINE, [1, 2])
+    one, two = estimate(Pieces(**{**vars(PIECES), "alone_s": 0.08, "small_allreduces": 0}), MACHINE, [1, 2])
     assert one.pictures_s == pytest.approx(200) and one.efficiency == 1
     assert two.pictures_s == pytest.approx(320) and two.efficiency == pytest.approx(0.8)

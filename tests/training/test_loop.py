@@ -11,7 +11,7 @@ from utils.batch import Batch, Progress
 from utils.errors import UserError
 from utils.training import guard as guard_module
 from utils.training.ema import ModelEma
-from utils.training.guard import MANY, StepGuard
+from utils.training.guard import MAX_CONSECUTIVE_SKIPS, StepGuard
 from utils.training.loop import EpochHooks, Meters, MultiScale, Trainer
 from utils.training.optimizer import RateSchedule, build_optimizer
 from utils.training.state import RunState, read_state, restore, save_state
@@ -205,10 +205,13 @@ def test_a_step_that_is_no_number_is_skipped_counted_and_left_out_of_the_means()
 def test_many_such_steps_in_a_row_end_the_run_with_the_batch_saved(tmp_path):
     trainer = trainer_of([Broken(set(range(2, 50)))], folder=tmp_path)
     start = copy.deepcopy(trainer.step.model.state_dict())
-    with pytest.raises(UserError, match=rf"step {1 + MANY}.*{MANY} updates in a row.*bad_batch\.pt"):
+    with pytest.raises(
+        UserError,
+        match=rf"step {1 + MAX_CONSECUTIVE_SKIPS}.*{MAX_CONSECUTIVE_SKIPS} updates in a row.*bad_batch\.pt",
+    ):
         trainer.run_epoch(Loader([batch_of(seed=i) for i in range(50)]), 0, 1, Bar)
     saved = torch.load(tmp_path / "bad_batch.pt", weights_only=True)
-    assert saved["step"] == 1 + MANY and saved["images"].shape == (2, 3, 8, 8)
+    assert saved["step"] == 1 + MAX_CONSECUTIVE_SKIPS and saved["images"].shape == (2, 3, 8, 8)
     now = trainer.step.model.state_dict()
     assert all(value.isfinite().all() for value in now.values())
     assert any(not torch.equal(start[name], value) for name, value in now.items())  # by the first two steps
@@ -230,11 +233,11 @@ def test_statistics_of_batch_norms_that_a_broken_batch_has_spoilt_are_put_back()
     norm = nn.BatchNorm2d(2)
     guard = StepGuard([norm], interval=10)
     norm(torch.rand(4, 2, 3, 3))
-    guard.note(torch.tensor(1.0))
+    guard.record_norm(torch.tensor(1.0))
     guard.check(batch_of(), Progress(0, 0, 9, 1), {})
     good = norm.running_mean.clone()
     norm(torch.full((4, 2, 3, 3), float("nan")))
-    guard.note(torch.tensor(float("nan")))
+    guard.record_norm(torch.tensor(float("nan")))
     assert guard.check(batch_of(), Progress(5, 0, 9, 1), {}) is None  # not looked at yet
     assert "skipped" in guard.check(batch_of(), Progress(10, 0, 9, 1), {})
     assert torch.equal(norm.running_mean, good) and norm.running_var.isfinite().all()
@@ -244,12 +247,12 @@ def test_what_a_restored_state_brought_is_what_a_broken_batch_is_mended_with():
     norm, other = nn.BatchNorm2d(2), StepGuard([nn.BatchNorm2d(2)])
     guard = StepGuard([norm])
     for value in (1.0, float("nan"), float("nan")):
-        other.note(torch.tensor(value))
+        other.record_norm(torch.tensor(value))
     other.check(batch_of(), Progress(0, 0, 9, 1), {})
     norm.running_mean.fill_(7.0)
     guard.load_state_dict(other.state_dict())
     norm(torch.full((4, 2, 3, 3), float("nan")))
-    guard.note(torch.tensor(float("nan")))
+    guard.record_norm(torch.tensor(float("nan")))
     assert "skipped (3 so far)" in guard.check(batch_of(), Progress(0, 0, 9, 1), {})
     assert norm.running_mean.tolist() == [7.0, 7.0]
     assert guard.state_dict() == {"skipped": 3, "in_row": 3, "told": 3}

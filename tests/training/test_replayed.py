@@ -8,7 +8,7 @@ import torch
 from benchmarks.step import PROGRESS, Bench
 from utils.batch import Progress
 from utils.distillation.distiller import Distiller
-from utils.training.capture import WARM_CALLS, kind_of
+from utils.training.capture import WARM_CALLS, capture_key
 from utils.training.replayed import (
     Replayed,
     ReplayedStudent,
@@ -88,9 +88,9 @@ def teacher_of(trainer):
 
 def test_a_cpu_records_nothing():
     bench = Bench("demo-student", "demo-teacher", 64, 2, torch.device("cpu"))
-    trainer = bench.hastened(bench.trainer(distill_loss="l2"))
+    trainer = bench.with_cuda_graphs(bench.trainer(distill_loss="l2"))
     assert not isinstance(teacher_of(trainer).body, Replayed)
-    assert not isinstance(trainer.step.body, ReplayedStudent) and not trainer.gradients_stay
+    assert not isinstance(trainer.step.body, ReplayedStudent) and not trainer.persistent_gradients
 
 
 def test_frozen_teachers_alone_are_replayed():
@@ -115,8 +115,8 @@ def test_nothing_is_recorded_where_batches_have_many_shapes(monkeypatch):
 def test_the_student_is_replayed_in_training_and_for_its_shape_alone():
     bench = Bench("demo-student", "demo-teacher", 64, 2, torch.device("cpu"))
     model, images = bench.student.train(), torch.rand(2, 3, 64, 64)
-    kind = kind_of(images)
-    body = ReplayedStudent(model, lambda given: (given,), kind, model.forward_features)
+    key = capture_key(images)
+    body = ReplayedStudent(model, lambda given: (given,), key, model.forward_features)
     assert body(images)[0] is images
     assert len(body(images[:1])) == 3
     with torch.no_grad():
@@ -167,7 +167,7 @@ def test_a_replayed_student_has_the_gradients_and_statistics_of_the_network(monk
         trainer.amp_dtype, trainer.schedule = None, replace(trainer.schedule, nominal_batch=1000)
         before = {name: value.clone() for name, value in trainer.step.model.state_dict().items()}
         if replayed:
-            bench.hastened(trainer)
+            bench.with_cuda_graphs(trainer)
             assert isinstance(trainer.step.body, ReplayedStudent)
         after = trainer.step.model.state_dict()
         assert all(torch.equal(before[name], value) for name, value in after.items())
@@ -232,7 +232,7 @@ def test_losses_of_replayed_networks_are_those_of_the_networks(preset):
         for group in trainer.optimizer.param_groups:
             group["lr"] = 0.0  # in bf16 updates would soon lead apart
         if replayed:
-            bench.hastened(trainer)
+            bench.with_cuda_graphs(trainer)
         batch = bench.batch.to(bench.device).to_float()
         trainer.run_batch(batch, SAMPLED)
         terms = [trainer.run_batch(batch, PROGRESS) for _ in range(WARM_CALLS + 3)]

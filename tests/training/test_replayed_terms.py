@@ -10,7 +10,7 @@ from utils.batch import Progress, StudentOutput
 from utils.losses.assignment import assign_targets
 from utils.training.capture import WARM_CALLS
 from utils.training.replayed import replay_losses
-from utils.training.replayed_terms import MOST, ReplayedTerms, recorded_terms
+from utils.training.replayed_terms import MAX_CAPTURES, ReplayedTerms, recorded_terms
 
 SAMPLED = Progress(0, 0, 100, 100)
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -36,13 +36,13 @@ def tensors(*lengths):
 def test_kinds_that_are_seen_for_a_while_are_recorded_and_no_more_than_a_few():
     log = []
     replayed = ReplayedTerms(terms, pytest.fail, recorder(log))
-    for size in range(1, MOST + 3):
+    for size in range(1, MAX_CAPTURES + 3):
         given = tensors(size, 3, size)
         for _ in range(WARM_CALLS):
             assert torch.equal(replayed(*given), terms(*given))
-        extra = 100 if size <= MOST else 0
+        extra = 100 if size <= MAX_CAPTURES else 0
         assert torch.equal(replayed(*given), terms(*given) + extra)
-    assert log == [(size, 3, size) for size in range(1, MOST + 1)]
+    assert log == [(size, 3, size) for size in range(1, MAX_CAPTURES + 1)]
 
 
 def test_what_takes_no_gradient_is_worked_out_as_it_comes():
@@ -128,13 +128,13 @@ def test_losses_on_their_tensors_alone_have_the_same_terms_and_gradients(preset,
         before = Watched.calls
         values = [trainer.run_batch(batch, progress) for progress in (SAMPLED, PROGRESS)]
         assert Watched.calls - before == (2 * len(trainer.step.losses) if replayed else 0)
-        slopes = [p.grad for p in trainer.step.parameters() if p.grad is not None]
-        found.append((values, slopes))
+        gradients = [p.grad for p in trainer.step.parameters() if p.grad is not None]
+        found.append((values, gradients))
     for expected, other in zip(*(values for values, _ in found), strict=True):
         assert {k: float(v.detach()) for k, v in other.items()} == pytest.approx(
             {k: float(v.detach()) for k, v in expected.items()}, rel=1e-4
         )
-    for expected, other in zip(*(slopes for _, slopes in found), strict=True):
+    for expected, other in zip(*(gradients for _, gradients in found), strict=True):
         assert float((other - expected).norm()) <= 1e-3 * float(expected.norm()) + 1e-7
 
 
@@ -177,10 +177,10 @@ def test_recorded_terms_have_values_and_gradients_of_the_function():
     record = recorded_terms(function, [first], [torch.rand(4, 5, device="cuda")])
     for weight in (1.0, 3.0):
         given = torch.randn(4, 5, device="cuda").to(torch.bfloat16).requires_grad_()
-        beside, slope = torch.rand(4, 5, device="cuda"), torch.tensor([weight, 0.5], device="cuda")
+        beside, value_gradient = torch.rand(4, 5, device="cuda"), torch.tensor([weight, 0.5], device="cuda")
         expected, found = function([given], [beside]), record([given], [beside])
         torch.testing.assert_close(found, expected)
-        gradients = [torch.autograd.grad(value, given, slope)[0] for value in (expected, found)]
+        gradients = [torch.autograd.grad(value, given, value_gradient)[0] for value in (expected, found)]
         torch.testing.assert_close(gradients[1], gradients[0])
 
 
@@ -211,9 +211,9 @@ def test_recorded_losses_have_the_terms_and_gradients_of_the_losses(preset):
             dense = [] if preset in (None, "boxes") else [trainer.step.losses[1].preset]
             records = [len(loss._replayed._replays) for loss in (trainer.step.losses[0], *dense)]
             assert records == [2, 1][: len(records)]
-        slopes = [p.grad for p in trainer.step.parameters() if p.grad is not None]
-        found.append(([{k: float(v.detach()) for k, v in value.items()} for value in values], slopes))
+        gradients = [p.grad for p in trainer.step.parameters() if p.grad is not None]
+        found.append(([{k: float(v.detach()) for k, v in value.items()} for value in values], gradients))
     for expected, other in zip(*(values for values, _ in found), strict=True):
         assert other == pytest.approx(expected, rel=0.01, abs=1e-4, nan_ok=True)
-    for expected, other in zip(*(slopes for _, slopes in found), strict=True):
+    for expected, other in zip(*(gradients for _, gradients in found), strict=True):
         assert float((other - expected).norm()) <= 0.05 * float(expected.norm()) + 1e-4

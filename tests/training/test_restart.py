@@ -23,7 +23,9 @@ def launched(tmp_path, monkeypatch):
         note = folder / resume.LAUNCH_NAME
         os.utime(note, ns=(0, note.stat().st_mtime_ns - age * 10**9))
         if options is not None:
-            run = state.RunState(1, 0.0, 0, [], "TrainOptions", resume.lasting(options), {}, [], {}, "")
+            run = state.RunState(
+                1, 0.0, 0, [], "TrainOptions", resume.with_absolute_paths(options), {}, [], {}, ""
+            )
             counts = {"done": 0, "pending": 0, "ema_updates": 0, "meters": []}
             content = {"version": state.VERSION, "run": vars(run), **counts}
             torch.save(content, folder / "weights/state.pt")

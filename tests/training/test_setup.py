@@ -16,7 +16,7 @@ from utils.datasets.sampling import RectGroups, TrainingOrder
 from utils.errors import UsageError, UserError
 from utils.reporting.console import Console
 from utils.training import setup
-from utils.training.setup import check_batches, pictures_per_epoch, synchronised_norms
+from utils.training.setup import check_batches, images_per_epoch, synchronised_norms
 
 
 def index_of(labelled, unlabelled=0):
@@ -38,7 +38,7 @@ def test_pictures_of_an_epoch_are_those_that_its_order_has(share, rect):
         order.group = lambda numbers: RectGroups(np.arange(len(numbers)), [(64, 64)] * -(-len(numbers) // 4))
     used = index if share != 0 else index_of(11)  # a run that wants none does not read them
     options = distilled(unlabeled_share=share, rect=rect, batch_size=4)
-    assert pictures_per_epoch(options, used) == sum(len(batch.rows) for batch in order)
+    assert images_per_epoch(options, used) == sum(len(batch.rows) for batch in order)
 
 
 def test_a_batch_of_a_single_picture_and_cell_is_refused_and_an_unlabelled_one_beside_it_helps():

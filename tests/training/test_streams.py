@@ -61,7 +61,7 @@ def test_a_teacher_beside_the_student_says_what_it_says_before_it(monkeypatch, p
             if not beside:
                 patched.setattr(distiller, "on_side_stream", lambda _: nullcontext())
                 patched.setattr(distiller, "joined_side_stream", lambda _, work: work)
-            trainer = bench.hastened(bench.trainer(distill_loss=preset))
+            trainer = bench.with_cuda_graphs(bench.trainer(distill_loss=preset))
             trainer.schedule = replace(trainer.schedule, nominal_batch=10**6)  # no update
             step = bench.step(trainer)
             for _ in range(12):

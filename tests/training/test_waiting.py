@@ -99,7 +99,7 @@ def test_no_operation_of_a_step_reads_a_value_back(monkeypatch, bench, preset):
         for progress in (SAMPLED, PROGRESS):
             terms = trainer.run_batch(bench.batch.to_float(), progress)
             trainer.meters.update(terms)
-            trainer.guard.mend()
+            trainer.guard.restore_buffers()
     assert trainer.ema.updates == 3
 
 
@@ -126,7 +126,7 @@ def test_what_would_wait_is_found(waiting):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_no_step_waits_for_a_cuda_device(preset):
     cuda = Bench("demo-student", "demo-teacher", 64, 2, torch.device("cuda:0"))
-    trainer = cuda.hastened(cuda.trainer(**PRESETS[preset]))
+    trainer = cuda.with_cuda_graphs(cuda.trainer(**PRESETS[preset]))
     step = cuda.step(trainer)
     trainer.run_batch(cuda.batch.to(cuda.device).to_float(), SAMPLED)
     for _ in range(WARM_CALLS + 1):
@@ -136,7 +136,7 @@ def test_no_step_waits_for_a_cuda_device(preset):
     try:
         for _ in range(3):
             trainer.meters.update(step())
-            trainer.guard.mend()
+            trainer.guard.restore_buffers()
         trainer.run_batch(cuda.batch.to(cuda.device).to_float(), SAMPLED)
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -151,7 +151,7 @@ class Batches(list):
 
 def epoch_between(bench, begin, end):
     """Runs an epoch with two looks at the device; calls `begin` after some steps, `end` before the last."""
-    trainer, steps = bench.hastened(bench.trainer(distill_loss="response")), 24
+    trainer, steps = bench.with_cuda_graphs(bench.trainer(distill_loss="response")), 24
     trainer.guard.interval = 10
 
     def before(_batch, progress):

@@ -14,7 +14,7 @@ from utils.datasets.download import get_dataset
 from utils.datasets.index import build_index
 from utils.datasets.loader import eval_loader
 from utils.device import select_device
-from utils.distillation.teacher import InStudentsTerms, Teacher
+from utils.distillation.teacher import Teacher, TeacherInStudentFrame
 from utils.errors import UserError
 from utils.evaluation.disagreement import DisagreementPictures
 from utils.evaluation.evaluate import evaluate
@@ -53,7 +53,7 @@ def draw_disagreement(options: CompareOptions, console: Console) -> Path:
         workers=options.workers,
         stride=student.size_multiple,
     )
-    other = cast(Model, InStudentsTerms(teacher, len(index.names)))
+    other = cast(Model, TeacherInStudentFrame(teacher, len(index.names)))
     titles = (f"student {weights}", teacher.title)
     pictures = DisagreementPictures(student, other, titles, index.names)
     result = evaluate(student, loader, names=index.names, observers=[pictures], progress=console)

@@ -12,7 +12,7 @@ from utils.comparison.runs import Run
 from utils.config.hyperparameters import Hyperparameters
 from utils.config.options import OWN_AVERAGE, DistillOptions, TrainOptions
 from utils.config.settings import settings_of, to_plain
-from utils.config.suggestions import did_you_mean
+from utils.config.suggestions import near_names, question
 from utils.errors import UsageError
 from utils.reporting.naming import weights_name
 
@@ -28,7 +28,7 @@ WITHOUT_EFFECT = frozenset(
 )
 TAUGHT_ONLY = frozenset(settings_of(DistillOptions)) - frozenset(settings_of(TrainOptions))
 # Options already told by the first words of a label.
-TOLD = frozenset({"distill", "distill_loss", "teacher", "soft_loss", "full_output_loss"})
+IN_LABEL = frozenset({"distill", "distill_loss", "teacher", "soft_loss", "full_output_loss"})
 HYP = "hyp."
 
 
@@ -102,7 +102,7 @@ def group_runs(runs: Sequence[Run], ignored: Sequence[str] = (), together: bool 
             key = repr(sorted((name, value) for name, value in own.items() if name not in ignoring))
         members.setdefault(key, []).append(run)
     firsts = [values[group[0]] for group in members.values()]
-    differing = [name for name in differing_settings(firsts) if name not in ignoring | TOLD]
+    differing = [name for name in differing_settings(firsts) if name not in ignoring | IN_LABEL]
     labels = [_label(group[0], own, differing) for group, own in zip(members.values(), firsts, strict=True)]
     tails = distinct_tails([group[0].folder for group in members.values()])
     groups = []
@@ -133,7 +133,9 @@ def known_settings(names: Sequence[str]) -> frozenset[str]:
         plain = name.lstrip("-").replace("-", "_")
         own = {plain} & set(options) | {HYP + plain for plain in {plain} & set(hyp)}
         if not own:
-            raise UsageError(f"no such setting{did_you_mean(plain, [*options, *hyp])}", f"--ignore {name}")
+            otherwise = "name options of train_distill.py or keys of a hyperparameter file"
+            fix = question(near_names(plain, [*options, *hyp], 1), otherwise)
+            raise UsageError("no such setting", f"--ignore {name}", fix)
         found |= own
     return frozenset(found)
 

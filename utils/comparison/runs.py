@@ -20,7 +20,7 @@ from models.checkpoint import build_model, read_checkpoint
 from utils.config.hyperparameters import Hyperparameters
 from utils.config.schema import load_yaml
 from utils.config.settings import to_plain
-from utils.config.suggestions import did_you_mean
+from utils.config.suggestions import near_names, question
 from utils.errors import UsageError, UserError
 from utils.evaluation.best import Best
 from utils.evaluation.metrics import fitness
@@ -95,12 +95,14 @@ class Run:
         column = column_of(metric)
         if column not in self.columns:
             known = [*METRICS, *(name for name in self.columns if name != KEY)]
-            hint = "" if metric in METRICS else did_you_mean(metric, known)
-            raise UserError(f"has no column {column}{hint}", self.folder / RESULTS_NAME)
+            near = [] if metric in METRICS else near_names(metric, known, 1)
+            fix = question(near, f"it has {', '.join(name for name in self.columns if name != KEY)}")
+            raise UserError(f"has no column {column}", self.folder / RESULTS_NAME, fix)
         numbers = self.columns.get(KEY, np.arange(self.epochs, dtype=np.float64)) + 1
         taken = np.isfinite(self.columns[column]) & np.isfinite(numbers)
         if not taken.any():
-            raise UserError(f"has no number in column {column} yet", self.folder / RESULTS_NAME)
+            what, fix = f"has no number in column {column} yet", "compare it after its first evaluation"
+            raise UserError(what, self.folder / RESULTS_NAME, fix)
         return numbers[taken], self.columns[column][taken]
 
 
@@ -115,8 +117,9 @@ def check_metric(metric: str, runs: Sequence[Run]) -> None:
     columns = dict.fromkeys(name for run in runs for name in run.columns if name != KEY)
     column = column_of(metric)
     if runs and column not in columns and column not in METRICS.values():
-        hint = did_you_mean(metric, [*METRICS, *columns])
-        raise UsageError(f"no run has a column of that name{hint}", f"--metric {metric}")
+        otherwise = f"take {', '.join(METRICS)}, or a column of results.csv"
+        fix = question(near_names(metric, [*METRICS, *columns], 1), otherwise)
+        raise UsageError("no run has a column of that name", f"--metric {metric}", fix)
 
 
 def is_better_low(metric: str) -> bool:

@@ -58,8 +58,8 @@ def run(
             print(version_text())
         else:
             options = parse(options_class, [word for word in words if word != DEBUG])
-            for remark in options.remarks():
-                print(f"warning: {one_line(remark)}", file=sys.stderr)
+            for warning in options.warnings():
+                print(f"warning: {one_line(warning)}", file=sys.stderr)
             _load_libraries()
             main(options)
 

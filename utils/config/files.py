@@ -37,12 +37,12 @@ def replace_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
     with refusals("cannot be written", path):
         try:
             with open(beside, "xb") as stream:
-                remembering = _Remembering(stream)
+                watched = _ErrorKeepingStream(stream)
                 try:
-                    write(cast(BinaryIO, remembering))
+                    write(cast(BinaryIO, watched))
                 except Exception as error:
                     # torch.save masks a full disk with an error of its own.
-                    raise remembering.refused or error from error
+                    raise watched.refused or error from error
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(beside, path)
@@ -172,7 +172,7 @@ def refusals(what: str, path: Path) -> Iterator[None]:
         raise _refused(what, path, error) from error
 
 
-class _Remembering:
+class _ErrorKeepingStream:
     """A stream that remembers the first OSError raised by a write."""
 
     def __init__(self, stream: BinaryIO) -> None:

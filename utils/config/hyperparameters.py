@@ -106,7 +106,7 @@ def load_hyperparameters(path: str | Path) -> Hyperparameters:
     return settings_from(Hyperparameters, data, lines, found)
 
 
-def remarks_on(path: str | Path) -> Iterator[str]:
+def hyperparameter_warnings(path: str | Path) -> Iterator[str]:
     """Yield warnings about what the user may not expect of this file; none if it cannot be read."""
     try:
         found = _find(Path(path))

@@ -40,7 +40,7 @@ def image_size(default: int | tuple[int, ...], help: str) -> Any:
     return option(default, help, aliases=("img", "img-size"), limits=limits, unit="pixels", group=DATA)
 
 
-def rehearsal(help: str) -> Any:
+def dry_run_field(help: str) -> Any:
     """Return the field for the dry run switch."""
     return option(False, f"{help}, write nothing", group=RESULTS)
 
@@ -51,7 +51,7 @@ def loader_workers() -> Any:
     return option(8, text, limits=at_least(0), group=MACHINE)
 
 
-def may_fetch(what: str) -> Any:
+def download_field(what: str) -> Any:
     """Return the field for the switch that allows downloading missing files."""
     return option(True, f"download {what} where missing; --no-download never does", group=DATA)
 
@@ -88,7 +88,7 @@ class Options:
         """Yield contradictions between options, as `--option: what is wrong`."""
         yield from ()
 
-    def remarks(self) -> Iterator[str]:
+    def warnings(self) -> Iterator[str]:
         """Yield warnings about options without effect or with an unexpected one."""
         yield from ()
 

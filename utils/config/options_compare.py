@@ -12,9 +12,9 @@ from utils.config.options_base import (
     MODEL,
     RUNS,
     RunOptions,
+    download_field,
     image_size,
     loader_workers,
-    may_fetch,
     run_folders,
 )
 from utils.config.settings import at_least, option
@@ -52,7 +52,7 @@ class CompareOptions(RunOptions):
         "", "weights of its teacher, or of any other network", aliases=("t-weights",), group=MODEL
     )
     data: Path = option(Path("data/coco128.yaml"), "dataset YAML of these images", group=DATA)
-    download: bool = may_fetch("public data and weights")
+    download: bool = download_field("public data and weights")
     data_dir: Path | None = option(None, "root folder of the data, in place of the YAML's path", group=DATA)
     task: Literal["train", "val", "test"] = option("val", "split to look at", group=DATA)
     imgsz: int = image_size(640, "longer side of the images")
@@ -70,7 +70,7 @@ class CompareOptions(RunOptions):
         if self.runs and self.weights:
             yield "--weights: draws pictures instead of comparing runs, leave the runs or it out"
 
-    def remarks(self) -> Iterator[str]:
+    def warnings(self) -> Iterator[str]:
         """Yield warnings about options without effect."""
         of_runs = {"metric", "group", "ignore"}
         of_pictures = {"data", "download", "data_dir", "task", "imgsz", "batch_size", "workers", "device"}

@@ -147,8 +147,8 @@ class DistillOptions(TrainOptions):
         """Return the unlabelled fraction of a batch, 0..1; None if each image comes once per epoch."""
         return self.unlabeled_share if self.distill else 0.0
 
-    def taught_epochs(self) -> int:
-        """Return the number of epochs with a loss on unlabelled images."""
+    def distillation_epochs(self) -> int:
+        """Return the number of epochs with distillation, and so with a loss on unlabelled images."""
         return self.epochs - self.stop_distill
 
     def preset(self) -> Preset:
@@ -194,9 +194,9 @@ class DistillOptions(TrainOptions):
                 if getattr(self, f"distill_{name}") == 0:
                     yield f"--distill-{name} 0: nothing would train that output, leave --no-with-gt-loss out"
 
-    def remarks(self) -> Iterator[str]:
+    def warnings(self) -> Iterator[str]:
         """Yield warnings about options without effect or with an unexpected one."""
-        yield from super().remarks()
+        yield from super().warnings()
         given, preset = self.given, self.preset()
         if "unlabeled_share" in given and not self.distill:
             yield "--unlabeled-share has no effect with --no-distill"
@@ -206,15 +206,15 @@ class DistillOptions(TrainOptions):
         if preset != "response":
             for name in sorted(given & {"distill_box", "distill_obj", "distill_cls"}):
                 yield f"--{name.replace('_', '-')} has no effect with --distill-loss {preset}"
-        yield from self._weight_remarks()
-        yield from self._schedule_remarks()
+        yield from self._weight_warnings()
+        yield from self._schedule_warnings()
         if preset != "boxes":
             for name in sorted(given & {"t_conf_thres", "t_nms_thres"}):
                 yield f"--{name.replace('_', '-')} has no effect with --distill-loss {preset}"
         if "temperature" in given and preset != "kl" and not self.soft_loss:
             yield f"--temperature has no effect with --distill-loss {preset}"
 
-    def _weight_remarks(self) -> Iterator[str]:
+    def _weight_warnings(self) -> Iterator[str]:
         has_features = self.feature_loss != "none"
         if self.distill and self.distill_ratio == 0:
             alone = "; for features alone: --distill-box 0 --distill-obj 0 --distill-cls 0"
@@ -226,9 +226,9 @@ class DistillOptions(TrainOptions):
         if "auto_ratio" in self.given and self.distill_ratio != "auto":
             yield "--auto-ratio has no effect without --distill-ratio auto"
 
-    def _schedule_remarks(self) -> Iterator[str]:
+    def _schedule_warnings(self) -> Iterator[str]:
         if "distill_final" in self.given and self.distill_schedule != "cosine":
             yield "--distill-final has no effect without --distill-schedule cosine"
-        taught = self.taught_epochs()
+        taught = self.distillation_epochs()
         if self.distill_warmup > taught and self.resume is None:
             yield f"--distill-warmup {self.distill_warmup:g} is never over: the teacher has {taught} epochs"

@@ -14,8 +14,8 @@ from utils.config.options_base import (
     MODEL,
     RESULTS,
     Options,
+    download_field,
     image_size,
-    may_fetch,
 )
 from utils.config.options_inference import confidence, overlap
 from utils.config.settings import at_least, between, option
@@ -29,7 +29,7 @@ class ExportOptions(Options):
 
     absent: ClassVar[Mapping[str, str]] = ABSENT | ABSENT_FROM_EXPORT
     weights: str = option("yolov5s.pt", "weights to export; the files are written beside them", group=MODEL)
-    download: bool = may_fetch("public weights")
+    download: bool = download_field("public weights")
     include: tuple[ExportFormat, ...] = option(("torchscript",), "formats to write", group=RESULTS)
     imgsz: tuple[int, ...] = image_size((640,), "image size: one number, or height and width")
     batch_size: int = option(1, "images per batch", aliases=("batch",), limits=between(1, 4096), group=DATA)
@@ -67,7 +67,7 @@ class ExportOptions(Options):
         if len(self.imgsz) not in (1, 2):
             yield f"--imgsz: takes one number, or height and width, not {len(self.imgsz)} numbers"
 
-    def remarks(self) -> Iterator[str]:
+    def warnings(self) -> Iterator[str]:
         """Yield warnings about options without effect."""
         if not self.nms:
             for name in sorted(self.given & {"agnostic_nms", "conf_thres", "iou_thres", "max_det"}):

@@ -14,10 +14,10 @@ from utils.config.options_base import (
     MODEL,
     RESULTS,
     RunOptions,
+    download_field,
+    dry_run_field,
     image_size,
     loader_workers,
-    may_fetch,
-    rehearsal,
     run_folders,
 )
 from utils.config.settings import at_least, between, option
@@ -45,7 +45,7 @@ class InferenceOptions(RunOptions):
     augment: bool = option(False, "test-time augmentation: three sizes and a flip", group=MODEL)
     save_txt: bool = option(False, "write a label file for every image", group=RESULTS)
     save_conf: bool = option(False, "with confidences in the label files", group=RESULTS)
-    dry_run: bool = rehearsal("read weights and images, say what would be done")
+    dry_run: bool = dry_run_field("read weights and images, say what would be done")
 
     def contradictions(self) -> Iterator[str]:
         """Yield contradictions between options, as `--option: what is wrong`."""
@@ -53,7 +53,7 @@ class InferenceOptions(RunOptions):
         if not (self.weights and all(self.weights)):
             yield "--weights '': name a weight file"
 
-    def remarks(self) -> Iterator[str]:
+    def warnings(self) -> Iterator[str]:
         """Yield warnings about options without effect or with an unexpected one."""
         if self.save_conf and not self.save_txt:
             yield "--save-conf has no effect without --save-txt"
@@ -68,7 +68,7 @@ class TestOptions(InferenceOptions):
     )
     data: Path = option(Path("data/coco128.yaml"), "dataset YAML", group=DATA)
     data_dir: Path | None = option(None, "root folder of the data, in place of the YAML's path", group=DATA)
-    download: bool = may_fetch("data and public weights")
+    download: bool = download_field("data and public weights")
     task: Literal["train", "val", "test", "speed"] = option(
         "val", "split to score; speed times val in squares, with the thresholds of detect.py", group=DATA
     )
@@ -89,9 +89,9 @@ class TestOptions(InferenceOptions):
     noplots: bool = option(False, "write no images and no charts", group=RESULTS)
     project: Path = run_folders("runs/test")
 
-    def remarks(self) -> Iterator[str]:
+    def warnings(self) -> Iterator[str]:
         """Yield warnings about options without effect or with an unexpected one."""
-        yield from super().remarks()
+        yield from super().warnings()
         if self.task == "speed":
             yield "--task speed scores with the thresholds of detect.py: mAP is lower than otherwise"
         elif self.conf_thres > USUAL_CONFIDENCE:
@@ -117,7 +117,7 @@ class DetectOptions(InferenceOptions):
         group=DATA,
     )
     data: str = option("", "dataset YAML whose class names replace those in the weights", group=DATA)
-    download: bool = may_fetch("public weights")
+    download: bool = download_field("public weights")
     imgsz: tuple[int, ...] = image_size((640,), "image size: one number, or height and width")
     vid_stride: int = option(
         1, "process every this many frames of a video", limits=at_least(1), unit="frames", group=DATA

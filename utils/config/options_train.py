@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from utils.config.hyperparameters import remarks_on
+from utils.config.hyperparameters import hyperparameter_warnings
 from utils.config.options_base import (
     DATA,
     LEARNING,
@@ -16,10 +16,10 @@ from utils.config.options_base import (
     MODEL,
     RESULTS,
     RunOptions,
+    download_field,
+    dry_run_field,
     image_size,
     loader_workers,
-    may_fetch,
-    rehearsal,
     run_folders,
 )
 from utils.config.settings import at_least, between, option, settings_of
@@ -55,7 +55,7 @@ class TrainOptions(RunOptions):
     )
     data: Path = option(Path("data/coco128.yaml"), "dataset YAML", group=DATA)
     data_dir: Path | None = option(None, "root folder of the data, in place of the YAML's path", group=DATA)
-    download: bool = may_fetch("data and public weights")
+    download: bool = download_field("data and public weights")
     check_data: bool = option(
         False,
         "only check every image and label, list all problems, and exit with 1 if there are any",
@@ -160,7 +160,7 @@ class TrainOptions(RunOptions):
         unit="epochs",
         group=RESULTS,
     )
-    dry_run: bool = rehearsal("build everything, try a few batches, estimate time and memory of the run")
+    dry_run: bool = dry_run_field("build everything, try a few batches, estimate time and memory of the run")
 
     def share_of_unlabelled(self) -> float | None:
         """Return the unlabelled fraction of a batch, 0..1; None if each image comes once per epoch.
@@ -169,8 +169,8 @@ class TrainOptions(RunOptions):
         """
         return 0.0
 
-    def taught_epochs(self) -> int:
-        """Return the number of epochs in which unlabelled images, if any, have a loss."""
+    def distillation_epochs(self) -> int:
+        """Return the number of epochs with distillation, if any; only then unlabelled images have a loss."""
         return self.epochs
 
     def contradictions(self) -> Iterator[str]:
@@ -190,10 +190,10 @@ class TrainOptions(RunOptions):
         if self.noval and self.image_weights and self.evolve is None:
             yield "--image-weights: needs the scores of each epoch, leave --noval out"
 
-    def remarks(self) -> Iterator[str]:
+    def warnings(self) -> Iterator[str]:
         """Yield warnings about options without effect or with an unexpected one."""
         if self.resume is None:
-            yield from remarks_on(self.hyp)
+            yield from hyperparameter_warnings(self.hyp)
         if "amp_dtype" in self.given and not self.amp:
             yield "--amp-dtype has no effect with --no-amp"
         if self.noval and "patience" in self.given:

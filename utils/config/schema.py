@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import yaml
 
+from utils.config.expansion import ExpansionError, check_depth, check_expansion
 from utils.config.settings import SettingsError, read_plain
-from utils.config.unfolding import UnfoldingError, check_depth, check_unfolding
 from utils.errors import UsageError, UserError
 
 MAX_BYTES = 4 * 2**20
@@ -34,7 +34,7 @@ def load_yaml(path: Path, loader: Any = yaml.SafeLoader) -> tuple[dict[str, Any]
     if doubles:
         raise UserError("; ".join(doubles), path, "keep one of them")
     if not isinstance(node, yaml.MappingNode) or not isinstance(data, dict):
-        raise UserError("needs 'key: value' lines", path)
+        raise UserError("needs 'key: value' lines", path, "see the YAML files in data/ for the form")
     lines = dict(_lines(node, _LINES_DEPTH))
     return {str(key): value for key, value in data.items()}, lines
 
@@ -90,9 +90,9 @@ def parse_yaml(text: str, path: Path, loader: Any) -> tuple[yaml.Node | None, An
         check_depth(text)
         node = yaml.compose(text, loader)
         if node is not None:
-            check_unfolding(node)
+            check_expansion(node)
         return node, yaml.load(text, loader)
-    except UnfoldingError as error:
+    except ExpansionError as error:
         raise _invalid(path, error.line, error.what) from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -118,7 +118,8 @@ def read_text(path: Path) -> str:
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", path, "check the path") from error
     if len(content) > MAX_BYTES:
-        raise UserError(f"has more than {MAX_BYTES // 2**20} MiB, too much for a settings file", path)
+        what = f"has more than {MAX_BYTES // 2**20} MiB, too much for a settings file"
+        raise UserError(what, path, "check the path")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -127,7 +128,7 @@ def read_text(path: Path) -> str:
 
 
 def _invalid(path: Path, line: int | None, what: str) -> UserError:
-    return UserError(f"is not valid YAML ({what})", f"{path}, line {line}" if line else path)
+    return UserError(f"is not valid YAML ({what})", f"{path}, line {line}" if line else path, "correct it")
 
 
 def _doubles(root: yaml.Node) -> Iterator[str]:

@@ -116,7 +116,8 @@ def _picture(entry: Mapping[str, Any], path: Path) -> CocoPicture:
     name, size = str(entry["file_name"]).replace("\\", "/"), (int(entry["width"]), int(entry["height"]))
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or not pure.parts or "\0" in name or ":" in pure.parts[0]:
-        raise UserError(f"picture '{name[:200]}' leads out of the folder of pictures", path)
+        fault = f"picture '{name[:200]}' leads out of the folder of pictures"
+        raise UserError(fault, path, "give names relative to that folder")
     if min(size) < 1:
         raise UserError(f"picture '{name[:200]}' has a size of {size[0]} x {size[1]} px", path, "mend it")
     return CocoPicture(str(pure), size)

@@ -99,7 +99,8 @@ def voc_folder(folder: Path, names: Sequence[str]) -> DatasetConfig:
     places = (folder, *sorted(folder.glob("*")))
     bases = [base for base in places if os.path.isdir(base / "ImageSets" / "Main")]
     if not bases:
-        raise UserError("is neither a YAML nor in VOC layout: ImageSets/Main is missing", folder)
+        what = "is neither a YAML nor in VOC layout: ImageSets/Main is missing"
+        raise UserError(what, folder, "name the folder that holds ImageSets, or a dataset YAML")
     lists = {
         split: tuple(path for base in bases if os.path.isfile(path := base / f"ImageSets/Main/{split}.txt"))
         for split in (*_LISTS, "trainval")
@@ -109,9 +110,8 @@ def voc_folder(folder: Path, names: Sequence[str]) -> DatasetConfig:
         lists["train"] = trainval
     splits = {split: paths for split, paths in lists.items() if paths}
     if not splits:
-        raise UserError(
-            "has no lists train.txt, val.txt, test.txt or trainval.txt", bases[0] / "ImageSets/Main"
-        )
+        what = "has no lists train.txt, val.txt, test.txt or trainval.txt"
+        raise UserError(what, bases[0] / "ImageSets/Main", "add at least one, with an image name a line")
     config = DatasetConfig(folder, folder, "voc", splits, list(names), len(names), Download(), "")
     if names:
         return config

@@ -158,7 +158,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     for split in COUNTS:
         if getattr(arguments, split) < 1:
-            raise UsageError("each split needs a picture", f"--{split} {getattr(arguments, split)}")
+            given = f"--{split} {getattr(arguments, split)}"
+            raise UsageError("each split needs a picture", given, "give a number from 1 on")
     return arguments
 
 

@@ -144,7 +144,8 @@ def build_index(
         if keep and found == str(digest):
             write_cache(found, checked, cache_dir)
     if not len(checked.paths):
-        raise UserError(f"split '{split}' has no readable picture; {checked.problems[0]}", config.yaml_path)
+        what = f"split '{split}' has no readable picture: {checked.problems[0]}"
+        raise UserError(what, config.yaml_path, "--check-data lists everything that is wrong")
     # Once only: training indexes two splits of the same YAML.
     problems = [*(config.remarks if split == "train" else ()), *checked.problems]
     if has_truth and not len(checked.labels.values):

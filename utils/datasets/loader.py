@@ -279,7 +279,7 @@ def train_loader(  # noqa: PLR0913 - one parameter per option
     rect: bool = False,
     cache: CacheKind | None = None,
     mosaic_until: int | None = None,
-    taught_until: int | None = None,
+    unlabelled_until: int | None = None,
     image_weights: NDArray[np.float64] | None = None,
     unlabelled_share: float | None = None,
 ) -> TrainLoader:
@@ -296,7 +296,7 @@ def train_loader(  # noqa: PLR0913 - one parameter per option
         rect: batches of images of similar aspect ratio, with little padding and no mosaic.
         cache: keep scaled images in memory or in the user's cache folder.
         mosaic_until: the first epoch without mosaics; None uses them in all.
-        taught_until: the first epoch without unlabelled images, see `TrainingOrder`.
+        unlabelled_until: the first epoch without unlabelled images, see `TrainingOrder`.
         image_weights: class weights (K,) to sample images by, see `TrainLoader.set_image_weights`.
         unlabelled_share: fraction of each batch that is unlabelled, see `TrainingOrder`.
     """
@@ -307,7 +307,7 @@ def train_loader(  # noqa: PLR0913 - one parameter per option
         store.keep_on_disk()
     shape_hw = (image_size, image_size)
     order = TrainingOrder(len(index), batch_size, shape_hw, seed, index.labelled, unlabelled_share)
-    order.mosaic_until, order.taught_until = mosaic_until, taught_until
+    order.mosaic_until, order.unlabelled_until = mosaic_until, unlabelled_until
     if rect:
         order.group = lambda numbers: rect_groups(
             index.sizes_wh[numbers], batch_size, image_size, stride, pad=0.0

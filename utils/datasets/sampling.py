@@ -123,7 +123,7 @@ class TrainingOrder:
     weights: (N,) sampling weights of the images, of which those of labelled ones are used, with
         replacement; None: each labelled image exactly once.
     mosaic_until: the first epoch whose samples get no mosaic partners; None: all get them.
-    taught_until: the first epoch in which unlabelled images have no loss and labelled ones replace
+    unlabelled_until: the first epoch in which unlabelled images have no loss and labelled ones replace
         them; None: never.
     group: groups image numbers into batches of similar aspect ratio; None: batches are not grouped.
     """
@@ -151,7 +151,7 @@ class TrainingOrder:
         self.epoch = self.skip = 0
         self.weights: NDArray[np.float64] | None = None
         self.mosaic_until: int | None = None
-        self.taught_until: int | None = None
+        self.unlabelled_until: int | None = None
         self.group: Callable[[NDArray[np.int64]], RectGroups] | None = None
         known = np.ones(pictures, np.bool_) if labelled is None else labelled
         self._labelled, self._unlabelled = np.flatnonzero(known), np.flatnonzero(~known)
@@ -223,7 +223,7 @@ class TrainingOrder:
         Continues where the previous epoch ended: pass after pass through the pool, each pass in an
         order of its own, which depends only on its number and the seed.
         """
-        is_over = self.taught_until is not None and self.epoch >= self.taught_until
+        is_over = self.unlabelled_until is not None and self.epoch >= self.unlabelled_until
         pictures = self._labelled if is_over else self._unlabelled
         count, pool = self.unlabelled_per_epoch, len(pictures)
         first = self.epoch * count

@@ -206,7 +206,8 @@ def _lines(listing: Path) -> list[str]:
         text = read_regular(listing, _MAX_LIST_BYTES).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot be read as a list of pictures ({reason})", listing) from error
+        fix = "write one image path per line, in UTF-8"
+        raise UserError(f"cannot be read as a list of pictures ({reason})", listing, fix) from error
     lines = lines_of(text)
     for number, line in enumerate(lines, 1):
         if "\0" in line:

@@ -17,7 +17,7 @@ from utils.distillation.ensemble import Teachers
 from utils.distillation.features import FeatureLoss
 from utils.distillation.presets import DensePreset, Preset, PseudoBoxes, ahead_of
 from utils.distillation.schedule import DistillSchedule
-from utils.distillation.teacher import InStudentsTerms, fitted
+from utils.distillation.teacher import TeacherInStudentFrame, fitted
 from utils.errors import UserError
 from utils.losses.recipe import Body, EpochReport, Terms
 from utils.losses.terms import TermsOfTensors
@@ -25,7 +25,7 @@ from utils.streams import joined_side_stream, on_side_stream
 
 
 @dataclass
-class _EpochSoFar:
+class _EpochSums:
     """Sums over the steps of an epoch.
 
     sums: scalars on the device: the finite unweighted losses, their number, and the box terms.
@@ -81,7 +81,7 @@ class Distiller(nn.Module):
         self.names: tuple[str, ...] = tuple(f"distill_{name}" for name in names)
         # Reports the adaptive weight, i.e. the equivalent of --distill-ratio.
         self.gauges = () if self.balance is None else (f"{self.label}_ratio",)
-        self._seen = _EpochSoFar()
+        self._epoch_sums = _EpochSums()
 
     def readings(self) -> dict[str, Tensor]:
         """Return the adaptive weight under its name in `gauges`."""
@@ -95,12 +95,12 @@ class Distiller(nn.Module):
         """Start the teachers' forward pass; return a function that completes `forward`."""
         if self.schedule.is_over(progress):
             return lambda _: self._nothing(batch)
-        compare, factor = self.heard(batch), self.schedule.factor(progress)
+        compare, factor = self.unweighted_terms(batch), self.schedule.factor(progress)
 
         def weighted(output: StudentOutput) -> dict[str, Tensor]:
             terms = compare(output)
             if self.training:
-                self._seen.add(terms, factor, self.schedule.is_warm(progress))
+                self._epoch_sums.add(terms, factor, self.schedule.is_warm(progress))
             weight = self.balance() * factor if self.balance is not None else self.ratio * factor
             return {f"distill_{name}": value * weight for name, value in terms.items()}
 
@@ -114,9 +114,9 @@ class Distiller(nn.Module):
 
     def compare(self, batch: Batch, output: StudentOutput) -> dict[str, Tensor]:
         """Return the unweighted terms."""
-        return self.heard(batch)(output)
+        return self.unweighted_terms(batch)(output)
 
-    def heard(self, batch: Batch) -> Terms:
+    def unweighted_terms(self, batch: Batch) -> Terms:
         """Run the teachers; return a function from the student's output to the unweighted terms.
 
         On a GPU their forward pass and the extraction of their detections run on a side stream,
@@ -124,9 +124,11 @@ class Distiller(nn.Module):
         """
         device = batch.images.device
         with on_side_stream(device):
-            taught, each = self.teachers(batch.images)
+            teacher_output, each = self.teachers(batch.images)
         preset = self.preset
-        rest = joined_side_stream(device, lambda: None if preset is None else ahead_of(preset, batch, taught))
+        rest = joined_side_stream(
+            device, lambda: None if preset is None else ahead_of(preset, batch, teacher_output)
+        )
 
         def compare(output: StudentOutput) -> dict[str, Tensor]:
             against = rest()
@@ -134,8 +136,8 @@ class Distiller(nn.Module):
             if self.features:
                 distances = []
                 for loss, member, view in zip(self.features, self.teachers.members, each, strict=True):
-                    own = [output.features[pair.student] for pair in member.fit.levels]
-                    distances.append(loss(own, view.features, view.own_levels))
+                    student_features = [output.features[pair.student] for pair in member.fit.levels]
+                    distances.append(loss(student_features, view.features, view.unconverted_levels))
                 terms["feature"] = torch.stack(distances).mean() * self.feature_ratio
             return terms
 
@@ -144,7 +146,7 @@ class Distiller(nn.Module):
     def networks(self) -> dict[str, nn.Module]:
         """Return the frozen teachers by title, wrapped to take the student's images."""
         return {
-            member.title: InStudentsTerms(member, self.teachers.class_count)
+            member.title: TeacherInStudentFrame(member, self.teachers.class_count)
             for member in self.teachers.members
             if member.is_frozen
         }
@@ -184,23 +186,23 @@ class Distiller(nn.Module):
 
     def review(self, report: EpochReport) -> Iterator[str]:
         """Return the warnings about an epoch; synchronises with the GPU."""
-        seen, self._seen = self._seen, _EpochSoFar()
-        if self.diagnosis is None or not seen.steps:
+        epoch, self._epoch_sums = self._epoch_sums, _EpochSums()
+        if self.diagnosis is None or not epoch.steps:
             return iter(())
-        ratio, factor = report.means.get(f"{self.label}_grad_ratio"), seen.factors / seen.steps
+        ratio, factor = report.means.get(f"{self.label}_grad_ratio"), epoch.factors / epoch.steps
         if ratio is not None:
             ratio = ratio / factor if factor > 0 else None
-        total, finite, boxes = map(float, seen.sums)
+        total, finite, boxes = map(float, epoch.sums)
         sees = boxes != 0 or not isinstance(self.preset, PseudoBoxes)
         mean = total / finite if finite else math.nan
-        return self.diagnosis.after_epoch(mean, ratio, report.map50_95, seen.warm, sees)
+        return self.diagnosis.after_epoch(mean, ratio, report.map50_95, epoch.warm, sees)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what a resumed run needs: the teachers' checksums and the state of the diagnosis."""
-        seen, diagnosis = self._seen, self.diagnosis
+        epoch, diagnosis = self._epoch_sums, self.diagnosis
         return {
             "teachers": self.teachers.checksums(),
-            "seen": [[float(value) for value in seen.sums], seen.steps, seen.factors, seen.warm],
+            "seen": [[float(value) for value in epoch.sums], epoch.steps, epoch.factors, epoch.warm],
             "said": sorted(diagnosis.said) if diagnosis else [],
             "losses": list(diagnosis.losses) if diagnosis else [],
         }
@@ -216,7 +218,7 @@ class Distiller(nn.Module):
         sums, steps, factors, warm = saved["seen"]
         if not isinstance(sums, list):  # older states have only the sum of losses
             sums = [sums, float(steps), 1.0]
-        self._seen = _EpochSoFar(tuple(torch.tensor(sums).unbind()), steps, factors, warm)
+        self._epoch_sums = _EpochSums(tuple(torch.tensor(sums).unbind()), steps, factors, warm)
         if self.diagnosis is not None:
             self.diagnosis.said, self.diagnosis.losses = set(saved["said"]), list(saved["losses"])
 

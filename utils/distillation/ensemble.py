@@ -35,13 +35,13 @@ class Teachers:
         self.members, self.class_count = list(members), len(names)
         for member in self.members:
             member.fit_to(student, names, merged=merged)
-        wanted = merged or names
-        known = [member.known_of(wanted, is_one=bool(merged)) for member in self.members]
+        data_names = merged or names
+        known = [member.known_of(data_names, is_one=bool(merged)) for member in self.members]
         common, self.note = set.intersection(*known), ""
-        if any(own != common for own in known):
-            lost = [name for number, name in enumerate(wanted) if number not in common]
+        if any(classes != common for classes in known):
+            lost = [name for number, name in enumerate(data_names) if number not in common]
             if common:
-                in_common = f"{len(common)} of {len(wanted)} classes are known to all of them"
+                in_common = f"{len(common)} of {len(data_names)} classes are known to all of them"
                 what = "unknown" if merged else "no class term for"
                 self.note = f"the teachers together: {in_common}; {what} {listed(lost)}"
             for member in self.members:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.distributed import from_ranks, is_distributed
-from utils.losses.detection import mean_count
+from utils.losses.detection import global_normaliser
 from utils.losses.terms import differentiated_at_once
 
 FeatureKind = Literal["cwd", "pkd", "score-l2"]
@@ -37,60 +37,68 @@ class FeatureLoss(nn.Module):
     the teacher's best class in a cell.
     """
 
-    def __init__(self, kind: FeatureKind, own: Sequence[int], wanted: Sequence[int]) -> None:
-        """`own` and `wanted`: channels of student and teacher at each level."""
+    def __init__(
+        self, kind: FeatureKind, student_channels: Sequence[int], teacher_channels: Sequence[int]
+    ) -> None:
+        """`student_channels` and `teacher_channels`: of the maps at each level."""
         super().__init__()
         self.kind = kind
         hidden = kind == "score-l2"
-        self.projections = nn.ModuleList(_projection(a, b, hidden) for a, b in zip(own, wanted, strict=True))
+        self.projections = nn.ModuleList(
+            _projection(a, b, hidden) for a, b in zip(student_channels, teacher_channels, strict=True)
+        )
 
     def forward(
-        self, own: Sequence[Tensor], wanted: Sequence[Tensor], raw_levels: Sequence[Tensor]
+        self, student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], raw_levels: Sequence[Tensor]
     ) -> Tensor:
         """Return the loss, a float32 scalar summed over levels.
 
-        own, wanted: maps of student and teacher. raw_levels: the teacher's raw outputs
+        student_maps, teacher_maps: (B, C, H, W) per level. raw_levels: the teacher's raw outputs
         (B, A, H, W, 5 + K), which weight the cells in `score-l2`.
         """
-        total = torch.zeros((), device=own[0].device)
-        for project, mine, theirs, raw in zip(self.projections, own, wanted, raw_levels, strict=True):
-            projected, target = project(mine), theirs
+        total = torch.zeros((), device=student_maps[0].device)
+        for project, student, teacher, raw in zip(
+            self.projections, student_maps, teacher_maps, raw_levels, strict=True
+        ):
+            projected, target = project(student), teacher
             if target.shape[2:] != projected.shape[2:]:
                 target = F.interpolate(target, projected.shape[2:], mode="bilinear", align_corners=False)
             total = total + self.distance(projected, target, raw)
         return total * GAINS[self.kind]
 
-    def distance(self, own: Tensor, target: Tensor, raw: Tensor) -> Tensor:
+    def distance(self, student: Tensor, teacher: Tensor, raw: Tensor) -> Tensor:
         """Return the loss of one level, computed in chunks of channels, which are independent."""
         weight = self.weight(raw) if self.kind == "score-l2" else None
         if is_distributed():
             # Statistics span all ranks: gradients need the factors of all ranks' losses, not yet known here.
-            return self.compare(own, target, weight) / own.shape[1]
-        cells = own.shape[0] * own.shape[2] * own.shape[3]
-        some = max(CHUNKS[own.device.type != "cpu"] // cells, 1)
+            return self.compare(student, teacher, weight) / student.shape[1]
+        cells = student.shape[0] * student.shape[2] * student.shape[3]
+        some = max(CHUNKS[student.device.type != "cpu"] // cells, 1)
         parts = [
-            differentiated_at_once(partial(self.compare, target=theirs, weight=weight), mine)
-            for mine, theirs in zip(torch.split(own, some, 1), torch.split(target, some, 1), strict=True)
+            differentiated_at_once(partial(self.compare, teacher=teacher_part, weight=weight), student_part)
+            for student_part, teacher_part in zip(
+                torch.split(student, some, 1), torch.split(teacher, some, 1), strict=True
+            )
         ]
-        return torch.stack(parts).sum() / own.shape[1]
+        return torch.stack(parts).sum() / student.shape[1]
 
-    def compare(self, own: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+    def compare(self, student: Tensor, teacher: Tensor, weight: Tensor | None) -> Tensor:
         """Return the distance of maps (B, C, H, W), summed over channels."""
         # Softmax and variance are too inaccurate in reduced precision.
-        own, target = own.float(), target.float()
+        student, teacher = student.float(), teacher.float()
         if weight is not None:
-            return ((own - target).square() * weight).sum()
+            return ((student - teacher).square() * weight).sum()
         # Contiguous (not channels-last), since both losses reduce over the cells of each channel.
-        own, target = standardised(own.contiguous(), target.contiguous())
+        student, teacher = standardised(student.contiguous(), teacher.contiguous())
         if self.kind == "cwd":
-            return channelwise_divergence(own, target)
-        return (own - target).square().mean((0, 2, 3)).sum() / 2
+            return channelwise_divergence(student, teacher)
+        return (student - teacher).square().mean((0, 2, 3)).sum() / 2
 
     def weight(self, raw: Tensor) -> Tensor:
         """Return the cell weights (B, 1, H, W) of `score-l2`: the teacher's scores divided by their sum."""
         scores = raw.float().sigmoid()
         best = (scores[..., 4] * scores[..., 5:].amax(-1)).amax(1)[:, None]
-        return best / mean_count(best.sum(), len(best))
+        return best / global_normaliser(best.sum(), len(best))
 
 
 def standardised(*maps: Tensor) -> list[Tensor]:
@@ -107,8 +115,8 @@ def standardised(*maps: Tensor) -> list[Tensor]:
     widths = [*(x.shape[1] for x in maps), *(1 for _ in maps)]
     parts = torch.split(gathered, widths, 2)
     found = []
-    for x, own, count in zip(maps, parts[: len(maps)], parts[len(maps) :], strict=True):
-        (variances, means), part = own.unbind(1), count[:, 0] / count[:, 0].sum()
+    for x, rank_moments, count in zip(maps, parts[: len(maps)], parts[len(maps) :], strict=True):
+        (variances, means), part = rank_moments.unbind(1), count[:, 0] / count[:, 0].sum()
         mean = (means * part).sum(0)
         # Total variance: the mean of the variances within ranks plus the variance of their means.
         variance = ((variances + (means - mean).square()) * part).sum(0)
@@ -117,15 +125,19 @@ def standardised(*maps: Tensor) -> list[Tensor]:
     return found
 
 
-def channelwise_divergence(own: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:
+def channelwise_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """Compute the KL divergence of each channel's spatial softmax, mean over images, sum over channels."""
-    student = F.log_softmax(own.flatten(2) / temperature, -1)
-    teacher = F.log_softmax(target.flatten(2) / temperature, -1)
-    divergence = F.kl_div(student, teacher, reduction="sum", log_target=True)
-    return divergence * temperature**2 / own.shape[0]
+    log_student = F.log_softmax(student.flatten(2) / temperature, -1)
+    log_teacher = F.log_softmax(teacher.flatten(2) / temperature, -1)
+    divergence = F.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
+    return divergence * temperature**2 / student.shape[0]
 
 
-def _projection(own: int, wanted: int, hidden: bool) -> nn.Module:
+def _projection(student_channels: int, teacher_channels: int, hidden: bool) -> nn.Module:
     if hidden:
-        return nn.Sequential(nn.Conv2d(own, wanted, 1), nn.SiLU(), nn.Conv2d(wanted, wanted, 1))
-    return nn.Conv2d(own, wanted, 1)
+        return nn.Sequential(
+            nn.Conv2d(student_channels, teacher_channels, 1),
+            nn.SiLU(),
+            nn.Conv2d(teacher_channels, teacher_channels, 1),
+        )
+    return nn.Conv2d(student_channels, teacher_channels, 1)

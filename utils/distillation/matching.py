@@ -26,17 +26,17 @@ class LevelPair:
     """Two levels whose cells cover the same pixels of the image.
 
     stride: pixels of the student's image per cell. anchor_of: (A,) the teacher's anchor matched to each of
-    the student's. own_anchors, other_anchors: (A, 2), the teacher's matched anchors and the student's, both
-    in the student's grid units. is_identity: whether the anchors agree, determined once, as a check in each
-    step would synchronise with the GPU.
+    the student's. teacher_anchors, student_anchors: (A, 2), the matched ones, both in the student's grid
+    units. is_identity: whether the anchors agree, determined once, as a check in each step would synchronise
+    with the GPU.
     """
 
     student: int
     teacher: int
     stride: int
     anchor_of: Tensor
-    own_anchors: Tensor
-    other_anchors: Tensor
+    teacher_anchors: Tensor
+    student_anchors: Tensor
     is_identity: bool
 
     def cut(self, maps: Tensor, picture_hw: tuple[int, int]) -> Tensor:
@@ -49,14 +49,13 @@ class LevelPair:
 class Fit:
     """The correspondence between the outputs of a teacher and the student.
 
-    own_rows, other_rows: indices of the compared outputs per anchor, of the teacher and of the student, as
-    tensors on the device.
+    teacher_rows, student_rows: indices of the compared outputs per anchor, as tensors on the device.
     """
 
     levels: tuple[LevelPair, ...]
     classes: ClassMap
-    own_rows: Tensor
-    other_rows: Tensor
+    teacher_rows: Tensor
+    student_rows: Tensor
 
     def at(self, student_levels: Collection[int]) -> Fit:
         """Return the fit restricted to these levels of the student."""
@@ -66,7 +65,7 @@ class Fit:
         """Return the student's matched levels, with the classes that both know."""
         levels = tuple(output.levels[pair.student] for pair in self.levels)
         if self.classes.unknown and not self.classes.one:
-            levels = tuple(level.index_select(-1, self.other_rows) for level in levels)
+            levels = tuple(level.index_select(-1, self.student_rows) for level in levels)
         return StudentOutput(tuple(output.features[pair.student] for pair in self.levels), levels)
 
     def of_teacher(self, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -78,12 +77,12 @@ class Fit:
 
     def _laid(self, level: Tensor, pair: LevelPair) -> Tensor:
         if not pair.is_identity:
-            level = anchors_rescaled(level[:, pair.anchor_of], pair.own_anchors, pair.other_anchors)
+            level = anchors_rescaled(level[:, pair.anchor_of], pair.teacher_anchors, pair.student_anchors)
         if self.classes.is_identity:
             return level
-        objectness, classes = level[..., 4:5], level.index_select(-1, self.own_rows[5:])
+        objectness, classes = level[..., 4:5], level.index_select(-1, self.teacher_rows[5:])
         if self.classes.ignored:
-            objectness = objectness_of(level, self.own_rows[5:] - 5)[..., None].to(level.dtype)
+            objectness = objectness_of(level, self.teacher_rows[5:] - 5)[..., None].to(level.dtype)
         if self.classes.one:
             classes = torch.full_like(objectness, _CERTAIN)
         return torch.cat((level[..., :4], objectness, classes), -1)
@@ -95,18 +94,20 @@ def fit_networks(teacher: Detect, classes: ClassMap, student: Model, scale: floa
     scale: side of the teacher's images over that of the student's. Raises UserError, naming the strides of
     both, if no level of one has the grid of a level of the other.
     """
-    own = [stride / scale for stride in teacher.stride.tolist()]
-    other = student.head.stride.tolist()
+    teacher_strides = [stride / scale for stride in teacher.stride.tolist()]
+    student_strides = student.head.stride.tolist()
     pairs = []
-    for mine, stride in enumerate(other):
-        theirs = [number for number, value in enumerate(own) if abs(value - stride) < 1e-6]
-        if theirs:
-            pairs.append(_pair(mine, theirs[0], teacher, student.head, scale))
+    for student_level, stride in enumerate(student_strides):
+        teacher_levels = [
+            number for number, value in enumerate(teacher_strides) if abs(value - stride) < 1e-6
+        ]
+        if teacher_levels:
+            pairs.append(_pair(student_level, teacher_levels[0], teacher, student.head, scale))
     if not pairs:
         sizes = f" with pictures {scale:g} times as large" if scale != 1 else ""
         raise UserError(
             f"its levels have strides {_integers(teacher.stride.tolist())}{sizes}, the student's "
-            f"{_integers(other)}: none has the same cells",
+            f"{_integers(student_strides)}: none has the same cells",
             source,
             "choose another teacher, or a --teacher-img-size that is 1/4, 1/2, 1, 2 or 4 times --imgsz",
         )
@@ -118,25 +119,33 @@ def fit_networks(teacher: Detect, classes: ClassMap, student: Model, scale: floa
     return Fit(tuple(pairs), classes, *rows)
 
 
-def _pair(mine: int, theirs: int, teacher: Detect, student: Detect, scale: float) -> LevelPair:
+def _pair(
+    student_level: int, teacher_level: int, teacher: Detect, student: Detect, scale: float
+) -> LevelPair:
     """Match each of the student's anchors to the teacher's anchor of the most similar shape."""
-    other = student.anchors[mine].float()
+    student_anchors = student.anchors[student_level].float()
     # Apart from the image scale, a grid unit is the same number of pixels for both.
-    own = teacher.anchors[theirs].float().to(other.device)
-    ratio = other[:, None] / own[None]
+    teacher_anchors = teacher.anchors[teacher_level].float().to(student_anchors.device)
+    ratio = student_anchors[:, None] / teacher_anchors[None]
     closeness = torch.minimum(ratio, 1 / ratio).amin(-1)
-    same = own.shape == other.shape and torch.allclose(own, other, atol=1e-4)
-    anchor_of = torch.arange(len(other), device=other.device) if same else closeness.argmax(1)
-    stride = round(float(student.stride[mine]))
-    return LevelPair(mine, theirs, stride, anchor_of, own[anchor_of], other, same)
+    same = teacher_anchors.shape == student_anchors.shape and torch.allclose(
+        teacher_anchors, student_anchors, atol=1e-4
+    )
+    anchor_of = (
+        torch.arange(len(student_anchors), device=student_anchors.device) if same else closeness.argmax(1)
+    )
+    stride = round(float(student.stride[student_level]))
+    return LevelPair(
+        student_level, teacher_level, stride, anchor_of, teacher_anchors[anchor_of], student_anchors, same
+    )
 
 
-def anchors_rescaled(level: Tensor, own_anchors: Tensor, other_anchors: Tensor) -> Tensor:
+def anchors_rescaled(level: Tensor, from_anchors: Tensor, to_anchors: Tensor) -> Tensor:
     """Re-encode a raw level (B, A, H, W, 5 + K), so that it gives the same boxes with other anchors (A, 2).
 
-    Sizes that the other anchors cannot represent (above 4 times the anchor) are clamped.
+    Sizes that the new anchors cannot represent (above 4 times the anchor) are clamped.
     """
-    ratio = (own_anchors / other_anchors).sqrt()[None, :, None, None].to(level.device)
+    ratio = (from_anchors / to_anchors).sqrt()[None, :, None, None].to(level.device)
     root = level[..., 2:4].float().sigmoid() * ratio
     sizes = root.clamp(1e-4, 1 - 1e-4).logit().to(level.dtype)
     return torch.cat((level[..., :2], sizes, level[..., 4:]), -1)

@@ -59,14 +59,14 @@ class DensePreset(ABC):
         return dict(zip(self.names, values, strict=True))
 
     @abstractmethod
-    def terms(self, own: Sequence[Tensor], other: Sequence[Tensor]) -> dict[str, Tensor]:
+    def terms(self, student_levels: Sequence[Tensor], teacher_levels: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return the three terms of raw levels, float32 scalars."""
 
     def replay_terms(self, replayed: Callable[[TermsOfTensors], TermsOfTensors]) -> None:
         """Wrap the computation of the terms in `replayed`."""
 
-        def in_order(own: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
-            terms = self.terms(own, other)
+        def in_order(student_levels: Sequence[Tensor], teacher_levels: Sequence[Tensor]) -> Tensor:
+            terms = self.terms(student_levels, teacher_levels)
             return torch.stack([terms[name] for name in self.names])
 
         self._replayed = replayed(in_order)
@@ -85,23 +85,23 @@ class DenseOutputs(DensePreset):
         """`gains` as applied by the ground-truth loss; `temperature` is that of the KL divergence."""
         self.gains, self.class_loss, self.temperature = gains, class_loss, temperature
 
-    def terms(self, own: Sequence[Tensor], other: Sequence[Tensor]) -> dict[str, Tensor]:
+    def terms(self, student_levels: Sequence[Tensor], teacher_levels: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return the three terms, each a mean over cells, summed over levels."""
-        box, obj, cls = torch.zeros(3, device=own[0].device).unbind()
-        for mine, theirs in zip(own, other, strict=True):
-            level, target = mine.float(), theirs.float()
-            weight = target[..., 4].sigmoid()
-            error = (level[..., :5] - target[..., :5]).square()
+        box, obj, cls = torch.zeros(3, device=student_levels[0].device).unbind()
+        for student_level, teacher_level in zip(student_levels, teacher_levels, strict=True):
+            student, teacher = student_level.float(), teacher_level.float()
+            weight = teacher[..., 4].sigmoid()
+            error = (student[..., :5] - teacher[..., :5]).square()
             box = box + (error[..., :4].mean(-1) * weight).mean()
             obj = obj + (error[..., 4] * weight).mean()
-            cls = cls + (self.classes(level[..., 5:], target[..., 5:]) * weight).mean()
+            cls = cls + (self.classes(student[..., 5:], teacher[..., 5:]) * weight).mean()
         return {"box": box * self.gains.box, "obj": obj * self.gains.obj, "cls": cls * self.gains.cls}
 
-    def classes(self, own: Tensor, target: Tensor) -> Tensor:
+    def classes(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Return the class loss of each cell, (B, A, H, W), from logits (B, A, H, W, K)."""
         if self.class_loss == "kl":
-            return softmax_divergence(own, target, self.temperature) / own.shape[-1]
-        return (own - target).square().mean(-1)
+            return softmax_divergence(student, teacher, self.temperature) / student.shape[-1]
+        return (student - teacher).square().mean(-1)
 
 
 class ObjectnessGated(DensePreset):
@@ -121,16 +121,16 @@ class ObjectnessGated(DensePreset):
         """
         self.gains, self.complete = gains, complete
 
-    def terms(self, own: Sequence[Tensor], other: Sequence[Tensor]) -> dict[str, Tensor]:
+    def terms(self, student_levels: Sequence[Tensor], teacher_levels: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return the three terms, each a mean over cells, summed over levels."""
-        box, obj, cls = torch.zeros(3, device=own[0].device).unbind()
-        for mine, theirs in zip(own, other, strict=True):
-            level, target = mine.float(), theirs.float()
-            weight = target[..., 4].sigmoid()
-            box = box + ((level[..., :4] - target[..., :4]).square().mean(-1) * weight).mean()
-            objectness = (level[..., 4].sigmoid() - weight).square()
+        box, obj, cls = torch.zeros(3, device=student_levels[0].device).unbind()
+        for student_level, teacher_level in zip(student_levels, teacher_levels, strict=True):
+            student, teacher = student_level.float(), teacher_level.float()
+            weight = teacher[..., 4].sigmoid()
+            box = box + ((student[..., :4] - teacher[..., :4]).square().mean(-1) * weight).mean()
+            objectness = (student[..., 4].sigmoid() - weight).square()
             obj = obj + (objectness if self.complete else objectness * weight).mean()
-            cls = cls + ((level[..., 5:] - target[..., 5:]).square().mean(-1) * weight).mean()
+            cls = cls + ((student[..., 5:] - teacher[..., 5:]).square().mean(-1) * weight).mean()
         return {"box": box * self.gains.box, "obj": obj * self.gains.obj, "cls": cls * self.gains.cls}
 
 
@@ -173,11 +173,11 @@ class PseudoBoxes:
         # On the CPU, like the labels: otherwise the number of pairs would need further synchronisation.
         here, everywhere = targets.cpu(), torch.ones_like(batch.labelled)
 
-        def against_teacher(own: Tensor, pairs: Pairs) -> Tensor:
-            wanted = logits[pairs.target]
+        def against_teacher(student_logits: Tensor, pairs: Pairs) -> Tensor:
+            teacher_logits = logits[pairs.target]
             if self.soft:
-                return softmax_divergence(own, wanted, self.temperature)[:, None]
-            return F.mse_loss(own, wanted, reduction="none")
+                return softmax_divergence(student_logits, teacher_logits, self.temperature)[:, None]
+            return F.mse_loss(student_logits, teacher_logits, reduction="none")
 
         return lambda student: self.detection.terms(here, student.levels, everywhere, against_teacher)
 

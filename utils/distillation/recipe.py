@@ -23,7 +23,7 @@ from utils.distillation.features import FeatureLoss
 from utils.distillation.presets import DenseOutputs, ObjectnessGated, Preset, PseudoBoxes
 from utils.distillation.response import Response, ResponseGains
 from utils.distillation.schedule import DistillSchedule
-from utils.distillation.teacher import InStudentsTerms, Teacher
+from utils.distillation.teacher import Teacher, TeacherInStudentFrame
 from utils.errors import UserError
 from utils.losses.detection import DetectionLoss, level_balance
 from utils.losses.recipe import Loss, LossContext, LossRecipe, ground_truth_only
@@ -55,7 +55,7 @@ def build_distiller(options: DistillOptions, paths: Sequence[Path | None], conte
     side = math.ceil(options.teacher_img_size / multiple) * multiple or context.image_size
     scale = side / context.image_size
     members = [
-        Teacher(context.average, "the student's own average", scale, frozen=False)
+        Teacher(context.ema, "the student's own average", scale, frozen=False)
         if path is None
         else Teacher.from_file(path, context.device, options.teacher_cfg, scale)
         for path in paths
@@ -105,7 +105,7 @@ def compare_scores(options: DistillOptions, context: LossContext, teachers: Teac
             context.say(f"teacher {member.source}: {line}")
         if member.is_frozen and member.known.student:
             known = member.known
-            network = cast(Model, InStudentsTerms(member, len(context.names)))
+            network = cast(Model, TeacherInStudentFrame(member, len(context.names)))
             map50, map50_95 = judged[member] = context.evaluate(network).over(known.student)
             part = f" over {counted(len(known.student), 'class', 'classes')} that it knows"
             context.say(
@@ -144,9 +144,9 @@ def build_features(
     losses = []
     for member in teachers.members:
         pairs = member.fit.levels
-        own = [_channels(context.model.head.m[pair.student]) for pair in pairs]
-        wanted = [_channels(member.model.head.m[pair.teacher]) for pair in pairs]
-        losses.append(FeatureLoss(kind, own, wanted).to(context.device))
+        student_channels = [_channels(context.model.head.m[pair.student]) for pair in pairs]
+        teacher_channels = [_channels(member.model.head.m[pair.teacher]) for pair in pairs]
+        losses.append(FeatureLoss(kind, student_channels, teacher_channels).to(context.device))
     return losses
 
 
@@ -195,11 +195,13 @@ def build_preset(options: DistillOptions, context: LossContext, teachers: Teache
     warn_of_a_lonely_class(options, context, len(fit.classes.student))
     match options.preset():
         case "response":
-            own = response_gains(options, len(context.names))
-            weights = ", ".join(f"{weight:g}" for weight in (own.box, own.obj, own.cls))
+            term_weights = response_gains(options, len(context.names))
+            weights = ", ".join(
+                f"{weight:g}" for weight in (term_weights.box, term_weights.obj, term_weights.cls)
+            )
             classes = counted(len(context.names), "class", "classes")
             context.say(f"weights of distillation's box, objectness and class terms: {weights} ({classes})")
-            return Response(gains, anchors, own, balance=balance, complete=complete)
+            return Response(gains, anchors, term_weights, balance=balance, complete=complete)
         case "boxes":
             strides = context.model.stride[rows]
             return PseudoBoxes(
@@ -210,7 +212,7 @@ def build_preset(options: DistillOptions, context: LossContext, teachers: Teache
                     balance=balance,
                     complete=complete,
                     # A single shared class still has to be told from classes that the teacher lacks.
-                    tells_classes=len(context.names) > 1,
+                    has_class_term=len(context.names) > 1,
                 ).to(context.device),
                 partial(decode, anchors_px=anchors * strides.view(-1, 1, 1), strides=strides),
                 confidence=options.t_conf_thres,

@@ -18,7 +18,7 @@ from models.decode import boxes_cxcywh_grid
 from utils.boxes import aligned_iou
 from utils.config.options_distill import FEW_CLASSES, TERM_WEIGHTS
 from utils.distillation.presets import DensePreset
-from utils.losses.detection import LossGains, level_balance, mean_count
+from utils.losses.detection import LossGains, global_normaliser, level_balance
 from utils.losses.terms import differentiated_at_once
 
 
@@ -48,12 +48,12 @@ class ResponseGains:
 class Cells:
     """Raw outputs of both networks, float32, of one level or all of them.
 
-    own, other: (..., 5 + K) of student and teacher. anchors: the student's in grid units, broadcastable to
-    (..., 2). share: the weight of each cell in the objectness term, broadcastable to (...).
+    student, teacher: (..., 5 + K). anchors: the student's in grid units, broadcastable to (..., 2).
+    share: the weight of each cell in the objectness term, broadcastable to (...).
     """
 
-    own: Tensor
-    other: Tensor
+    student: Tensor
+    teacher: Tensor
     anchors: Tensor
     share: Tensor | float
 
@@ -79,7 +79,7 @@ class Response(DensePreset):
         self,
         gains: LossGains,
         anchors_grid: Tensor,
-        own: ResponseGains = ResponseGains(),  # noqa: B008
+        term_weights: ResponseGains = ResponseGains(),  # noqa: B008
         *,
         balance: Sequence[float] | None = None,
         complete: bool = True,
@@ -90,65 +90,82 @@ class Response(DensePreset):
         complete: whether the teacher knows all classes of the data. If not, its background may be an
         object, and objectness is weighted by the teacher's.
         """
-        self.box, self.obj, self.cls = gains.box * own.box, gains.obj * own.obj, gains.cls * own.cls
+        self.box, self.obj, self.cls = (
+            gains.box * term_weights.box,
+            gains.obj * term_weights.obj,
+            gains.cls * term_weights.cls,
+        )
         self.anchors_grid = anchors_grid.detach().float()
         self.balance = level_balance(len(anchors_grid)) if balance is None else tuple(balance)
         self.complete = complete
-        self.merged: bool | None = None  # whether to concatenate the levels; None: on a GPU only
+        self.concatenate_levels: bool | None = None  # None: on a GPU only
         self._constants: dict[Any, tuple[Tensor, Tensor]] = {}
 
-    def terms(self, own: Sequence[Tensor], other: Sequence[Tensor]) -> dict[str, Tensor]:
+    def terms(self, student_levels: Sequence[Tensor], teacher_levels: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return the three terms, float32 scalars."""
-        box, obj, cls, seen = torch.zeros(4, device=own[0].device).unbind()
-        for cells in self._cells(own, other):
-            parts = (4, 1, cells.own.shape[-1] - 5)
+        box, obj, cls, total_weight = torch.zeros(4, device=student_levels[0].device).unbind()
+        for cells in self._cells(student_levels, teacher_levels):
+            parts = (4, 1, cells.student.shape[-1] - 5)
             # Split, not sliced: its backward pass fills one gradient tensor of all outputs instead of three.
-            own_box, own_obj, own_cls = cells.own.split_with_sizes(parts, -1)
-            box_t, obj_t, cls_t = cells.other.split_with_sizes(parts, -1)
-            weight = obj_t[..., 0].sigmoid()
-            seen = seen + weight.sum()
-            far = partial(self.box_sum, target=box_t, anchors=cells.anchors, weight=weight)
-            box = box + differentiated_at_once(far, own_box)
-            cls = cls + self.class_sum(own_cls, cls_t, weight)
-            obj = obj + self.objectness_sum(own_obj, obj_t, cells.share)
-        seen = mean_count(seen, len(own[0]))
-        return {"box": box / seen * self.box, "obj": obj * self.obj, "cls": cls / seen * self.cls}
+            student_box, student_obj, student_cls = cells.student.split_with_sizes(parts, -1)
+            teacher_box, teacher_obj, teacher_cls = cells.teacher.split_with_sizes(parts, -1)
+            weight = teacher_obj[..., 0].sigmoid()
+            total_weight = total_weight + weight.sum()
+            box_sum = partial(self.box_sum, teacher=teacher_box, anchors=cells.anchors, weight=weight)
+            box = box + differentiated_at_once(box_sum, student_box)
+            cls = cls + self.class_sum(student_cls, teacher_cls, weight)
+            obj = obj + self.objectness_sum(student_obj, teacher_obj, cells.share)
+        total_weight = global_normaliser(total_weight, len(student_levels[0]))
+        return {
+            "box": box / total_weight * self.box,
+            "obj": obj * self.obj,
+            "cls": cls / total_weight * self.cls,
+        }
 
-    def class_sum(self, own: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    def class_sum(self, student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
         """Return the weighted sum of the class loss from logits (..., K) and weights (...)."""
-        return focused_cross_entropy(own, target, weight / own.shape[-1])
+        return focused_cross_entropy(student, teacher, weight / student.shape[-1])
 
-    def objectness_sum(self, own: Tensor, target: Tensor, share: Tensor | float) -> Tensor:
+    def objectness_sum(self, student: Tensor, teacher: Tensor, share: Tensor | float) -> Tensor:
         """Return the sum of the objectness loss, weighted by `share`, from logits (..., 1)."""
-        counts = torch.ones_like(target) if self.complete else target.sigmoid()
-        return focused_cross_entropy(own, target, counts[..., 0] * share)
+        counts = torch.ones_like(teacher) if self.complete else teacher.sigmoid()
+        return focused_cross_entropy(student, teacher, counts[..., 0] * share)
 
-    def box_sum(self, own: Tensor, target: Tensor, anchors: Tensor, weight: Tensor) -> Tensor:
+    def box_sum(self, student: Tensor, teacher: Tensor, anchors: Tensor, weight: Tensor) -> Tensor:
         """Return the weighted sum of the box loss from raw boxes (..., 4), anchors (..., 2) and weights."""
-        return (self.box_distance(own, target, anchors) * weight).sum()
+        return (self.box_distance(student, teacher, anchors) * weight).sum()
 
-    def box_distance(self, own: Tensor, target: Tensor, anchors: Tensor) -> Tensor:
+    def box_distance(self, student: Tensor, teacher: Tensor, anchors: Tensor) -> Tensor:
         """Return 1 - CIoU of each cell's boxes, (...), from raw boxes (..., 4) and anchors (..., 2)."""
-        boxes = [boxes_cxcywh_grid(raw, anchors) for raw in (own, target)]
+        boxes = [boxes_cxcywh_grid(raw, anchors) for raw in (student, teacher)]
         return 1 - aligned_iou(boxes[0], boxes[1], "ciou")
 
-    def _cells(self, own: Sequence[Tensor], other: Sequence[Tensor]) -> Iterator[Cells]:
+    def _cells(self, student_levels: Sequence[Tensor], teacher_levels: Sequence[Tensor]) -> Iterator[Cells]:
         """Yield the cells of each level, or on a GPU those of all levels together.
 
         On a GPU the number of kernels is what costs, on a CPU the memory traffic.
         """
-        merged = own[0].device.type != "cpu" if self.merged is None else self.merged
-        if merged:
-            grids = tuple(level.shape[1:-1] for level in own)
+        concatenated = (
+            student_levels[0].device.type != "cpu"
+            if self.concatenate_levels is None
+            else self.concatenate_levels
+        )
+        if concatenated:
+            grids = tuple(level.shape[1:-1] for level in student_levels)
             if grids not in self._constants:
-                self._constants = {grids: self._constants_of(grids, own[0].device)}
+                self._constants = {grids: self._constants_of(grids, student_levels[0].device)}
             anchors, shares = self._constants[grids]
-            rows = [torch.cat([_rows(level.float()) for level in levels], 1) for levels in (own, other)]
-            yield Cells(rows[0], rows[1], anchors, shares / len(own[0]))
+            rows = [
+                torch.cat([_rows(level.float()) for level in levels], 1)
+                for levels in (student_levels, teacher_levels)
+            ]
+            yield Cells(rows[0], rows[1], anchors, shares / len(student_levels[0]))
             return
-        for anchors, balance, mine, theirs in zip(self.anchors_grid, self.balance, own, other, strict=True):
-            share = balance / mine[..., 0].numel()
-            yield Cells(mine.float(), theirs.float(), anchors.to(mine.device)[:, None, None], share)
+        for anchors, balance, student, teacher in zip(
+            self.anchors_grid, self.balance, student_levels, teacher_levels, strict=True
+        ):
+            share = balance / student[..., 0].numel()
+            yield Cells(student.float(), teacher.float(), anchors.to(student.device)[:, None, None], share)
 
     def _constants_of(self, grids: tuple[torch.Size, ...], device: torch.device) -> tuple[Tensor, Tensor]:
         """Return anchors (N, 2) and objectness shares (N,) of an image's cells, from (A, H, W) of all levels.
@@ -158,8 +175,8 @@ class Response(DensePreset):
         """
         cells = [grid.numel() for grid in grids]
         anchors = [
-            own.to(device).repeat(count // len(own), 1)
-            for own, count in zip(self.anchors_grid, cells, strict=True)
+            level_anchors.to(device).repeat(count // len(level_anchors), 1)
+            for level_anchors, count in zip(self.anchors_grid, cells, strict=True)
         ]
         shares = [
             torch.full((n,), weight / n, device=device) for n, weight in zip(cells, self.balance, strict=True)
@@ -204,16 +221,16 @@ class _FocusedCrossEntropy(torch.autograd.Function):
         return gradients[0] * slope, None, None
 
 
-def _focused_part(z: Tensor, target: Tensor, weight: Tensor, slope: Tensor) -> Tensor:
-    """Return the weighted sum for logits (n, K) and target probabilities; write its gradient to `slope`."""
-    own = z.sigmoid()
-    rest = 1 - own
+def _focused_part(z: Tensor, p_t: Tensor, weight: Tensor, slope: Tensor) -> Tensor:
+    """Return the weighted sum for logits (n, K) and probabilities p_T; write its gradient to `slope`."""
+    p_s = z.sigmoid()
+    rest = 1 - p_s
     # BCE = softplus(z) - z p_T; with softplus(z) = max(z, 0) - log(max(p_S, 1 - p_S)) it takes one logarithm.
-    entropy = torch.maximum(own, rest).log_().neg_().add_(z.clamp(min=0)).addcmul_(z, target, value=-1)
-    difference = own - target
+    entropy = torch.maximum(p_s, rest).log_().neg_().add_(z.clamp(min=0)).addcmul_(z, p_t, value=-1)
+    difference = p_s - p_t
     distance = difference.abs()
     # d|p_S - p_T| / dz BCE + |p_S - p_T| dBCE / dz; the latter is p_S - p_T.
-    torch.mul(own, rest, out=slope)
+    torch.mul(p_s, rest, out=slope)
     slope.mul_(difference.sign()).mul_(entropy).addcmul_(distance, difference).mul_(weight)
     return distance.mul_(entropy).mul_(weight).sum()
 
@@ -223,10 +240,10 @@ def focused_cross_entropy(logits: Tensor, target_logits: Tensor, weight: Tensor)
 
     logits, target_logits: (..., K) in any memory order; weight: (...).
     """
-    own, target, weights = logits.float(), target_logits.float(), weight.detach()
+    student, teacher, weights = logits.float(), target_logits.float(), weight.detach()
     if logits.dim() == 5:  # flattening in (A, H, W) order would copy
-        own, target, weights = _rows(own), _rows(target), _rows(weights)
+        student, teacher, weights = _rows(student), _rows(teacher), _rows(weights)
     value: Tensor = _FocusedCrossEntropy.apply(
-        own.reshape(-1, own.shape[-1]), target.reshape(-1, own.shape[-1]), weights.reshape(-1)
+        student.reshape(-1, student.shape[-1]), teacher.reshape(-1, student.shape[-1]), weights.reshape(-1)
     )
     return value

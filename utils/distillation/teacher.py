@@ -29,12 +29,12 @@ class TeacherOutput:
     levels: raw outputs, a (B, A, H_l, W_l, 5 + C) tensor per matched level, in the student's class order and
         relative to its anchors (see `Fit`).
     features: the inputs of the teacher's Detect layer at these levels.
-    own_levels: its unconverted raw outputs at these levels.
+    unconverted_levels: its raw outputs at these levels, with its own classes and anchors.
     """
 
     levels: tuple[Tensor, ...]
     features: tuple[Tensor, ...] = ()
-    own_levels: tuple[Tensor, ...] = ()
+    unconverted_levels: tuple[Tensor, ...] = ()
 
 
 class Teacher:
@@ -112,15 +112,15 @@ class Teacher:
             return nullcontext()
         return torch.autocast(kind, self.dtype)
 
-    def known_of(self, wanted: Sequence[str], *, is_one: bool) -> set[int]:
+    def known_of(self, data_names: Sequence[str], *, is_one: bool) -> set[int]:
         """Return the indices of the data's classes that it knows; call `fit_to` first.
 
         is_one: whether the classes are merged into one for the student. A teacher with a single class then
         detects objects of all of them.
         """
         if is_one and self.model.nc == 1:
-            return set(range(len(wanted)))
-        return self.fit.classes.known(wanted)
+            return set(range(len(data_names)))
+        return self.fit.classes.known(data_names)
 
     def fit_to(
         self,
@@ -138,13 +138,13 @@ class Teacher:
         """
         if merged and self.model.nc == 1:  # it tells no classes apart either
             merged, only = (), (None if only else only)  # an empty `only` stays: no class is shared
-        own, taken = self._names_for(merged or names)
+        teacher_names, taken = self._names_for(merged or names)
         if merged:
-            classes = ClassMap.all_as_one(own, merged, names[0], only)
+            classes = ClassMap.all_as_one(teacher_names, merged, names[0], only)
         else:
-            classes = ClassMap.by_name(own, names, only)
+            classes = ClassMap.by_name(teacher_names, names, only)
         if only is None:
-            pairs = f"; matched: {classes.pairs(own, names)}" if classes.student else ""
+            pairs = f"; matched: {classes.pairs(teacher_names, names)}" if classes.student else ""
             told = [taken] if taken and (merged or classes.is_identity) else []
             self.mapping = "; ".join(told + ([] if classes.is_identity else [f"{classes}{pairs}"]))
         if not (classes.is_identity or classes.unknown or classes.ignored or classes.one):
@@ -156,16 +156,16 @@ class Teacher:
 
     def _names_for(self, names: Sequence[str]) -> tuple[list[str], str]:
         """Return its class names, or the data's if these are assumed, and a message about the latter."""
-        own = self.names
-        if self.model.nc == len(names) and (own is None or self.model.nc == 1):
-            return list(names), _taken(own, names)
-        if own is None:
+        teacher_names = self.names
+        if self.model.nc == len(names) and (teacher_names is None or self.model.nc == 1):
+            return list(names), _taken(teacher_names, names)
+        if teacher_names is None:
             raise UserError(
                 f"the teacher has {self.model.nc} classes without names, the data has {listed(list(names))}",
                 self.source,
                 "give --teacher a model trained on the data's classes",
             )
-        return own, ""
+        return teacher_names, ""
 
     @property
     def title(self) -> str:
@@ -193,10 +193,12 @@ class Teacher:
         size = (images.shape[2], images.shape[3])
         seen = tuple(pair.cut(features[pair.teacher], size) for pair in self.fit.levels)
         # `cut` crops the last two dimensions: move the outputs before the grid meanwhile.
-        own = tuple(
+        unconverted = tuple(
             pair.cut(levels[pair.teacher].movedim(-1, 2), size).movedim(2, -1) for pair in self.fit.levels
         )
-        return TeacherOutput(self.fit.of_teacher(own) if self.fit.classes.student else (), seen, own)
+        return TeacherOutput(
+            self.fit.of_teacher(unconverted) if self.fit.classes.student else (), seen, unconverted
+        )
 
     def assert_unchanged(self) -> None:
         """Raise AssertionError if a weight of a frozen teacher has changed since it was loaded."""
@@ -204,7 +206,7 @@ class Teacher:
             raise AssertionError("the teacher's weights changed during training")  # also under python -O
 
 
-class InStudentsTerms(nn.Module):
+class TeacherInStudentFrame(nn.Module):
     """A teacher that takes the student's images and predicts in their pixels and in the data's classes.
 
     So it can be evaluated like any network for the data, whatever it was trained on.
@@ -232,31 +234,35 @@ class InStudentsTerms(nn.Module):
 
     def decode_levels(self, levels: Sequence[Tensor]) -> Tensor:
         """Return predictions (B, N, 5 + K), with score 0 for classes of the data that it does not know."""
-        return self._in_terms(self.model.decode_levels(levels))
+        return self._to_student_frame(self.model.decode_levels(levels))
 
     def decode_above(self, levels: Sequence[Tensor], least: float) -> tuple[Tensor, Tensor, Tensor]:
         """As `Model.decode_above`."""
         image, row, decoded = self.model.decode_above(levels, least)
-        return image, row, self._in_terms(decoded)
+        return image, row, self._to_student_frame(decoded)
 
-    def _in_terms(self, decoded: Tensor) -> Tensor:
+    def _to_student_frame(self, decoded: Tensor) -> Tensor:
         """Convert its own predictions (..., 5 + C) to the data's classes, (..., 5 + K)."""
         classes = self.teacher.known
         out = decoded.new_zeros(*decoded.shape[:-1], 5 + self.class_count)
         out[..., :4] = decoded[..., :4] / self.teacher.scale
         out[..., 4] = decoded[..., 4]
-        scores = decoded[..., [5 + own for own in classes.teacher]]
-        out[..., [5 + mine for mine in classes.student]] = (
+        scores = decoded[..., [5 + number for number in classes.teacher]]
+        out[..., [5 + number for number in classes.student]] = (
             scores.amax(-1, keepdim=True) if classes.one else scores
         )
         return out
 
 
-def _taken(own: Sequence[str] | None, names: Sequence[str]) -> str:
+def _taken(teacher_names: Sequence[str] | None, names: Sequence[str]) -> str:
     """Return the message if a teacher's classes are taken for the data's whatever their names."""
-    if own is None:
+    if teacher_names is None:
         return f"the file names no classes, its {len(names)} are taken to be the data's in their order"
-    return "" if plain(own[0]) == plain(names[0]) else f"its class '{own[0]}' is taken for '{names[0]}'"
+    return (
+        ""
+        if plain(teacher_names[0]) == plain(names[0])
+        else f"its class '{teacher_names[0]}' is taken for '{names[0]}'"
+    )
 
 
 def fitted(images: Tensor, teacher: Teacher) -> Tensor:

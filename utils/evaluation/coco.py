@@ -149,7 +149,8 @@ def score_with_pycocotools(
         try:
             scoring = COCOeval(annotations, annotations.loadRes(str(results)), "bbox")
         except AssertionError as error:
-            raise UserError(f"the results do not belong to these annotations ({error})", results) from error
+            what = f"the results do not belong to these annotations ({error})"
+            raise UserError(what, results, "take the annotations of the split that was scored") from error
         scoring.params.imgIds = list(image_ids(paths).values())
         scoring.evaluate()
         scoring.accumulate()

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 PARTNER_CONFIDENCE = 0.05  # minimum confidence of a detection that can be another's partner
 OVERLAP = 0.5  # minimum IoU of partners
-SUPPRESSION = 0.45  # NMS threshold: maximum IoU of two detections of a class, as in detect.py
+NMS_IOU = 0.45  # NMS threshold: maximum IoU of two detections of a class, as in detect.py
 SCENES = 6  # images that are shown
 MOST_IMAGES = 1000  # to compare: limits the cost of the other network to as many forward passes
 
@@ -93,7 +93,7 @@ def compare_detections(first: Tensor, second: Tensor) -> Difference:
 def as_shown(detections: Tensor) -> Tensor:
     """Return the detections (n, 6) that detect.py would keep; an evaluation keeps more for its curves."""
     detections = _best_of_each_box(detections[detections[:, 4] >= PARTNER_CONFIDENCE])
-    kept = batched_nms(detections[:, :4], detections[:, 4], detections[:, 5].long(), SUPPRESSION)
+    kept = batched_nms(detections[:, :4], detections[:, 4], detections[:, 5].long(), NMS_IOU)
     return detections[kept]
 
 

@@ -213,7 +213,7 @@ def _check_directory(path: Path) -> None:
 def _members_of_tar(path: Path) -> Iterator[tuple[Iterator[_Member], Any]]:
     with (
         _decompressed(path) as stream,
-        tarfile.open(fileobj=cast(Any, _Sparing(stream)), mode="r:") as archive,
+        tarfile.open(fileobj=cast(Any, _LimitedReader(stream)), mode="r:") as archive,
     ):
         yield _listed_tar(archive), lambda member: archive.extractfile(member.handle)
 
@@ -252,7 +252,7 @@ def _decompressed(path: Path) -> IO[bytes]:
     return open(path, "rb")
 
 
-class _Sparing:
+class _LimitedReader:
     """A stream that limits reads: tarfile reads a long name at once, whatever length the tar declares."""
 
     def __init__(self, stream: IO[bytes]) -> None:

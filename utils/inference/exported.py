@@ -122,7 +122,8 @@ class Exported(ABC):
             return
         found = output.shape[2] - 5
         if self.nc and self.nc != found:
-            raise UserError(f"has {self.nc} class names and gives scores of {found} classes", self.path)
+            what = f"has {self.nc} class names and gives scores of {found} classes"
+            raise UserError(what, self.path, "export it again")
         self.nc, self._columns = found, output.shape[2]
 
     def take_names(self, names: Sequence[str] = (), source: object = "--data") -> None:

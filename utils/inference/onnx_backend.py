@@ -166,7 +166,8 @@ def _check_tensors(tensors: Iterable[Any], path: Path, external: int) -> bool:
                 "put that file into the same folder, or export it again",
             )
         if beside.stat().st_size > MAX_WEIGHT_BYTES:
-            raise UserError(f"has more than {MAX_WEIGHT_BYTES >> 30} GiB", beside)
+            what = f"has more than {MAX_WEIGHT_BYTES >> 30} GiB"
+            raise UserError(what, beside, "no YOLO network is that large: export it again")
     return outside
 
 

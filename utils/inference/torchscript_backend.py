@@ -46,9 +46,10 @@ class TorchScriptNetwork(Exported):
             output = self.module(images.to(self.dtype))
         except (RuntimeError, ValueError) as error:
             what = f"does not run at {tuple(images.shape)} ({last_words(error)})"
-            raise UserError(what, self.path) from error
+            raise UserError(what, self.path, "give the --imgsz that it was exported for") from error
         while isinstance(output, list | tuple) and output:
             output = output[0]
         if not isinstance(output, Tensor):
-            raise UserError(f"gives a {type(output).__name__} and no tensor", self.path)
+            what = f"gives a {type(output).__name__} and no tensor"
+            raise UserError(what, self.path, "export a detector, as export.py does")
         return output

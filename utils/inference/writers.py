@@ -201,7 +201,8 @@ def write_picture(path: Path, image: Image) -> None:
     # cv2.imwrite fails without a word, and on Windows with names outside the code page.
     encoded, content = cv2.imencode(path.suffix, image)
     if not encoded:
-        raise UserError(f"OpenCV cannot write {path.suffix} pictures", path)
+        what = f"OpenCV cannot write {path.suffix} images"
+        raise UserError(what, path, "convert the source to .jpg or .png")
     with refusals(_REFUSED, path):
         path.write_bytes(content.tobytes())
 
@@ -222,7 +223,8 @@ class VideoWriter:
         if self._writer is None or self._size_wh is None:
             self._size_wh = (image.shape[1], image.shape[0])
             if not is_utf8(str(self.path)):
-                raise UserError("OpenCV writes no video with a name that is not UTF-8", self.path)
+                what = "OpenCV writes no video with a name that is not UTF-8"
+                raise UserError(what, self.path, "rename the video")
             codec = cv2.VideoWriter.fourcc(*"mp4v")
             self._writer = cv2.VideoWriter(str(self.path), codec, self.fps, self._size_wh)
             if not self._writer.isOpened():

@@ -68,13 +68,13 @@ class Pairs:
         starts = torch.tensor(self.counts).cumsum(0) - torch.tensor(self.counts)
         places = places - starts[offsets]
         total = width * len(self.counts)
-        indices, boxes, real = (
+        indices, boxes, mask = (
             torch.zeros(8, total, dtype=torch.int64),
             torch.ones(total, 4),
             torch.zeros(total),
         )
-        indices[:, places], boxes[places], real[places] = self.indices(), self.boxes, 1.0
-        return Pairs.of(indices, boxes, (width,) * len(self.counts)), real
+        indices[:, places], boxes[places], mask[places] = self.indices(), self.boxes, 1.0
+        return Pairs.of(indices, boxes, (width,) * len(self.counts)), mask
 
     def __len__(self) -> int:
         """The number of pairs P."""

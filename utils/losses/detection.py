@@ -55,47 +55,47 @@ def level_balance(level_count: int) -> tuple[float, ...]:
     return (4.0, 1.0, 0.4) if level_count == 3 else (4.0, 1.0, 0.25, 0.06, 0.02)[:level_count]
 
 
-def mean_count(count: Tensor, images: int, *, over_ranks: bool = True) -> Tensor:
+def global_normaliser(count: Tensor, images: int, *, over_ranks: bool = True) -> Tensor:
     """Return normalisers: each count summed over ranks (at least 1), times this rank's share of the images.
 
     Each rank's loss is multiplied by its number of images and gradients are summed over ranks, so the
     result equals that of a single process with the whole batch, however the batch is split. `over_ranks`
     False skips the collective, for ranks that run through batches independently, as in validation.
     """
-    own = count.detach().float()
+    local = count.detach().float()
     if not over_ranks or not is_distributed():
-        return own.clamp(min=1)
-    together = sum_over_ranks(torch.cat((own.reshape(-1), own.new_full((1,), images))))
-    return together[:-1].reshape(own.shape).clamp(min=1) * (images / together[-1])
+        return local.clamp(min=1)
+    totals = sum_over_ranks(torch.cat((local.reshape(-1), local.new_full((1,), images))))
+    return totals[:-1].reshape(local.shape).clamp(min=1) * (images / totals[-1])
 
 
 ClassLoss = Callable[[Tensor, Pairs], Tensor]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class AssignedTargets:
     """The assigned targets of raw levels, on their device.
 
-    together: (L + 1,) normalisers: pairs per level, then labelled images. labelled: (B,) bool.
-    real: (P,) mask, 0 for padding pairs; None without padding.
+    normalisers: (L + 1,) pairs per level, then labelled images. labelled: (B,) bool.
+    mask: (P,) float32, 0 for padding pairs; None without padding.
     """
 
     pairs: Pairs
-    together: Tensor
+    normalisers: Tensor
     labelled: Tensor
-    real: Tensor | None = None
+    mask: Tensor | None = None
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return all tensors; the pairs must be padded."""
-        assert self.real is not None
-        return self.pairs.indices(), self.pairs.boxes, self.together, self.labelled, self.real
+        assert self.mask is not None
+        return self.pairs.indices(), self.pairs.boxes, self.normalisers, self.labelled, self.mask
 
     @classmethod
-    def of(cls, tensors: Sequence[Tensor], level_count: int) -> Wanted:
+    def of(cls, tensors: Sequence[Tensor], level_count: int) -> AssignedTargets:
         """Rebuild from the result of `tensors`."""
-        indices, boxes, together, labelled, real = tensors
+        indices, boxes, normalisers, labelled, mask = tensors
         counts = (len(boxes) // level_count,) * level_count
-        return cls(Pairs.of(indices, boxes, counts), together, labelled, real)
+        return cls(Pairs.of(indices, boxes, counts), normalisers, labelled, mask)
 
 
 class DetectionLoss(nn.Module):
@@ -118,20 +118,20 @@ class DetectionLoss(nn.Module):
         *,
         balance: Sequence[float] | None = None,
         complete: bool = True,
-        tells_classes: bool | None = None,
+        has_class_term: bool | None = None,
     ) -> None:
         """`anchors_grid`: (L, A, 2) in grid units; `gains` exactly as to be applied.
 
         balance: weights of the levels' objectness; None for the default of a head with these levels.
         complete: whether a cell without a target is background; if not, it is ignored.
-        tells_classes: whether there is a class term; None: if there is more than one class.
+        has_class_term: whether there is a class term; None: if there is more than one class.
         """
         super().__init__()
         self.anchors_grid: Tensor
         self.register_buffer("anchors_grid", anchors_grid.detach().clone().float(), persistent=False)
-        self._anchors_beside_targets = self.anchors_grid.cpu()
+        self._anchors_cpu = self.anchors_grid.cpu()
         self.class_count = class_count
-        self.tells_classes = class_count > 1 if tells_classes is None else tells_classes
+        self.has_class_term = class_count > 1 if has_class_term is None else has_class_term
         self.gains = gains
         self.balance = level_balance(len(anchors_grid)) if balance is None else tuple(balance)
         self.complete = complete
@@ -144,23 +144,25 @@ class DetectionLoss(nn.Module):
         """Return the three weighted float32 scalars; their sum times the batch size is minimised."""
         if self._replayed is None or not self.training:
             return self.terms(batch.targets, output.levels, batch.labelled, self._against_labels)
-        wanted = self._wanted(batch.targets, output.levels, batch.labelled, padded=True)
-        return dict(zip(self.names, self._replayed(output.levels, wanted.tensors()).unbind(), strict=True))
+        assigned = self._assign(batch.targets, output.levels, batch.labelled, padded=True)
+        return dict(zip(self.names, self._replayed(output.levels, assigned.tensors()).unbind(), strict=True))
 
     def replay_terms(self, replayed: Callable[[TermsOfTensors], TermsOfTensors]) -> None:
         """Wrap the computation after the assignment in `replayed`, for training mode."""
         # On a copy: constants in a captured CUDA graph must not be replaced by those of validation.
-        own = copy.copy(self)
+        snapshot = copy.copy(self)
 
         def compared(levels: Sequence[Tensor], tensors: Sequence[Tensor]) -> Tensor:
-            terms = own.compare(levels, Wanted.of(tensors, len(levels)), own._against_labels)
+            terms = snapshot.compare(
+                levels, AssignedTargets.of(tensors, len(levels)), snapshot._against_labels
+            )
             return torch.stack([terms[name] for name in self.names])
 
         self._replayed = replayed(compared)
 
     def _against_labels(self, logits: Tensor, pairs: Pairs) -> Tensor:
-        wanted = smoothed_one_hot(pairs.label, self.class_count, self.gains.label_smoothing)
-        return binary_cross_entropy(logits, wanted, self.gains.cls_pw, self.gains.fl_gamma)
+        targets = smoothed_one_hot(pairs.label, self.class_count, self.gains.label_smoothing)
+        return binary_cross_entropy(logits, targets, self.gains.cls_pw, self.gains.fl_gamma)
 
     def terms(
         self, targets: Tensor, levels: Sequence[Tensor], labelled: Tensor, class_loss: ClassLoss
@@ -171,11 +173,11 @@ class DetectionLoss(nn.Module):
         (P, K) to an elementwise loss (P, K).
         Targets in CPU memory are assigned there: on a GPU the number of pairs would need a synchronisation.
         """
-        return self.compare(levels, self._wanted(targets, levels, labelled), class_loss)
+        return self.compare(levels, self._assign(targets, levels, labelled), class_loss)
 
-    def _wanted(
+    def _assign(
         self, targets: Tensor, levels: Sequence[Tensor], labelled: Tensor, *, padded: bool = False
-    ) -> Wanted:
+    ) -> AssignedTargets:
         """Assign the targets; return them on the device of the levels."""
         device = levels[0].device
         grids = [(level.shape[2], level.shape[3]) for level in levels]
@@ -183,37 +185,39 @@ class DetectionLoss(nn.Module):
         numbers = torch.tensor(found.counts, device=labelled.device)
         # All in one tensor: a single copy to the device and a single all-reduce.
         numbers = to_device(torch.cat((numbers, labelled.sum()[None])), device)
-        together = self._count(numbers, len(labelled))
-        pairs, real = found.padded() if padded else (found, None)
-        return Wanted(
+        normalisers = self._normalisers(numbers, len(labelled))
+        pairs, mask = found.padded() if padded else (found, None)
+        return AssignedTargets(
             pairs.to(device),
-            together,
+            normalisers,
             to_device(labelled, device),
-            real if real is None else to_device(real, device),
+            mask if mask is None else to_device(mask, device),
         )
 
-    def compare(self, levels: Sequence[Tensor], wanted: Wanted, class_loss: ClassLoss) -> dict[str, Tensor]:
+    def compare(
+        self, levels: Sequence[Tensor], assigned: AssignedTargets, class_loss: ClassLoss
+    ) -> dict[str, Tensor]:
         """Return box, objectness and class term of raw levels against their assigned targets."""
-        pairs, counts, images = wanted.pairs, wanted.together[:-1], wanted.together[-1]
+        pairs, counts, images = assigned.pairs, assigned.normalisers[:-1], assigned.normalisers[-1]
         picked = pairs.pick(levels).float()
-        if wanted.real is not None:  # padding may point at an infinite output, and 0 * inf is NaN
-            picked = torch.where(wanted.real[:, None] > 0, picked, 0.0)
+        if assigned.mask is not None:  # padding may point at an infinite output, and 0 * inf is NaN
+            picked = torch.where(assigned.mask[:, None] > 0, picked, 0.0)
         iou = self.overlaps(picked, pairs)
         share = 1 / counts[pairs.level]  # the mean over each level's pairs, summed over levels
-        if wanted.real is not None:
-            iou, share = iou * wanted.real, share * wanted.real
+        if assigned.mask is not None:
+            iou, share = iou * assigned.mask, share * assigned.mask
         box = ((1 - iou) * share).sum()
-        obj = self.objectness([level[..., 4] for level in levels], pairs, iou, wanted.labelled) / images
+        obj = self.objectness([level[..., 4] for level in levels], pairs, iou, assigned.labelled) / images
         cls = torch.zeros((), device=box.device)
-        if self.tells_classes:
+        if self.has_class_term:
             cls = (class_loss(picked[:, 5:], pairs).sum(1) * share).sum() / self.class_count
         return {"box": box * self.gains.box, "obj": obj * self.gains.obj, "cls": cls * self.gains.cls}
 
     def _anchors_on(self, device: torch.device) -> Tensor:
-        return self.anchors_grid if device == self.anchors_grid.device else self._anchors_beside_targets
+        return self.anchors_grid if device == self.anchors_grid.device else self._anchors_cpu
 
-    def _count(self, count: Tensor, images: int) -> Tensor:
-        return mean_count(count, images, over_ranks=self.training)
+    def _normalisers(self, count: Tensor, images: int) -> Tensor:
+        return global_normaliser(count, images, over_ranks=self.training)
 
     def overlaps(self, picked: Tensor, pairs: Pairs) -> Tensor:
         """Return the CIoU (P,) of the boxes in raw outputs (P, 5 + K) with their targets."""
@@ -227,13 +231,13 @@ class DetectionLoss(nn.Module):
         with its target, the largest if a cell and anchor have several, so that their order doesn't matter.
         """
         flat = torch.cat([level.flatten(1) for level in logits], 1)
-        wanted = torch.zeros(flat.shape, device=flat.device)
-        wanted.view(-1).scatter_reduce_(
+        targets = torch.zeros(flat.shape, device=flat.device)
+        targets.view(-1).scatter_reduce_(
             0, pairs.image * flat.shape[1] + pairs.place, iou.detach().clamp(0, 1), "amax", include_self=True
         )
-        error = binary_cross_entropy(flat, wanted, self.gains.obj_pw, self.gains.fl_gamma)
+        error = binary_cross_entropy(flat, targets, self.gains.obj_pw, self.gains.fl_gamma)
         if not self.complete:
-            error = error * (wanted > 0)
+            error = error * (targets > 0)
         # An unlabelled image has unknown ground truth, not background only.
         known = labelled.to(error.dtype)[:, None]
         return (

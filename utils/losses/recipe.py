@@ -57,14 +57,14 @@ class Scores(Protocol):
 class LossContext:
     """What a recipe may use to build its losses, available once model and data are set up.
 
-    average: the EMA of the model, in evaluation mode. is_new: False for a resumed run, whose weights are
-    not loaded into the model yet. merged: the data's original classes if they are merged into one
-    (`--single-cls`), whose name is then in `names`. evaluate: scores a model on the validation split.
-    say, warn: print a line.
+    ema: the exponential moving average of the model, in evaluation mode. is_new: False for a resumed run,
+    whose weights are not loaded into the model yet. merged: the data's original classes if they are merged
+    into one (`--single-cls`), whose name is then in `names`. evaluate: scores a model on the validation
+    split. say, warn: print a line.
     """
 
     model: Model
-    average: Model
+    ema: Model
     is_new: bool
     names: tuple[str, ...]
     merged: tuple[str, ...]

@@ -13,10 +13,10 @@ WARM_CALLS = 3  # before capture, for cuDNN to find its kernels, which must not 
 # Other threads keep working during capture, such as the loader's pin-memory thread.
 CAPTURE_MODE = "thread_local"
 # Memory that must stay free, relative to the graph's: for a batch of another shape, the losses, the teacher.
-ROOM = 1.5
+FREE_MEMORY_RATIO = 1.5
 
 
-def kind_of(*tensors: Tensor) -> tuple[object, ...]:
+def capture_key(*tensors: Tensor) -> tuple[object, ...]:
     """Return what a graph is valid for: shapes, strides and dtypes, and the autocast dtype."""
     precision = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
     return precision, *((given.shape, given.stride(), given.dtype) for given in tensors)
@@ -67,4 +67,4 @@ def lacks_room(device: torch.device, before: int) -> bool:
     if device.type != "cuda":
         return False
     taken = reserved_memory(device) - before
-    return torch.cuda.mem_get_info(device)[0] < ROOM * taken
+    return torch.cuda.mem_get_info(device)[0] < FREE_MEMORY_RATIO * taken

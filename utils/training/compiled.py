@@ -18,7 +18,7 @@ from utils.errors import StoppedError, reason_of
 from utils.losses.recipe import Body
 from utils.reporting.console import Console
 from utils.training.loop import Trainer
-from utils.training.replayed import as_before, replay_step, replays_student
+from utils.training.replayed import replay_step, replays_student, temporary_training_mode
 from utils.training.setup import batch_of_a_rank
 from utils.training.step import TrainingStep
 
@@ -84,7 +84,7 @@ def speed_up(
     batches: per epoch.
     """
     steps = batches * options.epochs
-    trainer.tries_kernels = trainer.device.type == "cuda" and trainer.fixed_shapes and steps >= LONG_RUN
+    trainer.autotune_cudnn = trainer.device.type == "cuda" and trainer.fixed_shapes and steps >= LONG_RUN
     shape = (batch_of_a_rank(options), trainer.step.model.channels, image_size, image_size)
     records = options.cuda_graphs and batches > 1  # an epoch's only batch may be a smaller one
     if options.compile:
@@ -123,7 +123,7 @@ def compile_step(
 
 
 def _try(model: Model, body: Body, images: Tensor, dtype: torch.dtype | None, cached: bool) -> None:
-    with as_before(model):
+    with temporary_training_mode(model):
         with torch.autocast(images.device.type, dtype, enabled=dtype is not None, cache_enabled=cached):
             total = torch.stack([features.float().mean() for features in body(images)]).sum()
         if total.requires_grad:

@@ -42,16 +42,16 @@ from utils.training.generations import (
 )
 from utils.training.genes import GENES
 from utils.training.guard import DivergedError
-from utils.training.resume import lasting
+from utils.training.resume import with_absolute_paths
 from utils.training.state import STATE_NAME
 from utils.training.table import METRICS
 from utils.words import counted
 
 PROJECT = Path("runs/evolve")  # without --project
 PLOT_NAME, OPTIONS_NAME = "evolve.png", "opt.yaml"
-_TELLING = {"epochs", "data", "data_dir", "teacher"}
+_AFFECTS_SCORES = {"epochs", "data", "data_dir", "teacher"}
 # Options that may differ between processes and on resuming without making scores incomparable.
-FREE = CHANGEABLE_ON_RESUME - _TELLING | {
+FREE = CHANGEABLE_ON_RESUME - _AFFECTS_SCORES | {
     "resume",
     "name",
     "exist_ok",
@@ -211,7 +211,7 @@ def opened(options: AnyOptions) -> tuple[Path, AnyOptions, Hyperparameters]:
     """
     if options.resume is not None:
         if "epochs" in options.given:
-            raise UsageError("scores of other lengths cannot be compared, leave it out", "--epochs")
+            raise UsageError("scores of other lengths cannot be compared", "--epochs", "leave it out")
         folder = _folder_to_go_on_in(options)
         saved = _saved_options(type(options), folder)
         anew = options.given & CHANGEABLE_ON_RESUME
@@ -227,7 +227,7 @@ def opened(options: AnyOptions) -> tuple[Path, AnyOptions, Hyperparameters]:
             _check_same(folder, options, start)
         else:
             write_text_atomically(folder / HYP_NAME, yaml_text(start.to_dict()))
-            write_text_atomically(folder / OPTIONS_NAME, yaml_text(lasting(options)))
+            write_text_atomically(folder / OPTIONS_NAME, yaml_text(with_absolute_paths(options)))
     return folder, options, start
 
 
@@ -269,7 +269,7 @@ def _saved_options(options_class: type[AnyOptions], folder: Path) -> AnyOptions:
 def _check_same(folder: Path, options: TrainOptions, start: Hyperparameters) -> None:
     """Raise UserError if scores of the existing evolution would not be comparable with new ones."""
     saved = options_to_dict(_saved_options(type(options), folder))
-    now: dict[str, Any] = lasting(options)
+    now: dict[str, Any] = with_absolute_paths(options)
     differing = [
         f"{settings_of(type(options))[name].flag} {saved[name]}, now {now[name]}"
         for name in saved

@@ -23,22 +23,24 @@ class GradientTaps:
         """`output` is that of one forward pass of the model."""
         self._head, self._output = model.head, output
         self._at_inputs = all(feature.requires_grad for feature in output.features)
-        self._slopes: list[dict[int, Tensor]] = []  # per loss: gradients by level
+        self._gradients: list[dict[int, Tensor]] = []  # per loss: gradients by level
 
     def view(self) -> StudentOutput:
         """Return the view of the output for the next loss."""
-        slopes: dict[int, Tensor] = {}
-        self._slopes.append(slopes)
+        gradients: dict[int, Tensor] = {}
+        self._gradients.append(gradients)
         head, at_inputs = self._head, self._at_inputs
 
-        def add(level: int, slope: Tensor) -> None:
-            slopes[level] = slopes[level] + slope if level in slopes else slope
+        def add(level: int, gradient: Tensor) -> None:
+            gradients[level] = gradients[level] + gradient if level in gradients else gradient
 
         def of_level(level: int) -> Callable[[Tensor], None]:
-            return lambda slope: add(level, head.input_gradient(level, slope) if at_inputs else slope)
+            return lambda gradient: add(
+                level, head.input_gradient(level, gradient) if at_inputs else gradient
+            )
 
         def of_feature(level: int) -> Callable[[Tensor], None]:
-            return lambda slope: add(level, slope)
+            return lambda gradient: add(level, gradient)
 
         features = _seen(self._output.features, of_feature) if at_inputs else self._output.features
         return StudentOutput(features, _seen(self._output.levels, of_level))
@@ -48,8 +50,8 @@ class GradientTaps:
         zero = torch.zeros((), device=self._output.levels[0].device)
         return torch.stack(
             [
-                sum((slope.float().square().sum() for slope in slopes.values()), start=zero)
-                for slopes in self._slopes
+                sum((gradient.float().square().sum() for gradient in gradients.values()), start=zero)
+                for gradients in self._gradients
             ]
         )
 

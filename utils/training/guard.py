@@ -13,9 +13,9 @@ from utils.batch import Batch, Progress
 from utils.config.files import replace_atomically
 from utils.distributed import rank
 from utils.errors import UserError
-from utils.training.glance import Glance
+from utils.training.delayed_read import DelayedRead
 
-MANY = 10  # skipped updates in a row; a loss scaler needs fewer to find its scale
+MAX_CONSECUTIVE_SKIPS = 10  # skipped updates in a row; a loss scaler needs fewer to find its scale
 INTERVAL = 10  # steps between two checks on a GPU; each reads what the one before has requested
 
 
@@ -46,11 +46,11 @@ class StepGuard:
         self._good = torch.cat(self._flat) if self._flat else torch.zeros(0)
         self._now = torch.empty_like(self._good)
         parts = torch.split(self._good, [value.numel() for value in self._watched])
-        self._mended = [part.view(value.shape) for part, value in zip(parts, self._watched, strict=True)]
+        self._restored = [part.view(value.shape) for part, value in zip(parts, self._watched, strict=True)]
         self._alert = False
-        self._glance: Glance[None] = Glance()
+        self._delayed_counts: DelayedRead[None] = DelayedRead()
 
-    def note(self, norm: Tensor) -> None:
+    def record_norm(self, norm: Tensor) -> None:
         """Record the gradient norm of an update, without synchronising with the GPU."""
         bad = (~norm.isfinite()).float()
         self._counts = (self._counts.to(norm.device) + bad) * torch.stack((torch.ones_like(bad), bad))
@@ -63,10 +63,10 @@ class StepGuard:
         Returns a warning if updates were skipped since the last check. Raises DivergedError if too many were
         skipped in a row.
         """
-        self.mend()
+        self.restore_buffers()
         if not (self._alert or progress.step % self.interval == 0):
             return None
-        seen = (self._counts, None) if self._alert else self._glance(self._counts, None)
+        seen = (self._counts, None) if self._alert else self._delayed_counts(self._counts, None)
         if seen is None:
             return None
         skipped, in_row = (int(value) for value in seen[0].tolist())
@@ -75,7 +75,7 @@ class StepGuard:
         if not new:
             return None
         place = f"epoch {progress.epoch + 1}, step {progress.step}"
-        if in_row >= MANY:
+        if in_row >= MAX_CONSECUTIVE_SKIPS:
             saved = self._save(batch, progress, terms)
             raise DivergedError(
                 f"{in_row} updates in a row had a loss or gradient that is no finite number{saved}",
@@ -86,7 +86,7 @@ class StepGuard:
         return f"{place}: loss or gradient is no finite number, update skipped ({skipped} so far)"
 
     @torch.no_grad()
-    def mend(self) -> None:
+    def restore_buffers(self) -> None:
         """Replace non-finite values in buffers by the last finite ones.
 
         A bad batch leaves NaN in running means, which later batches cannot average away. Restoring must not
@@ -97,7 +97,7 @@ class StepGuard:
             return
         torch.cat(self._flat, out=self._now)
         torch.where(self._now.isfinite(), self._now, self._good, out=self._good)
-        torch._foreach_copy_(self._watched, self._mended)
+        torch._foreach_copy_(self._watched, self._restored)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counts, for resuming; synchronises with the GPU."""
@@ -108,7 +108,7 @@ class StepGuard:
         """Restore the counts; from here on, the buffers as they are now are the last good ones."""
         self._counts = torch.tensor([float(saved["skipped"]), float(saved["in_row"])])
         self.skipped = int(saved["told"])
-        self.mend()
+        self.restore_buffers()
 
     def _save(self, batch: Batch, progress: Progress, terms: Mapping[str, Tensor]) -> str:
         if self.folder is None:

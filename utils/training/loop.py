@@ -18,8 +18,8 @@ from tqdm import tqdm
 from utils.batch import Batch, Progress
 from utils.datasets.loader import TrainLoader
 from utils.distributed import from_all, world_size
+from utils.training.delayed_read import DelayedRead
 from utils.training.ema import ModelEma
-from utils.training.glance import Glance
 from utils.training.guard import StepGuard
 from utils.training.optimizer import RateSchedule
 from utils.training.step import TrainingStep
@@ -37,7 +37,7 @@ class Meters:
     """
 
     sums: dict[tuple[str, ...], Tensor] = field(default_factory=dict)
-    _glance: Glance[tuple[tuple[str, ...], ...]] = field(default_factory=Glance, repr=False)
+    _delayed_sums: DelayedRead[tuple[tuple[str, ...], ...]] = field(default_factory=DelayedRead, repr=False)
 
     def update(self, values: dict[str, Tensor]) -> None:
         """Add one value for each name."""
@@ -57,7 +57,7 @@ class Meters:
         """Like `means` without synchronising: on a GPU, the values of an earlier call (at first none)."""
         if not self.sums:
             return {}
-        seen = self._glance(torch.cat(list(self.sums.values()), 1), tuple(self.sums))
+        seen = self._delayed_sums(torch.cat(list(self.sums.values()), 1), tuple(self.sums))
         if seen is None:
             return {}
         together, layout = seen
@@ -117,7 +117,7 @@ class EpochHooks:
 
 
 @contextmanager
-def tried_kernels(wanted: bool) -> Iterator[None]:
+def cudnn_autotuning(wanted: bool) -> Iterator[None]:
     """Set cuDNN autotuning (`cudnn.benchmark`) within the context.
 
     Only for training: validation has many shapes, and autotuning takes longer than it saves there.
@@ -138,10 +138,10 @@ class Trainer:
     guard: handles steps with non-finite numbers.
     pending: batches whose gradients await the next update. done: finished batches of the epoch, with their
     means in `meters` and the time they took in `seconds`; not 0 when resuming in the middle of an epoch.
-    whole: whether all of this state belongs to the same batch, as it does except within a step.
+    between_steps: whether all of this state belongs to the same batch, as it does except within a step.
     parallel: the step in DistributedDataParallel, None in a single process. fixed_shapes: whether all
-    batches but the last have one shape. tries_kernels: whether to use cuDNN autotuning.
-    gradients_stay: whether updates zero the gradients instead of setting them to None.
+    batches but the last have one shape. autotune_cudnn: whether to use cuDNN autotuning.
+    persistent_gradients: whether updates zero the gradients instead of setting them to None.
     """
 
     step: TrainingStep
@@ -157,11 +157,11 @@ class Trainer:
     done: int = 0
     meters: Meters = field(default_factory=Meters)
     seconds: float = 0.0
-    whole: bool = True
+    between_steps: bool = True
     parallel: nn.Module | None = None
     fixed_shapes: bool = False
-    tries_kernels: bool = False
-    gradients_stay: bool = False
+    autotune_cudnn: bool = False
+    persistent_gradients: bool = False
 
     def __post_init__(self) -> None:
         """Collect the parameters that every update needs."""
@@ -182,7 +182,7 @@ class Trainer:
         """
         self.step.train()
         loader.set_epoch(epoch, self.done)
-        with tried_kernels(self.tries_kernels):
+        with cudnn_autotuning(self.autotune_cudnn):
             self._run_batches(loader, Progress(0, epoch, len(loader), epochs), show(loader, self.done), hooks)
         return self.meters.means()
 
@@ -191,11 +191,11 @@ class Trainer:
         for batch in bar:
             progress = replace(epoch, step=epoch.epoch * len(loader) + self.done)
             hooks.before(batch, progress)
-            self.whole = False
+            self.between_steps = False
             batch, terms = self.train_on(batch, progress)
             self.meters.update(terms)
             self.done += 1
-            self.whole = True
+            self.between_steps = True
             warning = self.guard.check(batch, progress, terms)
             if warning is not None:
                 hooks.warn(warning)
@@ -234,7 +234,7 @@ class Trainer:
 
     def keep_gradients(self) -> None:
         """Give every trained parameter a gradient tensor that persists across updates."""
-        self.gradients_stay = True
+        self.persistent_gradients = True
         for parameter in self._parameters:
             if parameter.requires_grad and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -242,14 +242,15 @@ class Trainer:
     def update(self) -> None:
         """Clip the gradients and update weights and EMA; a non-finite gradient leaves the weights unchanged.
 
-        The scaler skips the optimizer step on the device, so the host need not synchronise.
+        The scaler skips the optimizer step on the device, so the host need not synchronise. As the host
+        does not learn of it, the EMA is updated even then: it moves further towards the unchanged weights.
         """
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, MAX_GRADIENT_NORM)
-        self.guard.note(norm)
+        self.guard.record_norm(norm)
         self.scaler.step(self.optimizer)
         # Only float16 uses loss scaling; otherwise the scale stays at 1.
         self.scaler.update(None if self.amp_dtype is torch.float16 else 1.0)
-        self.optimizer.zero_grad(set_to_none=not self.gradients_stay)
+        self.optimizer.zero_grad(set_to_none=not self.persistent_gradients)
         self.ema.update(self.step.model)
         self.pending = 0

@@ -21,8 +21,8 @@ from torch import Tensor
 from models.yolo import Model
 from utils.errors import reason_of
 from utils.losses.recipe import Body
-from utils.training.capture import WARM_CALLS, captured, kind_of, lacks_room, on_stream, reserved_memory
-from utils.training.loop import Trainer, tried_kernels
+from utils.training.capture import WARM_CALLS, capture_key, captured, lacks_room, on_stream, reserved_memory
+from utils.training.loop import Trainer, cudnn_autotuning
 from utils.training.replayed_terms import ReplayedTerms
 
 Record = Callable[[Body, Tensor], Body]
@@ -46,13 +46,13 @@ class Replayed:
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the feature maps for images (B, 3, H, W), without gradient."""
-        kind = kind_of(images)
+        key = capture_key(images)
         if self._replay is not None:
-            return self._replay(images) if kind == self._seen else self._body(images)
-        self._calls[kind] += 1
-        if self._calls[kind] <= WARM_CALLS:
+            return self._replay(images) if key == self._seen else self._body(images)
+        self._calls[key] += 1
+        if self._calls[key] <= WARM_CALLS:
             return self._body(images)
-        self._seen = kind
+        self._seen = key
         try:
             self._replay = self._record(self._body, images)
         except RuntimeError as error:
@@ -66,14 +66,14 @@ class Replayed:
 class ReplayedStudent:
     """The student's body: in training, batches of the captured shape are replayed, forward and backward."""
 
-    def __init__(self, model: Model, replay: Body, kind: tuple[object, ...], body: Body) -> None:
-        """Images of this `kind` are replayed, others run through `body`."""
-        self._model, self._replay, self._kind, self._body = model, replay, kind, body
+    def __init__(self, model: Model, replay: Body, key: tuple[object, ...], body: Body) -> None:
+        """Images with this `capture_key` are replayed, others run through `body`."""
+        self._model, self._replay, self._key, self._body = model, replay, key, body
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the feature maps for images (B, 3, H, W); replayed ones are valid until the next call."""
         is_step = self._model.training and torch.is_grad_enabled()
-        body = self._replay if is_step and kind_of(images) == self._kind else self._body
+        body = self._replay if is_step and capture_key(images) == self._key else self._body
         return body(images)
 
 
@@ -101,14 +101,14 @@ def recorded(body: Body, images: Tensor) -> Body:
 
 @dataclass(frozen=True)
 class _TrainingRecord:
-    """A forward pass from `given` to `maps`, and a backward pass from `slopes`, the gradients of the maps.
+    """A forward pass from `given` to `maps`, and a backward pass from `map_gradients`, those of the maps.
 
-    A map that depends on nothing trained has no slope.
+    A map that depends on nothing trained has none.
     """
 
     given: Tensor
     maps: tuple[Tensor, ...]
-    slopes: tuple[Tensor | None, ...]
+    map_gradients: tuple[Tensor | None, ...]
     forward: torch.cuda.CUDAGraph
     backward: torch.cuda.CUDAGraph
 
@@ -123,7 +123,7 @@ class _Passes(torch.autograd.Function):
         record.given.copy_(images)
         record.forward.replay()
         maps = tuple(level.detach() for level in record.maps)
-        without = (level for level, slope in zip(maps, record.slopes, strict=True) if slope is None)
+        without = (level for level, own in zip(maps, record.map_gradients, strict=True) if own is None)
         ctx.mark_non_differentiable(*without)
         return maps
 
@@ -131,9 +131,9 @@ class _Passes(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[None, None, None]:
         """Replay the backward pass from the gradients of the maps."""
         record = ctx.record
-        for slope, gradient in zip(record.slopes, gradients, strict=True):
-            if slope is not None:
-                slope.zero_() if gradient is None else slope.copy_(gradient)
+        for own, new in zip(record.map_gradients, gradients, strict=True):
+            if own is not None:
+                own.zero_() if new is None else own.copy_(new)
         record.backward.replay()
         return None, None, None
 
@@ -145,9 +145,11 @@ def recorded_training(body: Body, images: Tensor, parameters: Sequence[Tensor]) 
     RuntimeError if something cannot be captured.
     """
 
-    def gradients(maps: tuple[Tensor, ...], slopes: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-        pairs = [(level, slope) for level, slope in zip(maps, slopes, strict=True) if slope is not None]
-        outputs, seeds = [level for level, _ in pairs], [slope for _, slope in pairs]
+    def parameter_gradients(
+        maps: tuple[Tensor, ...], map_gradients: Sequence[Tensor | None]
+    ) -> tuple[Tensor | None, ...]:
+        pairs = [(level, seed) for level, seed in zip(maps, map_gradients, strict=True) if seed is not None]
+        outputs, seeds = [level for level, _ in pairs], [seed for _, seed in pairs]
         return torch.autograd.grad(outputs, parameters, seeds, allow_unused=True)
 
     def zeros(maps: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
@@ -158,23 +160,23 @@ def recorded_training(body: Body, images: Tensor, parameters: Sequence[Tensor]) 
     with on_stream(stream):
         for _ in range(WARM_CALLS):
             maps = body(given)
-            gradients(maps, zeros(maps))
+            parameter_gradients(maps, zeros(maps))
     forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
     with captured(forward, stream):
         maps = body(given)
-    slopes = zeros(maps)
+    map_gradients = zeros(maps)
     with captured(backward, stream, forward.pool()):
-        found = zip(parameters, gradients(maps, slopes), strict=True)
+        found = zip(parameters, parameter_gradients(maps, map_gradients), strict=True)
         grown = [(p.grad, new) for p, new in found if p.grad is not None and new is not None]
         torch._foreach_add_([kept for kept, _ in grown], [new for _, new in grown])
     # Detached: autograd nodes kept alive would tie later backward passes to this stream.
-    record = _TrainingRecord(given, tuple(level.detach() for level in maps), slopes, forward, backward)
+    record = _TrainingRecord(given, tuple(level.detach() for level in maps), map_gradients, forward, backward)
     root = torch.zeros((), device=images.device, requires_grad=True)
     return lambda images: cast("tuple[Tensor, ...]", _Passes.apply(record, root, images))
 
 
 @contextmanager
-def as_before(model: Model) -> Iterator[None]:
+def temporary_training_mode(model: Model) -> Iterator[None]:
     """Put a model into training mode; afterwards restore its buffers and its mode."""
     buffers, was_training = list(model.buffers()), model.training
     before = [value.clone() for value in buffers]
@@ -223,12 +225,12 @@ def _student_body(trainer: Trainer, images: Tensor) -> tuple[Body | None, str]:
     trained = [p for p in model.parameters() if p.requires_grad]
     precision = torch.autocast("cuda", dtype, enabled=dtype is not None, cache_enabled=False)
     try:
-        with as_before(model), tried_kernels(trainer.tries_kernels), precision:
-            kind = kind_of(images)
+        with temporary_training_mode(model), cudnn_autotuning(trainer.autotune_cudnn), precision:
+            key = capture_key(images)
             replay = recorded_training(trainer.step.body, images, trained)
     except RuntimeError as error:  # includes out of memory
         return None, reason_of(error)
-    return ReplayedStudent(model, replay, kind, trainer.step.body), ""
+    return ReplayedStudent(model, replay, key, trainer.step.body), ""
 
 
 def replay_frozen(trainer: Trainer, warn: Warn) -> None:

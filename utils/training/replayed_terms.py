@@ -19,14 +19,14 @@ from utils.errors import reason_of
 from utils.losses.terms import TermsOfTensors
 from utils.training.capture import (
     WARM_CALLS,
+    capture_key,
     captured,
-    kind_of,
     lacks_room,
     on_stream,
     reserved_memory,
 )
 
-MOST = 3  # kinds of inputs that are captured: the memory of each stays allocated
+MAX_CAPTURES = 3  # kinds of inputs that are captured: the memory of each stays allocated
 Record = Callable[[TermsOfTensors, Sequence[Tensor], Sequence[Tensor]], TermsOfTensors]
 
 
@@ -44,24 +44,24 @@ class ReplayedTerms:
         self._record = recorded_terms if record is None else record
         self._replays: dict[tuple[object, ...], TermsOfTensors] = {}
         self._calls: Counter[tuple[object, ...]] = Counter()
-        self._most = MOST
+        self._max_captures = MAX_CAPTURES
 
     def __call__(self, trained: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
         """Return the terms (n,) for tensors that require a gradient and for others."""
         if not torch.is_grad_enabled() or not all(given.requires_grad for given in trained):
             return self._terms(trained, others)
-        kind = kind_of(*trained, *others)
-        if kind not in self._replays:
-            self._calls[kind] += 1
-            if self._calls[kind] <= WARM_CALLS or len(self._replays) >= self._most:
+        key = capture_key(*trained, *others)
+        if key not in self._replays:
+            self._calls[key] += 1
+            if self._calls[key] <= WARM_CALLS or len(self._replays) >= self._max_captures:
                 return self._terms(trained, others)
             replay, problem = self._recorded(trained, others)
             if replay is None:
                 self._warn(f"a loss cannot be recorded ({problem}): it runs as it is")
-                self._most = 0
+                self._max_captures = 0
                 return self._terms(trained, others)
-            self._replays[kind] = replay
-        return self._replays[kind](trained, others)
+            self._replays[key] = replay
+        return self._replays[key](trained, others)
 
     def _recorded(
         self, trained: Sequence[Tensor], others: Sequence[Tensor]
@@ -79,16 +79,16 @@ class ReplayedTerms:
 
 @dataclass(frozen=True)
 class _TermsRecord:
-    """A forward pass from `given` and `beside` to `value`, a backward pass from `slope` to `slopes`.
+    """A forward pass from `given` and `beside` to `value`, and its backward pass.
 
-    slope: the gradient of `value`. slopes: the gradients of `given`.
+    The latter leads from `value_gradient`, that of `value`, to `given_gradients`, those of `given`.
     """
 
     given: tuple[Tensor, ...]
     beside: tuple[Tensor, ...]
     value: Tensor
-    slope: Tensor
-    slopes: tuple[Tensor, ...]
+    value_gradient: Tensor
+    given_gradients: tuple[Tensor, ...]
     forward: torch.cuda.CUDAGraph
     backward: torch.cuda.CUDAGraph
 
@@ -109,9 +109,9 @@ class _Passes(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Replay the backward pass."""
         record = ctx.record
-        record.slope.copy_(gradients[0])
+        record.value_gradient.copy_(gradients[0])
         record.backward.replay()
-        return None, None, *(slope.detach() for slope in record.slopes)
+        return None, None, *(gradient.detach() for gradient in record.given_gradients)
 
 
 def recorded_terms(
@@ -133,10 +133,10 @@ def recorded_terms(
         forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with captured(forward, stream):
             value = terms(given, beside)
-        slope = torch.zeros_like(value)
+        value_gradient = torch.zeros_like(value)
         with captured(backward, stream, forward.pool()):
-            slopes = torch.autograd.grad(value, given, slope)
-    record = _TermsRecord(given, beside, value.detach(), slope, slopes, forward, backward)
+            given_gradients = torch.autograd.grad(value, given, value_gradient)
+    record = _TermsRecord(given, beside, value.detach(), value_gradient, given_gradients, forward, backward)
     return lambda trained, others: cast(Tensor, _Passes.apply(record, others, *trained))
 
 

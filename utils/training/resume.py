@@ -50,16 +50,16 @@ def resumed(options: TrainOptions) -> tuple[dict[str, Any] | None, Path | None, 
     return content, path.parent.parent, replace(saved, given=anew, **changed)
 
 
-def lasting(options: TrainOptions) -> dict[str, Any]:
+def with_absolute_paths(options: TrainOptions) -> dict[str, Any]:
     """Return the options' values with absolute paths: a run may be resumed from another folder."""
     values = options_to_dict(options)
 
-    def whole(value: Any) -> Any:
+    def absolute(value: Any) -> Any:
         if isinstance(value, list):
-            return [whole(item) for item in value]
+            return [absolute(item) for item in value]
         return os.path.abspath(value) if isinstance(value, str) and value and os.path.exists(value) else value
 
-    return {name: whole(value) if name in FILES else value for name, value in values.items()}
+    return {name: absolute(value) if name in FILES else value for name, value in values.items()}
 
 
 def check_pictures(content: dict[str, Any], digest: str, warn: Callable[[str], None]) -> None:
@@ -108,7 +108,7 @@ def _state_to_go_on_with(options: TrainOptions, is_restart: bool) -> Path | None
     saved = newest.parent / "weights" / state.STATE_NAME if newest else None
     if saved is None or not os.path.isfile(saved):
         return None
-    same = state.run_state(state.read_state(saved)).options == lasting(options)
+    same = state.run_state(state.read_state(saved)).options == with_absolute_paths(options)
     return saved if same else None
 
 

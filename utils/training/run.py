@@ -43,7 +43,7 @@ from utils.training.patience import stop_reason
 from utils.training.pictures import RunPictures
 from utils.training.precision import settle_precision, teacher_dtype
 from utils.training.records import RunRecords
-from utils.training.resume import check_pictures, lasting, note_launch, resumed
+from utils.training.resume import check_pictures, note_launch, resumed, with_absolute_paths
 from utils.training.step import TrainingStep
 from utils.training.stop import StopSignals, is_process_gone
 from utils.training.table import row_of
@@ -129,7 +129,7 @@ class TrainingRun:
     def _losses(self, recipe: LossRecipe) -> Sequence[Loss]:
         context = LossContext(
             model=self.model,
-            average=self.ema.model,
+            ema=self.ema.model,
             is_new=self.saved is None,
             names=self.data.names,
             merged=self.data.merged,
@@ -312,7 +312,7 @@ class TrainingRun:
         try:
             yield
         except (DeadWorkerError, RuntimeError) as error:
-            if is_process_gone(error) and self.trainer.whole:
+            if is_process_gone(error) and self.trainer.between_steps:
                 self._save_state(epoch)
             raise
 
@@ -366,7 +366,7 @@ class TrainingRun:
             best_epoch=self.best.epoch,
             class_scores=self.class_scores.tolist(),
             kind=type(options).__name__,
-            options=lasting(options),
+            options=with_absolute_paths(options),
             network=dict(self.model.yaml),
             names=list(self.data.names),
             hyp=self.hyp.to_dict(),

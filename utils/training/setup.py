@@ -103,7 +103,7 @@ def _with_unlabelled(
     share = options.share_of_unlabelled()
     if share == 0 or "unlabeled" not in config.splits:
         return train
-    kept_back = {"val": set(val.paths), "test": _pictures_of_test(config)}
+    kept_back = {"val": set(val.paths), "test": _images_of_test_split(config)}
     others = without_pictures(_index(options, config, "unlabeled"), kept_back)
     joined = join_unlabelled(train, others)
     if share and not joined.unlabelled_count:
@@ -112,7 +112,7 @@ def _with_unlabelled(
     return joined
 
 
-def _pictures_of_test(config: DatasetConfig) -> set[str]:
+def _images_of_test_split(config: DatasetConfig) -> set[str]:
     """Return the images of the test split; none if it is missing here, as training does not need it."""
     if "test" not in config.splits:
         return set()
@@ -173,14 +173,15 @@ def freeze_layers(model: Model, freeze: Sequence[int]) -> None:
     wrong = [index for index in frozen if not 0 <= index < count]
     if wrong:
         ways = f"asks for the first {freeze[0]} of", f"there is no layer {wrong[0]} among"
-        raise UsageError(f"{ways[len(freeze) > 1]} {count} layers, 0 to {count - 1}", "--freeze")
+        what = f"{ways[len(freeze) > 1]} {count} layers"
+        raise UsageError(what, "--freeze", f"layers are numbered 0 to {count - 1}")
     for index in frozen:
         model.model[index].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UsageError("nothing is left to train", "--freeze", "freeze fewer layers")
 
 
-def pictures_per_epoch(options: TrainOptions, index: DatasetIndex) -> int:
+def images_per_epoch(options: TrainOptions, index: DatasetIndex) -> int:
     """Return the number of images in an epoch, counting repeated ones each time."""
     labelled, share = len(index) - index.unlabelled_count, options.share_of_unlabelled()
     if not share:
@@ -240,12 +241,12 @@ def in_parallel(step: TrainingStep, device: torch.device) -> DistributedDataPara
 
 def check_batches(options: TrainOptions, index: DatasetIndex, image_size: int, multiple: int) -> None:
     """Raise UsageError if a batch would have a single value per channel, which batch norm rejects."""
-    pictures, batch_size = pictures_per_epoch(options, index), batch_of_a_rank(options)
+    images, batch_size = images_per_epoch(options, index), batch_of_a_rank(options)
     smallest = max(image_size // 2 // multiple * multiple, multiple) if options.multi_scale else image_size
-    if smallest == multiple and 1 in (batch_size, pictures % batch_size):
+    if smallest == multiple and 1 in (batch_size, images % batch_size):
         raise UsageError(
             f"a batch would be a single picture, and at {smallest} px the coarsest level a single cell",
-            f"--batch-size {options.batch_size} with {pictures} pictures",
+            f"--batch-size {options.batch_size} with {images} pictures",
             "take a larger --imgsz or another --batch-size",
         )
 
@@ -277,7 +278,7 @@ def loaders(
         # A dry run writes nothing to disk.
         cache=None if options.dry_run and options.cache == "disk" else options.cache,
         mosaic_until=options.epochs - options.close_mosaic,
-        taught_until=options.taught_epochs(),
+        unlabelled_until=options.distillation_epochs(),
         unlabelled_share=options.share_of_unlabelled(),
     )
     validation = eval_loader(

@@ -42,7 +42,7 @@ class TrainingStep(nn.Module):
 
     def forward(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Return the weighted loss terms, scalars, by name."""
-        rest = [_ahead(cast(Loss, loss), batch, progress) for loss in self.losses]
+        rest = [_before_forward(cast(Loss, loss), batch, progress) for loss in self.losses]
         features = self.body(batch.images)
         output = StudentOutput(features, self.model.forward_head(features))
         self._taps = GradientTaps(self.model, output) if self._is_sampled(progress) else None
@@ -82,7 +82,7 @@ class TrainingStep(nn.Module):
         return bool(self.ratios) and progress.step % progress.steps_per_epoch % every == 0
 
 
-def _ahead(loss: Loss, batch: Batch, progress: Progress) -> Terms:
+def _before_forward(loss: Loss, batch: Batch, progress: Progress) -> Terms:
     """Run what a loss does before the student's forward pass, if anything; return the rest of the loss."""
     ahead = getattr(loss, "ahead", None)
     if ahead is None:

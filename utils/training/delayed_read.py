@@ -12,7 +12,7 @@ _T = TypeVar("_T")
 Arrived = Callable[[], bool]
 
 
-class Glance(Generic[_T]):
+class DelayedRead(Generic[_T]):
     """A tensor's value from an earlier call, copied to the host in the meantime.
 
     Reading a GPU value waits for all queued work, and the GPU then idles while the next step is prepared. A
@@ -33,7 +33,7 @@ class Glance(Generic[_T]):
         if send is None:
             if value.device.type != "cuda":
                 return value, tag
-            send = sent_back
+            send = copy_to_host_async
         coming = self._coming
         if coming is not None and not coming[1]():
             return None
@@ -41,7 +41,7 @@ class Glance(Generic[_T]):
         return None if coming is None else (coming[0], coming[2])
 
 
-def sent_back(value: Tensor) -> tuple[Tensor, Arrived]:
+def copy_to_host_async(value: Tensor) -> tuple[Tensor, Arrived]:
     """Start copying a GPU tensor to pinned memory; return the copy and a function that tells if it's done."""
     host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
     host.copy_(value, non_blocking=True)

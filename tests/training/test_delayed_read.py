@@ -2,7 +2,7 @@
 
 import torch
 
-from utils.training.glance import Glance
+from utils.training.delayed_read import DelayedRead
 from utils.training.loop import Meters
 
 
@@ -19,25 +19,25 @@ class Copies:
 
 def test_a_look_gives_what_the_look_before_has_asked_for():
     copies = Copies()
-    glance, value = Glance(copies), torch.zeros(2)
-    assert glance(value, "first") is None
+    delayed, value = DelayedRead(copies), torch.zeros(2)
+    assert delayed(value, "first") is None
     value += 1
-    seen, tag = glance(value, "second")
+    seen, tag = delayed(value, "second")
     assert seen.tolist() == [0, 0] and tag == "first"
     copies.here = False
-    assert glance(value, "third") is None and copies.asked == 2  # the second is still on its way
+    assert delayed(value, "third") is None and copies.asked == 2  # the second is still on its way
     copies.here = True
-    seen, tag = glance(value, "fourth")
+    seen, tag = delayed(value, "fourth")
     assert seen.tolist() == [1, 1] and tag == "second"
 
 
 def test_in_main_memory_a_look_gives_the_number_of_now():
     value = torch.ones(2)
-    assert Glance()(value, None)[0] is value
+    assert DelayedRead()(value, None)[0] is value
 
 
 def test_means_of_the_look_before_have_the_names_of_then():
-    meters = Meters(_glance=Glance(Copies()))
+    meters = Meters(_delayed_sums=DelayedRead(Copies()))
     assert meters.latest() == {}
     meters.update({"box": torch.tensor(1.0), "obj": torch.tensor(3.0)})
     assert meters.latest() == {}

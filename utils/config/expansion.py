@@ -19,7 +19,7 @@ MAX_DEPTH = 100  # the C loader crashes the process at some ten thousand
 _PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class UnfoldingError(ValueError):
+class ExpansionError(ValueError):
     """A YAML file that exceeds a limit: why, and the 1-based line number."""
 
     def __init__(self, what: str, line: int) -> None:
@@ -33,7 +33,7 @@ def check_depth(text: str) -> None:
     What is no valid YAML passes up to its first error, where the loader will stop too.
 
     Raises:
-        UnfoldingError: if it nests deeper.
+        ExpansionError: if it nests deeper.
     """
     depth = 0
     with suppress(yaml.YAMLError):
@@ -42,14 +42,14 @@ def check_depth(text: str) -> None:
             depth -= isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_DEPTH:
                 mark = event.start_mark
-                raise UnfoldingError("nested too deep", mark.line + 1 if mark else 1)
+                raise ExpansionError("nested too deep", mark.line + 1 if mark else 1)
 
 
-def check_unfolding(root: yaml.Node) -> None:
+def check_expansion(root: yaml.Node) -> None:
     """Check that a composed YAML has at most `MAX_VALUES` values, with each alias counted in full.
 
     Raises:
-        UnfoldingError: if there are more, or an integer has more than `MAX_DIGITS` digits, or as a key
+        ExpansionError: if there are more, or an integer has more than `MAX_DIGITS` digits, or as a key
             more than `MAX_KEY_DIGITS`.
     """
     _count(root, {})
@@ -59,7 +59,7 @@ def _count(node: yaml.Node, known: dict[int, int], digits: int = MAX_DIGITS) -> 
     """Count the values that a node expands to; recursion into itself counts as one."""
     if isinstance(node, yaml.ScalarNode):
         if node.tag.endswith(":int") and len(node.value) > digits:
-            raise UnfoldingError(f"a number of {len(node.value)} digits", _line(node))
+            raise ExpansionError(f"a number of {len(node.value)} digits", _line(node))
         return 1
     if id(node) not in known:
         known[id(node)] = 1
@@ -70,7 +70,7 @@ def _count(node: yaml.Node, known: dict[int, int], digits: int = MAX_DIGITS) -> 
             else:
                 total += _count(entry, known)
             if total > MAX_VALUES:
-                raise UnfoldingError(f"its aliases unfold to more than {MAX_VALUES:,} values", _line(node))
+                raise ExpansionError(f"its aliases unfold to more than {MAX_VALUES:,} values", _line(node))
         known[id(node)] = total
     return known[id(node)]
 
