@@ -1,4 +1,4 @@
-"""Find objects in pictures, videos and streams, and draw boxes around them."""
+"""Find objects in images, videos and streams, and draw boxes around them."""
 
 import sys
 

@@ -1,6 +1,6 @@
 """Detection in a folder: `python -m benchmarks.detection --weights yolov5s.pt --source data/images`.
 
-detect.py, which reads, finds, draws and writes, against the network alone on the same pictures.
+detect.py, which reads, finds, draws and writes, against the network alone on the same images.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from utils.inference.predictor import Predictor, prepare_model
 from utils.inference.run import run_detect
 
 
-def many_pictures(source: Path, count: int, folder: Path) -> list[Path]:
+def many_images(source: Path, count: int, folder: Path) -> list[Path]:
     """Create a folder with `count` images by repeating those of the source, as links if possible."""
     found = sorted(path for path in source.rglob("*") if is_image(path))
     if not found:
-        raise SystemExit(f"no pictures in {source}")
+        raise SystemExit(f"no images in {source}")
     folder.mkdir()
     made = [folder / f"{n:05d}{found[n % len(found)].suffix}" for n in range(count)]
     for number, path in enumerate(made):
@@ -70,7 +70,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folders = [Path(name) / part for part in ("once", "twice")]
         pictures = [
-            many_pictures(given.source, given.pictures * (turn + 1), folder)
+            many_images(given.source, given.pictures * (turn + 1), folder)
             for turn, folder in enumerate(folders)
         ]
 
@@ -95,7 +95,7 @@ def main() -> None:
     # The startup, including loading the weights, is in both and cancels out.
     steady = times["twice"] - times["once"]
     rates = {"the network alone": times["network"], "detect.py": steady}
-    rows = [[name, f"{given.pictures / seconds:.1f} pictures/s"] for name, seconds in rates.items()]
+    rows = [[name, f"{given.pictures / seconds:.1f} images/s"] for name, seconds in rates.items()]
     rows.append(["ratio", f"{times['network'] / steady:.0%}"])
     table([f"{given.weights}, {given.img} px", "median"], rows)
 

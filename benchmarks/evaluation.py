@@ -52,11 +52,11 @@ def share_of_network(weights: str, data: Path, split: str, size: int, rounds: in
     work = {
         "the network alone, up to its raw outputs": bare,
         "scored": lambda: evaluate(model, loader, names=index.names),
-        "`test.py`, its start and its pictures included": script,
+        "`test.py`, its start and its images included": script,
     }
     times = medians(work, rounds, device, warm=1)
     network, *others = times
-    rows = [[f"{len(index)} pictures, {network}", ms(times[network]), ""]]
+    rows = [[f"{len(index)} images, {network}", ms(times[network]), ""]]
     rows += [[name, ms(times[name]), f"{times[network] / times[name]:.0%} in the network"] for name in others]
     table([f"{weights}, {size} px", "median", ""], rows)
 

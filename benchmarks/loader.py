@@ -1,6 +1,6 @@
 """Training samples, one process: `python -m benchmarks.loader --data data/bccd.yaml`.
 
-The yardstick is reading four pictures of the same set with OpenCV and resizing them, which is what a mosaic
+The yardstick is reading four images of the same set with OpenCV and resizing them, which is what a mosaic
 needs at least where it comes from files. Counted is time on the processor, so that other processes have no
 part.
 """
@@ -61,7 +61,7 @@ def main() -> None:
     index = build_index(load_dataset_config(given.data), given.split)
     hyp, sizes = Hyperparameters(), [int(value) for value in index.sizes_wh.mean(0)]
     counted = f"{given.rounds} x {SAMPLES} samples"
-    print(f"{len(index)} pictures of {sizes[0]} x {sizes[1]} px on average, {counted}, {load()}")
+    print(f"{len(index)} images of {sizes[0]} x {sizes[1]} px on average, {counted}, {load()}")
     augment = AugmentSettings(**{name: getattr(hyp, name) for name in AugmentSettings.__dataclass_fields__})
     rows = []
     for size in given.img:

@@ -1,7 +1,7 @@
 """Memory: `python -m benchmarks.memory`.
 
 What a distilled step takes beside a plain one, and what the index of a dataset of up to a million
-pictures takes, here and in the processes that make batches. The pictures need not exist for that: their index
+images takes, here and in the processes that make batches. The images need not exist for that: their index
 is made up. What it takes to come by an index is measured with thousands of tiny ones.
 """
 
@@ -221,7 +221,7 @@ def main() -> None:
     options.add_argument("--batch", type=int, default=8)
     options.add_argument("--pictures", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
     options.add_argument(
-        "--files", type=int, nargs="*", default=[10_000, 40_000], help="tiny pictures to index"
+        "--files", type=int, nargs="*", default=[10_000, 40_000], help="tiny images to index"
     )
     options.add_argument("--start", type=Path, help="measure indexing this dataset alone, for JSON")
     options.add_argument("--kind", choices=KINDS, help="measure this kind of step alone, for JSON")
@@ -242,10 +242,10 @@ def main() -> None:
             [[name, *(f"{value:,.0f} MiB" for value in pair)] for name, pair in peaks.items()],
         )
     rows = [of_index(count, workers=2) for count in given.pictures]
-    header = ["pictures", "index", "bytes each", "start of an epoch", "a worker's own", "made up in"]
+    header = ["images", "index", "bytes each", "start of an epoch", "a worker's own", "made up in"]
     table(header, rows)
     starts = [row for count in given.files for row in compare_starts(count)]
-    table(["pictures of 8 px", "peak beside the rest", "bytes each", "time each"], starts)
+    table(["images of 8 px", "peak beside the rest", "bytes each", "time each"], starts)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ class Estimate:
     """For a number of GPUs: images per second, scaling efficiency relative to one GPU, and the bottleneck."""
 
     gpus: int
-    pictures_s: float
+    images_s: float
     efficiency: float
     limit: str
 
@@ -157,9 +157,9 @@ def options_given() -> argparse.Namespace:
     options.add_argument("--student", default="yolov5s")
     options.add_argument("--teacher", default="yolov5m")
     options.add_argument("--img", type=int, default=640)
-    options.add_argument("--batch", type=int, default=16, help="pictures of one GPU")
+    options.add_argument("--batch", type=int, default=16, help="images of one GPU")
     options.add_argument("--data", default="data/bccd.yaml", type=Path)
-    options.add_argument("--cache", choices=["ram"], help="pictures in memory instead of from files")
+    options.add_argument("--cache", choices=["ram"], help="images in memory instead of from files")
     options.add_argument("--gpus", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
     options.add_argument("--gpus-in-machine", type=int, default=8, help="assumed")
     options.add_argument("--cores", type=int, default=os.cpu_count(), help="of each machine, assumed")
@@ -216,7 +216,7 @@ def main() -> None:
         [
             [
                 str(a.gpus),
-                *(w for e in (a, b) for w in (f"{e.pictures_s:,.0f}/s", f"{e.efficiency:.0%}", e.limit)),
+                *(w for e in (a, b) for w in (f"{e.images_s:,.0f}/s", f"{e.efficiency:.0%}", e.limit)),
             ]
             for a, b in zip(*both, strict=True)
         ],

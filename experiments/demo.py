@@ -60,8 +60,8 @@ def run_demo() -> None:
     folder = next_run_folder(Path("runs/demo"), "exp")
     scores, pictures = run_steps(folder)
     minutes = (time.monotonic() - begun) / 60
-    print(f"\n{table(scores)}\n\nScores on the 120 test pictures; {minutes:.1f} minutes in all.")
-    print(f"Pictures with the distilled student's boxes: {pictures.resolve()}")
+    print(f"\n{table(scores)}\n\nScores on the 120 test images; {minutes:.1f} minutes in all.")
+    print(f"Images with the distilled student's boxes: {pictures.resolve()}")
 
 
 def check_start() -> None:
@@ -110,7 +110,7 @@ def detect(folder: Path, weights: Path) -> Path:
     """Draw the student's boxes on a few test images; returns the folder with them."""
     where = ("--project", str(folder), "--name", "pictures")
     found = ("--source", PICTURES, "--img", str(IMAGE_SIZE))
-    step("boxes on pictures", "detect.py", "--weights", str(weights), *DATA, *found, *where)
+    step("boxes on images", "detect.py", "--weights", str(weights), *DATA, *found, *where)
     return folder / "pictures"
 
 

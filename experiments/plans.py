@@ -302,7 +302,7 @@ PLANS = {
         common=("--noval",),
     ),
     "few-labels": Plan(
-        "BCCD, a fifth of the labels, the other pictures unlabelled; yolov5n from the public COCO weights",
+        "BCCD, a fifth of the labels, the other images unlabelled; yolov5n from the public COCO weights",
         "experiments/data/bccd_fifth.yaml",
         320,
         30,

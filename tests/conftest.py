@@ -57,7 +57,7 @@ def _find(variable: str, name: str, *relative: str) -> Path:
 
 @pytest.fixture(scope="session")
 def bccd_dir() -> Path:
-    """The folder BCCD: 364 pictures in VOC layout."""
+    """The folder BCCD: 364 images in VOC layout."""
     return _find("YOLO_BCCD_DIR", "BCCD", "datasets/BCCD", "data/BCCD")
 
 

@@ -51,12 +51,12 @@ def test_a_command_gives_the_options_that_it_was_made_of(kind, script, words):
 
 def test_after_training_weights_are_scored_and_used_as_they_were_trained():
     options = parse(TrainOptions, ["--data", "a set.yaml", "--img", "320", "--single-cls", "--workers", "0"])
-    best, score, use = after_training(options, Path(ODD), "pictures/it's one.jpg", 8).splitlines()
+    best, score, use = after_training(options, Path(ODD), "images/it's one.jpg", 8).splitlines()
     assert best == f"best weights: {ODD}"
     scored, used = read(score, ScoreOptions, "test.py"), read(use, DetectOptions, "detect.py")
     assert (scored.weights, scored.data, scored.imgsz) == ((ODD,), Path("a set.yaml"), 320)
     assert scored.single_cls and scored.workers == 0
-    assert (used.weights, used.source, used.imgsz) == ((ODD,), "pictures/it's one.jpg", (320,))
+    assert (used.weights, used.source, used.imgsz) == ((ODD,), "images/it's one.jpg", (320,))
     plain = after_training(TrainOptions(), Path("best.pt"), "a.jpg", 32)
     assert "test.py --weights best.pt --data data/coco128.yaml\n" in plain  # what matters is always there
 

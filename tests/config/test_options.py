@@ -153,7 +153,7 @@ def test_a_warm_up_that_is_never_over_is_remarked(words: str, is_said: bool) -> 
         ("--close-mosaic 30 --epochs 20", "--close-mosaic 30 leaves no epoch with mosaics"),
         (
             "--batch 4 --unlabeled-share .1",
-            "--unlabeled-share is one picture in each batch of 4, not less",
+            "--unlabeled-share is one image in each batch of 4, not less",
         ),
         ("--nosave --save-period 2", "--save-period has no effect with --nosave"),
         ("--no-distill --unlabelled-share .5", "--unlabeled-share has no effect with --no-distill"),

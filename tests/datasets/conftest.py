@@ -22,7 +22,7 @@ def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def picture(wh: tuple[int, int], seed: int = 0) -> np.ndarray:
-    """A smooth coloured picture, so that JPEG keeps it nearly as it is."""
+    """A smooth coloured image, so that JPEG keeps it nearly as it is."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)
     return cv2.resize(coarse, wh, interpolation=cv2.INTER_CUBIC)

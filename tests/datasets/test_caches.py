@@ -1,4 +1,4 @@
-"""Caches of indexes and of pictures: whatever is wrong with one, it is made anew or gone without."""
+"""Caches of indexes and of images: whatever is wrong with one, it is made anew or gone without."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ import utils.datasets.cache_folder as cache_folder_module
 import utils.datasets.index_cache as index_cache
 import utils.datasets.store as store_module
 from utils.datasets.index import build_index
-from utils.datasets.index_cache import CheckedPictures, read_cache, write_cache
+from utils.datasets.index_cache import CheckedImages, read_cache, write_cache
 from utils.datasets.packed import PackedRows, PackedTexts
-from utils.datasets.store import LostPictureError, PictureStore
+from utils.datasets.store import ImageStore, LostImageError
 from utils.errors import UserError
 
 SECONDS = 2
-KNOWN = CheckedPictures(
+KNOWN = CheckedImages(
     PackedTexts(["a.png", "b.png"]),
     np.array([[3, 4], [5, 6]]),
     PackedRows.of([np.zeros((1, 5), np.float32), np.full((2, 5), 0.5, np.float32)]),
-    ["1 pictures skipped: c.png"],
+    ["1 images skipped: c.png"],
 )
 
 
-def assert_known(found: CheckedPictures) -> None:
+def assert_known(found: CheckedImages) -> None:
     assert (found.paths, found.problems) == (KNOWN.paths, KNOWN.problems)
     assert np.array_equal(found.sizes_wh, KNOWN.sizes_wh)
     for ours, theirs in zip(found.labels, KNOWN.labels, strict=True):
@@ -177,16 +177,16 @@ def test_a_remembered_index_of_another_user_is_made_anew(make_dataset, cache_fol
 def test_caches_of_another_version_are_not_looked_at(make_dataset, cache_folder, monkeypatch):
     config = make_dataset({"a.png": "0 .5 .5 .4 .4\n"})
     index = build_index(config, "train", progress=False)
-    PictureStore(index, 32).keep_on_disk()
+    ImageStore(index, 32).keep_on_disk()
     for module in (index_cache, store_module):
         monkeypatch.setattr(module, "_VERSION", module._VERSION + "+")
     for path in cache_folder.rglob("*.*"):
         path.write_bytes(b"of another version")
     again = build_index(config, "train", progress=False)
-    store = PictureStore(again, 32)
+    store = ImageStore(again, 32)
     store.keep_on_disk()
     assert len(again) == 1 and len([*cache_folder.rglob("*.*")]) == 4
-    assert_cached(store, PictureStore(index, 32))
+    assert_cached(store, ImageStore(index, 32))
 
 
 @pytest.fixture
@@ -195,18 +195,18 @@ def index(make_dataset):
     return build_index(make_dataset(files), "train", progress=False)
 
 
-def assert_cached(store: PictureStore, plain: PictureStore) -> None:
+def assert_cached(store: ImageStore, plain: ImageStore) -> None:
     assert " cached in" in store.notes[-1]
     assert_same(store, plain)
 
 
-def assert_same(store: PictureStore, plain: PictureStore) -> None:
+def assert_same(store: ImageStore, plain: ImageStore) -> None:
     for number in range(len(plain.wh)):
         assert np.array_equal(store.load(number), plain.load(number))
 
 
-def kept(index) -> tuple[PictureStore, Path]:
-    store = PictureStore(index, 32)
+def kept(index) -> tuple[ImageStore, Path]:
+    store = ImageStore(index, 32)
     store.keep_on_disk()
     return store, store._file
 
@@ -215,7 +215,7 @@ def damage(path: Path, way: str) -> None:
     content = bytearray(path.read_bytes())
     if way == "zeros":
         content[:] = bytes(len(content))
-    elif way == "zero pictures":
+    elif way == "zero images":
         content[:1000] = bytes(1000)
     elif way == "one bit":
         content[len(content) // 2] ^= 4
@@ -232,12 +232,12 @@ def damage(path: Path, way: str) -> None:
     "a corrupt or truncated `--cache disk` file, or one of another dataset",
     "detected at the start and rebuilt",
 )
-@pytest.mark.parametrize("way", ["zeros", "zero pictures", "one bit", "cut off", "longer", "other set"])
+@pytest.mark.parametrize("way", ["zeros", "zero images", "one bit", "cut off", "longer", "other set"])
 def test_damaged_cached_pictures_are_made_anew(way, index):
     _, path = kept(index)
     damage(path, way)
     again, _ = kept(index)
-    assert_cached(again, PictureStore(index, 32))
+    assert_cached(again, ImageStore(index, 32))
 
 
 @pytest.mark.fault(
@@ -256,8 +256,8 @@ def test_a_cache_folder_that_cannot_be_used_is_a_note(way, index, tmp_path, monk
         monkeypatch.setenv("YOLO_CACHE_DIR", str(places.get(way, "~no-such-user/cache")))
     store, path = kept(index)
     [note] = store.notes
-    assert note.startswith("pictures are not cached on disk: ") and path is None
-    assert_same(store, PictureStore(index, 32))
+    assert note.startswith("images are not cached on disk: ") and path is None
+    assert_same(store, ImageStore(index, 32))
     if way == "no home":
         write_cache("ab", KNOWN, None)
         assert read_cache("ab", None) is None
@@ -281,7 +281,7 @@ def test_cached_pictures_of_another_user_are_made_anew_or_left(replaceable, inde
     if not replaceable:
         monkeypatch.setattr(store_module, "replace_atomically", refuse_writing)
     store, _ = kept(index)
-    plain = PictureStore(index, 32)
+    plain = ImageStore(index, 32)
     if replaceable:
         assert_cached(store, plain)
     else:
@@ -294,7 +294,7 @@ def test_cached_pictures_without_the_right_to_read_them_are_made_anew(index):
     _, path = kept(index)
     path.chmod(0)
     again, _ = kept(index)
-    assert_cached(again, PictureStore(index, 32))
+    assert_cached(again, ImageStore(index, 32))
 
 
 @pytest.mark.fault(
@@ -305,11 +305,11 @@ def test_cached_pictures_that_go_away_are_read_from_their_files(index, cache_fol
     store, path = kept(index)
     state = store.__getstate__()
     shutil.rmtree(cache_folder)
-    assert_same(store, PictureStore(index, 32))  # mapped: the system keeps it
-    sent = PictureStore.__new__(PictureStore)
+    assert_same(store, ImageStore(index, 32))  # mapped: the system keeps it
+    sent = ImageStore.__new__(ImageStore)
     sent.__dict__.update(state)
     assert sent._file == path and sent._memory is None
-    assert_same(sent, PictureStore(index, 32))
+    assert_same(sent, ImageStore(index, 32))
 
 
 def aged(path: Path, days: float) -> Path:
@@ -344,7 +344,7 @@ def test_a_new_cache_sends_away_what_nobody_has_used_for_a_month(kind, index, ma
     link.symlink_to(others[-1])
     os.utime(link, (0, 0), follow_symlinks=False)
     if kind == "pictures":
-        PictureStore(index, 32).keep_on_disk()
+        ImageStore(index, 32).keep_on_disk()
     else:
         build_index(make_dataset({"new.png": "0 .5 .5 .4 .4\n"}), "train", progress=False)
     assert not any(path.exists() for path in old)
@@ -363,7 +363,7 @@ def test_a_cache_that_is_in_use_is_not_sent_away(index, make_dataset):
     aged(path, 40)
     cache_folder_module.remove_unused()
     assert not path.exists()
-    assert_same(store, PictureStore(index, 32))  # mapped: the system keeps it
+    assert_same(store, ImageStore(index, 32))  # mapped: the system keeps it
 
 
 def test_a_cache_that_cannot_be_removed_stays(index, cache_folder, monkeypatch):
@@ -381,5 +381,5 @@ def test_a_cache_that_cannot_be_removed_stays(index, cache_folder, monkeypatch):
 
 def test_a_lost_picture_is_still_an_error_of_its_own(index):
     Path(index.paths[1]).unlink()
-    with pytest.raises(LostPictureError):
-        PictureStore(index, 32).keep_on_disk()
+    with pytest.raises(LostImageError):
+        ImageStore(index, 32).keep_on_disk()

@@ -58,7 +58,7 @@ def test_every_problem_is_listed_with_its_file_and_line_not_only_the_first(make_
     assert "no box is of class 'dog'" in found
     assert rows[0] == ("train", 18, 0, 12, 2, 45, 2, 1)
     assert str(error).startswith(f"{config.yaml_path}: ") and "split 'val' cannot be used" in str(error)
-    assert f"{12 + 12} pictures unusable, 45 label lines wrong" in str(error)  # unlabeled: the same folder
+    assert f"{12 + 12} images unusable, 45 label lines wrong" in str(error)  # unlabeled: the same folder
     assert {path: hashlib.sha256(path.read_bytes()).digest() for path in config.root.rglob("*.*")} == before
 
 
@@ -94,8 +94,8 @@ def test_files_that_are_passed_over_are_remarked(make_dataset):
     assert error is None and lines[-1].endswith("nothing is wrong")
     told = [line for line in lines if line.startswith("train: ")]
     assert told == [
-        f"train: remark: {folder}: 2 files that are no pictures by their names: anim.gif, sub/noext",
-        f"train: remark: {labels}: 11 label files without a picture: "
+        f"train: remark: {folder}: 2 files that are no images by their names: anim.gif, sub/noext",
+        f"train: remark: {labels}: 11 label files without an image: "
         "anim.txt, gone.txt, sub/0.txt, sub/1.txt, sub/2.txt, ...",
     ]
     assert rows[0] == ("train", 2, 0, 0, 2, 0, 0, 0)
@@ -112,9 +112,9 @@ def test_labels_beside_their_pictures_are_no_files_that_are_passed_over(make_dat
     config.yaml_path.write_text(text)
     lines, _, error = checked(load_dataset_config(config.yaml_path))
     assert error is None and [line for line in lines if "remark" in line] == [
-        f"train: remark: {beside}: 1 label files without a picture: classes.txt",
-        f"val: remark: {beside}: 1 label files without a picture: classes.txt",
-        f"unlabeled: remark: {beside}: 1 files that are no pictures by their names: classes.txt",
+        f"train: remark: {beside}: 1 label files without an image: classes.txt",
+        f"val: remark: {beside}: 1 label files without an image: classes.txt",
+        f"unlabeled: remark: {beside}: 1 files that are no images by their names: classes.txt",
     ]
 
 
@@ -143,7 +143,7 @@ def test_the_scripts_check_without_training(script, set_yaml, run_script, tmp_pa
     (tmp_path / "set/labels/val/0.txt").write_text("0 .5 .5 .4\n")
     bad = run_script(*words)
     assert bad.returncode == 1
-    assert "train: picture unusable: " in bad.stdout and "val: label wrong: " in bad.stdout
+    assert "train: image unusable: " in bad.stdout and "val: label wrong: " in bad.stdout
     [line] = [line for line in bad.stderr.splitlines() if line.startswith("error: ")]
-    assert line.endswith("1 picture unusable, 1 label line wrong; mend them, or take them out of the dataset")
+    assert line.endswith("1 image unusable, 1 label line wrong; mend them, or take them out of the dataset")
     assert "Traceback" not in bad.stderr and not (tmp_path / "runs").exists()

@@ -17,7 +17,7 @@ from utils.datasets.index import build_index
 from utils.errors import UserError
 
 
-def write_picture(path: Path) -> None:
+def write_image(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(path), np.full((50, 100, 3), 90, np.uint8))
 
@@ -52,7 +52,7 @@ def voc_base(base: Path, prefix: str) -> None:
         f"{prefix}3": boxed("ant", 1, 1, 100, 50),
     }
     for name, text in objects.items():
-        write_picture(base / "JPEGImages" / f"{name}.jpg")
+        write_image(base / "JPEGImages" / f"{name}.jpg")
         (base / "Annotations").mkdir(exist_ok=True)
         size = "<size><width>100</width><height>50</height></size>"
         (base / "Annotations" / f"{name}.xml").write_text(f"<annotation>{size}{text}</annotation>")
@@ -68,7 +68,7 @@ def test_a_voc_folder_becomes_pictures_labels_and_a_yaml_and_is_not_changed(tmp_
     out.parent.mkdir()
     assert main(["voc", str(tmp_path / "kit"), "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "train: 4 pictures, 2 objects, 2 without any" in said
+    assert "train: 4 images, 2 objects, 2 without any" in said
     assert f"python train.py --data {out / 'dataset.yaml'}" in said
     config = load_dataset_config(out / "dataset.yaml")
     assert (config.names, config.layout, sorted(config.splits)) == (
@@ -170,7 +170,7 @@ def test_coco_ids_with_gaps_crowds_doubles_and_empty_pictures(tmp_path):
     assert found.pictures[1].lines == []
     assert [note.split(": ")[1] for note in found.notes] == [
         "1 labels are there twice and were left out", "1 annotations are crowds and were left out",
-        "1 boxes have no area and were left out", "1 annotations belong to no picture and were left out",
+        "1 boxes have no area and were left out", "1 annotations belong to no image and were left out",
     ]  # fmt: skip
 
 
@@ -213,7 +213,7 @@ SPOILT = {
     ),
     "outside": (
         '{"images": [{"id": 1, "file_name": "../a.jpg", "width": 9, "height": 9}], "categories": []}',
-        "leads out of the folder of pictures",
+        "leads out of the folder of images",
     ),
     "no size": (
         '{"images": [{"id": 1, "file_name": "a.jpg", "width": 0, "height": 9}], "categories": []}',
@@ -250,7 +250,7 @@ def test_a_damaged_annotation_file_is_refused(tmp_path, name):
 def test_coco_files_become_a_dataset_with_the_pictures_where_they_usually_lie(tmp_path, capsys):
     for part, names in (("train2017", ("a.jpg", "a.png", "sub/a.jpg")), ("val2017", ("b.jpg",))):
         for name in names:
-            write_picture(tmp_path / "coco" / part / name)
+            write_image(tmp_path / "coco" / part / name)
     train = coco(
         tmp_path / "coco/annotations/instances_train2017.json",
         {1: "a.jpg", 2: "a.png", 3: "sub/a.jpg", 4: "gone.jpg"},
@@ -278,7 +278,7 @@ def test_coco_files_become_a_dataset_with_the_pictures_where_they_usually_lie(tm
 @pytest.mark.parametrize(
     ("words", "code", "expected"),
     [
-        (["--images", "nowhere"], 1, "none of its 1 pictures is in nowhere nor nowhere/other"),
+        (["--images", "nowhere"], 1, "none of its 1 images is in nowhere nor nowhere/other"),
         (["--images", "nowhere", "--splits", "train", "val"], 2, "name one a file"),
     ],
 )

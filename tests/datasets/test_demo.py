@@ -131,9 +131,7 @@ def test_a_complete_set_is_left_alone(demo_folder: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in demo_folder.rglob("*")} == before
 
 
-@pytest.mark.parametrize(
-    "damage", ["missing picture", "changed label", "older version", "no manifest digest"]
-)
+@pytest.mark.parametrize("damage", ["missing image", "changed label", "older version", "no manifest digest"])
 def test_a_damaged_or_old_set_is_made_again(
     damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,7 +140,7 @@ def test_a_damaged_or_old_set_is_made_again(
     demo.write_demo_set(out, counts, progress=False)
     label = out / "labels/val/val_00000.txt"
     good = label.read_bytes()
-    if damage == "missing picture":
+    if damage == "missing image":
         (out / "images/train/train_00000.png").unlink()
     elif damage == "changed label":
         label.write_text("0 0.5 0.5 0.1 0.1\n")
@@ -198,7 +196,7 @@ def test_the_command_line_writes_the_set_and_says_where(tmp_path: Path) -> None:
 def test_the_command_line_refuses_an_empty_split_and_a_file(tmp_path: Path) -> None:
     empty = _run("--out", str(tmp_path / "set"), "--val", "0")
     assert empty.returncode == 2
-    assert empty.stderr == "error: --val 0: each split needs a picture\n"
+    assert empty.stderr == "error: --val 0: each split needs an image; give a number from 1 on\n"
     (tmp_path / "file").touch()
     done = _run("--out", str(tmp_path / "file"))
     assert done.returncode == 1

@@ -76,7 +76,7 @@ def voc(year: int, objects: dict[str, bytes], **lists: str) -> bytes:
     files |= {f"{base}/ImageSets/Main/{name}.txt": text.encode() for name, text in lists.items()}
     for kind, ending in (("Layout", ".txt"), ("Segmentation", ".txt")):
         files |= {f"{base}/ImageSets/{kind}/{name}{ending}": text.encode() for name, text in lists.items()}
-    files |= {f"{base}/SegmentationClass/{name}.png": b"no picture" for name in objects}
+    files |= {f"{base}/SegmentationClass/{name}.png": b"no image" for name in objects}
     return packed(files)
 
 

@@ -1,4 +1,4 @@
-"""Warps: boxes stay on what they mark, pictures equal those of a canvas that is really made."""
+"""Warps: boxes stay on what they mark, images equal those of a canvas that is really made."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SETTINGS = {
 
 
 def marked_pictures(rng: np.random.Generator) -> tuple[list[np.ndarray], list[Picture]]:
-    """Four black pictures, each with one bright rectangle of its own colour and its label."""
+    """Four black images, each with one bright rectangle of its own colour and its label."""
     images, pictures = [], []
     for number in range(4):
         width, height = (
@@ -73,7 +73,7 @@ def test_boxes_of_a_mosaic_sit_on_the_pixels_they_mark(kind, seed):
         low, high = found[:2] - corners[:2], corners[2:] - found[2:]
         assert min(*low, *high) >= -tolerance
         if kind == "upright" or (min(corners) > 0 and max(corners) < SIZE):
-            # Beyond the border of the picture a turned rectangle may be wider than what shows.
+            # Beyond the border of the image a turned rectangle may be wider than what shows.
             assert max(*low, *high) <= tolerance
 
 

@@ -1,4 +1,4 @@
-"""Picture files of every kind end up as upright 8-bit BGR; broken ones are recognised."""
+"""Image files of every kind end up as upright 8-bit BGR; broken ones are recognised."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_file_names_may_hold_spaces_and_any_script(tmp_path):
     ("content", "why"),
     [
         (b"", "empty"),
-        (b"no picture at all", "decode"),
+        (b"no image at all", "decode"),
         (encoded(".jpg")[:-400], "cut off"),
         (encoded(".png")[:-20], "cut off"),
         (encoded(".jpg")[:30] + b"\xff\xd9", "decode"),

@@ -47,7 +47,7 @@ def set_content_secretly(path: Path, content: bytes) -> None:
 
 @pytest.fixture
 def checks(monkeypatch):
-    """Counts how many pictures were really looked at."""
+    """Counts how many images were really looked at."""
     looked_at: list[str] = []
     check = index_module.check_image
 
@@ -66,7 +66,7 @@ def test_pictures_come_sorted_with_sizes_and_labels(make_dataset):
     assert [len(labels) for labels in index.labels] == [0, 1, 0]
     assert index.labelled.all()
     [problem] = index.problems
-    assert problem.startswith("1 of 3 pictures have no label file and count as background: ")
+    assert problem.startswith("1 of 3 images have no label file and count as background: ")
     assert problem.endswith("c.png")
     assert index.names == ["cat", "dog"]
     np.testing.assert_allclose(index.box_sizes_px(128), [[32, 48]])
@@ -111,7 +111,7 @@ def test_broken_pictures_are_skipped_counted_and_named_and_stay_as_they_are(make
     index = build_index(config, "train", progress=False)
     assert [Path(path).name for path in index.paths] == ["a.jpg"]
     [problem] = index.problems
-    assert problem.startswith("2 pictures skipped")
+    assert problem.startswith("2 images skipped")
     assert "b.jpg: the file is empty" in problem
     assert "c.jpg: the file is cut off" in problem
     assert tree_of(config.root) == before
@@ -120,13 +120,13 @@ def test_broken_pictures_are_skipped_counted_and_named_and_stay_as_they_are(make
 def test_a_set_of_broken_pictures_alone_is_an_error(make_dataset):
     config = make_dataset({"a.jpg": GOOD})
     (config.splits["train"][0] / "a.jpg").write_bytes(b"x")
-    assert "no readable picture" in message_of(config)
+    assert "no readable image" in message_of(config)
 
 
 def test_a_folder_without_pictures_is_an_error(make_dataset):
     config = make_dataset({"a.jpg": GOOD})
     (config.splits["train"][0] / "a.jpg").unlink()
-    assert "has no pictures" in message_of(config)
+    assert "has no images" in message_of(config)
 
 
 @pytest.mark.fault("a split without a single label file", "refused, naming a path where one was expected")
@@ -144,7 +144,7 @@ def test_a_set_of_background_alone_is_accepted_with_a_word(make_dataset):
 def test_of_many_missing_label_files_the_first_are_named(make_dataset):
     files = {f"{number:02}.png": GOOD if number < 5 else None for number in range(30)}
     [problem] = build_index(make_dataset(files), "train", progress=False).problems
-    assert problem.startswith("25 of 30 pictures have no label file")
+    assert problem.startswith("25 of 30 images have no label file")
     assert "05.png" in problem and "14.png" in problem and "15.png" not in problem
 
 
@@ -179,7 +179,7 @@ def test_hidden_files_and_folders_are_left_out(make_dataset):
 
 
 def listed_config(config: DatasetConfig, content: str) -> DatasetConfig:
-    """The dataset with a list of pictures as its split `train`."""
+    """The dataset with a list of images as its split `train`."""
     (config.root / "list.txt").write_text(content, encoding="utf-8")
     yaml = config.yaml_path.with_name("listed.yaml")
     yaml.write_text("path: data set\ntrain: list.txt\nnames: [cat, dog]\n", encoding="utf-8")
@@ -205,7 +205,7 @@ def test_lines_of_a_list_are_numbered_as_editors_number_them(make_dataset):
 def test_a_list_of_missing_pictures_is_named_with_the_first_of_them(make_dataset):
     listed = listed_config(make_dataset({"a.jpg": GOOD}), "gone/x.jpg\ngone/y.jpg\n")
     message = message_of(listed)
-    assert message.startswith(f"{listed.root / 'list.txt'}: none of its 2 pictures is there")
+    assert message.startswith(f"{listed.root / 'list.txt'}: none of its 2 images is there")
     assert str(listed.root / "gone" / "x.jpg") in message and "label" not in message
 
 
@@ -267,7 +267,7 @@ def test_a_picture_that_is_listed_as_both_counts_as_labelled_only(make_dataset):
     assert joined.labelled.tolist() == [True, True, False]
     assert joined.problems[:-1] == train.problems
     told = joined.problems[-1]
-    assert told.startswith("2 unlabelled pictures are in 'train' too and count as labelled only: ")
+    assert told.startswith("2 unlabelled images are in 'train' too and count as labelled only: ")
     assert "a.jpg" in told and "c.jpg" not in told
 
 
@@ -317,7 +317,7 @@ def test_a_changed_picture_of_equal_size_and_time_is_seen(make_dataset, checks):
     build_index(config, "train", progress=False)
     path = config.splits["train"][0] / "a.png"
     set_content_secretly(path, bytes(path.stat().st_size))
-    assert "no readable picture" in message_of(config)
+    assert "no readable image" in message_of(config)
 
 
 def test_a_changed_list_of_names_and_a_new_picture_are_seen(make_dataset, checks):
@@ -406,7 +406,7 @@ VOC_FILE = "<annotation><size><width>{}</width><height>{}</height></size>\n{}</a
 
 @pytest.fixture
 def voc_dataset(make_dataset, tmp_path) -> DatasetConfig:
-    """Four pictures of 64 x 48 px: annotated, annotated at twice the size, without size, not annotated."""
+    """Four images of 64 x 48 px: annotated, annotated at twice the size, without size, not annotated."""
     source = make_dataset({"one.jpg": GOOD, "two.png": GOOD, "three b.jpg": GOOD, "four.jpg": GOOD})
     base = tmp_path / "VOC"
     for name in ("Annotations", "ImageSets/Main", "JPEGImages"):

@@ -32,7 +32,7 @@ COLOURS = [(220, 30, 30), (30, 220, 30), (30, 30, 220)]
 
 @pytest.fixture
 def index(tmp_path: Path) -> DatasetIndex:
-    """Eleven grey pictures of several sizes, up to three coloured rectangles each; the last is unlabelled."""
+    """Eleven grey images of several sizes, up to three coloured rectangles each; the last is unlabelled."""
     rng = np.random.default_rng(0)
     paths, labels, sizes = [], [], []
     for number in range(11):
@@ -137,7 +137,7 @@ def test_rect_training_uses_little_padding_and_every_picture_once(index):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_cached_pictures_give_the_same_batches(index, cache, workers, cache_folder):
     loader = make(index, workers, cache=cache)
-    assert "11 pictures cached" in loader.notes[0]
+    assert "11 images cached" in loader.notes[0]
     assert_equal(list(loader), list(make(index)))
     assert sorted(path.suffix for path in cache_folder.rglob("*") if path.is_file()) == [".raw"] * (
         cache == "disk"
@@ -147,7 +147,7 @@ def test_cached_pictures_give_the_same_batches(index, cache, workers, cache_fold
 def test_a_disk_cache_is_used_again_and_never_for_other_pictures(index, monkeypatch):
     first = list(make(index, cache="disk"))
     with monkeypatch.context() as patch:
-        patch.setattr(store_module.PictureStore, "_all", lambda self: pytest.fail("made again"))
+        patch.setattr(store_module.ImageStore, "_all", lambda self: pytest.fail("made again"))
         assert_equal(list(make(index, cache="disk")), first)
     for path in index.paths:
         cv2.imwrite(path, 255 - cv2.imread(path))
@@ -217,7 +217,7 @@ def test_a_picture_that_goes_away_in_training_is_replaced_and_told_once(index, w
         assert line.endswith("; 1 lost so far")
     assert_equal(*epochs)
     assert sum(len(batch.images) for batch in epochs[0]) == 33
-    if rect:  # of a mosaic the picture may be one that does not show, which is not read at all
+    if rect:  # of a mosaic the image may be one that does not show, which is not read at all
         assert index.paths[3] not in {path for batch in epochs[0] for path in batch.paths}
 
 
@@ -361,13 +361,13 @@ def test_a_dataset_survives_the_way_to_a_worker_that_is_not_forked(index, cache)
     before = loader.dataset[order]
     sent = pickle.dumps(loader.dataset)
     if cache == "disk":
-        assert len(sent) < 20_000  # the name of the file, not the pictures
+        assert len(sent) < 20_000  # the name of the file, not the images
     assert_equal([pickle.loads(sent)[order]], [before])
 
 
 @pytest.fixture
 def two_kinds(tmp_path: Path) -> DatasetIndex:
-    """Six labelled red pictures, each with one box, and five unlabelled blue ones."""
+    """Six labelled red images, each with one box, and five unlabelled blue ones."""
     paths, labels = [], []
     for number in range(11):
         path = tmp_path / f"{number:02d}.png"
@@ -390,7 +390,7 @@ def test_no_sample_is_made_of_both_kinds(two_kinds, share, workers):
         for batch in batches:
             assert [Path(path).stem < "06" for path in batch.paths] == batch.labelled.tolist()
             red, blue = batch.images[:, 0].flatten(1), batch.images[:, 2].flatten(1)
-            # The grey of the border, 114, is below what even a mixed picture of one kind has.
+            # The grey of the border, 114, is below what even a mixed image of one kind has.
             assert ((red > 160).any(1) <= batch.labelled).all()
             assert ((blue > 160).any(1) <= ~batch.labelled).all()
             assert batch.labelled[batch.targets[:, 0].long()].all()

@@ -32,7 +32,7 @@ def test_every_picture_comes_once_an_epoch_in_a_new_order():
 def test_partners_are_drawn_from_all_pictures():
     order = TrainingOrder(20, 20, SHAPE, seed=0)
     [batch] = order
-    assert batch.rows.shape == (20, sampling.PICTURES_PER_SAMPLE)
+    assert batch.rows.shape == (20, sampling.IMAGES_PER_SAMPLE)
     assert set(batch.rows[:, 1:].ravel()) == set(range(20))
 
 
@@ -108,7 +108,7 @@ def test_weights_hold_for_grouped_batches_as_well():
 def test_epochs_without_mosaics_have_no_partners_and_the_same_order():
     order, closing = TrainingOrder(10, 4, SHAPE, seed=0), TrainingOrder(10, 4, SHAPE, seed=0)
     closing.mosaic_until = 3
-    for epoch, columns in ((2, sampling.PICTURES_PER_SAMPLE), (3, 1)):
+    for epoch, columns in ((2, sampling.IMAGES_PER_SAMPLE), (3, 1)):
         order.epoch = closing.epoch = epoch
         assert {batch.rows.shape[1] for batch in closing} == {columns}
         assert own_numbers(closing) == own_numbers(order)
@@ -135,7 +135,7 @@ def two_pools(batch_size: int = 4, share: float | None = None) -> TrainingOrder:
 
 
 def kinds_of(order: TrainingOrder) -> list[tuple[int, int]]:
-    """Labelled and unlabelled pictures of each batch."""
+    """Labelled and unlabelled images of each batch."""
     unlabelled = [int(UNLABELLED[batch.rows[:, 0]].sum()) for batch in order]
     return [(len(batch.rows) - count, count) for batch, count in zip(order, unlabelled, strict=True)]
 
@@ -200,7 +200,7 @@ def test_each_batch_holds_the_share_and_each_labelled_picture_comes_once():
 
 def test_both_kinds_are_mixed_within_a_batch():
     order = two_pools(batch_size=8, share=0.5)
-    # The pictures of a run show the first images of a batch: those shall not all be labelled.
+    # The images of a run show the first images of a batch: those shall not all be labelled.
     assert any(UNLABELLED[batch.rows[:2, 0]].any() for batch in order)
 
 
@@ -247,7 +247,7 @@ def test_an_epoch_with_both_kinds_needs_no_epoch_before_it():
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 @pytest.mark.parametrize("share", [0.5, 0.3])
 def test_ranks_share_the_steps_of_both_kinds_of_a_single_process(monkeypatch, ranks, share):
-    """Also where a rank has one picture for both kinds."""
+    """Also where a rank has one image for both kinds."""
     batch = 4 // ranks or 1
 
     def positions(order):

@@ -1,4 +1,4 @@
-"""Folders of pictures that can be read in part, or not at all."""
+"""Folders of images that can be read in part, or not at all."""
 
 from __future__ import annotations
 

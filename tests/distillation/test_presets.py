@@ -207,7 +207,7 @@ def test_boxes_and_objectness_of_the_finest_and_coarsest_level_are_what_the_equa
     """Boxes that are shifted and of other sides, on one cell of P3 and one of P5; elsewhere both agree."""
     teacher = tuple(torch.full((1, 3, 64 // s, 64 // s, 8), -30.0) for s in STRIDES)
     student = tuple(level.clone() for level in teacher)
-    places = {0: (0, 2, 5, 1), 2: (0, 1, 0, 1)}  # picture, anchor, row, column
+    places = {0: (0, 2, 5, 1), 2: (0, 1, 0, 1)}  # image, anchor, row, column
     theirs = {0: [0.4, -0.3, 0.2, -0.5, 1.5], 2: [-0.6, 0.1, -0.4, 0.3, 0.5]}
     mine = {0: [-0.2, 0.3, -0.3, 0.4, -1.0], 2: [0.2, -0.1, 0.5, -0.2, 2.0]}
     for level, place in places.items():
@@ -264,7 +264,7 @@ def test_the_class_term_of_a_matched_cell_is_what_its_formula_says(temperature):
 
 
 def test_the_response_does_not_shrink_with_the_picture():
-    """A picture with more background has the same loss of classes and boxes for the same objects."""
+    """An image with more background has the same loss of classes and boxes for the same objects."""
 
     def terms(size):
         teacher = tuple(torch.full((1, 3, size // s, size // s, 8), -30.0) for s in STRIDES)

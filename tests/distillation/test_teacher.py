@@ -293,7 +293,7 @@ def test_unnamed_classes_of_another_number_are_refused(tmp_path):
 
 @pytest.mark.parametrize(("cfg", "scale"), [("models/hub/yolov5n6.yaml", 1.0), ("models/yolov5n.yaml", 0.5)])
 def test_pictures_that_are_no_multiple_of_the_teachers_stride_are_filled_with_grey(cfg, scale):
-    """A P6 head asks for multiples of 64, a smaller picture for twice its strides."""
+    """A P6 head asks for multiples of 64, a smaller image for twice its strides."""
     pictures = torch.rand(1, 3, 96, 160, generator=torch.Generator().manual_seed(0))
     teacher, student = Teacher(network(cfg=cfg), scale=scale), network(1)
     teacher.fit_to(student, NAMES)
@@ -306,7 +306,7 @@ def test_pictures_that_are_no_multiple_of_the_teachers_stride_are_filled_with_gr
     judged = TeacherInStudentFrame(teacher, len(NAMES))
     decoded = judged.decode_levels(judged.forward_head(judged.forward_features(pictures)))
     assert decoded.isfinite().all() and decoded.shape[-1] == 5 + len(NAMES)
-    # The finest cells, of the larger or smaller picture, are as fine as these in the student's.
+    # The finest cells, of the larger or smaller image, are as fine as these in the student's.
     assert judged.stride[0] == 8 / scale
     seen = objectness_map(judged, pictures)
     assert seen.shape == (1, 96, 160) and float(seen.min()) >= 0 and float(seen.max()) <= 1

@@ -43,7 +43,7 @@ def distiller_of(**given):
 
 
 def preset_of(known=NAMES, scale=1.0, **given):
-    """The preset for a teacher of such classes, whose pictures are `scale` times the student's."""
+    """The preset for a teacher of such classes, whose images are `scale` times the student's."""
     student = network(NAMES)
     teachers = Teachers([Teacher(network(known), scale=scale)], student, NAMES)
     return build_preset(options_of(**given), context_of(student), teachers)
@@ -105,7 +105,7 @@ def test_only_a_teacher_of_all_classes_is_believed_what_it_calls_background(kind
 @pytest.mark.parametrize(("scale", "rows"), [(1.0, [0, 1, 2]), (2.0, [0, 1]), (0.5, [1, 2])])
 @pytest.mark.parametrize("kind", ["response", "boxes"])
 def test_levels_that_a_teacher_shares_keep_their_anchors_and_balance(kind, scale, rows):
-    """Of smaller pictures it has no cells as fine as the student's, of larger ones none as coarse."""
+    """Of smaller images it has no cells as fine as the student's, of larger ones none as coarse."""
     preset, head = preset_of(scale=scale, distill_loss=kind), network(NAMES).head
     balanced = getattr(preset, "detection", preset)
     assert list(balanced.balance) == [(4.0, 1.0, 0.4)[row] for row in rows]

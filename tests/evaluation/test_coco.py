@@ -105,7 +105,7 @@ def test_annotations_hold_boxes_in_pixels() -> None:
 
 def test_our_scores_agree_with_cocos_evaluator(tmp_path: Path) -> None:
     pytest.importorskip("pycocotools")
-    index = _index([f"x/picture {n}.jpg" for n in range(60)], ["a", "b", "c"])
+    index = _index([f"x/image {n}.jpg" for n in range(60)], ["a", "b", "c"])
     detections = _noisy_detections(index, seed=1)
     coco = CocoResults(index)
     coco(_batch(tuple(index.paths)), detections)

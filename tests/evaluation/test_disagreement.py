@@ -1,4 +1,4 @@
-"""How far two networks are apart on a picture, and which pictures are shown."""
+"""How far two networks are apart on an image, and which images are shown."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from models.yolo import Model
 from utils.batch import Batch, Letterbox
 from utils.evaluation import disagreement
 from utils.evaluation.disagreement import (
-    DisagreementPictures,
+    DisagreementPlots,
     as_shown,
     compare_detections,
     objectness_map,
@@ -88,7 +88,7 @@ def test_objectness_lies_where_the_cells_are_also_where_they_reach_beyond_the_pi
 
 
 class Fixed(nn.Module):
-    """A network that says of each picture what its mean brightness picks from a list."""
+    """A network that says of each image what its mean brightness picks from a list."""
 
     def __init__(self, answers: Sequence[Tensor]) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ def prediction(confidence: float) -> Tensor:
 
 
 def batch_of(count: int) -> Batch:
-    """Pictures of growing brightness, padded above and below, the first with a label, the last unlabelled."""
+    """Images of growing brightness, padded above and below, the first with a label, the last unlabelled."""
     pixels = torch.stack([torch.full((3, 64, 64), number / 10) for number in range(count)])
     labelled = torch.ones(count, dtype=torch.bool)
     labelled[-1] = False
@@ -139,7 +139,7 @@ def test_the_pictures_with_the_largest_amounts_are_kept_and_drawn(
     monkeypatch.setattr(disagreement, "SCENES", 3)
     other = Fixed([prediction(confidence) for confidence in (0.5, 0.9, 0.0, 0.3, 0.8, 0.0)]).train()
     own = [found(([22.0 * 2, 14.0 * 2, 42.0 * 2, 34.0 * 2], 0.5, 0))] * 6
-    pictures = DisagreementPictures(
+    pictures = DisagreementPlots(
         cast(Model, Fixed([prediction(0.5)] * 6)), cast(Model, other), ("student", "teacher"), ["a", "b"]
     )
     batch = batch_of(6)
@@ -163,7 +163,7 @@ def test_no_more_images_are_looked_at_than_is_allowed_and_agreement_draws_nothin
 ) -> None:
     monkeypatch.setattr(disagreement, "MOST_IMAGES", 4)
     other = Fixed([prediction(0.0)] * 6)
-    pictures = DisagreementPictures(cast(Model, other), cast(Model, other), ("a", "b"), ["a", "b"])
+    pictures = DisagreementPlots(cast(Model, other), cast(Model, other), ("a", "b"), ["a", "b"])
     for _ in range(3):
         pictures(batch_of(3), [torch.zeros(0, 6)] * 3)
     assert other.calls == 6

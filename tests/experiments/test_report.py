@@ -1,4 +1,4 @@
-"""Tables and pictures made of records."""
+"""Tables and images made of records."""
 
 import json
 

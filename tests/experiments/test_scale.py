@@ -26,7 +26,7 @@ def test_the_exchange_is_that_of_a_ring_over_the_slowest_link():
 
 def test_what_hides_behind_the_backward_pass_costs_nothing_and_meetings_do():
     one, eight = estimate(PIECES, MACHINE, [1, 8])
-    assert (one.pictures_s, one.efficiency, one.limit) == (pytest.approx(160), 1, "network")
+    assert (one.images_s, one.efficiency, one.limit) == (pytest.approx(160), 1, "network")
     assert eight.efficiency == pytest.approx(0.1 / (0.1 + 2 * 2 * math.log2(8) * 1e-5))
 
 
@@ -37,10 +37,10 @@ def test_what_hides_behind_the_backward_pass_costs_nothing_and_meetings_do():
 def test_it_says_what_it_stops_at(changed, limit, pictures):
     (eight,) = estimate(Pieces(**{**vars(PIECES), **changed}), MACHINE, [8])
     assert eight.limit == limit and eight.efficiency < 1
-    assert pictures is None or eight.pictures_s == pytest.approx(pictures)
+    assert pictures is None or eight.images_s == pytest.approx(pictures)
 
 
 def test_what_a_single_gpu_records_counts_against_several():
     one, two = estimate(Pieces(**{**vars(PIECES), "alone_s": 0.08, "small_allreduces": 0}), MACHINE, [1, 2])
-    assert one.pictures_s == pytest.approx(200) and one.efficiency == 1
-    assert two.pictures_s == pytest.approx(320) and two.efficiency == pytest.approx(0.8)
+    assert one.images_s == pytest.approx(200) and one.efficiency == 1
+    assert two.images_s == pytest.approx(320) and two.efficiency == pytest.approx(0.8)

@@ -1,4 +1,4 @@
-"""A network of six layers, its exports, and pictures."""
+"""A network of six layers, its exports, and images."""
 
 from __future__ import annotations
 
@@ -55,6 +55,6 @@ def tiny(tiny_weights: Path) -> Model:
 
 @pytest.fixture(scope="session")
 def pictures() -> list[np.ndarray]:
-    """The two shipped pictures and a cut-out, BGR."""
+    """The two shipped images and a cut-out, BGR."""
     shipped = [cv2.imread(str(path)) for path in sorted((ROOT / "data/images").glob("*.jpg"))]
     return [*shipped, shipped[0][:200]]

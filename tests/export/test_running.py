@@ -36,7 +36,7 @@ NAMES = '["nut & bolt", "it\'s", "a \\"b\\""]'
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, tiny: Model, tiny_weights: Path, pictures) -> Path:
-    """The weights, exports of them as `free`, `fixed` and `nms`, and a labelled set of seven pictures."""
+    """The weights, exports of them as `free`, `fixed` and `nms`, and a labelled set of seven images."""
     made = tmp_path_factory.mktemp("running")
     shutil.copy(tiny_weights, made / "tiny.pt")
     nms = NmsInside(conf_thres=0.4, iou_thres=0.45, max_det=2000)
@@ -82,10 +82,10 @@ def test_detect_finds_the_same_with_an_exported_file(folder: Path, tmp_path: Pat
 
 
 def test_detect_fits_pictures_to_a_file_of_one_shape(folder: Path, tmp_path: Path, capsys) -> None:
-    """Seven pictures in batches of two, the last one filled up; boxes lie where they lay without padding."""
+    """Seven images in batches of two, the last one filled up; boxes lie where they lay without padding."""
     found = detected(folder, tmp_path, "fixed.torchscript", "--img", "64")
     assert len(found) == 7
-    assert "takes pictures of 96x96 px alone: --imgsz has no effect" in capsys.readouterr().err
+    assert "takes images of 96x96 px alone: --imgsz has no effect" in capsys.readouterr().err
     for rows in found.values():
         assert rows[:, 1:5].min() >= 0 and rows[:, 1:5].max() <= 1
 
@@ -179,7 +179,7 @@ def test_export_writes_beside_the_weights_and_says_so(tmp_path: Path, tiny_weigh
         (["--include", "coreml"], "--include coreml: must be one of torchscript, onnx, openvino"),
         (["--weights", "nowhere.pt"], "nowhere.pt"),
         (["--weights", "best.torchscript"], "is an exported file already"),
-        (["--source", "empty"], "no picture or video"),
+        (["--source", "empty"], "no image or video"),
         (["--img", "10"], "--img"),
         (["--img", "64", "64", "64"], "takes one number, or height and width"),
     ],

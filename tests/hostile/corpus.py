@@ -112,7 +112,7 @@ def png(width: int, height: int) -> bytes:
 
 
 def small_set(folder: Path, names: str = "[a, b]") -> Path:
-    """Two pictures in each split, each with a box; gives the YAML."""
+    """Two images in each split, each with a box; gives the YAML."""
     for split in ("train", "val"):
         for kind in ("images", "labels"):
             (folder / "set" / kind / split).mkdir(parents=True)
@@ -309,7 +309,7 @@ def bomb(line: str, last: str) -> str:
 
 
 def labels_of(change: Callable[[Path, Path], None]) -> Callable[[Path], list[str]]:
-    """A set in which one picture or label file of the training split was changed."""
+    """A set in which one image or label file of the training split was changed."""
 
     def make(folder: Path) -> list[str]:
         data = small_set(folder)
@@ -623,7 +623,7 @@ CASES = {
         "an image list with `/dev/zero`, `/etc/passwd` and a file outside the dataset",
         "`--check-data` counts them as unusable; nothing is written",
         list_outside,
-        ("3 pictures unusable",),
+        ("3 images unusable",),
     ),
     "data: outside": Case(
         "a dataset YAML whose splits lie outside its folder",
@@ -649,7 +649,7 @@ CASES = {
         voc_with('<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]>'),
         ("a.xml:1", "DTD"),
     ),
-    "picture: claims": Case(
+    "image: claims": Case(
         "a PNG of under 300 bytes that claims 60,000 x 20,000 px",
         "refused before it is decoded",
         claiming_picture,

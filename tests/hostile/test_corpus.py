@@ -14,7 +14,7 @@ from script_server import STREAMS, Request
 
 pytestmark = pytest.mark.slow
 
-# Beside the reader's own needs: the pictures and the network of a small run.
+# Beside the reader's own needs: the images and the network of a small run.
 MOST_GROWN = 400 << 20
 
 

@@ -97,7 +97,7 @@ ATTACKS = {
     "saves by an alias": '_0 = torch.save\n    _0(x, "MARKER")',
     "saves by the operators": 'ops.aten.save(x, "MARKER")',
     "maps a file": 'y = torch.from_file("MARKER", True, 8)',
-    "writes a picture": 'ops.image.write_file("MARKER", x)',
+    "writes an image": 'ops.image.write_file("MARKER", x)',
     "reads a file": 'y = ops.image.read_file("/etc/hostname")',
     "prints": 'print("MARKER")',
     "warns": 'torch.warn("MARKER")',

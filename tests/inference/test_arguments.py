@@ -1,4 +1,4 @@
-"""What Python programs hand in: devices, sizes, rules, deep pictures."""
+"""What Python programs hand in: devices, sizes, rules, deep images."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_a_file_of_one_shape_says_once_that_a_size_has_no_effect(tmp_path: Path,
     for _ in range(2):
         model(PICTURE, size=640)
     said = capsys.readouterr().err
-    assert said.count("takes pictures of 96x64 px alone: size has no effect") == 1
+    assert said.count("takes images of 96x64 px alone: size has no effect") == 1
 
 
 def test_pictures_of_sixteen_bits_are_the_same_from_pil_and_from_their_file(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_a_file_whose_name_begins_with_a_tilde_is_read(tmp_path: Path, monkeypat
 @pytest.mark.parametrize("values", [np.ones((4, 4), np.float32), np.full((4, 4), 2**20, np.int32)])
 def test_pil_pictures_of_no_known_range_are_refused(values: np.ndarray) -> None:
     pil = pytest.importorskip("PIL.Image")
-    with pytest.raises(UserError, match=r"picture 3: is a PIL picture of mode [IF]; scale it to 0\.\.255"):
+    with pytest.raises(UserError, match=r"image 3: is a PIL image of mode [IF]; scale it to 0\.\.255"):
         frame_of(pil.fromarray(values), 3)
 
 

@@ -1,4 +1,4 @@
-"""Networks from Python: every form of a picture, and what becomes of the detections."""
+"""Networks from Python: every form of an image, and what becomes of the detections."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def results(model: HubModel) -> Detections:
 
 @pytest.fixture
 def address() -> Iterator[str]:
-    """A server on this machine that has the shipped pictures."""
+    """A server on this machine that has the shipped images."""
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(ROOT / "data/images"))
     handler.log_message = lambda *_: None  # type: ignore[attr-defined]
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -71,12 +71,12 @@ def test_every_form_of_a_picture_gives_the_same_boxes(
     ("picture", "message"),
     [
         ("nowhere.jpg", "nowhere.jpg: cannot be read"),
-        (b"no picture", "picture 0: cannot be read"),
+        (b"no image", "image 0: cannot be read"),
         ("http://127.0.0.1:9/a.jpg", "cannot be fetched"),
         (np.zeros((4, 4, 3)), "float64"),
         (np.zeros((4, 4, 2), np.uint8), r"is an array \(4, 4, 2\)"),
         (np.zeros((0, 4, 3), np.uint8), "is an array"),
-        (7, "picture 0: is a int; give a path"),
+        (7, "image 0: is a int; give a path"),
     ],
 )
 def test_what_is_no_picture_is_named(model: HubModel, picture: object, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Pictures into the network's frame and boxes back out of it."""
+"""Images into the network's frame and boxes back out of it."""
 
 from __future__ import annotations
 

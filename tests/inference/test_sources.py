@@ -31,10 +31,10 @@ def write_video(path: Path, frames: int = 12, fps: float = 10.0, size_wh: tuple[
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two pictures, a broken one, a text file and a video."""
+    """Two images, a broken one, a text file and a video."""
     for name, grey in (("b.jpg", 200), ("a.png", 100)):
         cv2.imwrite(str(tmp_path / name), np.full((20, 30, 3), grey, np.uint8))
-    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
     (tmp_path / "notes.md").write_text("not for detection")
     write_video(tmp_path / "clip.mp4", frames=3)
     return tmp_path
@@ -139,9 +139,9 @@ def test_a_broken_video_is_skipped(tmp_path: Path) -> None:
     ("source", "words"),
     [
         ("nowhere.jpg", "no such file"),
-        ("*.nothing", "no picture or video matches"),
-        ("empty", "no picture or video in this folder"),
-        ("notes.md", "neither a picture nor a video"),
+        ("*.nothing", "no image or video matches"),
+        ("empty", "no image or video in this folder"),
+        ("notes.md", "neither an image nor a video"),
         ("missing.txt", "cannot be read"),
         ("empty.txt", "is empty"),
         ("x" * 300, "no such file"),
@@ -237,7 +237,7 @@ def test_the_pictures_that_ship_are_found_from_any_folder(
 def test_pictures_that_cannot_be_fetched_are_skipped_with_the_reason(
     tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "large.jpg").write_bytes(bytes(3 * 2**20))
     monkeypatch.setattr(remote, "MAX_BYTES", 2**20)
     addresses = [f"{server}/{name}.jpg" for name in ("gone", "text", "large", "short")]
@@ -345,5 +345,5 @@ def test_the_screen_is_told_to_be_no_source(tmp_path: Path, monkeypatch: pytest.
         with pytest.raises(UserError, match=f"--source {source}: the screen is no source here"):
             open_source(source)
     (tmp_path / "screen").mkdir()
-    with pytest.raises(UserError, match="no picture or video in this folder"):
+    with pytest.raises(UserError, match="no image or video in this folder"):
         open_source("screen")

@@ -1,4 +1,4 @@
-"""Files that detection leaves: names, labels, tables, crops, pictures, videos."""
+"""Files that detection leaves: names, labels, tables, crops, images, videos."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from utils.errors import UserError
 from utils.inference.frames import Frame
 from utils.inference.outputs import OutputChoice, Outputs
-from utils.inference.writers import NameBook, VideoWriter, label_lines, safe_name, write_picture
+from utils.inference.writers import NameBook, VideoWriter, label_lines, safe_name, write_image
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
 DETECTIONS = torch.tensor([[10.0, 20, 30, 40, 0.9, 1], [0, 0, 80, 60, 0.25, 0]])
@@ -241,7 +241,7 @@ def test_streams_in_turn_go_into_a_video_each(tmp_path: Path) -> None:
 
 def test_a_picture_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be written"):
-        write_picture(tmp_path / "missing" / "a.jpg", IMAGE)
+        write_image(tmp_path / "missing" / "a.jpg", IMAGE)
 
 
 @pytest.mark.fault("disk full while a video is written", "error naming the incomplete video")

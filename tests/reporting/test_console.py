@@ -189,9 +189,9 @@ def test_bytes_come_in_large_units_and_things_by_their_name() -> None:
     with streams(io.StringIO()) as log:
         with Console().progress(None, 3_000_000, "reading", unit="B") as bar:
             bar.update(3_000_000)
-        assert list(Console().progress(range(2), 2, "looking", unit=" pictures")) == [0, 1]
+        assert list(Console().progress(range(2), 2, "looking", unit=" images")) == [0, 1]
     first, second = log.getvalue().splitlines()
-    assert "3.00M/3.00M" in first and "pictures/s" in second
+    assert "3.00M/3.00M" in first and "images/s" in second
 
 
 def test_values_without_news_stay_and_missing_ones_are_dashes() -> None:

@@ -1,4 +1,4 @@
-"""Boxes and their labels on pictures."""
+"""Boxes and their labels on images."""
 
 from __future__ import annotations
 

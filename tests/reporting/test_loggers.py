@@ -36,7 +36,7 @@ class StandIn:
 
     @staticmethod
     def Image(path: str) -> str:  # noqa: N802 - wandb's name
-        return f"picture {Path(path).name}"
+        return f"image {Path(path).name}"
 
 
 @pytest.fixture
@@ -65,9 +65,9 @@ def test_a_run_logs_settings_finite_values_and_new_pictures_by_epoch(wandb: Stan
     assert wandb.config == {"epochs": 3, "hyp": {"lr0": 0.01}}
     assert wandb.logged == [
         ({"train/box_loss": 0.5}, 0),
-        ({"pictures/labels": "picture labels.jpg"}, 0),
+        ({"plots/labels": "image labels.jpg"}, 0),
         ({"train/box_loss": 0.4}, 1),
-        ({"pictures/results": "picture results.png"}, 1),
+        ({"plots/results": "image results.png"}, 1),
     ]
     (call,) = wandb.calls
     assert (call["project"], call["name"], call["id"], call["resume"]) == ("parts", "exp", None, None)

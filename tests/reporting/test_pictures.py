@@ -1,4 +1,4 @@
-"""Pictures of batches."""
+"""Images of batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures with two networks' boxes and maps, of every shape."""
+"""Images with two networks' boxes and maps, of every shape."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_one_picture_or_several_of_any_shape_are_drawn(tmp_path: Path) -> None:
     labels = np.array([[0.0, 1.0, 1.0, 30.0, 20.0], [7.0, 0.0, 0.0, 900.0, 900.0]])
     scenes = [scene(64, 64, labels), scene(30, 400, None), scene(300, 40, labels[:0], count=0)]
     titles = ("student", "teacher runs/train/a-run-with-a-very-long-name-indeed/weights/best.pt")
-    # Rows as high as the pictures want, from half to 1.4 times as high as wide, and room for words.
+    # Rows as high as the images want, from half to 1.4 times as high as wide, and room for words.
     for chosen, inches in ((scenes[:1], 3 + 0.25 + 0.8), (scenes, 3 * (1 + 0.5 + 1.4) + 3 * 0.25 + 0.8)):
         plot_disagreement(tmp_path / "d.jpg", chosen, titles, ["a", "b"])
         plot_objectness(tmp_path / "o.jpg", chosen, titles)

@@ -1,4 +1,4 @@
-"""A picture set that scripts can train on in seconds."""
+"""An image set that scripts can train on in seconds."""
 
 import csv
 

@@ -15,7 +15,7 @@ COMMON = ["--cfg", "models/yolov5n.yaml", "--img", "64", "--batch", "4", "--work
 
 @pytest.fixture
 def data(tmp_path):
-    """Three pictures in each split, each with a box; gives the YAML."""
+    """Three images in each split, each with a box; gives the YAML."""
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
         for folder in ("images", "labels"):
@@ -53,7 +53,7 @@ def class_out_of_range(data):
 def empty_set(data):
     for path in (data.parent / "set/images/train").iterdir():
         path.unlink()
-    return {}, ["train", "no pictures"]
+    return {}, ["train", "no images"]
 
 
 def missing_data(data):

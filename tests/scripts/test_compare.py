@@ -115,14 +115,12 @@ def test_a_logger_gets_the_columns_settings_and_pictures_goes_on_and_may_fail(ru
     logged = next(note[2] for note in notes if note[:2] == ["log", 0])
     given = {name: float(value) for name, value in row.items() if value and name != "epoch"}
     assert {name: value for name, value in logged.items() if "seconds" not in name} == pytest.approx(given)
-    pictures = {
-        name for note in notes if note[0] == "log" for name in note[2] if name.startswith("pictures/")
-    }
+    pictures = {name for note in notes if note[0] == "log" for name in note[2] if name.startswith("plots/")}
     assert {
-        "pictures/labels",
-        "pictures/train_batch0",
-        "pictures/disagreement",
-        "pictures/results",
+        "plots/labels",
+        "plots/train_batch0",
+        "plots/disagreement",
+        "plots/results",
     } <= pictures
     assert sum(note[0] == "finish" for note in notes) == 1  # the second process gave it up before its end
     assert [note[1] for note in notes if note[0] == "log" and note[1] > 0] == [1]

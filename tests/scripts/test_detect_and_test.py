@@ -63,7 +63,7 @@ def _picture(path: Path, seed: int, size_wh: tuple[int, int] = (90, 60)) -> None
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A labelled set of six pictures; the path of its YAML."""
+    """A labelled set of six images; the path of its YAML."""
     folder = tmp_path_factory.mktemp("data")
     for split in ("train", "val"):
         (folder / "images" / split).mkdir(parents=True)
@@ -82,7 +82,7 @@ def test_detect_writes_all_that_is_asked_for(tmp_path: Path, weights: Path) -> N
     source.mkdir()
     _picture(source / "one.jpg", 1)
     _picture(source / "two.png", 2, (64, 100))
-    (source / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
+    (source / "broken.jpg").write_bytes(b"\xff\xd8 no image")
     writer = cv2.VideoWriter(str(source / "clip.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 8.0, (64, 48))
     for number in range(6):
         writer.write(np.full((48, 64, 3), 40 * number, np.uint8))

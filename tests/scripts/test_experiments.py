@@ -1,4 +1,4 @@
-"""The experiments' own script, on a small picture set."""
+"""The experiments' own script, on a small image set."""
 
 import subprocess
 import sys

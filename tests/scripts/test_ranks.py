@@ -85,7 +85,7 @@ def test_two_processes_train_one_student_under_a_teacher(small_set, weights, tor
 
 @pytest.mark.parametrize("batch", [2, 8])
 def test_ranks_validate_with_unequal_numbers_of_batches(batch, make_shapes, torchrun, tmp_path, rows_of):
-    """Five pictures are three validation batches at batch 2, and at batch 8 one for two ranks."""
+    """Five images are three validation batches at batch 2, and at batch 8 one for two ranks."""
     data = make_shapes(tmp_path / "five", images=5)
     words = ["train.py", "--data", data, *NET, *SMALL, "--batch", batch, "--epochs", "1"]
     code, output = ended(torchrun(*words, "--project", tmp_path / "runs"), seconds=120)

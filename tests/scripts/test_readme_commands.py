@@ -1,4 +1,4 @@
-"""Every command of the README runs: in the order in which it stands there, on a few small pictures."""
+"""Every command of the README runs: in the order in which it stands there, on a few small images."""
 
 import re
 import shlex
@@ -40,7 +40,7 @@ def commands():
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory, make_shapes):
-    """A folder with what the README speaks of: parts.yaml, weights and pictures."""
+    """A folder with what the README speaks of: parts.yaml, weights and images."""
     folder = tmp_path_factory.mktemp("readme")
     shapes = yaml.safe_load(make_shapes(folder / "parts").read_text(encoding="utf-8"))
     (folder / "parts.yaml").write_text(yaml.safe_dump({**shapes, "test": "images/val"}), encoding="utf-8")

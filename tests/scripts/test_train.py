@@ -1,4 +1,4 @@
-"""The training scripts as a person runs them: subprocesses on a small picture set."""
+"""The training scripts as a person runs them: subprocesses on a small image set."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""Unlabelled pictures beside labelled ones, as a person trains with them."""
+"""Unlabelled images beside labelled ones, as a person trains with them."""
 
 import shutil
 
@@ -17,7 +17,7 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Four labelled, four unlabelled and four pictures for validation, each with a disc; gives the YAML."""
+    """Four labelled, four unlabelled and four images for validation, each with a disc; gives the YAML."""
     root = tmp_path_factory.mktemp("set")
     rng = np.random.default_rng(0)
     for split in ("train", "val", "more"):
@@ -45,7 +45,7 @@ def plain(data, run_script_session, tmp_path_factory):
 
 
 def marked(folder):
-    """Pixels of each picture of a training batch that say that an image is unlabelled."""
+    """Pixels of each image of a training batch that say that an image is unlabelled."""
     pictures = [cv2.imread(str(path)) for path in sorted(folder.glob("train_batch*.jpg"))]
     return [int((np.abs(picture.astype(int) - AMBER).max(2) < 30).sum()) for picture in pictures]
 

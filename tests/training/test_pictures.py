@@ -1,4 +1,4 @@
-"""The pictures of a run: a run does not end because one cannot be written."""
+"""The images of a run: a run does not end because one cannot be written."""
 
 from types import SimpleNamespace
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from utils.batch import Batch, Progress
-from utils.training.pictures import RunPictures
+from utils.training.pictures import RunPlots
 
 INDEX = SimpleNamespace(
     all_labels=lambda: np.array([[0, 0.5, 0.5, 0.2, 0.2]], np.float32), unlabelled_count=0, names=["a"]
@@ -25,17 +25,17 @@ BATCH = Batch(
 )
 def test_a_run_goes_on_without_pictures_where_one_cannot_be_written(tmp_path):
     warnings = []
-    pictures = RunPictures(tmp_path, INDEX, warnings.append, enabled=True)
+    pictures = RunPlots(tmp_path, INDEX, warnings.append, enabled=True)
     (tmp_path / "labels.jpg" / "in the way").mkdir(parents=True)
     pictures.labels()
     pictures.training_batch(BATCH, Progress(0, 0, 1, 1))
     assert len(warnings) == 1 and str(tmp_path / "labels.jpg") in warnings[0]
-    assert "goes on without pictures" in warnings[0]
+    assert "goes on without plots" in warnings[0]
     assert [path.name for path in tmp_path.iterdir()] == ["labels.jpg"]
 
 
 def test_pictures_are_drawn_where_nothing_is_in_the_way(tmp_path):
-    pictures = RunPictures(tmp_path, INDEX, pytest.fail, enabled=True)
+    pictures = RunPlots(tmp_path, INDEX, pytest.fail, enabled=True)
     pictures.labels()
     pictures.training_batch(BATCH, Progress(0, 0, 1, 1))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.jpg", "train_batch0.jpg"]

@@ -1,4 +1,4 @@
-"""Data-parallel training: two processes make the steps of one with the same pictures."""
+"""Data-parallel training: two processes make the steps of one with the same images."""
 
 import os
 import subprocess

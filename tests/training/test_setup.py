@@ -43,7 +43,7 @@ def test_pictures_of_an_epoch_are_those_that_its_order_has(share, rect):
 
 def test_a_batch_of_a_single_picture_and_cell_is_refused_and_an_unlabelled_one_beside_it_helps():
     for options in (TrainOptions(batch_size=4), distilled(batch_size=4)):
-        with pytest.raises(UsageError, match="single picture"):
+        with pytest.raises(UsageError, match="single image"):
             check_batches(options, index_of(9), 32, 32)
     check_batches(distilled(batch_size=4, unlabeled_share=0.5), index_of(9, 8), 32, 32)
     check_batches(TrainOptions(batch_size=4), index_of(9), 64, 32)
@@ -59,7 +59,7 @@ def test_a_head_whose_levels_are_not_in_order_is_not_trained(tmp_path):
 
 
 def test_mosaics_and_unlabelled_pictures_end_when_the_options_say():
-    """The loader's orders: a mosaic has partners for each picture."""
+    """The loader's orders: a mosaic has partners for each image."""
     index = index_of(6, 2)
     data = setup.Data(None, index, index_of(4), ("a",), ())
     options = distilled(epochs=9, close_mosaic=3, stop_distill=2, batch_size=4, workers=0)
@@ -90,7 +90,7 @@ def test_norms_are_synchronised_between_gpus_and_keep_their_names(monkeypatch, c
 
 
 def test_pictures_that_are_to_be_scored_are_learnt_from_in_no_way(tmp_path):
-    """`unlabeled: images` is every picture of the set, those of `val` and `test` among them."""
+    """`unlabeled: images` is every image of the set, those of `val` and `test` among them."""
     rng, splits = np.random.default_rng(0), {"train": 3, "val": 2, "test": 1, "more": 2}
     for split, count in splits.items():
         for folder in ("images", "labels"):
@@ -106,7 +106,7 @@ def test_pictures_that_are_to_be_scored_are_learnt_from_in_no_way(tmp_path):
     assert len(read.train) == 5 and read.train.unlabelled_count == 2
     told = " ".join(read.train.problems)
     for count, split in ((2, "val"), (1, "test")):
-        assert f"{count} unlabelled pictures are in '{split}' too and are left out" in told
+        assert f"{count} unlabelled images are in '{split}' too and are left out" in told
     shutil.rmtree(tmp_path / "images/more")
-    with pytest.raises(UserError, match="every picture of 'unlabeled' is in another split too"):
+    with pytest.raises(UserError, match="every image of 'unlabeled' is in another split too"):
         setup.read_data(distilled(data=data, unlabeled_share=0.5), print)

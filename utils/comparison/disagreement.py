@@ -16,7 +16,7 @@ from utils.datasets.loader import eval_loader
 from utils.device import select_device
 from utils.distillation.teacher import Teacher, TeacherInStudentFrame
 from utils.errors import UserError
-from utils.evaluation.disagreement import DisagreementPictures
+from utils.evaluation.disagreement import DisagreementPlots
 from utils.evaluation.evaluate import evaluate
 from utils.inference.classes import fit_classes
 from utils.inference.predictor import prepare_model
@@ -55,7 +55,7 @@ def draw_disagreement(options: CompareOptions, console: Console) -> Path:
     )
     other = cast(Model, TeacherInStudentFrame(teacher, len(index.names)))
     titles = (f"student {weights}", teacher.title)
-    pictures = DisagreementPictures(student, other, titles, index.names)
+    pictures = DisagreementPlots(student, other, titles, index.names)
     result = evaluate(student, loader, names=index.names, observers=[pictures], progress=console)
     known = teacher.known
     taught = evaluate(other, loader, names=index.names, progress=console)

@@ -36,9 +36,7 @@ def run_compare(options: CompareOptions, console: Console | None = None) -> Path
     runs = readable_runs(options.runs, options.metric, console)
     groups = group_runs(runs, options.ignore, options.group)
     for name in different_data(groups):
-        console.warn(
-            f"different {name}: the scores compare only if they are of the same pictures and classes"
-        )
+        console.warn(f"different {name}: the scores compare only if they are of the same images and classes")
     verdicts = [v for v in (verdict_on(group, groups, options.metric, ignored) for group in groups) if v]
     for text in repeated_seeds(verdicts):
         console.warn(text)

@@ -78,9 +78,9 @@ class CocoStep:
     """Label files to generate from COCO annotations that are part of the data."""
 
     coco: str = option("", "the annotations, under path:")
-    pictures: str = option("", "folder of the pictures, under path:")
+    pictures: str = option("", "folder of the images, under path:")
     labels: str = option("", "folder of the label files to make, under path:")
-    list_file: str = option("", "list of the pictures to make, under path:")
+    list_file: str = option("", "list of the images to make, under path:")
     splits: tuple[Split, ...] = option((), "the splits that need it; all where left out")
 
     def __post_init__(self) -> None:

@@ -72,7 +72,7 @@ class Hyperparameters:
     perspective: float = option(0.0, "tilt to either side", limits=between(0, 0.001))
     flipud: float = option(0.0, "chance of a flip upside down", limits=_CHANCE)
     fliplr: float = option(0.5, "chance of a flip left to right", limits=_CHANCE)
-    mosaic: float = option(1.0, "chance of a mosaic of four pictures", limits=_CHANCE)
+    mosaic: float = option(1.0, "chance of a mosaic of four images", limits=_CHANCE)
     mixup: float = option(0.0, "chance that a mosaic is mixed with a second", limits=_CHANCE)
     copy_paste: float = option(0.0, "has no effect: it needs outlines of the objects", limits=_CHANCE)
 

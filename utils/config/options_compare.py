@@ -68,12 +68,12 @@ class CompareOptions(RunOptions):
         if bool(self.weights) != bool(self.teacher):
             yield "--weights and --teacher: belong together, name both"
         if self.runs and self.weights:
-            yield "--weights: draws pictures instead of comparing runs, leave the runs or it out"
+            yield "--weights: draws images instead of comparing runs, leave the runs or it out"
 
     def warnings(self) -> Iterator[str]:
         """Yield warnings about options without effect."""
         of_runs = {"metric", "group", "ignore"}
-        of_pictures = {"data", "download", "data_dir", "task", "imgsz", "batch_size", "workers", "device"}
-        for name in sorted(self.given & (of_pictures if self.runs else of_runs)):
+        of_images = {"data", "download", "data_dir", "task", "imgsz", "batch_size", "workers", "device"}
+        for name in sorted(self.given & (of_images if self.runs else of_runs)):
             without = "--weights and --teacher" if self.runs else "runs"
             yield f"--{name.replace('_', '-')} has no effect without {without}"

@@ -168,7 +168,7 @@ class DistillOptions(TrainOptions):
         if self.distill_ratio == "auto" and not self.with_gt_loss:
             yield "--distill-ratio auto: compares with the labels' loss, leave --no-with-gt-loss out"
         if self.share_of_unlabelled() and self.batch_size == 1 and not self.rect:
-            yield "--unlabeled-share: a batch of one picture has no room for both kinds, raise --batch-size"
+            yield "--unlabeled-share: a batch of one image has no room for both kinds, raise --batch-size"
         if self.stop_distill >= self.epochs:
             yield f"--stop-distill {self.stop_distill}: leaves nothing to teach in --epochs {self.epochs}"
         if self.stop_distill and not self.with_gt_loss:
@@ -202,7 +202,7 @@ class DistillOptions(TrainOptions):
             yield "--unlabeled-share has no effect with --no-distill"
         share = (self.unlabeled_share or 0) * self.batch_size
         if 0 < share < 0.5 and not self.rect:
-            yield f"--unlabeled-share is one picture in each batch of {self.batch_size}, not less"
+            yield f"--unlabeled-share is one image in each batch of {self.batch_size}, not less"
         if preset != "response":
             for name in sorted(given & {"distill_box", "distill_obj", "distill_cls"}):
                 yield f"--{name.replace('_', '-')} has no effect with --distill-loss {preset}"

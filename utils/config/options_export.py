@@ -61,7 +61,7 @@ class ExportOptions(Options):
         if not self.weights:
             yield "--weights '': name a weight file"
         if not self.source:
-            yield "--source '': name a picture, a folder or a pattern"
+            yield "--source '': name an image, a folder or a pattern"
         if not self.include:
             yield "--include: name at least one format"
         if len(self.imgsz) not in (1, 2):

@@ -148,6 +148,6 @@ class DetectOptions(InferenceOptions):
         """Yield contradictions between options, as `--option: what is wrong`."""
         yield from super().contradictions()
         if not self.source:
-            yield "--source '': name a picture, folder, video, stream or camera"
+            yield "--source '': name an image, folder, video, stream or camera"
         if len(self.imgsz) not in (1, 2):
             yield f"--imgsz: takes one number, or height and width, not {len(self.imgsz)} numbers"

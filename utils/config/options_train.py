@@ -186,7 +186,7 @@ class TrainOptions(RunOptions):
         if not self.weights and not self.cfg:
             yield "--weights '': nothing to train, name a network too as in --cfg models/yolov5s.yaml"
         if self.rect and self.image_weights:
-            yield "--image-weights: draws pictures at random and --rect orders them, leave one out"
+            yield "--image-weights: draws images at random and --rect orders them, leave one out"
         if self.noval and self.image_weights and self.evolve is None:
             yield "--image-weights: needs the scores of each epoch, leave --noval out"
 

@@ -49,7 +49,7 @@ def label_bytes(source: Source) -> bytes | None:
     except (OSError, ValueError) as error:  # ValueError: a name with a NUL
         reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"cannot be read as a label file ({reason})", source.label, "mend it, or the list of pictures"
+            f"cannot be read as a label file ({reason})", source.label, "mend it, or the list of images"
         ) from error
 
 
@@ -75,7 +75,7 @@ def normalised(annotation: Annotation, size_wh: tuple[int, int]) -> tuple[Labels
         annotated = annotation.size_wh if min(annotation.size_wh) > 0 else size_wh
         if annotated != size_wh:
             notes.append(
-                f"annotated at {annotated[0]} x {annotated[1]} px but the picture has "
+                f"annotated at {annotated[0]} x {annotated[1]} px but the image has "
                 f"{size_wh[0]} x {size_wh[1]} px: boxes scaled, look at them"
             )
         boxes = np.concatenate([boxes[:, :1], boxes[:, 1:] / (annotated * 2)], 1)

@@ -20,7 +20,7 @@ from utils.words import counted
 SPLITS = ("train", "val", "unlabeled", "test")
 _NEEDED = ("train", "val")
 _SHOWN = 5
-COLUMNS = ("split", "pictures", "unlabelled", "unusable", "boxes", "wrong", "corrected", "no label file")
+COLUMNS = ("split", "images", "unlabelled", "unusable", "boxes", "wrong", "corrected", "no label file")
 
 
 @dataclass
@@ -57,7 +57,7 @@ class SplitReport:
         """Yield every finding, the most severe kind first."""
         kinds = (
             ("cannot be used", self.failures),
-            ("picture unusable", self.unusable),
+            ("image unusable", self.unusable),
             ("label wrong", self.wrong),
             ("label corrected in memory", self.corrected),
             ("remark", self.remarks),
@@ -105,7 +105,7 @@ def check_data(
         )
         whole = "".join(f"; split '{report.split}' cannot be used" for report in bad if report.failures)
         raise UserError(
-            f"{counted(unusable, 'picture')} unusable, {counted(wrong, 'label line')} wrong{whole}",
+            f"{counted(unusable, 'image')} unusable, {counted(wrong, 'label line')} wrong{whole}",
             config.yaml_path,
             "mend them, or take them out of the dataset",
         )
@@ -134,7 +134,7 @@ def check_split(config: DatasetConfig, split: str, progress: bool = True) -> Spl
     report.boxes = int(counts.sum())
     report.remarks += _passed_over(config, split, sources)
     if len(report.unusable) == len(sources):
-        report.failures.append("no picture can be read")
+        report.failures.append("no image can be read")
     if has_truth and report.bare == len(sources):
         report.failures.append(str(no_label_files(sources, config)))
     elif has_truth and not counts.all():

@@ -18,7 +18,7 @@ _POLYGON_NUMBERS = 6
 
 
 @dataclass
-class CocoPicture:
+class CocoImage:
     """An image of an annotation file.
 
     name: its path relative to the image folder, with slashes, never outside of that folder. size_wh: in
@@ -35,7 +35,7 @@ class CocoSet:
     """An annotation file: its class names in the order of their ids, its images, and notes on omissions."""
 
     names: list[str]
-    pictures: list[CocoPicture]
+    pictures: list[CocoImage]
     notes: list[str]
 
 
@@ -112,26 +112,26 @@ def _classes(
     return list(names), {entry["id"]: list(names).index(str(entry["name"])) for entry in ordered}
 
 
-def _picture(entry: Mapping[str, Any], path: Path) -> CocoPicture:
+def _picture(entry: Mapping[str, Any], path: Path) -> CocoImage:
     name, size = str(entry["file_name"]).replace("\\", "/"), (int(entry["width"]), int(entry["height"]))
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or not pure.parts or "\0" in name or ":" in pure.parts[0]:
-        fault = f"picture '{name[:200]}' leads out of the folder of pictures"
+        fault = f"image '{name[:200]}' leads out of the folder of images"
         raise UserError(fault, path, "give names relative to that folder")
     if min(size) < 1:
-        raise UserError(f"picture '{name[:200]}' has a size of {size[0]} x {size[1]} px", path, "mend it")
-    return CocoPicture(str(pure), size)
+        raise UserError(f"image '{name[:200]}' has a size of {size[0]} x {size[1]} px", path, "mend it")
+    return CocoImage(str(pure), size)
 
 
 def _line(
-    entry: Mapping[str, Any], pictures: Mapping[Any, CocoPicture], class_of: Mapping[Any, int], segments: bool
+    entry: Mapping[str, Any], pictures: Mapping[Any, CocoImage], class_of: Mapping[Any, int], segments: bool
 ) -> str:
     """Return a label line, or `!` followed by the reason for leaving it out."""
     if entry.get("iscrowd"):
         return "!annotations are crowds"
     picture = pictures.get(entry["image_id"])
     if picture is None:
-        return "!annotations belong to no picture"
+        return "!annotations belong to no image"
     width, height = picture.size_wh
     x, y, w, h = (float(number) for number in entry["bbox"])
     if not all(map(math.isfinite, (x, y, w, h))):

@@ -137,7 +137,7 @@ def from_coco(paths: Sequence[Path], splits: Sequence[str], images: Path, segmen
         found = found or Converted(content.names)
         if content.names != found.names:
             raise UserError(f"has other classes than {paths[0]}", path, "convert them one by one")
-        folder = _folder_of_pictures(images, path, [picture.name for picture in content.pictures])
+        folder = _folder_of_images(images, path, [picture.name for picture in content.pictures])
         items = [Item(folder / picture.name, picture.name, picture.lines) for picture in content.pictures]
         missing = [item for item in items if not os.path.isfile(item.image)]
         found.notes += [*content.notes, *(f"{item.image}: is not there, left out" for item in missing)]
@@ -165,7 +165,7 @@ def write_yolo(found: Converted, out: Path, link: bool) -> Path:
     try:
         with (
             refusals("cannot be written", out),
-            TransferBar(_count(found), "writing", unit=" pictures") as bar,
+            TransferBar(_count(found), "writing", unit=" images") as bar,
         ):
             folders: dict[str, str] = {}
             for split, items in found.splits.items():
@@ -229,7 +229,7 @@ def _names(source: Source) -> set[str]:
         raise UserError(error.what, f"{source.label}:{error.line}", "mend it") from error
 
 
-def _folder_of_pictures(images: Path, annotations: Path, names: Sequence[str]) -> Path:
+def _folder_of_images(images: Path, annotations: Path, names: Sequence[str]) -> Path:
     """Find the folder that holds the images of an annotation file.
 
     Raises:
@@ -242,7 +242,7 @@ def _folder_of_pictures(images: Path, annotations: Path, names: Sequence[str]) -
             return folder
     tried = " nor ".join(map(str, folders))
     raise UserError(
-        f"none of its {len(names)} pictures is in {tried}", annotations, "name their folder: --images"
+        f"none of its {len(names)} images is in {tried}", annotations, "name their folder: --images"
     )
 
 
@@ -270,12 +270,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     voc.add_argument("--names", nargs="+", default=(), help="classes of a folder (default: all that appear)")
     coco = kinds.add_parser("coco", help="from annotations in COCO's format")
     coco.add_argument("source", type=Path, nargs="+", help="annotation files, one a split")
-    coco.add_argument("--images", type=Path, required=True, help="folder of the pictures")
+    coco.add_argument("--images", type=Path, required=True, help="folder of the images")
     coco.add_argument("--splits", nargs="+", choices=SPLITS, help="of the files (default: by their names)")
     coco.add_argument("--segments", action="store_true", help="write outlines instead of boxes")
     for kind in (voc, coco):
         kind.add_argument("--out", type=Path, required=True, help="the new folder")
-        kind.add_argument("--link", action="store_true", help="link the pictures instead of copying them")
+        kind.add_argument("--link", action="store_true", help="link the images instead of copying them")
     return parser.parse_args(argv)
 
 
@@ -312,7 +312,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             boxes = sum(len(item.lines) for item in items)
             empty = sum(not item.lines for item in items)
             print(
-                f"{split}: {counted(len(items), 'picture')}, {counted(boxes, 'object')}, {empty} without any"
+                f"{split}: {counted(len(items), 'image')}, {counted(boxes, 'object')}, {empty} without any"
             )
         print(f"written to {arguments.out}: python train.py --data {yaml_path}")
 

@@ -91,7 +91,7 @@ def _build(folder: Path, counts: Mapping[str, int], progress: bool) -> None:
             (folder / kind / split).mkdir(parents=True)
     total = sum(counts.values())
     console = Console(quiet=not progress)
-    pictures = console.progress(_pictures(counts), total, "drawing the demo set", unit=" pictures")
+    pictures = console.progress(_pictures(counts), total, "drawing the demo set", unit=" images")
     for split, number, name in pictures:
         scene = demo_scene(split, number)
         done, encoded = cv2.imencode(".png", scene.image)
@@ -153,13 +153,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=_FOLDER, help="the folder (default %(default)s)")
     for split, count in COUNTS.items():
         parser.add_argument(
-            f"--{split}", type=int, default=count, metavar="N", help=f"{split} pictures (default {count})"
+            f"--{split}", type=int, default=count, metavar="N", help=f"{split} images (default {count})"
         )
     arguments = parser.parse_args(argv)
     for split in COUNTS:
         if getattr(arguments, split) < 1:
             given = f"--{split} {getattr(arguments, split)}"
-            raise UsageError("each split needs a picture", given, "give a number from 1 on")
+            raise UsageError("each split needs an image", given, "give a number from 1 on")
     return arguments
 
 

@@ -80,7 +80,7 @@ def decode_image(content: bytes, flags: int = cv2.IMREAD_COLOR) -> Image:
     if image is None and _lacks_only_its_end(content):
         image = _decoded(_with_jpeg_end(content), flags)
     if image is None:
-        raise UnreadableImageError("no picture that OpenCV can decode")
+        raise UnreadableImageError("no image that OpenCV can decode")
     return image
 
 
@@ -198,7 +198,7 @@ def _jpeg_wh(content: bytes) -> tuple[int, int]:
         place += 1
         if marker not in _JPEG_BARE:
             place += int.from_bytes(content[place : place + 2], "big")
-    raise UnreadableImageError(f"more than {MAX_SEGMENTS:,} segments stand before the picture")
+    raise UnreadableImageError(f"more than {MAX_SEGMENTS:,} segments stand before the image")
 
 
 def _read(path: str | Path) -> bytes:

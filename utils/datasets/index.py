@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from utils.config.dataset import DatasetConfig
 from utils.datasets.annotations import NOTHING, Annotation, label_bytes, normalised, parse_annotation
 from utils.datasets.images import UnreadableImageError, check_image
-from utils.datasets.index_cache import CheckedPictures, ContentDigest, read_cache, write_cache
+from utils.datasets.index_cache import CheckedImages, ContentDigest, read_cache, write_cache
 from utils.datasets.labels import Labels
 from utils.datasets.packed import GrowingRows, PackedRows, PackedTexts
 from utils.datasets.sources import Source, list_sources
@@ -144,12 +144,12 @@ def build_index(
         if keep and found == str(digest):
             write_cache(found, checked, cache_dir)
     if not len(checked.paths):
-        what = f"split '{split}' has no readable picture: {checked.problems[0]}"
+        what = f"split '{split}' has no readable image: {checked.problems[0]}"
         raise UserError(what, config.yaml_path, "--check-data lists everything that is wrong")
     # Once only: training indexes two splits of the same YAML.
     problems = [*(config.remarks if split == "train" else ()), *checked.problems]
     if has_truth and not len(checked.labels.values):
-        problems.append(f"split '{split}' has no boxes: every picture counts as background")
+        problems.append(f"split '{split}' has no boxes: every image counts as background")
     labelled = np.full(len(checked.paths), has_truth)
     index = DatasetIndex(
         checked.paths, checked.labels, checked.sizes_wh, labelled, problems, list(config.names)
@@ -157,11 +157,11 @@ def build_index(
     return _as_single_class(index) if single_cls else index
 
 
-def without_pictures(index: DatasetIndex, others: Mapping[str, Collection[str]]) -> DatasetIndex:
+def without_images(index: DatasetIndex, others: Mapping[str, Collection[str]]) -> DatasetIndex:
     """Drop the images that other splits (name to paths) contain; adds their number to the problems."""
     kept = np.ones(len(index), np.bool_)
     for split, pictures in others.items():
-        index, free = _without(index, pictures, f"unlabelled pictures are in '{split}' too and are left out")
+        index, free = _without(index, pictures, f"unlabelled images are in '{split}' too and are left out")
         kept &= free
     return index if kept.all() else _part(index, kept)
 
@@ -172,7 +172,7 @@ def join_unlabelled(train: DatasetIndex, unlabelled: DatasetIndex) -> DatasetInd
     An image in both keeps its labels and is included once; adds the number of these to the problems.
     """
     assert train.names == unlabelled.names and not unlabelled.labelled.any()
-    what = "unlabelled pictures are in 'train' too and count as labelled only"
+    what = "unlabelled images are in 'train' too and count as labelled only"
     new = _part(*_without(unlabelled, set(train.paths), what))
     return replace(
         train,
@@ -252,15 +252,15 @@ def _wrong_lines(mistakes: Sequence[str], config: DatasetConfig) -> UserError:
 def no_label_files(sources: Sequence[Source], config: DatasetConfig) -> UserError:
     """Return the error for a split without any label file."""
     return UserError(
-        f"{counted(len(sources), 'picture')} and not one label file; looked for {sources[0].label} and so on",
+        f"{counted(len(sources), 'image')} and not one label file; looked for {sources[0].label} and so on",
         config.yaml_path,
-        "an empty label file marks a picture without objects",
+        "an empty label file marks an image without objects",
     )
 
 
 def _check(
     sources: Sequence[Source], config: DatasetConfig, has_truth: bool, title: str | None
-) -> tuple[CheckedPictures, str]:
+) -> tuple[CheckedImages, str]:
     """Read every image once, leaving out unreadable ones and noting corrections of labels.
 
     Also returns the digest of what was read. Raises UserError if labels have become invalid since they
@@ -268,13 +268,13 @@ def _check(
     """
     digest = ContentDigest(config.layout, config.names, has_truth)
     notes: dict[str, list[str]] = {}
-    unlabelled = f"of {len(sources)} pictures have no label file and count as background"
+    unlabelled = f"of {len(sources)} images have no label file and count as background"
     paths, sizes, labels = [], array("q"), GrowingRows()
     looked = each_in_parallel(checked_size, sources, title)
     for source, size, content in zip(sources, looked, _label_files(sources, has_truth), strict=True):
         digest.add(source, content)
         if isinstance(size, str):
-            notes.setdefault("pictures skipped", []).append(f"{source.image}: {size}")
+            notes.setdefault("images skipped", []).append(f"{source.image}: {size}")
             continue
         annotation, wrong = _annotation(source, content, config) if has_truth else (NOTHING, [])
         if wrong:
@@ -289,7 +289,7 @@ def _check(
         labels.add(rows)
     problems = [_sentence(kind, entries) for kind, entries in notes.items()]
     sizes_wh = np.frombuffer(sizes, np.int64).reshape(-1, 2)
-    return CheckedPictures(PackedTexts(paths), sizes_wh, labels.packed(), problems), str(digest)
+    return CheckedImages(PackedTexts(paths), sizes_wh, labels.packed(), problems), str(digest)
 
 
 def checked_size(source: Source) -> tuple[int, int] | str:
@@ -321,4 +321,4 @@ def each_in_parallel(
         blocks = (items[start : start + _BLOCK] for start in range(0, len(items), _BLOCK))
         results = (result for block in blocks for result in pool.map(work, block))
         console = Console(quiet=title is None)
-        yield from console.progress(results, len(items), title or "", unit=" pictures")
+        yield from console.progress(results, len(items), title or "", unit=" images")

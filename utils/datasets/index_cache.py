@@ -25,7 +25,7 @@ _VERSION = "4"
 
 
 @dataclass(frozen=True)
-class CheckedPictures:
+class CheckedImages:
     """The expensive part of an index: N readable files, their sizes (N, 2) in pixels, labels, problems."""
 
     paths: PackedTexts
@@ -62,7 +62,7 @@ class ContentDigest:
         return self._digest.hexdigest()
 
 
-def read_cache(digest: str, cache_dir: Path | None) -> CheckedPictures | None:
+def read_cache(digest: str, cache_dir: Path | None) -> CheckedImages | None:
     """Return the cached result, or None if there is none or its file is damaged."""
     # Any exception: a damaged zip raises one of a dozen types, and the remedy is always to rebuild the
     # index.
@@ -75,7 +75,7 @@ def read_cache(digest: str, cache_dir: Path | None) -> CheckedPictures | None:
         return None
 
 
-def _parsed(content: bytes, digest: str) -> CheckedPictures:
+def _parsed(content: bytes, digest: str) -> CheckedImages:
     """Parse the content of a cache file; raises some exception if this code did not write it."""
     with np.load(io.BytesIO(content), allow_pickle=False) as file:
         texts, labels, counts, sizes = (file[name] for name in ("texts", "labels", "counts", "sizes_wh"))
@@ -95,10 +95,10 @@ def _parsed(content: bytes, digest: str) -> CheckedPictures:
     )
     if not sound:
         raise ValueError("the cache is of another kind")
-    return CheckedPictures(PackedTexts.of_parts(names, ends), sizes, PackedRows(labels, counts), problems)
+    return CheckedImages(PackedTexts.of_parts(names, ends), sizes, PackedRows(labels, counts), problems)
 
 
-def write_cache(digest: str, checked: CheckedPictures, cache_dir: Path | None) -> None:
+def write_cache(digest: str, checked: CheckedImages, cache_dir: Path | None) -> None:
     """Write the cache, and remove caches that have long been unused.
 
     Failure to write is ignored: it only costs time at the next start.

@@ -79,7 +79,7 @@ def _check_line(class_id: float, coordinates: list[float], nc: int) -> None:
     if class_id != int(class_id) or not 0 <= class_id < nc:
         raise LabelLineError(f"class {class_id:g} is not one of 0..{nc - 1}")
     if min(coordinates) < _MIN_COORDINATE or max(coordinates) > _MAX_COORDINATE:
-        raise LabelLineError("coordinates must be fractions (0..1) of the picture's size")
+        raise LabelLineError("coordinates must be fractions (0..1) of the image's size")
     if count == _BOX_NUMBERS and min(coordinates[2:]) < 0:
         raise LabelLineError(f"negative size {coordinates[2]:g} x {coordinates[3]:g}")
 
@@ -94,7 +94,7 @@ def correct_boxes(boxes: NDArray[np.float64]) -> tuple[Labels, list[str]]:
     corners = boxes[:, 1:].clip(0, 1)
     outside = int((np.abs(corners - boxes[:, 1:]) > _ROUNDING).any(1).sum())
     if outside:
-        notes.append(f"{outside} boxes reached out of the picture and were clipped")
+        notes.append(f"{outside} boxes reached out of the image and were clipped")
     size = corners[:, 2:] - corners[:, :2]
     solid = (size > 0).all(1)
     if not solid.all():

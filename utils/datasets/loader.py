@@ -27,7 +27,7 @@ from utils.datasets.index import DatasetIndex
 from utils.datasets.labels import Labels
 from utils.datasets.mosaic import Picture, mosaic_tiles, normalise_boxes, place_boxes, single_tile
 from utils.datasets.sampling import BatchOrder, TrainingOrder, rect_groups
-from utils.datasets.store import CacheKind, LostPictureError, PictureStore
+from utils.datasets.store import CacheKind, ImageStore, LostImageError
 from utils.datasets.workers import died, no_interruptions, outlive_signals, usable_cpus
 from utils.device import dead_worker
 from utils.distributed import processes_here, rank, world_size
@@ -107,7 +107,7 @@ class DetectionDataset(Dataset[Batch | UserError]):
             image = read_for_evaluation(path, new_wh)
         except UnreadableImageError as error:
             # No replacement: metrics over fewer images would not be comparable.
-            raise LostPictureError(number, path, str(error)) from error
+            raise LostImageError(number, path, str(error)) from error
         used = fit_letterbox(image, (int(height), int(width)), out)
         shown_wh = (round(used.scale[1] * width), round(used.scale[0] * height))
         boxes = place_boxes(self.index.labels[number], shown_wh, (int(used.pad[1]), int(used.pad[0])))
@@ -117,7 +117,7 @@ class DetectionDataset(Dataset[Batch | UserError]):
 class AugmentedDataset(DetectionDataset):
     """Assembles augmented batches for training, from mosaics or single images."""
 
-    def __init__(self, index: DatasetIndex, store: PictureStore, augment: AugmentSettings, seed: int) -> None:
+    def __init__(self, index: DatasetIndex, store: ImageStore, augment: AugmentSettings, seed: int) -> None:
         super().__init__(index, store.image_size)
         self.store, self.augment, self.seed = store, augment, seed
 
@@ -128,13 +128,13 @@ class AugmentedDataset(DetectionDataset):
             UserError: if several replacements cannot be read either.
         """
         position, row = int(order.positions[place]), order.rows[place].copy()
-        lost: list[LostPictureError] = []
+        lost: list[LostImageError] = []
         while True:
             rng = np.random.default_rng((self.seed, order.epoch, position, _SAMPLE_STREAM))
             try:
                 image, boxes = self._augmented(row, out.shape[:2], rng)
                 break
-            except LostPictureError as error:
+            except LostImageError as error:
                 lost.append(error)
             spare_rng = np.random.default_rng((self.seed, order.epoch, position, _SPARE_STREAM, len(lost)))
             row[row == lost[-1].number] = self._spare(lost, spare_rng)
@@ -143,7 +143,7 @@ class AugmentedDataset(DetectionDataset):
         labels = normalise_boxes(boxes, out.shape[1::-1])
         return Sample(int(row[0]), labels, lost=tuple((error.path, error.reason) for error in lost))
 
-    def _spare(self, lost: Sequence[LostPictureError], rng: np.random.Generator) -> int:
+    def _spare(self, lost: Sequence[LostImageError], rng: np.random.Generator) -> int:
         """Draw a replacement for the last lost image, labelled if that was, from those not lost."""
         latest, labelled = lost[-1], self.index.labelled
         gone = [error.number for error in lost]
@@ -300,7 +300,7 @@ def train_loader(  # noqa: PLR0913 - one parameter per option
         image_weights: class weights (K,) to sample images by, see `TrainLoader.set_image_weights`.
         unlabelled_share: fraction of each batch that is unlabelled, see `TrainingOrder`.
     """
-    store = PictureStore(index, image_size)
+    store = ImageStore(index, image_size)
     if cache == "ram":
         store.keep_in_memory()
     elif cache == "disk":

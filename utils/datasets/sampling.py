@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from utils.distributed import rank, world_size
 
-PICTURES_PER_SAMPLE = 8
+IMAGES_PER_SAMPLE = 8
 _ORDER_STREAM = 0
 _TURN_STREAM = 2  # stream 1 is used by the loader for augmentation
 
@@ -207,7 +207,7 @@ class TrainingOrder:
 
     def _labelled_rows(self, rng: np.random.Generator) -> NDArray[np.int64]:
         """Draw the image and the mosaic partners of each labelled sample: (n, 8), (n, 1) without mosaics."""
-        count, partners = len(self._labelled), PICTURES_PER_SAMPLE - 1
+        count, partners = len(self._labelled), IMAGES_PER_SAMPLE - 1
         if self.weights is None:
             own = rng.permutation(count)
             others = rng.integers(count, size=(count, partners))
@@ -230,7 +230,7 @@ class TrainingOrder:
         turns = range(first // pool, math.ceil((first + count) / pool))
         orders = [np.random.default_rng((self._seed, turn, _TURN_STREAM)).permutation(pool) for turn in turns]
         own = np.concatenate(orders)[first % pool :][:count]
-        others = rng.integers(pool, size=(count, PICTURES_PER_SAMPLE - 1))
+        others = rng.integers(pool, size=(count, IMAGES_PER_SAMPLE - 1))
         return self._rows(pictures, own, others)
 
     def _rows(

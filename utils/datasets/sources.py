@@ -46,7 +46,7 @@ def list_sources(config: DatasetConfig, split: str) -> list[Source]:
             found.setdefault(source.image, source)
     if not found:
         listed = ", ".join(str(entry) for entry in entries)
-        raise UserError(f"split '{split}' has no pictures", listed, "check the paths in the dataset YAML")
+        raise UserError(f"split '{split}' has no images", listed, "check the paths in the dataset YAML")
     return list(found.values())
 
 
@@ -85,8 +85,8 @@ def passed_over(
         texts = (file for file in beside if file.endswith(LABEL_SUFFIX))
         orphans = set(texts) - labels if has_truth else set()
         others = {file for file in _files_below(entry) if not is_image(file)} - labels - orphans
-        yield entry, "files that are no pictures by their names", sorted(others)
-        yield label_folder, "label files without a picture", sorted(orphans)
+        yield entry, "files that are no images by their names", sorted(others)
+        yield label_folder, "label files without an image", sorted(orphans)
 
 
 def label_path(image: str) -> str:
@@ -112,7 +112,7 @@ def _yolo_sources(entry: Path, root: Path) -> list[Source]:
         images = [_from_list(line, entry, root) for line in _lines(entry)]
         if images and not any(map(os.path.exists, images)):
             raise UserError(
-                f"none of its {len(images)} pictures is there, the first is {images[0]}",
+                f"none of its {len(images)} images is there, the first is {images[0]}",
                 entry,
                 "its lines are absolute, or relative to the list or to the dataset's folder",
             )
@@ -177,11 +177,11 @@ def _voc_sources(listing: Path, root: Path) -> list[Source]:
     """
     base = _voc_base(listing, root)
     if os.path.isdir(listing):
-        raise UserError("is a folder and no list of pictures", listing, "layout 'voc' needs a list")
+        raise UserError("is a folder and no list of images", listing, "layout 'voc' needs a list")
     pictures, annotations = base / "JPEGImages", base / "Annotations"
     if not os.path.isdir(pictures):
-        raise UserError("the folder of the pictures is missing", pictures, "layout 'voc' needs it")
-    by_stem = {os.path.splitext(name)[0]: name for name in _picture_names(pictures)}
+        raise UserError("the folder of the images is missing", pictures, "layout 'voc' needs it")
+    by_stem = {os.path.splitext(name)[0]: name for name in _image_names(pictures)}
     sources = []
     for line in _lines(listing):
         stem = line if line in by_stem else _CLASS_FLAG.sub("", line)
@@ -190,7 +190,7 @@ def _voc_sources(listing: Path, root: Path) -> list[Source]:
     return sources
 
 
-def _picture_names(folder: Path) -> list[str]:
+def _image_names(folder: Path) -> list[str]:
     try:
         return sorted(name for name in os.listdir(folder) if is_image(name) and not is_hidden(name))
     except OSError as error:
@@ -207,7 +207,7 @@ def _lines(listing: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         fix = "write one image path per line, in UTF-8"
-        raise UserError(f"cannot be read as a list of pictures ({reason})", listing, fix) from error
+        raise UserError(f"cannot be read as a list of images ({reason})", listing, fix) from error
     lines = lines_of(text)
     for number, line in enumerate(lines, 1):
         if "\0" in line:

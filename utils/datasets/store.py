@@ -46,7 +46,7 @@ _CGROUP = (
 )
 
 
-class LostPictureError(UserError):
+class LostImageError(UserError):
     """An image that was readable when the index was built but no longer is; number: its index there."""
 
     def __init__(self, number: int, path: str, reason: str) -> None:
@@ -59,10 +59,10 @@ class LostPictureError(UserError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Support pickling, to pass the error on to another process."""
-        return LostPictureError, (self.number, self.path, self.reason)
+        return LostImageError, (self.number, self.path, self.reason)
 
 
-class PictureStore:
+class ImageStore:
     """Images (H, W, 3) BGR uint8 by number, with the longer side scaled to `image_size`.
 
     wh: (N, 2) the scaled sizes, pixels.
@@ -84,7 +84,7 @@ class PictureStore:
         """Return the image with a number; must not be written to.
 
         Raises:
-            LostPictureError: if its file has been removed or damaged since the index was built.
+            LostImageError: if its file has been removed or damaged since the index was built.
         """
         if self._file is not None and self._memory is None:
             self._map(self._file)
@@ -106,7 +106,7 @@ class PictureStore:
             free //= processes_here()
         if free is not None and needed > free * _MEMORY_SHARE:
             self.notes.append(
-                f"pictures are not cached in memory: they take {needed / _GIB:.1f} GiB and "
+                f"images are not cached in memory: they take {needed / _GIB:.1f} GiB and "
                 f"{free / _GIB:.1f} GiB are free; --cache disk needs none"
             )
             return
@@ -116,7 +116,7 @@ class PictureStore:
             view[self._offsets[number] : self._offsets[number + 1]] = picture.ravel()
         self._memory = memory
         self.notes.append(
-            f"{counted(len(self._paths), 'picture')} cached in memory ({needed / _GIB:.2f} GiB)"
+            f"{counted(len(self._paths), 'image')} cached in memory ({needed / _GIB:.2f} GiB)"
         )
 
     def keep_on_disk(self) -> None:
@@ -135,18 +135,18 @@ class PictureStore:
                 free = free_bytes(path.parent)
                 if needed > free:
                     needs = f"they take {needed / _GIB:.1f} GiB and {path.parent} has {free / _GIB:.1f} GiB"
-                    self.notes.append(f"pictures are not cached on disk: {needs}")
+                    self.notes.append(f"images are not cached on disk: {needs}")
                     return
                 self._write(path, digest)
             self._map(path)
-        except LostPictureError:
+        except LostImageError:
             raise
         except (OSError, RuntimeError, UserError) as error:  # RuntimeError: there is no home folder
-            self.notes.append(f"pictures are not cached on disk: {error}")
+            self.notes.append(f"images are not cached on disk: {error}")
             return
         if self._file is not None:
             self.notes.append(
-                f"{counted(len(self._paths), 'picture')} cached in {path} ({needed / _GIB:.2f} GiB)"
+                f"{counted(len(self._paths), 'image')} cached in {path} ({needed / _GIB:.2f} GiB)"
             )
 
     def _write(self, path: Path, digest: str) -> None:
@@ -169,7 +169,7 @@ class PictureStore:
             self._memory, self._file = _mapped(path, int(self._offsets[-1])), path
         except (OSError, ValueError) as error:
             self._file = None
-            self.notes.append(f"pictures are not cached on disk: {error}")
+            self.notes.append(f"images are not cached on disk: {error}")
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle the path of a cache file instead of its content, for workers that are not forked."""
@@ -183,14 +183,14 @@ class PictureStore:
                 self._paths[number], (int(width), int(height)), (int(scaled_width), int(scaled_height))
             )
         except UnreadableImageError as error:
-            raise LostPictureError(number, self._paths[number], str(error)) from error
+            raise LostImageError(number, self._paths[number], str(error)) from error
 
     def _all(self) -> Iterator[Image]:
         """Yield all images in order, decoded by several threads, a bounded number ahead."""
         count = len(self._paths)
         with (
             ThreadPoolExecutor(_THREADS) as pool,
-            Console().progress(None, count, "caching pictures", unit=" pictures") as bar,
+            Console().progress(None, count, "caching images", unit=" images") as bar,
         ):
             for start in range(0, count, _CHUNK):
                 for picture in pool.map(self._read, range(start, min(start + _CHUNK, count))):
@@ -204,7 +204,7 @@ class PictureStore:
             try:
                 status = os.stat(path)
             except OSError as error:
-                raise LostPictureError(number, path, error.strerror or str(error)) from error
+                raise LostImageError(number, path, error.strerror or str(error)) from error
             stamps.append([path, status.st_size, status.st_mtime_ns, status.st_ctime_ns])
         described = json.dumps([_VERSION, self.image_size, self.wh.tolist(), stamps])
         return hashlib.sha256(described.encode(errors="surrogateescape")).hexdigest()
@@ -239,7 +239,7 @@ def is_intact(path: Path, size: int, digest: str) -> bool:
             return False
         with (
             open(path, "rb") as file,
-            Console().progress(None, size, "checking cached pictures", unit="B") as bar,
+            Console().progress(None, size, "checking cached images", unit="B") as bar,
         ):
             checksum, left = 0, size
             while left and (content := file.read(min(left, _READ))):

@@ -73,7 +73,7 @@ class Diagnosis:
         if not sees:
             yield from self._once(
                 "zero",
-                "no box of the teacher reaches --t-conf-thres in these pictures, so that it teaches "
+                "no box of the teacher reaches --t-conf-thres in these images, so that it teaches "
                 "background alone; look at its boxes with detect.py, or lower the threshold",
             )
         if self.losses[-1] < 1e-9:

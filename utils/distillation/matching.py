@@ -39,9 +39,9 @@ class LevelPair:
     student_anchors: Tensor
     is_identity: bool
 
-    def cut(self, maps: Tensor, picture_hw: tuple[int, int]) -> Tensor:
+    def cut(self, maps: Tensor, image_hw: tuple[int, int]) -> Tensor:
         """Crop maps (..., H, W) to the cells within a student's image of that size in pixels."""
-        height, width = (side // self.stride for side in picture_hw)
+        height, width = (side // self.stride for side in image_hw)
         return maps[..., :height, :width]
 
 
@@ -104,7 +104,7 @@ def fit_networks(teacher: Detect, classes: ClassMap, student: Model, scale: floa
         if teacher_levels:
             pairs.append(_pair(student_level, teacher_levels[0], teacher, student.head, scale))
     if not pairs:
-        sizes = f" with pictures {scale:g} times as large" if scale != 1 else ""
+        sizes = f" with images {scale:g} times as large" if scale != 1 else ""
         raise UserError(
             f"its levels have strides {_integers(teacher.stride.tolist())}{sizes}, the student's "
             f"{_integers(student_strides)}: none has the same cells",

@@ -155,7 +155,7 @@ class _Seen:
 
 
 @dataclass
-class DisagreementPictures:
+class DisagreementPlots:
     """Observer of an evaluation that runs a second network on the same images.
 
     It keeps the images on which the two disagree most, see `compare_detections`, and finally draws them with

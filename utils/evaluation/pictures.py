@@ -17,7 +17,7 @@ from utils.reporting.pictures import plot_batch
 SHOWN_CONFIDENCE = 0.25  # evaluation keeps everything above .001, which would cover the images
 
 
-class BatchPictures:
+class BatchPlots:
     """Observer that draws the first batches: val_batchN_labels.jpg and val_batchN_pred.jpg."""
 
     def __init__(self, folder: Path, names: Sequence[str], count: int = 3) -> None:
@@ -50,7 +50,7 @@ def targets_from_detections(batch: Batch, detections: list[Tensor]) -> tuple[Ten
     return torch.cat(rows), torch.cat(confidences)
 
 
-def save_score_pictures(folder: Path, result: EvaluationResult) -> None:
+def save_score_plots(folder: Path, result: EvaluationResult) -> None:
     """Plot the curves and the confusion matrix of a result."""
     from utils.reporting.plots import plot_confusion, plot_curves  # matplotlib takes half a second to import
 

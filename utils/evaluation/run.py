@@ -35,7 +35,7 @@ from utils.evaluation.coco import (
     score_with_pycocotools,
 )
 from utils.evaluation.evaluate import EvaluationResult, EvaluationSettings, Observer, evaluate
-from utils.evaluation.pictures import BatchPictures, save_score_pictures
+from utils.evaluation.pictures import BatchPlots, save_score_plots
 from utils.inference.backends import (
     find_network,
     is_exported,
@@ -109,7 +109,7 @@ def _say_what_would_be_done(
     place = "nothing would be written" if options.task == "speed" else f"results would be in {folder}"
     sides = str(size) if isinstance(size, int) else " x ".join(map(str, size))
     console.info(
-        f"dry run: all is ready, nothing was written; {counted(len(index), 'picture')} in "
+        f"dry run: all is ready, nothing was written; {counted(len(index), 'image')} in "
         f"{counted(len(loader), 'batch', 'batches')} at {sides} px take about {time_left} to score, {place}\n"
         f"start it: {command_of(options, dry_run=False)}"
     )
@@ -246,7 +246,7 @@ class _Report:
             self.coco = CocoResults(self.index)
             self.observers.append(self.coco)
         if not options.noplots and rank() == 0:
-            self.observers.append(BatchPictures(self.folder, self.index.names))
+            self.observers.append(BatchPlots(self.folder, self.index.names))
 
     def finish(self, result: EvaluationResult, config: DatasetConfig, console: Console) -> None:
         """Write what needs all images, and print where everything is."""
@@ -256,7 +256,7 @@ class _Report:
             return
         write_text_atomically(self.folder / METRICS_NAME, json.dumps(result.to_dict(), indent=2) + "\n")
         if not self.options.noplots:
-            save_score_pictures(self.folder, result)
+            save_score_plots(self.folder, result)
         if self.coco is not None:
             self._score_with_coco(self.coco, config, console)
         console.info(f"results in {self.folder}")

@@ -29,7 +29,7 @@ from utils.errors import UserError
 from utils.export.onnx_file import onnx_content
 from utils.export.openvino_folder import write_openvino
 from utils.export.torchscript_file import torchscript_content
-from utils.export.verify import EXACT, HALF, Allowed, Comparison, check_pictures, compare, describe
+from utils.export.verify import EXACT, HALF, Allowed, Comparison, check_images, compare, describe
 from utils.inference.backends import ONNX, OPENVINO_FOLDER, TORCHSCRIPT, is_exported, load_network
 from utils.inference.exported import Exported
 from utils.inference.facts import ExportFacts, NmsInside
@@ -61,7 +61,7 @@ def run_export(options: ExportOptions, console: Console | None = None) -> list[P
     model = build_model(read_checkpoint(weights)).fuse().eval().requires_grad_(False)
     if model.channels != 3:
         raise UserError(
-            f"takes pictures of {model.channels} channels", weights, "export networks for 3 channels"
+            f"takes images of {model.channels} channels", weights, "export networks for 3 channels"
         )
     pictures = _pictures(options.source, console)
     sides = fitting_image_size(options.imgsz, model.size_multiple, console)
@@ -129,8 +129,8 @@ def _export(makers: _Makers, name: str, weights: Path, check: _Check, console: C
     if result.predictions + result.detections:
         console.info(describe(result, path))
     else:
-        fix = "name pictures in which it sees something with --source"
-        console.warn(f"{path}: the network sees nothing in these pictures, so nothing was compared; {fix}")
+        fix = "name images in which it sees something with --source"
+        console.warn(f"{path}: the network sees nothing in these images, so nothing was compared; {fix}")
     return path
 
 
@@ -172,7 +172,7 @@ def is_installed(package: str) -> bool:
 
 def _pictures(source: str, console: Console) -> Sequence[Image]:
     frames = islice(open_source(found_from_anywhere(source), warn=console.warn), 4)
-    return check_pictures([frame.image for frame in frames], source)
+    return check_images([frame.image for frame in frames], source)
 
 
 def _facts(options: ExportOptions, model: Model, size_hw: tuple[int, int]) -> ExportFacts:

@@ -107,10 +107,10 @@ def compare(
     return result
 
 
-def check_pictures(found: Sequence[Image], source: str) -> list[Image]:
+def check_images(found: Sequence[Image], source: str) -> list[Image]:
     """Return the first `PICTURES` of the images; raises UserError if there are none."""
     if not found:
-        raise UserError("no picture to compare on", source, "name one with --source")
+        raise UserError("no image to compare on", source, "name one with --source")
     return list(found[:PICTURES])
 
 

@@ -1,4 +1,4 @@
-"""What Python programs hand in, pictures and settings, checked and as the network takes it."""
+"""What Python programs hand in, images and settings, checked and as the network takes it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from utils.inference.remote import fetch
 Device = str | int | torch.device | None
 
 _MOST_CHANNELS = 4
-_TAKEN = "give a path, an address, the bytes of a file, a PIL picture or an array (H, W, 3) of uint8 in RGB"
+_TAKEN = "give a path, an address, the bytes of a file, a PIL image or an array (H, W, 3) of uint8 in RGB"
 _SCALE_IT = "scale it to 0..255 and give it as an array of uint8"
 
 
@@ -81,7 +81,7 @@ def rules_of(
 
 
 def frame_of(picture: Any, number: int) -> Frame:
-    """A picture in any form, as BGR with a name. Raises UserError for what is none."""
+    """An image in any form, as BGR with a name. Raises UserError for what is none."""
     name = f"image{number}.jpg"
     try:
         if isinstance(picture, str | os.PathLike):
@@ -94,7 +94,7 @@ def frame_of(picture: Any, number: int) -> Frame:
             return Frame(decode_image(bytes(picture)), name)
     except UnreadableImageError as error:
         shown = (
-            without_password(str(picture)) if isinstance(picture, str | os.PathLike) else f"picture {number}"
+            without_password(str(picture)) if isinstance(picture, str | os.PathLike) else f"image {number}"
         )
         raise UserError(f"cannot be read ({error})", shown, "check the path or the address") from error
     if hasattr(picture, "convert") and hasattr(picture, "getexif"):
@@ -104,7 +104,7 @@ def frame_of(picture: Any, number: int) -> Frame:
 
 
 def _from_pil(picture: Any, number: int) -> Image:
-    """A PIL picture, upright, as (H, W, 3) or (H, W) uint8. PIL itself would clip deep values to white."""
+    """A PIL image, upright, as (H, W, 3) or (H, W) uint8. PIL itself would clip deep values to white."""
     from PIL import ImageOps
 
     try:
@@ -112,27 +112,27 @@ def _from_pil(picture: Any, number: int) -> Image:
         if upright.mode[0] not in "IF":
             return np.asarray(upright.convert("RGB"))
     except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"cannot be read ({error})", f"picture {number}", _TAKEN) from error
+        raise UserError(f"cannot be read ({error})", f"image {number}", _TAKEN) from error
     values = np.asarray(upright)
     # Older versions of PIL open 16-bit files as 32-bit integers (I). The upper byte, as files are read.
     deep = upright.mode.startswith("I;16") or (upright.mode == "I" and 255 < values.max() < 2**16)
     if deep and values.min() >= 0:
         return (values // 256).astype(np.uint8)
-    raise UserError(f"is a PIL picture of mode {upright.mode}", f"picture {number}", _SCALE_IT)
+    raise UserError(f"is a PIL image of mode {upright.mode}", f"image {number}", _SCALE_IT)
 
 
 def _from_array(array: Any, number: int) -> Image:
-    """An RGB array as a BGR picture. Raises UserError for what is none."""
+    """An RGB array as a BGR image. Raises UserError for what is none."""
     if not isinstance(array, np.ndarray):
-        raise UserError(f"is a {type(array).__name__}", f"picture {number}", _TAKEN)
+        raise UserError(f"is a {type(array).__name__}", f"image {number}", _TAKEN)
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or not array.size:
-        raise UserError(f"is an array {array.shape} of {array.dtype}", f"picture {number}", _TAKEN)
+        raise UserError(f"is an array {array.shape} of {array.dtype}", f"image {number}", _TAKEN)
     if array.ndim == 2:
         array = array[..., None]
     elif array.shape[2] > _MOST_CHANNELS and array.shape[0] <= _MOST_CHANNELS:
         array = array.transpose(1, 2, 0)
     if array.shape[2] not in (1, 3, 4):
-        raise UserError(f"is an array {array.shape}", f"picture {number}", _TAKEN)
+        raise UserError(f"is an array {array.shape}", f"image {number}", _TAKEN)
     if array.shape[2] == 1:
         array = array.repeat(3, 2)
     return np.ascontiguousarray(array[..., 2::-1])

@@ -131,7 +131,7 @@ def settle(
         size_hw = fitting[0], fitting[-1]
     elif given and size_hw != wanted:
         console.warn(
-            f"{network.path} takes pictures of {size_hw[1]}x{size_hw[0]} px alone: --imgsz has no effect"
+            f"{network.path} takes images of {size_hw[1]}x{size_hw[0]} px alone: --imgsz has no effect"
         )
     if not network.facts.knows_shape:
         network.take_single(size_hw)

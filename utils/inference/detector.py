@@ -21,7 +21,7 @@ BATCH_ON_CPU, BATCH_ON_GPU = 1, 16
 
 @dataclass(frozen=True)
 class Prepared:
-    """A frame with its picture as the network takes it: (1, 3, H, W) uint8 RGB. seconds: that it took."""
+    """A frame with its image as the network takes it: (1, 3, H, W) uint8 RGB. seconds: that it took."""
 
     frame: Frame
     pixels: Tensor
@@ -46,20 +46,20 @@ class Detector:
             self.batch = predictor.model.facts.shape[0] or BATCH_ON_CPU
         elif predictor.device.type == "cuda":
             self.batch = BATCH_ON_GPU
-            # The first pass sets up the card; it belongs to no picture's time.
+            # The first pass sets up the card; it belongs to no image's time.
             predictor.predict(torch.zeros(1, 3, *size_hw, device=predictor.device))
             predictor.watch.reset()
 
     def prepare(self, frame: Frame) -> Prepared:
-        """The frame's picture scaled and padded; needs no network and may run in another thread."""
+        """The frame's image scaled and padded; needs no network and may run in another thread."""
         begun = time.perf_counter()
         pixels, letterbox = letterbox_image(frame.image, self.size_hw, self.stride, self.whole)
         return Prepared(frame, pixels, letterbox, time.perf_counter() - begun)
 
     def detect(self, group: Sequence[Prepared]) -> list[Tensor]:
-        """Detections of each, (n, 6) on the CPU: box in pixels of its picture, confidence, class.
+        """Detections of each, (n, 6) on the CPU: box in pixels of its image, confidence, class.
 
-        All pictures have the same shape.
+        All images have the same shape.
         """
         watch = self.predictor.watch
         watch.start()

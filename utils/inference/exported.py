@@ -22,7 +22,7 @@ from utils.words import counted
 
 _DETECTION = 6  # numbers of one: a box, its confidence, its class
 _MOST_LETTERS = 300
-_PROBE_STRIDES = 2  # side of the first picture where sides are free: small, and more than one cell
+_PROBE_STRIDES = 2  # side of the first image where sides are free: small, and more than one cell
 
 
 def check_names(
@@ -75,7 +75,7 @@ class Exported(ABC):
         """Decoded predictions (B, N, 5 + K), or with NMS inside detections (B, D, 6), float32.
 
         images: (B, 3, H, W), float 0..1. Any B: where the file takes batches of one size alone, they are cut
-        and filled up. Smaller pictures than it takes are padded at the right and below, which moves no box.
+        and filled up. Smaller images than it takes are padded at the right and below, which moves no box.
         """
         images = self._padded(images.to(self.device, torch.float32))
         count = self.facts.shape[0]
@@ -140,7 +140,7 @@ class Exported(ABC):
             )
 
     def take_single(self, size_hw: tuple[int, int]) -> None:
-        """Settles that it gets single pictures of this size: what is right for all that do not say."""
+        """Settles that it gets single images of this size: what is right for all that do not say."""
         self.facts = replace(self.facts, shape=(1, *size_hw), knows_shape=True)
 
     def in_words(self) -> str:

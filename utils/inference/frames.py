@@ -1,4 +1,4 @@
-"""What every source of pictures gives: frames."""
+"""What every source of images gives: frames."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ STREAM_SCHEMES = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "tcp:
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture to look at.
+    """One image to look at.
 
     image: (H, W, 3) uint8 BGR. source: the file or address it comes from, without a password.
-    number: 0-based within a video or stream, None for a picture. fps: of the video or stream, 0
+    number: 0-based within a video or stream, None for an image. fps: of the video or stream, 0
     where unknown. place: where it stands among all, "3/17", for the console. live: frames of several
     sources come in turn.
     """
@@ -62,7 +62,7 @@ def is_live(source: str) -> bool:
 
 
 def is_remote_file(source: str) -> bool:
-    """Whether a source is the address of a picture or video, which waits until its turn comes."""
+    """Whether a source is the address of an image or video, which waits until its turn comes."""
     return source.lower().startswith(_FILE_SCHEMES) and suffix_of(source) in IMAGE_SUFFIXES | VIDEO_SUFFIXES
 
 

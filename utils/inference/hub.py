@@ -1,4 +1,4 @@
-"""Networks for Python programs: `load` gives one that takes pictures in any form and returns boxes."""
+"""Networks for Python programs: `load` gives one that takes images in any form and returns boxes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from utils.words import counted
 
 
 def load(weights: str | Path = "yolov5s.pt", device: Device = "", verbose: bool = True) -> HubModel:
-    """The network in weights (.pt, .onnx, .torchscript, an OpenVINO folder), ready to be called on pictures.
+    """The network in weights (.pt, .onnx, .torchscript, an OpenVINO folder), ready to be called on images.
 
     device: cpu, a GPU's number or a torch.device; "" takes the first GPU, else the CPU. verbose: say what was
     loaded.
@@ -66,7 +66,7 @@ def load_or_create(
 
 
 class HubModel:
-    """A network that is called with pictures and gives Detections.
+    """A network that is called with images and gives Detections.
 
     conf, iou, classes (a number or several, None for all), max_det, agnostic, multi_label: the rules by which
     boxes are kept, to be set as one likes. names: of the classes, by number. stride: what sides are multiples
@@ -94,14 +94,14 @@ class HubModel:
     def __call__(
         self, pictures: Any, size: int | Sequence[int] | None = None, augment: bool = False
     ) -> Detections:
-        """The detections in one picture or a list of them, at a size in px (or height and width), else 640.
+        """The detections in one image or a list of them, at a size in px (or height and width), else 640.
 
-        A picture is a path, an http or https address, the bytes of an encoded file, a PIL picture, or a NumPy
+        An image is a path, an http or https address, the bytes of an encoded file, a PIL image, or a NumPy
         array of uint8: (H, W, 3) in RGB (OpenCV's are BGR: pass `image[..., ::-1]`), (H, W), or the channels
         first. augment: average over three sizes and a flip.
 
         Raises:
-            UserError: something is no picture, or cannot be read; a rule or the size is outside of its range.
+            UserError: something is no image, or cannot be read; a rule or the size is outside of its range.
         """
         predictor, size_hw = self._predictor(augment), self._size(size)
         given = list(pictures) if isinstance(pictures, list | tuple) else [pictures]
@@ -159,14 +159,14 @@ class HubModel:
         return Predictor(self.model, rules, augment=augment)
 
     def _size(self, size: Any) -> tuple[int, int]:
-        """Height and width to look at pictures at; a file of one shape has its own, which is said once."""
+        """Height and width to look at images at; a file of one shape has its own, which is said once."""
         sides = (640, 640) if size is None else sides_of(size)
         if isinstance(self.model, Exported) and self.model.facts.size_hw is not None:
             own = self.model.facts.size_hw
             if size is not None and sides != own and not self._has_warned_of_size:
                 self._has_warned_of_size = True
                 self._console.warn(
-                    f"{self.model.path} takes pictures of {own[1]}x{own[0]} px alone: size has no effect"
+                    f"{self.model.path} takes images of {own[1]}x{own[0]} px alone: size has no effect"
                 )
             return own
         height, width = fitting_image_size(sides, self.stride, self._console, "size")
@@ -174,7 +174,7 @@ class HubModel:
 
 
 def ready(model: Model, device: Device = "", name: str = "", verbose: bool = False) -> HubModel:
-    """A bare network made ready for pictures. Raises UserError where it takes none of three channels.
+    """A bare network made ready for images. Raises UserError where it takes none of three channels.
 
     verbose: say of the network of that name what it is, as `load` does.
     """

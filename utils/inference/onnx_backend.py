@@ -54,9 +54,7 @@ class OnnxNetwork(Exported):
             or len(inputs[0].shape) != 4
             or inputs[0].type not in ("tensor(float)", "tensor(float16)")
         ):
-            raise UserError(
-                "takes something else than one batch of pictures", path, "export it with export.py"
-            )
+            raise UserError("takes something else than one batch of images", path, "export it with export.py")
         self._input, self._type = inputs[0].name, np.float16 if "16" in inputs[0].type else np.float32
         self._output = self.session.get_outputs()[0].name
         facts = facts_from_texts(self.session.get_modelmeta().custom_metadata_map, _shape(inputs[0].shape))

@@ -97,6 +97,6 @@ def _only(folder: Path, suffix: str) -> Path:
 
 def _shape(sides: list[int | None]) -> Shape:
     if len(sides) != 4:
-        raise ValueError("it takes something else than a batch of pictures")
+        raise ValueError("it takes something else than a batch of images")
     batch, _, height, width = sides
     return batch if batch is None or batch <= MAX_BATCH else None, height, width

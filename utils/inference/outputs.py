@@ -20,9 +20,9 @@ from utils.inference.writers import (
     NameBook,
     TableWriter,
     VideoWriter,
-    picture_suffix,
+    image_suffix,
     safe_name,
-    write_picture,
+    write_image,
 )
 
 LABELS = "labels"  # the folder for label files
@@ -60,7 +60,7 @@ class Outputs:
         for source in files:
             is_video = suffix_of(source) in VIDEO_SUFFIXES
             self._stems.expect(_stem(source), series=is_video)
-            self._files.expect(_stem(source) + (".mp4" if is_video else picture_suffix(source)))
+            self._files.expect(_stem(source) + (".mp4" if is_video else image_suffix(source)))
         self._videos: dict[str, VideoWriter] = {}
 
     def __enter__(self) -> Outputs:
@@ -79,7 +79,7 @@ class Outputs:
     def write(self, frame: Frame, detections: Tensor, draw: Callable[[], Image]) -> Callable[[], None] | None:
         """Writes one frame: detections (n, 6) in its pixels; `draw` gives it with the boxes on it.
 
-        Of a picture that is put off: to draw and save it is what comes back, and any thread may do it. All
+        Of an image that is put off: to draw and save it is what comes back, and any thread may do it. All
         else has its order.
         """
         stem = self._stems.name(frame.source, _stem(frame.source), series=frame.number is not None)
@@ -95,8 +95,8 @@ class Outputs:
         if frame.number is not None:
             self._video_for(frame).write(draw())
             return None
-        path = self.folder / self._files.name(frame.source, _stem(frame.source), picture_suffix(frame.source))
-        return lambda: write_picture(path, draw())
+        path = self.folder / self._files.name(frame.source, _stem(frame.source), image_suffix(frame.source))
+        return lambda: write_image(path, draw())
 
     def _video_for(self, frame: Frame) -> VideoWriter:
         if frame.source not in self._videos:

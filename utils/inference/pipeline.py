@@ -15,7 +15,7 @@ from utils.datasets.workers import abandonable
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-BUDGET_BYTES = 256 << 20  # of pictures that wait, whatever their size; at least one always may
+BUDGET_BYTES = 256 << 20  # of images that wait, whatever their size; at least one always may
 
 
 def read_ahead(items: Iterable[Item], size_of: Callable[[Item], int], depth: int) -> Iterator[Item]:

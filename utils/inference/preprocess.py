@@ -1,4 +1,4 @@
-"""A picture of any size as the network wants it."""
+"""An image of any size as the network wants it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def fitting_image_size(
 def letterbox_image(
     image: Image, size_hw: tuple[int, int], stride: int, whole: bool = False
 ) -> tuple[Tensor, Letterbox]:
-    """The picture scaled to fit into a size and padded to the next multiples of the stride.
+    """The image scaled to fit into a size and padded to the next multiples of the stride.
 
     image: (H, W, 3) BGR. Gives (1, 3, H', W') uint8 RGB with H' and W' no larger than need be (`whole`: as
     in `size_hw`), and how to get back.

@@ -1,4 +1,4 @@
-"""Pictures and videos from the network."""
+"""Images and videos from the network."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a network found in pictures, as Python programs want it: numbers, pictures, files.
+"""What a network found in images, as Python programs want it: numbers, images, files.
 
-Shapes: n detections of a picture, H W pixels.
+Shapes: n detections of an image, H W pixels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from utils.boxes import xyxy_to_cxcywh
 from utils.config.files import next_run_folder
 from utils.datasets.images import Image
 from utils.errors import UserError
-from utils.inference.writers import CropWriter, NameBook, picture_suffix, safe_name, write_picture
+from utils.inference.writers import CropWriter, NameBook, image_suffix, safe_name, write_image
 from utils.reporting.draw import draw_boxes
 from utils.words import counted, found_in_words
 
@@ -27,14 +27,14 @@ _COLUMNS = ("xmin", "ymin", "xmax", "ymax"), ("xcenter", "ycenter", "width", "he
 
 
 class Detections:
-    """The detections in a list of pictures; indexed and iterated by picture.
+    """The detections in a list of images; indexed and iterated by image.
 
-    `results[0]` has the detections in the first picture, `results[1:3]` those in two.
+    `results[0]` has the detections in the first image, `results[1:3]` those in two.
 
-    ims: the pictures, (H, W, 3) uint8 RGB. files: a name for each. names: of the classes. xyxy, xywh: a
-    tensor (n, 6) a picture, on the CPU, best first: left, top, right, bottom (or centre, size) in pixels,
-    confidence, class; xyxyn and xywhn: the same as parts of the picture's width and height. pred: as xyxy.
-    t: milliseconds a picture for preparing, network and suppression.
+    ims: the images, (H, W, 3) uint8 RGB. files: a name for each. names: of the classes. xyxy, xywh: a
+    tensor (n, 6) an image, on the CPU, best first: left, top, right, bottom (or centre, size) in pixels,
+    confidence, class; xyxyn and xywhn: the same as parts of the image's width and height. pred: as xyxy.
+    t: milliseconds an image for preparing, network and suppression.
     """
 
     def __init__(
@@ -54,11 +54,11 @@ class Detections:
         self.xywhn = [_relative(*pair) for pair in zip(self.xywh, self.ims, strict=True)]
 
     def __len__(self) -> int:
-        """How many pictures."""
+        """How many images."""
         return self.n
 
     def __getitem__(self, index: int | slice) -> Detections:
-        """Those of one picture, or of the pictures of a slice."""
+        """Those of one image, or of the images of a slice."""
         chosen = [*range(self.n)[index]] if isinstance(index, slice) else [range(self.n)[index]]
         return Detections(
             [self.ims[one] for one in chosen],
@@ -69,15 +69,15 @@ class Detections:
         )
 
     def __iter__(self) -> Iterator[Detections]:
-        """Those of each picture."""
+        """Those of each image."""
         return (self[index] for index in range(self.n))
 
     def tolist(self) -> list[Detections]:
-        """Those of each picture."""
+        """Those of each image."""
         return list(self)
 
     def __str__(self) -> str:
-        """A line a picture, and the times."""
+        """A line an image, and the times."""
         lines = []
         for number, (image, found) in enumerate(zip(self.ims, self.pred, strict=True), start=1):
             listed = found_in_words([int(label) for label in found[:, 5].tolist()], self.names)
@@ -89,14 +89,14 @@ class Detections:
         return "\n".join(lines)
 
     def __repr__(self) -> str:
-        return f"<Detections of {counted(self.n, 'picture')}>\n{self}"
+        return f"<Detections of {counted(self.n, 'image')}>\n{self}"
 
     def print(self) -> None:
         """Prints what was found."""
         print(self)
 
     def to_dict(self) -> list[dict[str, Any]]:
-        """A dict a picture, of plain values: file, width, height, detections; ready for JSON."""
+        """A dict an image, of plain values: file, width, height, detections; ready for JSON."""
         return [self._plain(index) for index in range(self.n)]
 
     def _plain(self, index: int) -> dict[str, Any]:
@@ -113,28 +113,28 @@ class Detections:
         return {"file": self.files[index], "width": width, "height": height, "detections": found}
 
     def plot(self, labels: bool = True, line_thickness: int | None = None) -> list[Image]:
-        """Copies of the pictures (H, W, 3) RGB with the boxes drawn, the most confident on top.
+        """Copies of the images (H, W, 3) RGB with the boxes drawn, the most confident on top.
 
-        labels: with names and confidences. line_thickness: pixels; left out, by the size of the picture.
+        labels: with names and confidences. line_thickness: pixels; left out, by the size of the image.
         """
         return [self._drawn(index, labels, line_thickness)[..., ::-1].copy() for index in range(self.n)]
 
     def render(self, labels: bool = True) -> list[Image]:
-        """As `plot`; from then on `ims` are these pictures."""
+        """As `plot`; from then on `ims` are these images."""
         self.ims = self.plot(labels)
         return self.ims
 
     def show(self, labels: bool = True) -> None:
-        """Opens the drawn pictures in the system's viewer. Raises UserError without Pillow."""
+        """Opens the drawn images in the system's viewer. Raises UserError without Pillow."""
         try:
             from PIL import Image as PictureFile
         except ImportError as error:
-            raise UserError("needs Pillow", "show()", "pip install pillow, or save() the pictures") from error
+            raise UserError("needs Pillow", "show()", "pip install pillow, or save() the images") from error
         for image in self.plot(labels):
             PictureFile.fromarray(image).show()
 
     def save(self, labels: bool = True, save_dir: Path | str = f"{RUNS}/exp", exist_ok: bool = False) -> Path:
-        """Writes the drawn pictures into a folder and gives it.
+        """Writes the drawn images into a folder and gives it.
 
         save_dir: a number is added where it is taken, unless `exist_ok`.
 
@@ -144,8 +144,8 @@ class Detections:
         folder = _folder(save_dir, exist_ok)
         book = NameBook()
         for index, file in enumerate(self.files):
-            name = book.name(index, safe_name(Path(file).stem), picture_suffix(file))
-            write_picture(folder / name, self._drawn(index, labels, None))
+            name = book.name(index, safe_name(Path(file).stem), image_suffix(file))
+            write_image(folder / name, self._drawn(index, labels, None))
         return folder
 
     def crop(
@@ -179,7 +179,7 @@ class Detections:
         return crops
 
     def pandas(self) -> SimpleNamespace:
-        """The detections as pandas' tables: `.xyxy`, `.xywh`, `.xyxyn`, `.xywhn`, each a table a picture.
+        """The detections as pandas' tables: `.xyxy`, `.xywh`, `.xyxyn`, `.xywhn`, each a table an image.
 
         Raises:
             UserError: pandas is not installed.
@@ -201,7 +201,7 @@ class Detections:
         return SimpleNamespace(**tables)
 
     def _drawn(self, index: int, labels: bool, line_thickness: int | None) -> Image:
-        """The picture (BGR) with its boxes."""
+        """The image (BGR) with its boxes."""
         flipped = self.pred[index].flip(0).numpy()
         return draw_boxes(
             np.ascontiguousarray(self.ims[index][..., ::-1]),
@@ -225,7 +225,7 @@ def _relative(found: Tensor, image: Image) -> Tensor:
 
 def _folder(save_dir: Path | str, exist_ok: bool) -> Path:
     path = Path(save_dir)
-    if path.name in ("", "..") and not exist_ok:  # a folder that is there, with pictures of the same names
+    if path.name in ("", "..") and not exist_ok:  # a folder that is there, with images of the same names
         fix = "name a folder to be made, as in save_dir='found', or say exist_ok=True"
         raise UserError("is there already, and files in it may be replaced", save_dir, fix)
     return next_run_folder(path.parent, path.name, exist_ok)

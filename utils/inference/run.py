@@ -1,4 +1,4 @@
-"""What detect.py does: find objects in pictures, videos and streams, and draw them."""
+"""What detect.py does: find objects in images, videos and streams, and draw them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from utils.words import counted
 
 @dataclass(frozen=True)
 class DrawStyle:
-    """How boxes look on pictures."""
+    """How boxes look on images."""
 
     line_thickness: int = 3
     hide_labels: bool = False
@@ -59,7 +59,7 @@ def run_detect(options: DetectOptions, console: Console | None = None) -> Path |
     device = select_device(options.device)
     place = found_from_anywhere(options.source)
     if place != options.source:
-        console.info(f"{options.source} is not in this folder: these are the pictures that ship, {place}")
+        console.info(f"{options.source} is not in this folder: these are the images that ship, {place}")
     source = open_source(place, options.vid_stride, console.warn)
     detector = _detector(options, device, console)
     choice = OutputChoice(
@@ -273,7 +273,7 @@ def _summarise(source: Source, detector: Detector, count: int, console: Console)
         console.warn(f"{len(source.skipped)} skipped: {'; '.join(source.skipped)}")
     speed = detector.predictor.watch.milliseconds_per_image()
     console.info(
-        f"{counted(count, 'picture or frame', 'pictures or frames')}: "
+        f"{counted(count, 'image or frame', 'images or frames')}: "
         f"{speed['preprocess']:.1f} ms pre-process, {speed['inference']:.1f} ms inference, "
         f"{speed['nms']:.1f} ms NMS each"
     )

@@ -1,4 +1,4 @@
-"""Where the pictures for detection come from: files, folders, globs, videos, streams, webcams."""
+"""Where the images for detection come from: files, folders, globs, videos, streams, webcams."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from utils.inference.remote import fetch, fetch_video
 from utils.inference.streams import StreamSource
 
 LIST_SUFFIXES = (".txt", ".streams")
-SHIPPED_PICTURES = Path("data/images")
+SHIPPED_IMAGES = Path("data/images")
 _PAGES = ("youtube.com", "m.youtube.com", "youtu.be")
 _MAX_LIST_BYTES = 256 << 20
 _TOLERATED = 100  # containers without a count of frames estimate it: one in so many may be wrong
@@ -42,7 +42,7 @@ _TOLERATED = 100  # containers without a count of frames estimate it: one in so 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A file that gives no picture, and why."""
+    """A file that gives no image, and why."""
 
     path: str
     reason: str
@@ -50,9 +50,9 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class Piece:
-    """A frame to come: of a picture that is not read yet, or one that is there, or the reason why it is not.
+    """A frame to come: of an image that is not read yet, or one that is there, or the reason why it is not.
 
-    path, place: of the picture. found: None where it has to be read.
+    path, place: of the image. found: None where it has to be read.
     """
 
     path: str
@@ -71,7 +71,7 @@ class Piece:
 
 @dataclass
 class FileSource:
-    """Pictures and videos from files; what cannot be read is skipped, told to `warn` and counted."""
+    """Images and videos from files; what cannot be read is skipped, told to `warn` and counted."""
 
     paths: Sequence[str]
     vid_stride: int = 1
@@ -84,7 +84,7 @@ class FileSource:
         return [without_password(path) for path in self.paths]
 
     def __iter__(self) -> Iterator[Frame]:
-        """The pictures, and every `vid_stride`-th frame of the videos, in the order of the files."""
+        """The images, and every `vid_stride`-th frame of the videos, in the order of the files."""
         for piece in self.pieces():
             found = piece.load()
             if isinstance(found, Frame):
@@ -93,7 +93,7 @@ class FileSource:
                 self.skip(found)
 
     def pieces(self) -> Iterator[Piece]:
-        """The same, to be loaded by several threads at once: reading pictures is put off till then."""
+        """The same, to be loaded by several threads at once: reading images is put off till then."""
         for index, path in enumerate(self.paths, start=1):
             place = f"{index}/{len(self.paths)}"
             if suffix_of(path) in IMAGE_SUFFIXES:
@@ -157,9 +157,9 @@ def _picture(path: str, place: str) -> Frame | Unreadable:
 
 
 def found_from_anywhere(source: str) -> str:
-    """The source; for the scripts' default, where it is not in the working folder, the pictures that ship."""
-    if Path(source) == SHIPPED_PICTURES and not os.path.exists(source):
-        return str(FOLDER.parent / SHIPPED_PICTURES)
+    """The source; for the scripts' default, where it is not in the working folder, the images that ship."""
+    if Path(source) == SHIPPED_IMAGES and not os.path.exists(source):
+        return str(FOLDER.parent / SHIPPED_IMAGES)
     return source
 
 
@@ -229,25 +229,25 @@ def _names_something(source: str) -> bool:
 
 
 def _files(source: str) -> list[str]:
-    """The picture and video files that a path, a pattern or an address names, sorted."""
+    """The image and video files that a path, a pattern or an address names, sorted."""
     if is_remote_file(source):
         return [source]
     path = os.path.expanduser(source)
     if os.path.isfile(path):
         if not _is_readable(path):
-            raise UserError("neither a picture nor a video", source, f"known are {_known_suffixes()}")
+            raise UserError("neither an image nor a video", source, f"known are {_known_suffixes()}")
         return [path]
     if os.path.isdir(path):
         found = _within(path)
         if not found:
-            raise UserError("no picture or video in this folder", source, f"known are {_known_suffixes()}")
+            raise UserError("no image or video in this folder", source, f"known are {_known_suffixes()}")
         return found
     if glob.has_magic(source):
         matches = sorted(glob.glob(path, recursive=True))  # hidden ones only where the pattern has the point
         found = [match for match in matches if os.path.isfile(match) and _is_readable(match)]
         if found:
             return found
-        raise UserError("no picture or video matches this pattern", source, "check --source")
+        raise UserError("no image or video matches this pattern", source, "check --source")
     if source.split()[:1] == ["screen"]:
         fix = "record it, and give the video; a webcam is --source 0"
         raise UserError("the screen is no source here", f"--source {source}", fix)
@@ -255,7 +255,7 @@ def _files(source: str) -> list[str]:
 
 
 def _within(folder: str) -> list[str]:
-    """The pictures and videos in a folder, without hidden ones."""
+    """The images and videos in a folder, without hidden ones."""
     try:
         names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Live pictures: webcams and network streams, of which only the newest frame matters."""
+"""Live images: webcams and network streams, of which only the newest frame matters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What detection leaves behind: pictures, videos, label files, a table and crops."""
+"""What detection leaves behind: images, videos, label files, a table and crops."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from utils.errors import UserError
 from utils.inference.frames import Frame, file_name, is_utf8, suffix_of
 from utils.words import counted
 
-# OpenCV reads more kinds of pictures than it writes.
+# OpenCV reads more kinds of images than it writes.
 _WRITABLE = frozenset(".bmp .jpeg .jpg .png .tif .tiff .webp".split())
 _RESERVED = frozenset("con prn aux nul".split()) | {f"{d}{n}" for d in ("com", "lpt") for n in range(1, 10)}
 _MAX_NAME = 120
@@ -106,7 +106,7 @@ def label_lines(detections: Tensor, image_hw: tuple[int, int], with_confidence: 
 
 
 class LabelWriter:
-    """Writes `FOLDER/NAME.txt` for each picture or frame in which something was found.
+    """Writes `FOLDER/NAME.txt` for each image or frame in which something was found.
 
     Where nothing was found there is no such file, not even one of an earlier run into the same folder.
     """
@@ -131,7 +131,7 @@ class LabelWriter:
 
 
 class TableWriter:
-    """Writes one CSV line a detection: picture, class name, confidence, frame, box in pixels."""
+    """Writes one CSV line a detection: image, class name, confidence, frame, box in pixels."""
 
     COLUMNS = ("Image Name", "Prediction", "Confidence", "Frame", "x1", "y1", "x2", "y2")
 
@@ -175,7 +175,7 @@ class CropWriter:
             with refusals(_REFUSED, folder):
                 folder.mkdir(parents=True, exist_ok=True)
             crop_name = self._files.setdefault(class_name, NameBook()).name((name, index), name)
-            write_picture(folder / f"{crop_name}.jpg", _crop(image, box))
+            write_image(folder / f"{crop_name}.jpg", _crop(image, box))
 
 
 def _crop(image: Image, box_xyxy_px: Sequence[float]) -> Image:
@@ -187,14 +187,14 @@ def _crop(image: Image, box_xyxy_px: Sequence[float]) -> Image:
     return image[top : int(centre_y + half_h) + 1, left : int(centre_x + half_w) + 1]
 
 
-def picture_suffix(source: str) -> str:
-    """The suffix to save a picture under: its own where OpenCV can write it, else .jpg."""
+def image_suffix(source: str) -> str:
+    """The suffix to save an image under: its own where OpenCV can write it, else .jpg."""
     suffix = suffix_of(source)
     return suffix if suffix in _WRITABLE else ".jpg"
 
 
-def write_picture(path: Path, image: Image) -> None:
-    """Saves a picture (H, W, 3) BGR in the format of the suffix.
+def write_image(path: Path, image: Image) -> None:
+    """Saves an image (H, W, 3) BGR in the format of the suffix.
 
     Raises UserError when it cannot be written.
     """

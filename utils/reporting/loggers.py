@@ -98,7 +98,7 @@ class WandbLogger:
 
     def picture(self, path: Path, epoch: int) -> None:
         """Log under the file's name."""
-        self._run.log({f"pictures/{path.stem}": self._wandb.Image(str(path))}, step=epoch)
+        self._run.log({f"plots/{path.stem}": self._wandb.Image(str(path))}, step=epoch)
 
     def close(self) -> None:
         """Wait until everything is uploaded."""
@@ -132,15 +132,15 @@ class Loggers:
         self._epoch = epoch
         known = {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
         self._each(lambda logger: logger.scalars(known, epoch))
-        self._send_pictures()
+        self._send_plots()
 
     def close(self) -> None:
         """Send the last plots and close all logs."""
-        self._send_pictures()
+        self._send_plots()
         self._each(lambda logger: logger.close())
         self._open.clear()
 
-    def _send_pictures(self) -> None:
+    def _send_plots(self) -> None:
         for path, changed in self._pictures() if self._open else ():
             if self._sent.get(path) != changed:
                 self._sent[path] = changed

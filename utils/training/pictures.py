@@ -12,16 +12,16 @@ from models.yolo import Model
 from utils.batch import Batch, Progress
 from utils.datasets.index import DatasetIndex
 from utils.errors import UserError
-from utils.evaluation.disagreement import DisagreementPictures
+from utils.evaluation.disagreement import DisagreementPlots
 from utils.evaluation.evaluate import EvaluationResult, EvaluationSettings, Observer
-from utils.evaluation.pictures import BatchPictures, save_score_pictures
+from utils.evaluation.pictures import BatchPlots, save_score_plots
 from utils.reporting.pictures import plot_batch
 from utils.reporting.results import RESULTS_NAME
 
 TRAINING_BATCHES = 3
 
 
-class RunPictures:
+class RunPlots:
     """Plots of training batches, label statistics, validation batches and curves; none unless `enabled`.
 
     Weights and scores matter more: if a plot cannot be written, the run warns and continues without plots.
@@ -32,7 +32,7 @@ class RunPictures:
     ) -> None:
         """`index` is that of the training split; `warn` gets a message if a plot cannot be written."""
         self.folder, self.index, self.enabled, self._warn = folder, index, enabled, warn
-        self.disagreements: list[DisagreementPictures] = []
+        self.disagreements: list[DisagreementPlots] = []
 
     @contextmanager
     def _attempt(self) -> Iterator[None]:
@@ -40,7 +40,7 @@ class RunPictures:
         try:
             yield
         except UserError as error:
-            self._warn(f"{error}; the run goes on without pictures")
+            self._warn(f"{error}; the run goes on without plots")
             self.enabled = False
 
     def labels(self) -> None:
@@ -77,10 +77,10 @@ class RunPictures:
         if not self.enabled:
             return []
         self.disagreements = [
-            DisagreementPictures(model, other, ("student", name), self.index.names, settings)
+            DisagreementPlots(model, other, ("student", name), self.index.names, settings)
             for name, other in others.items()
         ]
-        batches = BatchPictures(self.folder, self.index.names)
+        batches = BatchPlots(self.folder, self.index.names)
 
         def draw_batch(batch: Batch, detections: list[Tensor]) -> None:
             if self.enabled:
@@ -95,7 +95,7 @@ class RunPictures:
             from utils.reporting.plots import plot_results  # matplotlib takes half a second to import
 
             with self._attempt():
-                save_score_pictures(self.folder, result)
+                save_score_plots(self.folder, result)
                 plot_results(self.folder / RESULTS_NAME)
                 for number, disagreement in enumerate(self.disagreements, 1):
                     disagreement.save(self.folder, "" if number == 1 else str(number))

@@ -62,7 +62,7 @@ def with_absolute_paths(options: TrainOptions) -> dict[str, Any]:
     return {name: absolute(value) if name in FILES else value for name, value in values.items()}
 
 
-def check_pictures(content: dict[str, Any], digest: str, warn: Callable[[str], None]) -> None:
+def check_images(content: dict[str, Any], digest: str, warn: Callable[[str], None]) -> None:
     """Check by their digest that the training images are those the run started with; warn if not.
 
     Raises:
@@ -72,7 +72,7 @@ def check_pictures(content: dict[str, Any], digest: str, warn: Callable[[str], N
     run = state.run_state(content)
     if digest == run.data:
         return
-    what = "the training pictures or labels are not those that the run began with"
+    what = "the training images or labels are not those that the run began with"
     if content.get("done"):
         fix = "bring them back, or start anew from its weights: --weights .../last.pt"
         raise UserError(f"{what}, and it stopped in the middle of an epoch", run.options["data"], fix)

@@ -40,10 +40,10 @@ from utils.training.compiled import speed_up
 from utils.training.ema import ModelEma
 from utils.training.loop import BAR_FACTS, EpochHooks, Trainer, means_over_ranks
 from utils.training.patience import stop_reason
-from utils.training.pictures import RunPictures
+from utils.training.pictures import RunPlots
 from utils.training.precision import settle_precision, teacher_dtype
 from utils.training.records import RunRecords
-from utils.training.resume import check_pictures, note_launch, resumed, with_absolute_paths
+from utils.training.resume import check_images, note_launch, resumed, with_absolute_paths
 from utils.training.step import TrainingStep
 from utils.training.stop import StopSignals, is_process_gone
 from utils.training.table import row_of
@@ -112,7 +112,7 @@ class TrainingRun:
             model, head = setup.build_network(options, self.hyp, self.data.names, self.console)
         else:
             model = state.saved_network(self.saved, self.data.names, options.data)
-            check_pictures(self.saved, self.data_digest, self.console.warn)
+            check_images(self.saved, self.data_digest, self.console.warn)
         setup.freeze_layers(model, options.freeze)
         setup.synchronised_norms(model, options, self.device, self.console)
         return model, head
@@ -177,7 +177,7 @@ class TrainingRun:
         self.weights = self.folder / "weights"
         self.trainer.guard.folder = self.folder if self.folder.is_dir() else None  # on another machine
         enabled = not options.noplots and rank() == 0
-        self.pictures = RunPictures(self.folder, self.data.train, self.console.warn, enabled=enabled)
+        self.pictures = RunPlots(self.folder, self.data.train, self.console.warn, enabled=enabled)
 
     def _make_files(self, resuming: bool) -> None:
         """Create the run's folder and the files written before the first epoch; on rank 0 only."""

@@ -20,7 +20,7 @@ from utils.config.dataset import DatasetConfig, load_dataset_config
 from utils.config.hyperparameters import Hyperparameters
 from utils.config.options import TrainOptions
 from utils.datasets.download import get_dataset
-from utils.datasets.index import DatasetIndex, build_index, join_unlabelled, without_pictures
+from utils.datasets.index import DatasetIndex, build_index, join_unlabelled, without_images
 from utils.datasets.loader import AugmentSettings, TrainLoader, eval_loader, train_loader
 from utils.datasets.sampling import kinds_of_batches, unlabelled_of_epoch
 from utils.datasets.sources import list_sources
@@ -87,7 +87,7 @@ def _check_share(options: TrainOptions, config: DatasetConfig) -> None:
     """Raise UserError if an unlabelled share is requested and the dataset has no unlabelled images."""
     if options.share_of_unlabelled() and "unlabeled" not in config.splits:
         fix = "add 'unlabeled:', or leave --unlabeled-share out"
-        raise UserError("names no unlabelled pictures", config.yaml_path, fix)
+        raise UserError("names no unlabelled images", config.yaml_path, fix)
 
 
 def _with_unlabelled(
@@ -104,11 +104,11 @@ def _with_unlabelled(
     if share == 0 or "unlabeled" not in config.splits:
         return train
     kept_back = {"val": set(val.paths), "test": _images_of_test_split(config)}
-    others = without_pictures(_index(options, config, "unlabeled"), kept_back)
+    others = without_images(_index(options, config, "unlabeled"), kept_back)
     joined = join_unlabelled(train, others)
     if share and not joined.unlabelled_count:
         fix = "give others, or leave --unlabeled-share out"
-        raise UserError("every picture of 'unlabeled' is in another split too", config.yaml_path, fix)
+        raise UserError("every image of 'unlabeled' is in another split too", config.yaml_path, fix)
     return joined
 
 
@@ -198,7 +198,7 @@ def batch_of_a_rank(options: TrainOptions) -> int:
     """
     if options.batch_size % world_size():
         raise UsageError(
-            f"{options.batch_size} pictures do not divide among {world_size()} processes",
+            f"{options.batch_size} images do not divide among {world_size()} processes",
             "--batch-size",
             f"take a multiple of {world_size()}",
         )
@@ -245,8 +245,8 @@ def check_batches(options: TrainOptions, index: DatasetIndex, image_size: int, m
     smallest = max(image_size // 2 // multiple * multiple, multiple) if options.multi_scale else image_size
     if smallest == multiple and 1 in (batch_size, images % batch_size):
         raise UsageError(
-            f"a batch would be a single picture, and at {smallest} px the coarsest level a single cell",
-            f"--batch-size {options.batch_size} with {images} pictures",
+            f"a batch would be a single image, and at {smallest} px the coarsest level a single cell",
+            f"--batch-size {options.batch_size} with {images} images",
             "take a larger --imgsz or another --batch-size",
         )
 
