@@ -311,9 +311,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for split, items in found.splits.items():
             boxes = sum(len(item.lines) for item in items)
             empty = sum(not item.lines for item in items)
-            print(
-                f"{split}: {counted(len(items), 'image')}, {counted(boxes, 'object')}, {empty} without any"
-            )
+            print(f"{split}: {counted(len(items), 'image')}, {counted(boxes, 'object')}, {empty} without any")
         print(f"written to {arguments.out}: python train.py --data {yaml_path}")
 
     return exit_code_of(convert)

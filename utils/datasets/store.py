@@ -115,9 +115,7 @@ class ImageStore:
         for number, picture in enumerate(self._all()):
             view[self._offsets[number] : self._offsets[number + 1]] = picture.ravel()
         self._memory = memory
-        self.notes.append(
-            f"{counted(len(self._paths), 'image')} cached in memory ({needed / _GIB:.2f} GiB)"
-        )
+        self.notes.append(f"{counted(len(self._paths), 'image')} cached in memory ({needed / _GIB:.2f} GiB)")
 
     def keep_on_disk(self) -> None:
         """Write all images to a file in the user's cache folder, unless an intact one exists, and use it.
