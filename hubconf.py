@@ -22,12 +22,15 @@ dependencies = ["torch", "torchvision", "numpy", "cv2", "yaml", "tqdm", "matplot
 def custom(
     path: str | Path, autoshape: bool = True, _verbose: bool = True, device: Device = None
 ) -> HubModel | Model:
-    """The network in a file of yours; with `autoshape=False` the bare torch module of a .pt file."""
+    """Load a weight file for inference, or with `autoshape=False` the bare torch module of a .pt file.
+
+    `device` and `_verbose` are as in `load`.
+    """
     return load(path, device, _verbose) if autoshape else bare(path, device)
 
 
 def _sized(name: str) -> object:
-    """The entry point of a network size."""
+    """Return the torch.hub entry point for a network size."""
 
     def entry(
         pretrained: bool = True,

@@ -1,7 +1,7 @@
-"""The blocks that networks are made of.
+"""The building blocks of networks.
 
-Attribute names (`conv`, `bn`, `cv1`, `m`, ...) are the names in public weight files, so they are
-fixed. Shapes: B images, C channels, H W cells; c1 and c2 are input and output channels.
+Attribute names (`conv`, `bn`, `cv1`, `m`, ...) are those in the state dicts of public weight files and must
+not change. Shapes: B images, C channels, H W cells; c1 and c2 are input and output channels.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Size = int | Sequence[int]
 
 
 def batch_norm(channels: int) -> nn.BatchNorm2d:
-    """A batch norm with the constants that all public weights were trained with."""
+    """Return a batch norm with the constants that all public weights were trained with."""
     return nn.BatchNorm2d(channels, eps=NORM_EPSILON, momentum=NORM_MOMENTUM)
 
 
@@ -32,12 +32,12 @@ def _pair(size: Size) -> tuple[int, int]:
 
 
 class Conv(nn.Module):
-    """Convolution without bias, batch norm, activation: (B, c1, H, W) to (B, c2, H/s, W/s)."""
+    """Convolution without bias, batch norm and activation: (B, c1, H, W) to (B, c2, H/s, W/s)."""
 
     def __init__(
         self, c1: int, c2: int, k: Size = 1, s: Size = 1, p: Size | None = None, g: int = 1, act: bool = True
     ) -> None:
-        """Kernel `k`, stride `s`, groups `g`; `p` None keeps the size of a stride of 1."""
+        """Kernel `k`, stride `s`, padding `p` (None: k // 2, keeps the size at stride 1), groups `g`."""
         super().__init__()
         kernel = _pair(k)
         padding = (kernel[0] // 2, kernel[1] // 2) if p is None else _pair(p)
@@ -46,23 +46,23 @@ class Conv(nn.Module):
         self.act: nn.Module = nn.SiLU() if act else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """The activated map."""
+        """Return the activated feature map."""
         y: Tensor = self.act(self.bn(self.conv(x)))
         return y
 
     def fuse(self) -> None:
-        """Folds the batch norm into the convolution; both must be in evaluation mode."""
+        """Fold the batch norm into the convolution; both must be in eval mode."""
         if isinstance(self.bn, nn.BatchNorm2d):
             self.conv = fuse_conv_bn_eval(self.conv, self.bn)
             self.bn = nn.Identity()
-            # Saves a map's worth of memory. Before fusing it would cost one: the gradient of SiLU
+            # Saves the memory of one feature map. In training it would cost one: the backward pass of SiLU
             # needs its input.
             if isinstance(self.act, nn.SiLU):
                 self.act.inplace = True
 
 
 class DWConv(Conv):
-    """A Conv with as many groups as divide both channel counts."""
+    """A Conv with gcd(c1, c2) groups: depthwise if c1 equals c2."""
 
     def __init__(self, c1: int, c2: int, k: Size = 1, s: Size = 1, act: bool = True) -> None:
         """Kernel `k`, stride `s`."""
@@ -73,22 +73,22 @@ class Focus(nn.Module):
     """Space to depth, then a Conv: (B, c1, H, W) to (B, c2, H/2, W/2)."""
 
     def __init__(self, c1: int, c2: int, k: Size = 1, s: Size = 1, p: Size | None = None, g: int = 1) -> None:
-        """The arguments are the Conv's."""
+        """The arguments are those of Conv."""
         super().__init__()
         self.conv = Conv(4 * c1, c2, k, s, p, g)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The Conv of the four 2x2 phases; rows alternate before columns do."""
+        """Apply the Conv to the four 2x2 phases, concatenated with the row offset varying first."""
         phases = [x[..., row::2, column::2] for column in (0, 1) for row in (0, 1)]
         y: Tensor = self.conv(torch.cat(phases, 1))
         return y
 
 
 class Bottleneck(nn.Module):
-    """A 1x1 and a 3x3 Conv, added to the input where `shortcut` and the channels allow it."""
+    """A 1x1 and a 3x3 Conv, with a residual connection if `shortcut` is set and c1 equals c2."""
 
     def __init__(self, c1: int, c2: int, shortcut: bool = True, g: int = 1, e: float = 0.5) -> None:
-        """`e` is the hidden width relative to c2, `g` the groups of the second Conv."""
+        """`e` is the hidden width relative to c2; `g` are the groups of the second Conv."""
         super().__init__()
         hidden = int(c2 * e)
         self.cv1 = Conv(c1, hidden)
@@ -96,7 +96,7 @@ class Bottleneck(nn.Module):
         self.add = shortcut and c1 == c2
 
     def forward(self, x: Tensor) -> Tensor:
-        """A map of the input's height and width."""
+        """Return a map (B, c2, H, W)."""
         y: Tensor = self.cv2(self.cv1(x))
         return x + y if self.add else y
 
@@ -106,7 +106,7 @@ def _bottlenecks(channels: int, n: int, shortcut: bool, g: int) -> nn.Sequential
 
 
 class C3(nn.Module):
-    """A cross-stage block: bottlenecks on one half, a plain 1x1 Conv on the other, joined by a third.
+    """A CSP block: bottlenecks on one branch, only a 1x1 Conv on the other, merged by another 1x1 Conv.
 
     Source: Wang et al., CSPNet (arXiv 1911.11929), with three convolutions.
     """
@@ -114,7 +114,7 @@ class C3(nn.Module):
     def __init__(
         self, c1: int, c2: int, n: int = 1, shortcut: bool = True, g: int = 1, e: float = 0.5
     ) -> None:
-        """`n` bottlenecks; `e` is the width of each half relative to c2."""
+        """`n` bottlenecks with `shortcut` and `g`; `e` is the width of each branch relative to c2."""
         super().__init__()
         hidden = int(c2 * e)
         self.cv1 = Conv(c1, hidden)
@@ -123,13 +123,13 @@ class C3(nn.Module):
         self.m: nn.Module = _bottlenecks(hidden, n, shortcut, g)
 
     def forward(self, x: Tensor) -> Tensor:
-        """A map of the input's height and width."""
+        """Return a map (B, c2, H, W)."""
         y: Tensor = self.cv3(torch.cat((self.m(self.cv1(x)), self.cv2(x)), 1))
         return y
 
 
 class BottleneckCSP(nn.Module):
-    """The block before C3: its halves end in bare convolutions and share one norm.
+    """The predecessor of C3: its branches end in bare convolutions and share one batch norm.
 
     Source: Wang et al., CSPNet (arXiv 1911.11929).
     """
@@ -137,7 +137,7 @@ class BottleneckCSP(nn.Module):
     def __init__(
         self, c1: int, c2: int, n: int = 1, shortcut: bool = True, g: int = 1, e: float = 0.5
     ) -> None:
-        """`n` bottlenecks; `e` is the width of each half relative to c2."""
+        """`n` bottlenecks with `shortcut` and `g`; `e` is the width of each branch relative to c2."""
         super().__init__()
         hidden = int(c2 * e)
         self.cv1 = Conv(c1, hidden)
@@ -149,20 +149,20 @@ class BottleneckCSP(nn.Module):
         self.m = _bottlenecks(hidden, n, shortcut, g)
 
     def forward(self, x: Tensor) -> Tensor:
-        """A map of the input's height and width."""
+        """Return a map (B, c2, H, W)."""
         halves = torch.cat((self.cv3(self.m(self.cv1(x))), self.cv2(x)), 1)
         y: Tensor = self.cv4(self.act(self.bn(halves)))
         return y
 
 
 class SPP(nn.Module):
-    """Max pools of several sizes beside the map itself, between two 1x1 Convs.
+    """Spatial pyramid pooling: max pools of several sizes beside the map itself, between two 1x1 Convs.
 
-    Source: He et al., Spatial Pyramid Pooling (arXiv 1406.4729), at stride 1.
+    Source: He et al., Spatial Pyramid Pooling (arXiv 1406.4729), here at stride 1.
     """
 
     def __init__(self, c1: int, c2: int, k: Iterable[int] = (5, 9, 13)) -> None:
-        """`k` are the odd sides of the pools."""
+        """`k` are the kernel sizes of the pools, all odd."""
         super().__init__()
         sides = list(k)
         hidden = c1 // 2
@@ -171,17 +171,17 @@ class SPP(nn.Module):
         self.m = nn.ModuleList(nn.MaxPool2d(side, 1, side // 2) for side in sides)
 
     def forward(self, x: Tensor) -> Tensor:
-        """A map of the input's height and width."""
+        """Return a map (B, c2, H, W)."""
         x = self.cv1(x)
         y: Tensor = self.cv2(torch.cat((x, *(pool(x) for pool in self.m)), 1))
         return y
 
 
 class SPPF(nn.Module):
-    """SPP by one pool applied three times: side 5 gives sides 5, 9 and 13 for less work."""
+    """A fast SPP: one pool applied three times, which for kernel size 5 equals sizes 5, 9 and 13."""
 
     def __init__(self, c1: int, c2: int, k: int = 5) -> None:
-        """`k` is the odd side of the pool."""
+        """`k` is the kernel size of the pool, odd."""
         super().__init__()
         hidden = c1 // 2
         self.cv1 = Conv(c1, hidden)
@@ -189,7 +189,7 @@ class SPPF(nn.Module):
         self.m = nn.MaxPool2d(k, 1, k // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """A map of the input's height and width."""
+        """Return a map (B, c2, H, W)."""
         maps = [self.cv1(x)]
         for _ in range(3):
             maps.append(self.m(maps[-1]))
@@ -198,20 +198,20 @@ class SPPF(nn.Module):
 
 
 class Concat(nn.Module):
-    """Joins maps along a dimension."""
+    """Concatenates feature maps along a dimension."""
 
     def __init__(self, dimension: int = 1) -> None:
-        """`dimension` 1 is the channels."""
+        """`dimension` 1 is that of the channels."""
         super().__init__()
         self.d = dimension
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """One map with the channels of all."""
+        """Return the concatenated map."""
         return torch.cat(tuple(maps), self.d)
 
 
 class GhostConv(nn.Module):
-    """A Conv to half of the channels; a cheap depthwise Conv makes the other half from them.
+    """A Conv to half of the channels, from which a cheap depthwise Conv computes the other half.
 
     Source: Han et al., GhostNet (arXiv 1911.11907).
     """
@@ -224,21 +224,21 @@ class GhostConv(nn.Module):
         self.cv2 = Conv(half, half, 5, g=half, act=act)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, c2, H/s, W/s)."""
+        """Return a map (B, c2, H/s, W/s)."""
         y = self.cv1(x)
         return torch.cat((y, self.cv2(y)), 1)
 
 
 class GhostBottleneck(nn.Module):
-    """Two GhostConvs, with a depthwise Conv between them at stride 2, added to the input.
+    """Two GhostConvs with a residual connection; at stride 2 with a depthwise Conv between them.
 
     Source: Han et al., GhostNet (arXiv 1911.11907), figure 3.
     """
 
     def __init__(self, c1: int, c2: int, k: int = 3, s: int = 1) -> None:
-        """Kernel `k` and stride `s` of the depthwise Convs: 1, where c1 is c2, or 2.
+        """Kernel `k` and stride `s` of the depthwise Convs; the stride is 1, if c1 equals c2, or 2.
 
-        Raises ValueError for others.
+        Raises ValueError otherwise.
         """
         super().__init__()
         hidden = c2 // 2
@@ -257,18 +257,18 @@ class GhostBottleneck(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, c2, H/s, W/s)."""
+        """Return a map (B, c2, H/s, W/s)."""
         y: Tensor = self.conv(x) + self.shortcut(x)
         return y
 
 
 class C3Ghost(C3):
-    """A C3 of GhostBottlenecks."""
+    """A C3 with GhostBottlenecks."""
 
     def __init__(
         self, c1: int, c2: int, n: int = 1, shortcut: bool = True, g: int = 1, e: float = 0.5
     ) -> None:
-        """The arguments are those of C3; a ghost bottleneck always has its shortcut and no groups."""
+        """As for C3, without effect of `shortcut` and `g`: ghost bottlenecks are residual and ungrouped."""
         super().__init__(c1, c2, 0, shortcut, g, e)
         hidden = int(c2 * e)
         self.m = nn.Sequential(*(GhostBottleneck(hidden, hidden) for _ in range(n)))

@@ -1,4 +1,4 @@
-"""Several detectors that answer as one (`--weights a.pt b.pt`).
+"""Ensembles of detectors (`--weights a.pt b.pt`).
 
 Shapes: B images, L levels, N predictions (the sum of those of all members), K classes.
 """
@@ -16,17 +16,18 @@ from models.yolo import Model, ModelSummary
 
 
 class Ensemble(nn.Module):
-    """Pools the predictions of its members; non-maximum suppression then chooses among all of them.
+    """Pools the predictions of its members, on which NMS then runs jointly.
 
-    It has the parts of `Model` that inference uses, with the maps and levels of all members in one tuple, in
-    the members' order. Members may differ in architecture, strides and anchors, but not in their classes.
+    Has the part of the interface of `Model` that inference uses, with the feature maps and levels of all
+    members in one tuple, in the members' order. Members may differ in architecture, strides and anchors, but
+    not in their classes.
     """
 
     def __init__(self, members: Sequence[Model]) -> None:
         """`members`: networks with the same classes in the same order.
 
         Raises:
-            ValueError: there are no members, or they differ in their number of classes.
+            ValueError: if there are no members, or they differ in their number of classes.
         """
         super().__init__()
         if len({member.nc for member in members}) != 1:
@@ -36,23 +37,23 @@ class Ensemble(nn.Module):
         self.size_multiple = math.lcm(*(member.size_multiple for member in members))
 
     def __iter__(self) -> Iterator[Model]:
-        """The members."""
+        """Yield the members."""
         return iter(cast(Sequence[Model], self.members))
 
     def forward_features(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Feature maps (B, C, H_l, W_l) of all members for images (B, 3, H, W), 0..1."""
+        """Return the feature maps (B, C, H_l, W_l) of all members for images (B, 3, H, W), 0..1."""
         return tuple(feature for member in self for feature in member.forward_features(images))
 
     def forward_head(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Raw outputs (B, A, H_l, W_l, 5 + K) of all members."""
+        """Return the raw outputs (B, A, H_l, W_l, 5 + K) of all members."""
         return tuple(level for member, own in self._split(features) for level in member.forward_head(own))
 
     def decode_levels(self, levels: Sequence[Tensor]) -> Tensor:
-        """(B, N, 5 + K) float32: centre x, y, width, height in px, then scores 0..1."""
+        """Return predictions (B, N, 5 + K) float32: centre x, y, width, height in px, then scores 0..1."""
         return torch.cat([member.decode_levels(own) for member, own in self._split(levels)], 1)
 
     def decode_above(self, levels: Sequence[Tensor], least: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Image (C,), row (C,) and prediction (C, 5 + K) of those with more objectness than `least`, 0..1."""
+        """Return image (C,), row (C,) and prediction (C, 5 + K) where objectness is above `least`, 0..1."""
         parts, start = [], 0
         for member, own in self._split(levels):
             image, row, predictions = member.decode_above(own, least)
@@ -63,17 +64,17 @@ class Ensemble(nn.Module):
         return image[order], row[order], predictions[order]
 
     def forward_augmented(self, images: Tensor) -> Tensor:
-        """Decoded predictions (B, N', 5 + K) of all members with test-time augmentation."""
+        """Return decoded predictions (B, N', 5 + K) of all members with test-time augmentation."""
         return torch.cat([member.forward_augmented(images) for member in self], 1)
 
     def keep_classes(self, numbers: Sequence[int], names: Sequence[str]) -> None:
-        """Keep only these classes of every member, in this order and under these names."""
+        """Reduce every member to these classes, in this order and with these names."""
         for member in self:
             member.keep_classes(numbers, names)
         self.nc, self.names = len(numbers), list(names)
 
     def summary(self, image_size: int = 640) -> ModelSummary:
-        """Sums of the members' counts of modules, parameters and operations at a square image size in px."""
+        """Sum the members' counts of modules, parameters and operations at a square image size in px."""
         sizes = [member.summary(image_size) for member in self]
         return ModelSummary(
             layers=sum(size.layers for size in sizes),
@@ -84,7 +85,7 @@ class Ensemble(nn.Module):
         )
 
     def _split(self, maps: Sequence[Tensor]) -> Iterator[tuple[Model, Sequence[Tensor]]]:
-        """Each member with its part of the maps of all members."""
+        """Yield each member with its share of the maps."""
         start = 0
         for member in self:
             end = start + member.head.nl

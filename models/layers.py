@@ -1,7 +1,7 @@
-"""From the rows of a network's YAML to its layers.
+"""Construction of a network's layers from the rows of its YAML.
 
-A row is `[from, repeats, block, arguments]`. `from` is the index of the layer whose output goes in
-(negative: counted back from this row), or a list of them.
+A row is `[from, repeats, block, arguments]`. `from` is the index of the layer that feeds this one (negative:
+relative to this row), or a list of them.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from utils.config.suggestions import near_names, question
 from utils.errors import UserError
 
 CHANNEL_STEP = 8
-# Far above any real network; they keep a damaged file from asking for all of the memory.
+# Far above any real network; they keep a damaged file from exhausting the memory.
 MAX_ROWS, MAX_REPEATS, MAX_CHANNELS = 1000, 200, 16384
 MAX_REPEATS_IN_ALL = 2000
-MAX_GAIN = 16  # of Contract and Expand
-MAX_PARAMETERS = 2**30  # 4 GiB; the largest network that ships has an eighth of it
+MAX_GAIN = 16  # for Contract and Expand
+MAX_PARAMETERS = 2**30  # 4 GiB; the largest shipped network has an eighth of that
 
 
 @dataclass(frozen=True)
 class Port:
-    """What a layer gives: its channels, and how many image pixels one of its cells is wide."""
+    """The output of a layer: its channels, and its stride in image pixels per cell."""
 
     channels: int
     stride: float
@@ -38,8 +38,8 @@ class Port:
 class Layers:
     """The layers of a network without its Detect head.
 
-    sources: for each layer, and last for the head, the indices of the layers that feed it; -1 is
-    the image. ports: what each layer gives. detect: the ports that feed the head.
+    sources: for each layer, and finally for the head, the indices of the layers that feed it; -1 is
+    the image. ports: the output of each layer. detect: the ports that feed the head.
     """
 
     modules: list[nn.Module]
@@ -53,7 +53,7 @@ Built = tuple[nn.Module, Port]
 
 @dataclass(frozen=True)
 class _Row:
-    """A row with its inputs resolved and its multiples applied."""
+    """A row with its inputs resolved and its repeats scaled. width: the network's `width_multiple`."""
 
     repeats: int
     arguments: list[Any]
@@ -61,7 +61,7 @@ class _Row:
     width: float
 
     def out_channels(self) -> int:
-        """The first argument as a channel count, scaled to the network's width."""
+        """Return the first argument as a channel count, scaled to the network's width."""
         count = self.arguments[0]
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise ValueError(f"its channels must be a whole number above 0, not {count!r}")
@@ -71,7 +71,7 @@ class _Row:
         return scaled
 
     def argument(self, index: int, default: Any) -> Any:
-        """An argument that may be left out."""
+        """Return an optional argument."""
         return self.arguments[index] if index < len(self.arguments) else default
 
 
@@ -82,9 +82,10 @@ Builder = Callable[[_Row], Built]
 
 
 def _block(kind: Block, stride_at: int | None = None, stride: int = 1, transposed: bool = False) -> Builder:
-    """A block of (c1, c2, ...) that is repeated as a whole; its stride is an argument or fixed.
+    """Return a builder for a block with arguments (c1, c2, ...), whose repeats are chained.
 
-    transposed: whether the stride enlarges the map.
+    stride_at: index of the stride in the row's arguments; None if it is always `stride`. transposed: whether
+    the stride upsamples.
     """
 
     def build(row: _Row) -> Built:
@@ -102,7 +103,7 @@ def _block(kind: Block, stride_at: int | None = None, stride: int = 1, transpose
 
 
 def _stack(kind: Block) -> Builder:
-    """A block of (c1, c2, n, ...) that repeats something inside of itself."""
+    """Return a builder for a block with arguments (c1, c2, n, ...), which repeats something internally."""
 
     def build(row: _Row) -> Built:
         source, c2 = row.inputs[0], row.out_channels()
@@ -202,10 +203,10 @@ ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
 
 
 def build_layers(cfg: Mapping[str, Any], channels: int, where: object) -> Layers:
-    """The layers that a config describes, for images of that many channels.
+    """Build the layers that a config describes, for images with that many channels.
 
-    Raises UserError, naming `where` (the file) and the layer's index, for what cannot be built. Under
-    `torch.device("meta")` that takes no memory, however large the layers are.
+    Raises UserError, with `where` (the file) and the layer's index, if a layer cannot be built. Under
+    `torch.device("meta")` this takes no memory, however large the layers are.
     """
     rows = [*_rows(cfg, "backbone", where), *_rows(cfg, "head", where)]
     if len(rows) > MAX_ROWS:
@@ -241,13 +242,13 @@ def build_layers(cfg: Mapping[str, Any], channels: int, where: object) -> Layers
 
 
 def check_parameters(count: int) -> None:
-    """Raises ValueError where a network has more parameters than any real one."""
+    """Raise ValueError if a network has more parameters than any real one."""
     if count > MAX_PARAMETERS:
         raise ValueError(f"the network has more than {MAX_PARAMETERS:,} parameters")
 
 
 def replace_activation(model: nn.Module, text: str, where: object) -> None:
-    """Puts another activation in the place of every SiLU; `text` is like `nn.LeakyReLU(0.1)`."""
+    """Replace every SiLU by an activation such as `nn.LeakyReLU(0.1)`. Raises UserError if it is invalid."""
     found = re.fullmatch(r"\s*(?:torch\.)?(?:nn\.)?(\w+)\s*(?:\(\s*([-+.\deE]*)\s*\))?\s*", text)
     if found is None or found[1] not in ACTIVATIONS:
         known = ", ".join(f"nn.{name}" for name in ACTIVATIONS)
@@ -278,13 +279,13 @@ def _multiple(cfg: Mapping[str, Any], key: str, where: object) -> float:
 
 
 def _sources(source: Any, index: int) -> tuple[int, ...]:
-    """Absolute indices of the layers that a row takes its input from; -1 is the image."""
+    """Return the absolute indices of the layers that feed a row; -1 is the image."""
     absolute = []
     for item in source if isinstance(source, list) else [source]:
         if isinstance(item, bool) or not isinstance(item, int):
             raise ValueError(f"`from` is {item!r}, not a layer index")
         place = item if item >= 0 else index + item
-        # Only the first layer can see the image: as input of another it is most likely a slip.
+        # Only the first layer may take the image; for any other this is most likely a mistake.
         if place >= index or place < (-1 if index == 0 else 0):
             raise ValueError(f"`from` {item} names no earlier layer")
         absolute.append(place)
@@ -303,7 +304,7 @@ def _repeats(repeats: Any, depth: float) -> int:
 
 
 def _plain_arguments(arguments: Any) -> list[Any]:
-    """A row's arguments; the word None, which YAML reads as text, is Python's."""
+    """Return a row's arguments, converting the strings None (text to YAML), True and False to values."""
     if not isinstance(arguments, list):
         raise ValueError(f"its arguments must be a list, not {arguments!r}")
     words = {"None": None, "True": True, "False": False}

@@ -1,7 +1,7 @@
-"""Blocks that none of the networks in this folder uses, but published network YAMLs do.
+"""Blocks that no network in this folder uses, but other published network YAMLs do.
 
-Attribute names are those of public weight files. Shapes: B images, C channels, H W cells; c1 and c2 are
-input and output channels.
+Attribute names are those in the state dicts of public weight files. Shapes: B images, C channels, H W cells;
+c1 and c2 are input and output channels.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ class C3SPP(C3):
         g: int = 1,
         e: float = 0.5,
     ) -> None:
-        """`k` are the odd sides of the pools, `e` as in C3; `n`, `shortcut` and `g` have no effect."""
+        """`k` are the odd kernel sizes of the pools, `e` as in C3; `n`, `shortcut` and `g` have no effect."""
         super().__init__(c1, c2, 0, shortcut, g, e)
         hidden = int(c2 * e)
         self.m = SPP(hidden, hidden, k)
 
 
 class CrossConv(nn.Module):
-    """A 1 x k and a k x 1 Conv, added to the input if `shortcut` is set and the shapes agree."""
+    """A 1 x k and a k x 1 Conv, with a residual connection if `shortcut` is set and the shapes agree."""
 
     def __init__(
         self, c1: int, c2: int, k: int = 3, s: int = 1, g: int = 1, e: float = 1.0, shortcut: bool = False
     ) -> None:
-        """Kernel side `k`, stride `s`, groups `g` of the second Conv; `e`: hidden width relative to c2."""
+        """Kernel size `k`, stride `s`, groups `g` of the second Conv; `e`: hidden width relative to c2."""
         super().__init__()
         hidden = int(c2 * e)
         self.cv1 = Conv(c1, hidden, (1, k), (1, s))
@@ -49,7 +49,7 @@ class CrossConv(nn.Module):
         self.add = shortcut and c1 == c2 and s == 1
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, c2, H/s, W/s)."""
+        """Return a map (B, c2, H/s, W/s)."""
         y: Tensor = self.cv2(self.cv1(x))
         return x + y if self.add else y
 
@@ -67,7 +67,7 @@ class C3x(C3):
 
 
 class MixConv2d(nn.Module):
-    """Convolutions of several kernel sizes side by side, batch norm, activation.
+    """Parallel convolutions of several kernel sizes, concatenated; then batch norm and activation.
 
     Source: Tan and Le, MixConv (arXiv 1907.09595), section 3.1.
     """
@@ -75,10 +75,10 @@ class MixConv2d(nn.Module):
     def __init__(
         self, c1: int, c2: int, k: Sequence[int] = (1, 3), s: int = 1, equal_ch: bool = True
     ) -> None:
-        """Kernel sides `k`, stride `s`.
+        """Kernel sizes `k`, stride `s`.
 
-        equal_ch: whether the c2 output channels are shared equally; otherwise so that each convolution has
-        about as many weights per input channel.
+        equal_ch: whether the c2 output channels are divided equally; otherwise each convolution gets about
+        the same number of weights per input channel.
         """
         super().__init__()
         counts = _equal_parts(c2, len(k)) if equal_ch else _inverse_parts(c2, [side**2 for side in k])
@@ -90,26 +90,26 @@ class MixConv2d(nn.Module):
         self.act: nn.Module = nn.SiLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, c2, H/s, W/s)."""
+        """Return a map (B, c2, H/s, W/s)."""
         y: Tensor = self.act(self.bn(torch.cat([convolution(x) for convolution in self.m], 1)))
         return y
 
 
 def _equal_parts(count: int, parts: int) -> list[int]:
-    """`count` channels in equal parts; which ones get those left over is as in public weight files."""
+    """Divide `count` channels into equal parts, distributing the remainder as in public weight files."""
     places = [int(channel * (parts - 1e-6) / max(count - 1, 1)) for channel in range(count)]
     return [places.count(part) for part in range(parts)]
 
 
 def _inverse_parts(count: int, sizes: Sequence[int]) -> list[int]:
-    """`count` channels in parts inversely proportional to `sizes`."""
+    """Divide `count` channels into parts inversely proportional to `sizes`."""
     total = sum(1 / size for size in sizes)
     parts = [round(count / size / total) for size in sizes]
     return [*parts[:-1], count - sum(parts[:-1])]
 
 
 class DWConvTranspose2d(nn.ConvTranspose2d):
-    """A transposed convolution with as many groups as divide both channel counts."""
+    """A transposed convolution with gcd(c1, c2) groups."""
 
     def __init__(self, c1: int, c2: int, k: int = 1, s: int = 1, p1: int = 0, p2: int = 0) -> None:
         """Kernel `k`, stride `s`, padding `p1`, output padding `p2`."""
@@ -120,12 +120,12 @@ class Contract(nn.Module):
     """Space to depth: (B, C, H, W) to (B, C * gain^2, H / gain, W / gain)."""
 
     def __init__(self, gain: int = 2) -> None:
-        """`gain` is the side of the squares whose cells become channels."""
+        """`gain` is the side of the square blocks of cells that become channels."""
         super().__init__()
         self.gain = gain
 
     def forward(self, x: Tensor) -> Tensor:
-        """The channels of one phase of the squares lie together, unlike those of `pixel_unshuffle`."""
+        """Like `pixel_unshuffle`, but with the channels of one position within the block adjacent."""
         y = F.pixel_unshuffle(x, self.gain)
         phases = y.reshape(len(y), -1, self.gain**2, *y.shape[2:])
         return phases.transpose(1, 2).flatten(1, 2)
@@ -135,11 +135,11 @@ class Expand(nn.Module):
     """Depth to space, the inverse of Contract: (B, C, H, W) to (B, C / gain^2, H * gain, W * gain)."""
 
     def __init__(self, gain: int = 2) -> None:
-        """`gain` is the side of the squares that channels become."""
+        """`gain` is the side of the square blocks of cells made of channels."""
         super().__init__()
         self.gain = gain
 
     def forward(self, x: Tensor) -> Tensor:
-        """The channels of one phase of the squares lie together, unlike those of `pixel_shuffle`."""
+        """Like `pixel_shuffle`, but with the channels of one position within the block adjacent."""
         phases = x.reshape(len(x), self.gain**2, -1, *x.shape[2:]).transpose(1, 2)
         return F.pixel_shuffle(phases.flatten(1, 2), self.gain)

@@ -1,4 +1,4 @@
-"""What Python programs hand in, images and settings, checked and as the network takes it."""
+"""Validation and conversion of the arguments of the Python API: images, devices, sizes and NMS settings."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _SCALE_IT = "scale it to 0..255 and give it as an array of uint8"
 
 
 def device_of(device: Device) -> torch.device:
-    """The device that somebody means by a name, a GPU's number or a torch.device; None as "".
+    """Return the device for a name, a GPU index or a torch.device; None means the same as "".
 
     Raises:
-        UserError: there is no such device.
+        UserError: if there is no such device.
     """
     name = device
     if isinstance(device, torch.device):
@@ -43,7 +43,7 @@ def device_of(device: Device) -> torch.device:
 
 
 def sides_of(size: Any) -> tuple[int, int]:
-    """Height and width in px from one number, or from one or two in a list. Raises UserError for others."""
+    """Return height and width in px from a number or a list of one or two. Raises UserError otherwise."""
     fix = "give the side in pixels, or (height, width)"
     given = list(size) if isinstance(size, Iterable) and not _is_scalar(size) else [size]
     sides = [_whole(side, "size", fix) for side in given]
@@ -55,9 +55,9 @@ def sides_of(size: Any) -> tuple[int, int]:
 def rules_of(
     conf: Any, iou: Any, classes: Any, max_det: Any, agnostic: bool, multi_label: bool, class_count: int
 ) -> NmsRules:
-    """The rules by which boxes are kept. Raises UserError for what is outside of its range.
+    """Return the NMS parameters. Raises UserError if a value is out of range.
 
-    classes: a number, several, or None for all of `class_count`.
+    classes: a class index, several, or None for all of `class_count`.
     """
     most = _whole(max_det, "max_det", "give a number from 1 on")
     if most < 1:
@@ -81,7 +81,7 @@ def rules_of(
 
 
 def frame_of(picture: Any, number: int) -> Frame:
-    """An image in any form, as BGR with a name. Raises UserError for what is none."""
+    """Return an image of any supported type as a named BGR frame. Raises UserError if it is invalid."""
     name = f"image{number}.jpg"
     try:
         if isinstance(picture, str | os.PathLike):
@@ -104,7 +104,7 @@ def frame_of(picture: Any, number: int) -> Frame:
 
 
 def _from_pil(picture: Any, number: int) -> Image:
-    """A PIL image, upright, as (H, W, 3) or (H, W) uint8. PIL itself would clip deep values to white."""
+    """Convert a PIL image to upright (H, W, 3) or (H, W) uint8. PIL would clip values above 255 to white."""
     from PIL import ImageOps
 
     try:
@@ -114,7 +114,7 @@ def _from_pil(picture: Any, number: int) -> Image:
     except (OSError, ValueError, SyntaxError) as error:
         raise UserError(f"cannot be read ({error})", f"image {number}", _TAKEN) from error
     values = np.asarray(upright)
-    # Older versions of PIL open 16-bit files as 32-bit integers (I). The upper byte, as files are read.
+    # Older versions of PIL open 16-bit files as 32-bit integers (I). Keep the upper byte, as with files.
     deep = upright.mode.startswith("I;16") or (upright.mode == "I" and 255 < values.max() < 2**16)
     if deep and values.min() >= 0:
         return (values // 256).astype(np.uint8)
@@ -122,7 +122,7 @@ def _from_pil(picture: Any, number: int) -> Image:
 
 
 def _from_array(array: Any, number: int) -> Image:
-    """An RGB array as a BGR image. Raises UserError for what is none."""
+    """Convert an RGB or greyscale array to a BGR image. Raises UserError if it is none."""
     if not isinstance(array, np.ndarray):
         raise UserError(f"is a {type(array).__name__}", f"image {number}", _TAKEN)
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or not array.size:
@@ -139,12 +139,12 @@ def _from_array(array: Any, number: int) -> Image:
 
 
 def _is_scalar(value: Any) -> bool:
-    """Whether it is one value: text too, and a NumPy array or tensor without dimensions."""
+    """Return whether an iterable is a single value: text, or a zero-dimensional array or tensor."""
     return isinstance(value, str | bytes) or getattr(value, "ndim", None) == 0
 
 
 def _whole(value: Any, name: str, fix: str) -> int:
-    """A whole number of any type that is one, NumPy's and 320.0 too."""
+    """Convert a whole number of any type to int, including NumPy integers and 320.0."""
     if isinstance(value, float | np.floating) and float(value).is_integer():
         return int(value)
     try:

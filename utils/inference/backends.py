@@ -1,4 +1,4 @@
-"""From the name of a weight file to a network that is ready to run, whatever format it has."""
+"""Loading of networks for inference, from checkpoints and from exported files of any supported format."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ _ELSEWHERE = {
 
 
 def find_network(name: str, download: bool = True) -> Path:
-    """The file of that name, or the folder of an OpenVINO network.
+    """Return the path of a weight file, or of an OpenVINO network's folder.
 
-    download: whether public weights that are missing are fetched. Raises UserError where there is none.
+    download: whether to download public weights that are missing. Raises UserError if nothing is found.
     """
     path = Path(name)
     if path.suffix == ".xml" and os.path.isfile(path):
@@ -53,15 +53,15 @@ def find_network(name: str, download: bool = True) -> Path:
 
 
 def is_exported(path: Path) -> bool:
-    """Whether it is a file of another format than weights to train with."""
+    """Return whether a path is an exported network, not a checkpoint."""
     return os.path.isdir(path) or path.suffix.lower() in (ONNX, TORCHSCRIPT)
 
 
 def load_network(path: Path, device: torch.device, half: bool = False) -> Model | Exported:
-    """The network in weights, or in an exported file, ready for inference.
+    """Load the network in a checkpoint or an exported file, ready for inference.
 
-    half: the weights as float16 (not of an exported file, which has a precision of its own). Raises UserError
-    for what is neither.
+    half: convert the weights to float16 (ignored for an exported file, which has a precision of its own).
+    Raises UserError if the file is neither.
     """
     if not is_exported(path):
         if other := _ELSEWHERE.get(path.suffix.lower()):
@@ -82,10 +82,10 @@ def load_network(path: Path, device: torch.device, half: bool = False) -> Model 
 def load_networks(
     paths: Sequence[Path], device: torch.device, half: bool, console: Console
 ) -> Network | Exported:
-    """The network in a file, or the ensemble of those in several .pt files, ready for inference.
+    """Load the network in a file, or the ensemble of those in several .pt files, ready for inference.
 
-    The members' classes are matched to those of the first. Raises UserError where they do not fit, or a
-    file of several is exported.
+    The members' classes are matched to those of the first. Raises UserError if they do not match, or if one
+    of several files is exported.
     """
     if len(paths) == 1:
         return load_network(paths[0], device, half)
@@ -102,7 +102,7 @@ def load_networks(
 
 
 def refuse_for_exported(path: Path, augment: bool, half: bool, console: Console) -> None:
-    """Raises UsageError for options that only a .pt can follow; says which have no effect."""
+    """Raise UsageError for an option that requires a .pt file; warn about one that has no effect."""
     if augment:
         raise UsageError(
             f"needs the network itself, and {path} is exported", "--augment", "give the .pt file"
@@ -119,10 +119,10 @@ def settle(
     source: object,
     console: Console,
 ) -> tuple[int, int]:
-    """Decides at what (height, width) an exported network runs, tries it out and names its classes.
+    """Return the (height, width) at which to run an exported network, after a trial run; set its class names.
 
-    sides: of --imgsz; given: whether somebody asked for them; names: class names from `source`, which go
-    before the file's. Raises UserError where the network cannot be used.
+    sides: from --imgsz. given: whether the user set them. names: class names from `source`, which override
+    the file's. Raises UserError if the network cannot be used.
     """
     wanted = sides[0], sides[-1]
     size_hw = network.facts.size_hw
@@ -141,7 +141,7 @@ def settle(
 
 
 def network_in_words(network: Network | Exported, device: torch.device, size_hw: tuple[int, int]) -> str:
-    """Where it computes and how large it is, for the first line of a run."""
+    """Describe a network's device and size, for the first line of a run."""
     if isinstance(network, Exported):
         return f"{describe_device(network.device)}: {network.in_words()}"
     return in_words(network, device, max(size_hw))

@@ -1,4 +1,4 @@
-"""A network's classes, matched to those of a dataset or of another network."""
+"""Matching of a network's classes to those of a dataset or of another network."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def fit_classes(
     single_cls: bool | None,
     console: Console,
 ) -> None:
-    """Make a network predict the classes `wanted`, matched by name where it knows all of them.
+    """Make a network predict the classes `wanted`, matched by name if it knows all of them.
 
-    Its other classes are left out. If it lacks a name but has as many classes, they are matched by index,
-    as in the original YOLOv5, and a warning lists those that differ. whose: where `wanted` comes from, for
-    messages. single_cls: whether all classes are treated as one; None where there is no such option. Raises
-    UserError, naming both, if the numbers of classes differ.
+    Its other classes are dropped. If it lacks a name but has as many classes, they are matched by index, as
+    in the original YOLOv5, and a warning lists those whose names differ. whose: the origin of `wanted`, for
+    messages. single_cls: whether all classes are treated as one, which needs no matching; None if there is no
+    such option. Raises UserError, listing both, if the numbers of classes differ.
     """
     if single_cls:
         return

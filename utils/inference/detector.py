@@ -1,4 +1,4 @@
-"""From frames of any size to their detections."""
+"""Detection in frames of any size: letterboxing, forward pass, NMS, and boxes in original pixels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BATCH_ON_CPU, BATCH_ON_GPU = 1, 16
 
 @dataclass(frozen=True)
 class Prepared:
-    """A frame with its image as the network takes it: (1, 3, H, W) uint8 RGB. seconds: that it took."""
+    """A frame and its letterboxed image, (1, 3, H, W) uint8 RGB. seconds: time taken to prepare it."""
 
     frame: Frame
     pixels: Tensor
@@ -30,9 +30,9 @@ class Prepared:
 
 
 class Detector:
-    """Finds objects in frames: `prepare` each, then `detect` in those of one shape together.
+    """Detects objects in frames: call `prepare` for each, then `detect` for those of one shape together.
 
-    batch: how many of them are worth a pass together. found: how many objects there were so far.
+    batch: the number of frames to pass to `detect` at once. found: the number of detections so far.
     """
 
     def __init__(self, predictor: Predictor, names: Sequence[str], size_hw: tuple[int, int]) -> None:
@@ -41,25 +41,25 @@ class Detector:
         self.batch, self.found = BATCH_ON_CPU, 0
         self.whole = False
         if isinstance(predictor.model, Exported):
-            # What takes one shape gets it, and what takes batches of one size gets them full.
+            # A fixed image shape must be filled by padding, and a fixed batch size should be, by images.
             self.whole = predictor.model.facts.size_hw is not None
             self.batch = predictor.model.facts.shape[0] or BATCH_ON_CPU
         elif predictor.device.type == "cuda":
             self.batch = BATCH_ON_GPU
-            # The first pass sets up the card; it belongs to no image's time.
+            # The first pass initialises the GPU, which must not count towards any image's time.
             predictor.predict(torch.zeros(1, 3, *size_hw, device=predictor.device))
             predictor.watch.reset()
 
     def prepare(self, frame: Frame) -> Prepared:
-        """The frame's image scaled and padded; needs no network and may run in another thread."""
+        """Letterbox a frame's image. Does not use the network and may run in another thread."""
         begun = time.perf_counter()
         pixels, letterbox = letterbox_image(frame.image, self.size_hw, self.stride, self.whole)
         return Prepared(frame, pixels, letterbox, time.perf_counter() - begun)
 
     def detect(self, group: Sequence[Prepared]) -> list[Tensor]:
-        """Detections of each, (n, 6) on the CPU: box in pixels of its image, confidence, class.
+        """Return the detections of each frame, (n, 6) on the CPU: box in its pixels, confidence, class.
 
-        All images have the same shape.
+        All prepared images must have the same shape.
         """
         watch = self.predictor.watch
         watch.start()
@@ -74,5 +74,5 @@ class Detector:
         ]
 
     def in_words(self, detections: Tensor) -> str:
-        """How many of each class, as in "2 persons, 1 dog"."""
+        """Count the detections per class, as in "2 persons, 1 dog"."""
         return found_in_words([int(label) for label in detections[:, 5].tolist()], self.names) or "nothing"

@@ -1,6 +1,6 @@
-"""Exported networks: files that compute by themselves what a Model computes.
+"""Exported networks of any format behind a common interface.
 
-Shapes: B images, N predictions an image, K classes, D rows of detections.
+Shapes: B images, N predictions per image, K classes, D rows of detections.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from utils.errors import UserError, reason_of
 from utils.inference.facts import ExportFacts
 from utils.words import counted
 
-_DETECTION = 6  # numbers of one: a box, its confidence, its class
+_DETECTION = 6  # values per detection: box, confidence, class
 _MOST_LETTERS = 300
-_PROBE_STRIDES = 2  # side of the first image where sides are free: small, and more than one cell
+_PROBE_STRIDES = 2  # side of the trial image if sides are dynamic: small, but more than one cell
 
 
 def check_names(
     names: Sequence[str], source: object, class_count: int, weights: object, named: bool = True
 ) -> None:
-    """Raises UserError where the names of `source` are not as many as the classes that the weights know.
+    """Raise UserError if `source` does not have as many names as the weights have classes.
 
-    named: whether there are others inside the weights.
+    named: whether the weights have names of their own to fall back on.
     """
     if len(names) != class_count:
         known = counted(class_count, "class", "classes")
@@ -42,20 +42,20 @@ def check_names(
 
 
 def first_words(error: BaseException) -> str:
-    """As `reason_of`, cut to what fits into a line: the libraries that run files may tell pages."""
+    """Return `reason_of` an error, truncated: the message of a runtime may fill pages."""
     return reason_of(error)[:_MOST_LETTERS]
 
 
 def last_words(error: BaseException) -> str:
-    """The last line that a library's error tells, for those that tell first where in their code it was."""
+    """Return the last line of an error message, for libraries that start with their own source location."""
     return (str(error).strip().splitlines() or [reason_of(error)])[-1].strip()[:_MOST_LETTERS]
 
 
 class Exported(ABC):
-    """A network in a file of another format than ours, ready to run.
+    """A network in an exported file, ready to run.
 
-    kind: the format's name. names: of the classes. nc: how many. size_multiple: what sides are multiples
-    of, px. device: where images have to be.
+    kind: the format's name. names: of the classes. nc: the number of classes. size_multiple: image sides must
+    be multiples of it, in px. device: of the inputs of `run`.
     """
 
     kind: str
@@ -64,18 +64,18 @@ class Exported(ABC):
         self.path, self.facts, self.device = path, facts, device
         self.names, self.nc = list(facts.names), len(facts.names)
         self._kept: Sequence[int] | None = None
-        self._columns = None if facts.nms is None else _DETECTION  # of a row that it gives, where known
+        self._columns = None if facts.nms is None else _DETECTION  # values per output row, if known
         self.size_multiple = facts.stride
 
     @abstractmethod
     def run(self, images: Tensor) -> Tensor:
-        """The first output for images (B, 3, H, W), float32 0..1, on `device`, of a shape that it takes."""
+        """Return the first output for images (B, 3, H, W), float32 0..1, on `device`, of a valid shape."""
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Decoded predictions (B, N, 5 + K), or with NMS inside detections (B, D, 6), float32.
+        """Return predictions (B, N, 5 + K), or detections (B, D, 6) if the file includes NMS, in float32.
 
-        images: (B, 3, H, W), float 0..1. Any B: where the file takes batches of one size alone, they are cut
-        and filled up. Smaller images than it takes are padded at the right and below, which moves no box.
+        images: (B, 3, H, W), float 0..1. Any B: for a fixed batch size they are split and the last part is
+        filled up. Images smaller than a fixed size are padded at the right and bottom, which moves no box.
         """
         images = self._padded(images.to(self.device, torch.float32))
         count = self.facts.shape[0]
@@ -89,33 +89,33 @@ class Exported(ABC):
         return self._among_kept(torch.cat(outputs))
 
     def keep_classes(self, numbers: Sequence[int], names: Sequence[str]) -> None:
-        """Leaves these of its classes, in this order and under these names, for good."""
+        """Keep only these classes, in this order and under these names, irreversibly."""
         self._kept, self.names, self.nc = list(numbers), list(names), len(numbers)
 
     def _among_kept(self, output: Tensor) -> Tensor:
-        """What it gives, of the classes that are left. NMS inside chose among all of them."""
+        """Reduce the output to the kept classes. NMS inside the file has still run on all of them."""
         if self._kept is None:
             return self._of_known_classes(output)
         if self.facts.nms is None:
             return output[..., rows_of_classes(self._kept)]
         is_of = output[..., 5, None].long() == torch.tensor(self._kept, device=output.device)
-        confidence = output[..., 4] * is_of.any(-1)  # without confidence it is padding
+        confidence = output[..., 4] * is_of.any(-1)  # rows with confidence 0 are padding
         numbers = is_of.int().argmax(-1).to(output.dtype)
         return torch.cat((output[..., :4], torch.stack((confidence, numbers), -1)), -1)
 
     def _of_known_classes(self, output: Tensor) -> Tensor:
-        """The output. Raises UserError where NMS inside gives a class without a name."""
+        """Return the output unchanged. Raises UserError if NMS inside yields a class without a name."""
         if self.facts.nms is not None and self.nc:
             labels = output[..., 5]
-            is_known = (labels > -1) & (labels < self.nc)  # of a NaN neither is true
-            wrong = labels[~is_known & (output[..., 4] > 0)]  # without confidence it is padding
+            is_known = (labels > -1) & (labels < self.nc)  # NaN fails both comparisons
+            wrong = labels[~is_known & (output[..., 4] > 0)]  # rows with confidence 0 are padding
             if len(wrong):
                 what = f"gives class {float(wrong[0]):g} and has names for 0 to {self.nc - 1}"
                 raise UserError(what, self.path, "export it again with export.py")
         return output
 
     def try_out(self) -> None:
-        """Runs it once and sees what it gives. Raises UserError where that is no detections."""
+        """Run it once to check its output and find the class count. Raises UserError if either is invalid."""
         height, width = self.facts.size_hw or (self.size_multiple * _PROBE_STRIDES,) * 2
         output = self(torch.full((self.facts.shape[0] or 1, 3, height, width), FILL / 255))
         if self.facts.nms is not None:
@@ -127,7 +127,7 @@ class Exported(ABC):
         self.nc, self._columns = found, output.shape[2]
 
     def take_names(self, names: Sequence[str] = (), source: object = "--data") -> None:
-        """Gives the classes these names, or sees that they have some. Raises UserError where that fails."""
+        """Set the class names, if given. Raises UserError if they do not fit, or if there are none at all."""
         if names and self.nc:
             check_names(names, source, self.nc, self.path, named=bool(self.names))
         if names:
@@ -140,11 +140,11 @@ class Exported(ABC):
             )
 
     def take_single(self, size_hw: tuple[int, int]) -> None:
-        """Settles that it gets single images of this size: what is right for all that do not say."""
+        """Set the input shape to single images of this size, the safe choice if the file states none."""
         self.facts = replace(self.facts, shape=(1, *size_hw), knows_shape=True)
 
     def in_words(self) -> str:
-        """What it is, in a few words."""
+        """Describe format, input shape and NMS in a few words."""
         batch, height, width = self.facts.shape
         size = "any size" if height is None else f"{width}x{height} px"
         pictures = "any batch" if batch is None else f"batches of {batch}"
@@ -163,7 +163,7 @@ class Exported(ABC):
         return F.pad(images, (0, right, 0, below), value=FILL / 255) if below or right else images
 
     def _checked(self, output: Tensor, count: int) -> Tensor:
-        """The output as float32; it must be what it should be."""
+        """Return the output as float32. Raises UserError if its shape is wrong."""
         if (
             output.ndim != 3
             or len(output) != count

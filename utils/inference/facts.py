@@ -1,7 +1,7 @@
-"""What an exported network says of itself, as it is written into the file and read back.
+"""The metadata of exported networks, as written into the files and read back.
 
-The keys `stride` and `names` are those of YOLOv5's own exports, and so is where they stand: in the metadata
-of an .onnx file, in `config.txt` within a .torchscript file, in a YAML beside an OpenVINO network.
+The keys `stride` and `names` are those of YOLOv5's own exports, and so are their locations: the metadata of
+an .onnx file, `config.txt` within a .torchscript file, a YAML beside an OpenVINO network.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Shape = tuple[int | None, int | None, int | None]
 
 @dataclass(frozen=True, kw_only=True)
 class NmsInside:
-    """The suppression that a file does itself; the thresholds are those of `NmsRules`."""
+    """The parameters of NMS that is part of an exported file; the thresholds are those of `NmsRules`."""
 
     conf_thres: float
     iou_thres: float
@@ -35,11 +35,11 @@ class NmsInside:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportFacts:
-    """What is known of an exported network.
+    """The metadata of an exported network.
 
-    names: of the classes, empty where the file has none. stride: what sides are multiples of, px. shape:
-    (batch, height, width) that it takes, None for each that is free; knows_shape: whether anything says
-    that. nms: None where it gives all predictions.
+    names: of the classes, empty if the file has none. stride: image sides must be multiples of it, in px.
+    shape: (batch, height, width) of the input, None for each dynamic dimension. knows_shape: whether the
+    shape is known at all. nms: None if the output is all predictions.
     """
 
     names: tuple[str, ...] = ()
@@ -50,13 +50,13 @@ class ExportFacts:
 
     @property
     def size_hw(self) -> tuple[int, int] | None:
-        """The only height and width it takes, None where they are free."""
+        """The fixed height and width of the input, None if they are dynamic."""
         _, height, width = self.shape
         return None if height is None or width is None else (height, width)
 
 
 def facts_to_dict(facts: ExportFacts) -> dict[str, Any]:
-    """The facts as plain values under the keys of the files; `names` by number."""
+    """Return the facts as plain values under the files' keys; `names` as a dict by class index."""
     nms = facts.nms
     return {
         "description": "YOLOv5 detection network",
@@ -69,9 +69,9 @@ def facts_to_dict(facts: ExportFacts) -> dict[str, Any]:
 
 
 def facts_from_dict(data: Mapping[str, Any], shape: Shape | None = None) -> ExportFacts:
-    """The facts that a file states, as far as they are what they should be.
+    """Return the facts that a file states, with defaults for invalid values.
 
-    shape: what the network itself takes, where that can be seen; goes before what is stated.
+    shape: the input shape of the network itself, if the format reveals it; overrides what is stated.
     """
     stride = data.get("stride")
     stated = data.get("shape")
@@ -87,19 +87,19 @@ def facts_from_dict(data: Mapping[str, Any], shape: Shape | None = None) -> Expo
 
 
 def facts_to_texts(facts: ExportFacts) -> dict[str, str]:
-    """The facts as texts by key, as the metadata of an .onnx file wants them."""
+    """Return the facts as strings by key, as the metadata of an .onnx file requires."""
     return {
         key: value if isinstance(value, str) else repr(value) for key, value in facts_to_dict(facts).items()
     }
 
 
 def facts_from_texts(texts: Mapping[str, str], shape: Shape | None = None) -> ExportFacts:
-    """The facts in texts that `facts_to_texts` or YOLOv5's own export wrote."""
+    """Return the facts in strings written by `facts_to_texts` or by YOLOv5's own export."""
     return facts_from_dict({key: plain_from_text(value) for key, value in texts.items()}, shape)
 
 
 def plain_from_text(text: str) -> Any:
-    """The value of a Python literal or of JSON, without evaluating anything; None for what is neither."""
+    """Parse a Python literal or JSON, without evaluating anything; returns None if the text is neither."""
     if len(text) > _MAX_LETTERS:
         return None
     try:
@@ -113,7 +113,7 @@ def plain_from_text(text: str) -> Any:
 
 
 def _names(value: Any) -> tuple[str, ...]:
-    """Class names of a list, or of a dict by number (JSON writes numbers of dicts as texts)."""
+    """Return class names from a list, or from a dict by index (JSON turns integer keys into strings)."""
     if isinstance(value, dict):
         if len(value) > MAX_CLASSES:
             return ()
@@ -126,7 +126,7 @@ def _names(value: Any) -> tuple[str, ...]:
 def _name(value: Any) -> str:
     try:
         return str(value)[:MAX_NAME] if isinstance(value, str | int | float) else ""
-    except ValueError:  # a number of thousands of digits
+    except ValueError:  # an int of thousands of digits
         return ""
 
 

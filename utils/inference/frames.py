@@ -1,4 +1,4 @@
-"""What every source of images gives: frames."""
+"""Frames, which every image source yields, and the classification of sources by name."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ STREAM_SCHEMES = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "tcp:
 
 @dataclass(frozen=True)
 class Frame:
-    """One image to look at.
+    """One image to detect objects in.
 
     image: (H, W, 3) uint8 BGR. source: the file or address it comes from, without a password.
-    number: 0-based within a video or stream, None for an image. fps: of the video or stream, 0
-    where unknown. place: where it stands among all, "3/17", for the console. live: frames of several
-    sources come in turn.
+    number: 0-based index within a video or stream, None for an image. fps: of the video or stream, 0
+    if unknown. place: its position, as in "3/17", for the console. live: frames of several sources
+    may alternate.
     """
 
     image: Image
@@ -35,39 +35,39 @@ class Frame:
 
 
 class Source(Protocol):
-    """Frames in order; `skipped` holds a sentence for each thing that could not be read so far."""
+    """An iterable of frames; `skipped` has a sentence for each input that could not be read so far."""
 
     skipped: list[str]
 
     @property
     def files(self) -> Sequence[str]:
-        """The sources of all frames to come, as far as they are files."""
+        """The `source` of all frames to come, if they are read from files; else empty."""
         ...
 
     def __iter__(self) -> Iterator[Frame]:
-        """The frames, each once."""
+        """Yield each frame once, in order."""
         ...
 
 
 def is_address(source: str) -> bool:
-    """Whether a source is on the network."""
+    """Return whether a source is a network address."""
     return source.lower().startswith(STREAM_SCHEMES)
 
 
 def is_live(source: str) -> bool:
-    """Whether a source is a webcam's number or the address of a stream."""
+    """Return whether a source is a webcam's number or the address of a stream."""
     if source.isascii() and source.isdigit():
         return True
     return is_address(source) and not is_remote_file(source)
 
 
 def is_remote_file(source: str) -> bool:
-    """Whether a source is the address of an image or video, which waits until its turn comes."""
+    """Return whether a source is the address of an image or video file, which unlike a stream can wait."""
     return source.lower().startswith(_FILE_SCHEMES) and suffix_of(source) in IMAGE_SUFFIXES | VIDEO_SUFFIXES
 
 
 def file_name(source: str) -> str:
-    """The name of a file, also of one at an address."""
+    """Return the file name of a path or address."""
     if not is_address(source):
         return Path(source).name
     try:
@@ -77,15 +77,15 @@ def file_name(source: str) -> str:
 
 
 def suffix_of(source: str) -> str:
-    """The suffix of a file's name, in small letters, also of one at an address."""
+    """Return the suffix of the file name of a path or address, in lower case."""
     return Path(file_name(source)).suffix.lower()
 
 
 def without_password(source: str) -> str:
-    """An address without its user and password, fit for the console and for file names."""
+    """Return an address without user and password, safe for the console and for file names."""
     return re.sub(r"(?<=//)[^/?#]*@", "", source, count=1) if is_address(source) else source
 
 
 def is_utf8(path: str) -> bool:
-    """Whether a file's name is text; with another one OpenCV's videos and windows end the process."""
+    """Return whether a file name is valid UTF-8; others make OpenCV's videos and windows end the process."""
     return path.encode("utf-8", "replace") == path.encode("utf-8", "surrogatepass")

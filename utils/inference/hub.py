@@ -1,4 +1,4 @@
-"""Networks for Python programs: `load` gives one that takes images in any form and returns boxes."""
+"""The Python API: `load` returns a model that is called with images in any form and returns detections."""
 
 from __future__ import annotations
 
@@ -28,32 +28,40 @@ from utils.words import counted
 
 
 def load(weights: str | Path = "yolov5s.pt", device: Device = "", verbose: bool = True) -> HubModel:
-    """The network in weights (.pt, .onnx, .torchscript, an OpenVINO folder), ready to be called on images.
+    """Load a model for inference; call it with images to get `Detections`.
 
-    device: cpu, a GPU's number or a torch.device; "" takes the first GPU, else the CPU. verbose: say what was
-    loaded.
+    Args:
+        weights: a .pt, .onnx or .torchscript file, or the folder of an OpenVINO network. Public weights
+            such as yolov5s.pt are downloaded if they are missing.
+        device: "cpu", a GPU index or a torch.device; "" means the first GPU, or the CPU if there is none.
+        verbose: print a line about the loaded model.
 
     Raises:
-        UserError: there is no such file, or it is no such network.
+        UserError: if there is no such file or device, or the file is not a network in a supported format.
     """
     path = find_network(os.fspath(weights))
     return HubModel(load_network(path, device_of(device)), os.fspath(path), verbose)
 
 
 def bare(path: str | Path, device: Device = "") -> Model:
-    """The network in a .pt file as a torch module that can be trained on. Raises UserError as `load` does."""
+    """Load the network in a .pt file as a trainable torch module. Raises UserError as `load` does."""
     return build_model(read_checkpoint(find_network(os.fspath(path)))).to(device_of(device))
 
 
 def load_or_create(
     name: str, pretrained: bool = True, channels: int = 3, classes: int = 80, device: Device = ""
 ) -> Model:
-    """The bare network of a size such as "yolov5s", for training and experiments.
+    """Return the bare torch module of a network size such as "yolov5s", for training and experiments.
 
-    pretrained: with its public weights, as far as they fit other `classes` and `channels`.
+    Args:
+        name: the size, also the name of the weight file.
+        pretrained: load the public weights, as far as they fit `channels` and `classes`.
+        channels: channels of the images.
+        classes: the number of classes.
+        device: as in `load`.
 
     Raises:
-        UserError: the weights are not there.
+        UserError: if the weights or the device cannot be found.
     """
     if not pretrained:
         return Model(f"{name}.yaml", channels=channels, nc=classes).to(device_of(device))
@@ -66,15 +74,25 @@ def load_or_create(
 
 
 class HubModel:
-    """A network that is called with images and gives Detections.
+    """A model for inference: called with images, it returns their `Detections`.
 
-    conf, iou, classes (a number or several, None for all), max_det, agnostic, multi_label: the rules by which
-    boxes are kept, to be set as one likes. names: of the classes, by number. stride: what sides are multiples
-    of, px.
+    The NMS settings are plain attributes, which may be changed between calls. For an exported file with NMS
+    inside only conf, classes and max_det have an effect.
+
+    Attributes:
+        conf: minimum confidence of a detection, 0..1 (0.25).
+        iou: maximum IoU of two detections of a class, 0..1 (0.45).
+        classes: the class index or indices to detect; None for all.
+        max_det: maximum number of detections per image (1000).
+        agnostic: let boxes of different classes suppress each other too (False).
+        multi_label: allow several classes for one box (False).
+        names: class names by index.
+        stride: image sides are padded to multiples of it, in px.
+        model: the network itself.
     """
 
     def __init__(self, network: Model | Exported, source: str = "", verbose: bool = False) -> None:
-        """`network`: as `load_network` or `prepare_model` give it."""
+        """`network` comes from `load_network` or `prepare_model`; `source` is its name for the console."""
         self.conf, self.iou, self.max_det = 0.25, 0.45, 1000
         self.classes: int | Sequence[int] | None = None
         self.agnostic = self.multi_label = False
@@ -88,20 +106,28 @@ class HubModel:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device that the model runs on."""
         return Predictor(self.model, NmsRules()).device
 
     def __call__(
         self, pictures: Any, size: int | Sequence[int] | None = None, augment: bool = False
     ) -> Detections:
-        """The detections in one image or a list of them, at a size in px (or height and width), else 640.
+        """Detect objects in an image or a list of images.
 
-        An image is a path, an http or https address, the bytes of an encoded file, a PIL image, or a NumPy
-        array of uint8: (H, W, 3) in RGB (OpenCV's are BGR: pass `image[..., ::-1]`), (H, W), or the channels
-        first. augment: average over three sizes and a flip.
+        Args:
+            pictures: one image or several, each a path, an http or https address, the bytes of an encoded
+                file, a PIL image, or a uint8 NumPy array: (H, W, 3) in RGB (OpenCV's are BGR: pass
+                `image[..., ::-1]`), (H, W), or channels first.
+            size: image size for the model in px, or (height, width), rounded up to a multiple of `stride`;
+                640 by default. An exported file of fixed shape ignores it.
+            augment: test-time augmentation: pool the predictions at three scales, one of them mirrored.
+
+        Returns:
+            The detections, with boxes in pixels of the given images.
 
         Raises:
-            UserError: something is no image, or cannot be read; a rule or the size is outside of its range.
+            UserError: if an image is invalid or cannot be read, a setting or `size` is out of range, or
+                `augment` is requested of an exported network.
         """
         predictor, size_hw = self._predictor(augment), self._size(size)
         given = list(pictures) if isinstance(pictures, list | tuple) else [pictures]
@@ -120,7 +146,11 @@ class HubModel:
         )
 
     def to(self, device: Device) -> HubModel:
-        """Moves the network to another device. Raises UserError for an exported one, or if there is none."""
+        """Move the model to another device and return it.
+
+        Raises:
+            UserError: if the network is exported, or there is no such device.
+        """
         if isinstance(self.model, Exported):
             raise UserError(
                 "stays on the device that it was loaded on",
@@ -131,15 +161,15 @@ class HubModel:
         return self
 
     def cpu(self) -> HubModel:
-        """Moves the network to the CPU."""
+        """Move the model to the CPU and return it."""
         return self.to("cpu")
 
     def cuda(self) -> HubModel:
-        """Moves the network to the first GPU."""
+        """Move the model to the first GPU and return it."""
         return self.to("cuda")
 
     def eval(self) -> HubModel:
-        """Nothing: the network is ready for inference from the start."""
+        """Return the model unchanged: it is always in eval mode."""
         return self
 
     def _predictor(self, augment: bool) -> Predictor:
@@ -159,7 +189,7 @@ class HubModel:
         return Predictor(self.model, rules, augment=augment)
 
     def _size(self, size: Any) -> tuple[int, int]:
-        """Height and width to look at images at; a file of one shape has its own, which is said once."""
+        """Return the (height, width) to run at; a file of fixed shape keeps its own, and warns once."""
         sides = (640, 640) if size is None else sides_of(size)
         if isinstance(self.model, Exported) and self.model.facts.size_hw is not None:
             own = self.model.facts.size_hw
@@ -174,9 +204,9 @@ class HubModel:
 
 
 def ready(model: Model, device: Device = "", name: str = "", verbose: bool = False) -> HubModel:
-    """A bare network made ready for images. Raises UserError where it takes none of three channels.
+    """Prepare a bare torch module for inference. Raises UserError if it does not take three channels.
 
-    verbose: say of the network of that name what it is, as `load` does.
+    name, verbose: print a line about the model under this name, as `load` does.
     """
     if model.channels != 3:
         raise UserError(

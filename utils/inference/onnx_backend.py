@@ -1,4 +1,4 @@
-"""Networks in .onnx files, run by onnxruntime."""
+"""Inference of .onnx files with onnxruntime."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from utils.errors import UserError
 from utils.inference.exported import Exported, first_words
 from utils.inference.facts import MAX_BATCH, Shape, facts_from_texts
 
-MAX_BYTES = 2 << 30  # no .onnx file can be larger: it is one protobuf message
+MAX_BYTES = 2 << 30  # the limit of a protobuf message, which an .onnx file is
 MAX_WEIGHT_BYTES = 8 << 30
 _INSTALL = "pip install onnx onnxruntime"
 _DOMAINS = frozenset(("", "ai.onnx", "com.microsoft"))
-_LEAVING = frozenset(("EPContext",))  # names a file that holds a program for some accelerator
+_LEAVING = frozenset(("EPContext",))  # refers to a file with a program for some accelerator
 
 
 class OnnxNetwork(Exported):
@@ -39,12 +39,12 @@ class OnnxNetwork(Exported):
         if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
             wanted.insert(0, "CUDAExecutionProvider")
         settings = onnxruntime.SessionOptions()
-        settings.log_severity_level = 4  # what is wrong comes as an error
+        settings.log_severity_level = 4  # fatal only: errors are raised as exceptions
         settings.intra_op_num_threads = torch.get_num_threads()
         try:
-            # The very bytes that were looked at; only one with weights beside it must be opened by name.
+            # Load the bytes that were checked; only a file with external weights must be opened by name.
             self.session = onnxruntime.InferenceSession(content or os.fspath(path), settings, wanted)
-        except Exception as error:  # onnxruntime's errors have no common class
+        except Exception as error:  # onnxruntime's exceptions have no common base class
             raise UserError(
                 f"onnxruntime cannot load it ({first_words(error)})", path, "export it again"
             ) from error
@@ -75,10 +75,10 @@ class OnnxNetwork(Exported):
 
 
 def checked_onnx(path: Path) -> bytes | None:
-    """The content of an .onnx file that asks for nothing but computation; None where weights lie beside it.
+    """Check an .onnx file and return its content, None if it has external weights.
 
-    Raises UserError for one that needs operators of others (they come in libraries, which would run), whose
-    weights lie outside of its folder, and for what is no such file.
+    Raises UserError if the file needs third-party operators (which come in libraries that would be executed),
+    has weights outside of its folder, or is not an intact .onnx file.
     """
     try:
         import onnx
@@ -88,7 +88,7 @@ def checked_onnx(path: Path) -> bytes | None:
         content = read_regular(path, MAX_BYTES)
     try:
         model = onnx.ModelProto.FromString(content)
-    except Exception as error:  # google.protobuf's DecodeError, or that of its C library
+    except Exception as error:  # google.protobuf's DecodeError, or its C library's
         raise UserError("is no intact ONNX file", path, "export it again") from error
     if not model.graph.node:
         raise UserError("is no intact ONNX file (it has no graph)", path, "export it again")
@@ -107,7 +107,7 @@ def checked_onnx(path: Path) -> bytes | None:
 
 
 def _graphs(model: Any) -> Iterator[Any]:
-    """The graph, and all graphs within its nodes and those of its functions."""
+    """Yield the graph, and all subgraphs of its nodes and of its functions' nodes."""
     waiting = [model.graph]
     for function in model.functions:
         waiting.extend(_within(function.node))
@@ -147,7 +147,7 @@ def _initialisers(graph: Any) -> Iterator[Any]:
 
 
 def _check_tensors(tensors: Iterable[Any], path: Path, external: int) -> bool:
-    """Whether any lies in another file. Raises UserError where that is not a file in the same folder."""
+    """Return whether any tensor is external. Raises UserError if its file is not in the same folder."""
     outside = False
     for tensor in tensors:
         if tensor.data_location != external and not tensor.external_data:

@@ -1,4 +1,4 @@
-"""Networks in OpenVINO's format: a folder with an .xml, a .bin and a .yaml."""
+"""Inference of OpenVINO networks: folders with an .xml, a .bin and a .yaml file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ENCODINGS = frozenset(("utf-8", "utf8", "us-ascii", "ascii"))
 
 
 class OpenVinoNetwork(Exported):
-    """A folder that `export.py --include openvino` or YOLOv5's own export wrote."""
+    """A folder written by `export.py --include openvino` or by YOLOv5's own export."""
 
     kind = "OpenVINO"
 
@@ -33,13 +33,13 @@ class OpenVinoNetwork(Exported):
         except ImportError as error:
             raise UserError("needs openvino", folder, "pip install openvino") from error
         network = _only(folder, ".xml")
-        # What is checked here is what openvino gets: a file that it opens by name may be another by then.
+        # Pass openvino the bytes that were checked: if it opened the file by name, that might have changed.
         text = _checked_xml(_read(network, MAX_XML_BYTES), network)
         weights = _read(network.with_suffix(".bin"), MAX_BIN_BYTES)
         try:
             core = openvino.Core()
             model = core.read_model(text, weights)
-            # Left alone it computes in bfloat16 where the processor can: scores would be .06 off.
+            # By default it computes in bfloat16 on CPUs that support it, and scores would be off by .06.
             self.compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
             (taken,) = model.inputs
             shape = _shape([side.get_length() if side.is_static else None for side in taken.partial_shape])
@@ -70,19 +70,19 @@ def _read(path: Path, most: int) -> bytes:
 
 
 def _checked_xml(content: bytes, path: Path) -> bytes:
-    """The content. Raises UserError where it is no network's XML, or defines entities or could hide some."""
+    """Return the content. Raises UserError if it is not a network's XML, or defines or may hide entities."""
     fix = "export it again"
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError("refused: its text is not UTF-8", path, fix) from error
     stated = _ENCODING.match(text.lstrip())
-    # UTF-16 and UTF-32 without a byte order mark pass for UTF-8 that is full of zeros.
+    # UTF-16 and UTF-32 without a byte order mark decode as UTF-8 with NUL characters.
     if "\0" in text or (stated and stated[1].strip().lower() not in _ENCODINGS):
         raise UserError("refused: its text is not UTF-8", path, fix)
     if _ENTITIES.search(text):
         raise UserError("refused: it defines entities", path, fix)
-    # openvino takes bytes of any format that it knows, and an ONNX network may name further files.
+    # openvino accepts bytes in any format it knows, and an ONNX network may refer to other files.
     if not _START.match(text):
         raise UserError("refused: it is no OpenVINO network", path, fix)
     return content

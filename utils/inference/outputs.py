@@ -1,4 +1,4 @@
-"""The files of one detection run, whatever its options ask for."""
+"""The output files of one detection run, as its options request."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LABELS = "labels"  # the folder for label files
 
 @dataclass(frozen=True, kw_only=True)
 class OutputChoice:
-    """What to write. vid_stride: every how many frames the videos were read, to keep their duration."""
+    """What to write. vid_stride: of reading the videos, to keep the duration of those written."""
 
     pictures: bool = True
     labels: bool = False
@@ -41,17 +41,17 @@ class OutputChoice:
 
     @property
     def anything(self) -> bool:
-        """Whether a run folder is needed at all."""
+        """Whether the run needs a folder at all."""
         return self.pictures or self.labels or self.crops or self.table
 
 
 class Outputs:
-    """Writes frames with their detections into a folder; use it in a `with` block."""
+    """Writes frames and their detections into a folder; use it in a `with` block."""
 
     def __init__(
         self, folder: Path, names: Sequence[str], choice: OutputChoice, files: Sequence[str] = ()
     ) -> None:
-        """`files`: the sources to come, so that a file that must have a number takes the name of none."""
+        """`files`: the sources to come, whose names must not be taken by a numbered file."""
         self.folder, self.choice = folder, choice
         self.labels = LabelWriter(folder / LABELS, choice.confidences) if choice.labels else None
         self.crops = CropWriter(folder / "crops", names) if choice.crops else None
@@ -69,7 +69,7 @@ class Outputs:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # All are closed, whatever becomes of one; what went wrong before is what is told.
+        # Close all even if one fails; an earlier exception takes precedence over errors of closing.
         with suppress(UserError) if kind is not None else nullcontext(), ExitStack() as stack:
             if self.table is not None:
                 stack.callback(self.table.close)
@@ -77,10 +77,10 @@ class Outputs:
                 stack.callback(video.close)
 
     def write(self, frame: Frame, detections: Tensor, draw: Callable[[], Image]) -> Callable[[], None] | None:
-        """Writes one frame: detections (n, 6) in its pixels; `draw` gives it with the boxes on it.
+        """Write one frame: detections (n, 6) in its pixels; `draw` returns it with the boxes drawn.
 
-        Of an image that is put off: to draw and save it is what comes back, and any thread may do it. All
-        else has its order.
+        For an image, returns a function that draws and saves it, which any thread may call. All other output
+        depends on the order of the frames and is written at once.
         """
         stem = self._stems.name(frame.source, _stem(frame.source), series=frame.number is not None)
         name = stem if frame.number is None else f"{stem}_{frame.number + 1}"
@@ -101,7 +101,7 @@ class Outputs:
     def _video_for(self, frame: Frame) -> VideoWriter:
         if frame.source not in self._videos:
             if not frame.live:
-                self._close_videos()  # files come one after the other
+                self._close_videos()  # the previous file has ended
             path = self.folder / self._files.name(frame.source, _stem(frame.source), ".mp4")
             self._videos[frame.source] = VideoWriter(path, frame.fps, self.choice.vid_stride)
         return self._videos[frame.source]
@@ -112,7 +112,7 @@ class Outputs:
 
 
 def _stem(source: str) -> str:
-    """A file's own name, also of one at an address; an address or a camera's number as a name."""
+    """Return the stem of a file, local or remote; a stream's address or camera number as a file name."""
     if is_remote_file(source):
         return safe_name(Path(file_name(source)).stem)
     path = Path(source)

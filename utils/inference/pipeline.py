@@ -1,6 +1,6 @@
-"""Reading, computing and writing at the same time: what surrounds a loop goes on in threads beside it.
+"""Overlap of reading, computing and writing, by running the work around a loop in other threads.
 
-OpenCV decodes, encodes and resizes without holding Python's lock, and so does torch compute.
+OpenCV releases the GIL while it decodes, encodes and resizes, and so does torch while it computes.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from utils.datasets.workers import abandonable
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-BUDGET_BYTES = 256 << 20  # of images that wait, whatever their size; at least one always may
+BUDGET_BYTES = 256 << 20  # of queued images; one may always be queued, whatever its size
 
 
 def read_ahead(items: Iterable[Item], size_of: Callable[[Item], int], depth: int) -> Iterator[Item]:
-    """The items in their order, up to `depth` of them made ahead of their use by a thread.
+    """Yield the items in order, up to `depth` of them read ahead by a thread.
 
-    size_of: an item's bytes. Fewer wait where they are large. An error of the iterable is raised here, in
-    its turn.
+    size_of: returns the bytes of an item; fewer large items are read ahead. An exception of the iterable is
+    raised here, in its turn.
     """
     iterator, end = iter(items), object()
     waiting: deque[Future[Any]] = deque()
@@ -45,10 +45,10 @@ def worked_ahead(
     threads: int,
     size_of_item: Callable[[Item], int] = lambda _: 0,
 ) -> Iterator[Result]:
-    """The results of work on items in their order, up to `depth` of them ahead of their use.
+    """Yield the results of work on items, in order, up to `depth` of them computed ahead.
 
-    Several threads work, and one more makes the items. size_of, size_of_item: bytes of a result and of an
-    item, as in `read_ahead`. An error is raised here, in its turn.
+    Several threads do the work, and one more reads the items. size_of, size_of_item: return the bytes of a
+    result and of an item, as in `read_ahead`. An exception is raised here, in its turn.
     """
     waiting: deque[Future[Result]] = deque()
     places = 1
@@ -64,7 +64,7 @@ def worked_ahead(
 
 
 def in_groups(items: Iterable[Item], key: Callable[[Item], Any], most: int) -> Iterator[list[Item]]:
-    """Runs of neighbours with an equal key, `most` items long at most."""
+    """Yield runs of consecutive items with equal keys, of at most `most` items."""
     group: list[Item] = []
     for item in items:
         if group and (len(group) == most or key(item) != key(group[0])):
@@ -75,24 +75,24 @@ def in_groups(items: Iterable[Item], key: Callable[[Item], Any], most: int) -> I
         yield group
 
 
-Rest = Callable[[], None]  # what any thread may do, in any order
+Rest = Callable[[], None]  # may run in any thread, in any order
 
 
 class Behind:
-    """Does work in a thread, one piece after the other, while the caller goes on; use it in a `with` block.
+    """Runs tasks in a background thread, one after the other; use it in a `with` block.
 
-    What a piece gives back, if anything, is the rest of it, which several threads see to. An error of the
-    work is raised by a later call, or at the end of the block.
+    A task may return a function, its remaining part, which one of several other threads runs. An exception of
+    a task is raised by a later call, or at the end of the block.
     """
 
     def __init__(self, depth: int, threads: int = 1) -> None:
-        """`depth`: pieces that may wait; a further call waits for the first of them."""
+        """`depth`: tasks that may be queued; a call beyond that blocks until the oldest is done."""
         self.depth = depth
         self._waiting: deque[Future[Future[None] | None]] = deque()
         self._first, self._others = ThreadPoolExecutor(1), ThreadPoolExecutor(threads)
 
     def __call__(self, work: Callable[[], Rest | None], size: int = 0) -> None:
-        """Puts work in line; `size` is how many bytes it holds."""
+        """Queue a task; `size` is the number of bytes it keeps in memory."""
         while len(self._waiting) >= _places(size, self.depth):
             self._finish_one()
         self._waiting.append(self._first.submit(self._begin, work))
@@ -116,7 +116,7 @@ class Behind:
             while kind is None and self._waiting:
                 self._finish_one()
         finally:
-            # After an error what is in line is still done: it belongs to what went well.
+            # Even after an error queued tasks are completed: they belong to frames that succeeded.
             self._first.shutdown()
             self._others.shutdown()
 

@@ -1,6 +1,6 @@
-"""From images to detections: what test.py, detect.py and the validation of a training share.
+"""Forward pass and NMS, shared by test.py, detect.py and validation during training.
 
-Shapes: B images, N predictions an image, K classes, n detections of an image.
+Shapes: B images, N predictions per image, K classes, D rows of detections, n detections in an image.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ PHASES: tuple[Phase, ...] = ("preprocess", "inference", "nms")
 
 
 def prepare_model(model: Model, device: torch.device, half: bool = False) -> Model:
-    """The model ready for nothing but inference: evaluation mode, fused, channels-last, no gradients.
+    """Prepare the model for inference only: eval mode, fused, channels-last, no gradients.
 
-    Changes the model in place. `half`: as `halved`.
+    Changes the model in place. `half`: see `halved`.
     """
     model = model.to(device).fuse().eval().requires_grad_(False)
     if half:
@@ -36,9 +36,10 @@ def prepare_model(model: Model, device: torch.device, half: bool = False) -> Mod
 
 
 def halved(model: Model) -> Model:
-    """The model with its weights in float16, changed in place.
+    """Convert the model's weights to float16, in place.
 
-    The anchors stay float32, for a box is anchor times factor and half a thousandth of 600 px shows.
+    The anchors stay float32: a box is an anchor times a factor, and a relative error of 1/2000 would be
+    visible in a box of 600 px.
     """
     anchors = model.head.anchors
     model = model.half()
@@ -48,9 +49,9 @@ def halved(model: Model) -> Model:
 
 @dataclass
 class Stopwatch:
-    """Seconds spent in each phase, and over how many images.
+    """Seconds spent in each phase, and the number of images.
 
-    CUDA works behind the back of the clock, so `lap` waits for the device.
+    CUDA kernels run asynchronously, so `start` and `lap` synchronise with the GPU.
     """
 
     device: torch.device
@@ -60,21 +61,21 @@ class Stopwatch:
     _start: float = 0.0
 
     def reset(self) -> None:
-        """Forgets everything measured so far."""
+        """Discard all measurements."""
         self.seconds, self.last, self.images = dict.fromkeys(PHASES, 0.0), dict.fromkeys(PHASES, 0.0), 0
 
     def start(self) -> None:
-        """Begins a phase."""
+        """Start a phase."""
         self._start = self._now()
 
     def lap(self, phase: Phase) -> None:
-        """Ends a phase and begins the next; `last` holds the seconds that it took."""
+        """End a phase and start the next; `last` holds the seconds that it took."""
         now = self._now()
         self.last[phase], self._start = now - self._start, now
         self.seconds[phase] += self.last[phase]
 
     def milliseconds_per_image(self) -> dict[Phase, float]:
-        """The mean of each phase."""
+        """Return the mean time of each phase."""
         return {phase: 1000 * taken / max(self.images, 1) for phase, taken in self.seconds.items()}
 
     def _now(self) -> float:
@@ -85,9 +86,10 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class Pass:
-    """What a forward pass gives: inputs of the Detect layer and its raw levels, or decoded predictions.
+    """The result of a forward pass: the Detect layer's inputs and raw outputs, or decoded predictions.
 
-    decoded: (B, N, 5 + K), of an augmented pass or an exported network; None where there are levels.
+    decoded: (B, N, 5 + K) from an augmented pass or an exported network, detections (B, D, 6) from one with
+    NMS inside; None if there are levels.
     """
 
     features: tuple[Tensor, ...] = ()
@@ -96,25 +98,25 @@ class Pass:
 
     @property
     def output(self) -> StudentOutput | None:
-        """What a loss needs, float32; None where it is decoded."""
+        """The input of a loss, with levels in float32; None if the pass is decoded."""
         if self.decoded is not None:
             return None
         return StudentOutput(self.features, tuple(level.float() for level in self.levels))
 
 
 class Predictor:
-    """A network with the rules by which its boxes are kept.
+    """A network with its NMS parameters.
 
-    Does not change the model; `prepare_model` makes it fast. `watch` holds the times. Of an exported network
-    that suppresses boxes itself, the rules keep those they would keep of what it gives.
+    Does not change the model; `prepare_model` makes it fast. `watch` holds the times. If an exported network
+    includes NMS, the confidence threshold, classes and `max_det` are applied to its detections.
     """
 
     def __init__(
         self, model: Network | Exported, rules: NmsRules, *, half: bool = False, augment: bool = False
     ) -> None:
-        """`half`: the forward pass in float16 (CUDA only); `augment`: average over scales and flips.
+        """`half`: run the forward pass in float16 (CUDA only); `augment`: use test-time augmentation.
 
-        Both are for models alone, not for exported networks.
+        Neither is available for exported networks.
         """
         self.model, self.rules, self.augment = model, rules, augment
         exported = isinstance(model, Exported)
@@ -126,7 +128,7 @@ class Predictor:
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> list[Tensor]:
-        """Detections in the frame of the batch: B tensors (n, 6) x1, y1, x2, y2 px, confidence, class.
+        """Return the detections, B tensors (n, 6): x1, y1, x2, y2 in px of the batch, confidence, class.
 
         images: (B, 3, H, W) RGB, float 0..1, on the model's device; H and W multiples of the largest
         stride.
@@ -141,7 +143,7 @@ class Predictor:
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Pass:
-        """One pass of the network, of an exported one with NMS inside up to its detections (B, D, 6)."""
+        """Run the forward pass; an exported network with NMS inside returns detections (B, D, 6)."""
         if isinstance(self.model, Exported):
             return Pass(decoded=self.model(images))
         with torch.autocast(self.device.type, torch.float16, enabled=self.half):
@@ -151,9 +153,9 @@ class Predictor:
             return Pass(features, self.model.forward_head(features))
 
     def suppress(self, passed: Pass) -> list[Tensor]:
-        """The detections in a pass, by the predictor's rules; only what passes the threshold is decoded.
+        """Apply NMS to a forward pass; raw levels are decoded only above the confidence threshold.
 
-        Boxes are decoded in float32 whatever the network computes in.
+        Boxes are decoded in float32, whatever the precision of the network.
         """
         if passed.decoded is None:
             assert not isinstance(self.model, Exported)
@@ -166,7 +168,7 @@ class Predictor:
         return [one.detections for one in kept]
 
     def _among(self, rows: Tensor) -> Tensor:
-        """Those of suppressed detections (D, 6) that the rules allow; rows without confidence are padding."""
+        """Filter detections (D, 6) after NMS by the predictor's rules; rows with confidence 0 are padding."""
         allowed = rows[:, 4] > self.rules.conf_thres
         if self.rules.classes is not None:
             allowed &= torch.isin(
@@ -176,32 +178,32 @@ class Predictor:
 
 
 def rescale_boxes(boxes_xyxy_px: Tensor, letterbox: Letterbox) -> Tensor:
-    """Boxes (n, 4) of a batch image in pixels of the original image, clipped to it."""
+    """Map boxes (n, 4) from a batch image to pixels of the original image, clipped to it."""
     pad, scale = _by_corner(letterbox.pad, boxes_xyxy_px), _by_corner(letterbox.scale, boxes_xyxy_px)
     limit = _by_corner(letterbox.original_hw, boxes_xyxy_px)
     return ((boxes_xyxy_px - pad) / scale).clamp(min=0).minimum(limit)
 
 
 def place_boxes(boxes_xyxy_px: Tensor, letterbox: Letterbox) -> Tensor:
-    """Boxes (n, 4) of an original image in pixels of its place in the batch."""
+    """Map boxes (n, 4) from an original image to pixels of the batch image."""
     pad, scale = _by_corner(letterbox.pad, boxes_xyxy_px), _by_corner(letterbox.scale, boxes_xyxy_px)
     return boxes_xyxy_px * scale + pad
 
 
 def rescale_detections(detections: Tensor, letterbox: Letterbox) -> Tensor:
-    """Detections (n, 6) of a batch image with their boxes in pixels of the original image."""
+    """Map the boxes of detections (n, 6) from a batch image to pixels of the original image."""
     boxes = rescale_boxes(detections[:, :4], letterbox)
     return torch.cat((boxes, detections[:, 4:]), dim=1)
 
 
 def _by_corner(height_width: tuple[float, float], like: Tensor) -> Tensor:
-    """(height, width) as (x, y, x, y), on the device of `like`."""
+    """Return (height, width) as a tensor (x, y, x, y), on the device of `like`."""
     height, width = height_width
     return like.new_tensor((width, height, width, height))
 
 
 def half_precision(wanted: bool, device: torch.device, console: Console) -> bool:
-    """Whether to compute in float16: where it is wanted and the device can; says so where it cannot."""
+    """Return whether to compute in float16; warns if it is requested on a device other than CUDA."""
     if wanted and device.type != "cuda":
         console.warn(f"--half needs a CUDA device: computing in float32 on the {device.type}")
         return False
@@ -209,7 +211,7 @@ def half_precision(wanted: bool, device: torch.device, console: Console) -> bool
 
 
 def in_words(model: Network, device: torch.device, image_size: int) -> str:
-    """Where a network computes and how large it is, for the first line of a run."""
+    """Describe a network's device and size, for the first line of a run."""
     size = model.summary(image_size)
     counts = f"{size.layers} layers (fused), {size.parameters:,} parameters"
     return f"{describe_device(device)}: {counts}, {size.cost}"

@@ -1,4 +1,4 @@
-"""An image of any size as the network wants it."""
+"""Letterboxing of images for inference."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from utils.reporting.console import Console
 def fitting_image_size(
     sides: Sequence[int], multiple: int, console: Console, name: str = "--imgsz"
 ) -> tuple[int, ...]:
-    """Sides in px, rounded up to multiples of the coarsest stride; says so, with the setting's name."""
+    """Round sides in px up to multiples of the coarsest stride; a change is reported under `name`."""
     fitting = tuple(math.ceil(side / multiple) * multiple for side in sides)
     if fitting != tuple(sides):
         console.warn(f"{name} is no multiple of the stride {multiple}: using {' '.join(map(str, fitting))}")
@@ -29,10 +29,10 @@ def fitting_image_size(
 def letterbox_image(
     image: Image, size_hw: tuple[int, int], stride: int, whole: bool = False
 ) -> tuple[Tensor, Letterbox]:
-    """The image scaled to fit into a size and padded to the next multiples of the stride.
+    """Scale an image to fit into a size and pad it to the next multiples of the stride.
 
-    image: (H, W, 3) BGR. Gives (1, 3, H', W') uint8 RGB with H' and W' no larger than need be (`whole`: as
-    in `size_hw`), and how to get back.
+    image: (H, W, 3) BGR. Returns (1, 3, H', W') uint8 RGB, with H' and W' as small as possible (or those of
+    `size_hw` if `whole`), and the letterbox to map boxes back.
     """
     height, width = image.shape[:2]
     factor = min(size_hw[0] / height, size_hw[1] / width)

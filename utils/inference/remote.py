@@ -1,4 +1,4 @@
-"""Images and videos from the network."""
+"""Download of images and videos for detection."""
 
 from __future__ import annotations
 
@@ -24,19 +24,20 @@ _CHUNK = 2**18
 
 
 def fetch(address: str) -> bytes:
-    """The content at an http or https address; a user and password in it are sent along.
+    """Download the content of an http or https address; user and password in it are sent as basic auth.
 
     Raises:
-        UnreadableImageError: it cannot be had, takes too long or has more than `MAX_BYTES`.
+        UnreadableImageError: if it cannot be fetched, takes more than `SECONDS_IN_ALL` or has more than
+            `MAX_BYTES`.
     """
     return b"".join(_pieces(address, MAX_BYTES, SECONDS_IN_ALL))
 
 
 def fetch_video(address: str, target: Path) -> None:
-    """Fetches a file that has to be read from its end, as some videos have, whatever time it takes.
+    """Download a video that cannot be streamed as its index is at its end; takes as long as necessary.
 
     Raises:
-        UnreadableImageError: it cannot be had, cannot be kept, or has more than `MAX_VIDEO_BYTES`.
+        UnreadableImageError: if it cannot be fetched or written, or has more than `MAX_VIDEO_BYTES`.
     """
     try:
         with target.open("wb") as file:
@@ -47,7 +48,7 @@ def fetch_video(address: str, target: Path) -> None:
 
 
 def _pieces(address: str, most: int, seconds: float) -> Iterator[bytes]:
-    """The content at an address, at most so many bytes within so many seconds."""
+    """Yield the content of an address; raises UnreadableImageError above `most` bytes or after `seconds`."""
     end, count = time.monotonic() + seconds, 0
     try:
         answer = opener().open(_request(address), timeout=SECONDS_BETWEEN_BYTES)
@@ -71,7 +72,7 @@ def _pieces(address: str, most: int, seconds: float) -> Iterator[bytes]:
 
 
 def _request(address: str) -> urllib.request.Request:
-    # Addresses from a browser's bar have blanks and letters that HTTP wants escaped.
+    # Addresses copied from a browser may contain blanks and letters that HTTP requires to be escaped.
     request = urllib.request.Request(quote(without_password(address), safe=string.punctuation), headers=AGENT)
     parts = urlsplit(address)
     if parts.username is not None:

@@ -1,6 +1,6 @@
-"""What a network found in images, as Python programs want it: numbers, images, files.
+"""The detections in images, for Python programs: as tensors, dicts, tables, drawn images and files.
 
-Shapes: n detections of an image, H W pixels.
+Shapes: n detections in an image, H W pixels.
 """
 
 from __future__ import annotations
@@ -27,14 +27,22 @@ _COLUMNS = ("xmin", "ymin", "xmax", "ymax"), ("xcenter", "ycenter", "width", "he
 
 
 class Detections:
-    """The detections in a list of images; indexed and iterated by image.
+    """The detections in a list of images, which can be indexed, sliced and iterated by image.
 
-    `results[0]` has the detections in the first image, `results[1:3]` those in two.
+    `results[0]` has the detections in the first image, `results[1:3]` those in the next two; both are
+    `Detections` as well.
 
-    ims: the images, (H, W, 3) uint8 RGB. files: a name for each. names: of the classes. xyxy, xywh: a
-    tensor (n, 6) an image, on the CPU, best first: left, top, right, bottom (or centre, size) in pixels,
-    confidence, class; xyxyn and xywhn: the same as parts of the image's width and height. pred: as xyxy.
-    t: milliseconds an image for preparing, network and suppression.
+    Attributes:
+        ims: the images, (H, W, 3) uint8 RGB.
+        files: a path, address or made-up name for each image.
+        names: class names by index.
+        n: the number of images.
+        xyxy: a tensor (n, 6) per image, on the CPU, most confident first: left, top, right, bottom in
+            pixels, confidence, class.
+        xywh: the same with centre x, centre y, width, height.
+        xyxyn, xywhn: the same, normalised by the image's width and height.
+        pred: the same as `xyxy`.
+        t: milliseconds per image for pre-processing, inference and NMS.
     """
 
     def __init__(
@@ -54,11 +62,11 @@ class Detections:
         self.xywhn = [_relative(*pair) for pair in zip(self.xywh, self.ims, strict=True)]
 
     def __len__(self) -> int:
-        """How many images."""
+        """The number of images."""
         return self.n
 
     def __getitem__(self, index: int | slice) -> Detections:
-        """Those of one image, or of the images of a slice."""
+        """The detections in one image, or in the images of a slice."""
         chosen = [*range(self.n)[index]] if isinstance(index, slice) else [range(self.n)[index]]
         return Detections(
             [self.ims[one] for one in chosen],
@@ -69,15 +77,15 @@ class Detections:
         )
 
     def __iter__(self) -> Iterator[Detections]:
-        """Those of each image."""
+        """Yield the detections in each image."""
         return (self[index] for index in range(self.n))
 
     def tolist(self) -> list[Detections]:
-        """Those of each image."""
+        """Return a list with the detections in each image."""
         return list(self)
 
     def __str__(self) -> str:
-        """A line an image, and the times."""
+        """Return a line per image, and the times."""
         lines = []
         for number, (image, found) in enumerate(zip(self.ims, self.pred, strict=True), start=1):
             listed = found_in_words([int(label) for label in found[:, 5].tolist()], self.names)
@@ -92,11 +100,14 @@ class Detections:
         return f"<Detections of {counted(self.n, 'image')}>\n{self}"
 
     def print(self) -> None:
-        """Prints what was found."""
+        """Print a line per image, and the times."""
         print(self)
 
     def to_dict(self) -> list[dict[str, Any]]:
-        """A dict an image, of plain values: file, width, height, detections; ready for JSON."""
+        """Return a dict per image of plain values, ready for JSON: file, width, height, detections.
+
+        Each detection is a dict of class, name, confidence, and box with x1, y1, x2, y2 in pixels.
+        """
         return [self._plain(index) for index in range(self.n)]
 
     def _plain(self, index: int) -> dict[str, Any]:
@@ -113,19 +124,20 @@ class Detections:
         return {"file": self.files[index], "width": width, "height": height, "detections": found}
 
     def plot(self, labels: bool = True, line_thickness: int | None = None) -> list[Image]:
-        """Copies of the images (H, W, 3) RGB with the boxes drawn, the most confident on top.
+        """Return copies of the images, (H, W, 3) RGB, with the boxes drawn, the most confident on top.
 
-        labels: with names and confidences. line_thickness: pixels; left out, by the size of the image.
+        labels: draw class names and confidences too. line_thickness: in pixels; by default it depends on the
+        image size.
         """
         return [self._drawn(index, labels, line_thickness)[..., ::-1].copy() for index in range(self.n)]
 
     def render(self, labels: bool = True) -> list[Image]:
-        """As `plot`; from then on `ims` are these images."""
+        """Return the images as drawn by `plot`, and replace `ims` by them."""
         self.ims = self.plot(labels)
         return self.ims
 
     def show(self, labels: bool = True) -> None:
-        """Opens the drawn images in the system's viewer. Raises UserError without Pillow."""
+        """Open the drawn images in the system's viewer. Raises UserError if Pillow is not installed."""
         try:
             from PIL import Image as PictureFile
         except ImportError as error:
@@ -134,12 +146,16 @@ class Detections:
             PictureFile.fromarray(image).show()
 
     def save(self, labels: bool = True, save_dir: Path | str = f"{RUNS}/exp", exist_ok: bool = False) -> Path:
-        """Writes the drawn images into a folder and gives it.
+        """Write the drawn images into a folder and return its path.
 
-        save_dir: a number is added where it is taken, unless `exist_ok`.
+        Args:
+            labels: draw class names and confidences too.
+            save_dir: the folder; if it exists, a number is appended to its name.
+            exist_ok: write into an existing folder, replacing files of the same names.
 
         Raises:
-            UserError: it cannot be written, or is no name of its own, as ".".
+            UserError: if the folder cannot be written, or is one that cannot be numbered, such as ".",
+                without `exist_ok`.
         """
         folder = _folder(save_dir, exist_ok)
         book = NameBook()
@@ -151,9 +167,19 @@ class Detections:
     def crop(
         self, save: bool = True, save_dir: Path | str = f"{RUNS}/exp", exist_ok: bool = False
     ) -> list[dict[str, Any]]:
-        """The detections cut out: dicts with box (4,), conf, cls, label, and im (h, w, 3) RGB, not empty.
+        """Cut the detections out of the images.
 
-        save: also write them as `save_dir/crops/CLASS/NAME.jpg`. Raises UserError where that fails.
+        Args:
+            save: also write them, with a small margin, as `save_dir/crops/CLASS/NAME.jpg`.
+            save_dir: as in `save`.
+            exist_ok: as in `save`.
+
+        Returns:
+            A dict per detection: box (4,) in pixels, conf, cls, label (name and confidence), and im, the
+            crop (h, w, 3) RGB, which is never empty.
+
+        Raises:
+            UserError: if the crops cannot be written.
         """
         writer = (
             CropWriter(_folder(save_dir, exist_ok) / "crops", list(self.names.values())) if save else None
@@ -179,10 +205,10 @@ class Detections:
         return crops
 
     def pandas(self) -> SimpleNamespace:
-        """The detections as pandas' tables: `.xyxy`, `.xywh`, `.xyxyn`, `.xywhn`, each a table an image.
+        """Return pandas tables as `.xyxy`, `.xywh`, `.xyxyn` and `.xywhn`, each a list with one per image.
 
         Raises:
-            UserError: pandas is not installed.
+            UserError: if pandas is not installed.
         """
         try:
             import pandas
@@ -201,7 +227,7 @@ class Detections:
         return SimpleNamespace(**tables)
 
     def _drawn(self, index: int, labels: bool, line_thickness: int | None) -> Image:
-        """The image (BGR) with its boxes."""
+        """Return a copy of an image, in BGR, with its boxes drawn."""
         flipped = self.pred[index].flip(0).numpy()
         return draw_boxes(
             np.ascontiguousarray(self.ims[index][..., ::-1]),
@@ -225,7 +251,7 @@ def _relative(found: Tensor, image: Image) -> Tensor:
 
 def _folder(save_dir: Path | str, exist_ok: bool) -> Path:
     path = Path(save_dir)
-    if path.name in ("", "..") and not exist_ok:  # a folder that is there, with images of the same names
+    if path.name in ("", "..") and not exist_ok:  # exists, and files in it would be replaced
         fix = "name a folder to be made, as in save_dir='found', or say exist_ok=True"
         raise UserError("is there already, and files in it may be replaced", save_dir, fix)
     return next_run_folder(path.parent, path.name, exist_ok)

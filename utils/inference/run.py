@@ -1,4 +1,4 @@
-"""What detect.py does: find objects in images, videos and streams, and draw them."""
+"""The work of detect.py: detect objects in images, videos and streams, and write the results."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from utils.words import counted
 
 @dataclass(frozen=True)
 class DrawStyle:
-    """How boxes look on images."""
+    """Options for drawing boxes."""
 
     line_thickness: int = 3
     hide_labels: bool = False
@@ -54,7 +54,7 @@ class DrawStyle:
 
 @advice_on_memory("a smaller --imgsz needs less")
 def run_detect(options: DetectOptions, console: Console | None = None) -> Path | None:
-    """Detects in `options.source`; gives the folder with the results, None where nothing is written."""
+    """Run detection on `options.source`; returns the results' folder, None if nothing is written."""
     console = console or Console()
     device = select_device(options.device)
     place = found_from_anywhere(options.source)
@@ -98,7 +98,7 @@ def run_detect(options: DetectOptions, console: Console | None = None) -> Path |
 def _say_what_would_be_done(
     options: DetectOptions, source: Source, detector: Detector, choice: OutputChoice, console: Console
 ) -> None:
-    """Detects in the first frame; says how many files there are, and where results would be."""
+    """Run detection on the first frame; report the number of files and where results would be written."""
     frame = next(iter(source), None)
     if frame is None:
         _summarise(source, detector, 0, console)
@@ -143,7 +143,7 @@ def _detector(options: DetectOptions, device: torch.device, console: Console) ->
 
 @contextmanager
 def _gone_if_unused(folder: Path) -> Iterator[None]:
-    """Takes a run's folder away if an error comes before anything is in it."""
+    """Remove a run's folder if an exception occurs before anything is written into it."""
     try:
         yield
     except BaseException:
@@ -164,7 +164,7 @@ def _rules(options: DetectOptions) -> NmsRules:
 
 
 def _remark_on_nms(network: Exported, options: DetectOptions, console: Console) -> None:
-    """Says which thresholds the suppression inside a file leaves without effect."""
+    """Warn about options that have no effect because of NMS inside an exported file."""
     inside = network.facts.nms
     if inside is None:
         return
@@ -175,8 +175,8 @@ def _remark_on_nms(network: Exported, options: DetectOptions, console: Console) 
 
 
 def _detect_all(source: Source, detector: Detector, results: _Results, console: Console) -> int:
-    """Detects in every frame; gives their number. Ends early when the viewer is closed."""
-    # Of a live source only the newest frame matters: nothing is read ahead, nothing waits for company.
+    """Run detection on every frame and return their number. Ends early if the user quits the viewer."""
+    # Of a live source only the newest frame matters, so there is no reading ahead and no batching.
     batch = 1 if isinstance(source, StreamSource) or results.viewer.enabled else detector.batch
     count, threads = 0, _threads(detector)
     prepared = (
@@ -202,13 +202,16 @@ def _detect_all(source: Source, detector: Detector, results: _Results, console: 
 
 
 def _threads(detector: Detector) -> int:
-    """How many threads read and as many write: a GPU is quicker than one of each; a CPU has its own work."""
+    """Return the number of threads for reading, and for writing.
+
+    One of each is too slow for a GPU; on the CPU the network itself needs most cores.
+    """
     on_gpu = detector.predictor.device.type == "cuda"
     return max(min(8, usable_cpus() if on_gpu else usable_cpus() // 4), 1)
 
 
 def _prepared(source: FileSource, detector: Detector, depth: int, threads: int) -> Iterator[Prepared]:
-    """The frames of files ready for the network, made ahead by several threads."""
+    """Yield the prepared frames of files, read ahead by several threads."""
 
     def prepare(piece: Piece) -> Prepared | Unreadable:
         found = piece.load()
@@ -227,7 +230,7 @@ def _prepared(source: FileSource, detector: Detector, depth: int, threads: int) 
 
 @dataclass
 class _Results:
-    """Where detections go: into files, and onto the screen."""
+    """Writes detections to files and shows them on the screen."""
 
     detector: Detector
     style: DrawStyle
@@ -235,7 +238,7 @@ class _Results:
     viewer: Viewer
 
     def take(self, frame: Frame, detections: Tensor, behind: Behind) -> bool:
-        """Draws, shows and writes; the writing, and the drawing for it, behind. False ends the run."""
+        """Show a frame, and draw and write it in the background; returns False if the user quits."""
         shown = self._drawn(frame, detections) if self.viewer.enabled else None
         if self.outputs is not None:
             behind(lambda: self._write(frame, detections, shown), frame.image.nbytes)
@@ -251,7 +254,7 @@ class _Results:
         return self.outputs.write(frame, detections, draw)
 
     def _drawn(self, frame: Frame, detections: Tensor, *, in_place: bool = False) -> Image:
-        """The frame with its boxes, the most confident on top; a copy, unless nobody needs it as it was."""
+        """Draw a frame's boxes, the most confident on top; in place only if nothing else needs the frame."""
         flipped = detections.flip(0).numpy()
         return draw_boxes(
             frame.image if in_place else frame.image.copy(),

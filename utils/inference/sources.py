@@ -1,4 +1,4 @@
-"""Where the images for detection come from: files, folders, globs, videos, streams, webcams."""
+"""The inputs of detection: files, folders, globs, videos, streams, webcams and lists of them."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ LIST_SUFFIXES = (".txt", ".streams")
 SHIPPED_IMAGES = Path("data/images")
 _PAGES = ("youtube.com", "m.youtube.com", "youtu.be")
 _MAX_LIST_BYTES = 256 << 20
-_TOLERATED = 100  # containers without a count of frames estimate it: one in so many may be wrong
+_TOLERATED = 100  # the frame count of some containers is an estimate: one in so many may be missing
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A file that gives no image, and why."""
+    """A file that cannot be read, and the reason."""
 
     path: str
     reason: str
@@ -50,9 +50,9 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class Piece:
-    """A frame to come: of an image that is not read yet, or one that is there, or the reason why it is not.
+    """A frame to load: an image still to be read, a frame already read, or the reason why it cannot be read.
 
-    path, place: of the image. found: None where it has to be read.
+    path: of the file. place: as in `Frame`, of an image. found: None if the image is still to be read.
     """
 
     path: str
@@ -61,17 +61,17 @@ class Piece:
 
     @property
     def size(self) -> int:
-        """How many bytes wait in here."""
+        """The bytes held in memory."""
         return self.found.image.nbytes if isinstance(self.found, Frame) else 0
 
     def load(self) -> Frame | Unreadable:
-        """The frame."""
+        """Return the frame, reading the image if necessary."""
         return _picture(self.path, self.place) if self.found is None else self.found
 
 
 @dataclass
 class FileSource:
-    """Images and videos from files; what cannot be read is skipped, told to `warn` and counted."""
+    """Frames of image and video files; unreadable ones are skipped, reported to `warn` and recorded."""
 
     paths: Sequence[str]
     vid_stride: int = 1
@@ -80,11 +80,11 @@ class FileSource:
 
     @property
     def files(self) -> Sequence[str]:
-        """What its frames have as their source."""
+        """The `source` of its frames."""
         return [without_password(path) for path in self.paths]
 
     def __iter__(self) -> Iterator[Frame]:
-        """The images, and every `vid_stride`-th frame of the videos, in the order of the files."""
+        """Yield the images, and every `vid_stride`-th frame of the videos, in the order of the files."""
         for piece in self.pieces():
             found = piece.load()
             if isinstance(found, Frame):
@@ -93,7 +93,7 @@ class FileSource:
                 self.skip(found)
 
     def pieces(self) -> Iterator[Piece]:
-        """The same, to be loaded by several threads at once: reading images is put off till then."""
+        """Yield the same frames unloaded, so that several threads can read the images."""
         for index, path in enumerate(self.paths, start=1):
             place = f"{index}/{len(self.paths)}"
             if suffix_of(path) in IMAGE_SUFFIXES:
@@ -106,7 +106,7 @@ class FileSource:
                 yield Piece(path, found=Unreadable(path, str(error)))
 
     def skip(self, lost: Unreadable) -> None:
-        """Tells and counts what could not be read."""
+        """Report and record a file that could not be read."""
         told = f"{without_password(lost.path)}: {lost.reason}"
         self.skipped.append(told)
         self.warn(f"skipped {told}")
@@ -117,7 +117,7 @@ class FileSource:
         with ExitStack() as stack:
             capture = cv2.VideoCapture(path)
             if not capture.isOpened() and is_address(path):
-                # Its index may lie at its end, which not every server gives before the rest.
+                # Its index may be at the end, and not every server supports reading that first.
                 self.warn(f"{without_password(path)} cannot be played from there: it is fetched first")
                 try:
                     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="video-"))
@@ -157,19 +157,19 @@ def _picture(path: str, place: str) -> Frame | Unreadable:
 
 
 def found_from_anywhere(source: str) -> str:
-    """The source; for the scripts' default, where it is not in the working folder, the images that ship."""
+    """Return the source, or the images shipped with the project if it is the default and missing here."""
     if Path(source) == SHIPPED_IMAGES and not os.path.exists(source):
         return str(FOLDER.parent / SHIPPED_IMAGES)
     return source
 
 
 def open_source(source: str, vid_stride: int = 1, warn: Callable[[str], None] = print) -> Source:
-    """The frames of a file, a folder, a glob, a video, a stream, a list of streams, or a webcam.
+    """Return the frames of a file, folder, glob, video, stream, webcam, or a list of these.
 
-    source: a path; a pattern with * ? [ ] (** for all folders below); an address (rtsp://, http://, ...),
-    of a stream or of a file; a .txt or .streams file with one of these a line; the number of a webcam.
+    source: a path; a pattern with * ? [ ] (** for all subfolders); an address (rtsp://, http://, ...) of a
+    stream or file; the number of a webcam; a .txt or .streams file with one of these per line.
 
-    Raises UserError where there is nothing to read.
+    Raises UserError if there is nothing to read.
     """
     _check_address(source)
     if is_live(source):
@@ -191,7 +191,7 @@ def _check_address(source: str) -> None:
 
 
 def _listed(path: Path, vid_stride: int, warn: Callable[[str], None]) -> Source:
-    """The sources in a list file; files keep every frame, with a live one among them all are live."""
+    """Return the frames of a list's sources. If any is live, all are read as streams and may drop frames."""
     try:
         text = read_regular(path, _MAX_LIST_BYTES).decode("utf-8-sig")
         lines = [line.strip() for line in text.splitlines()]
@@ -211,7 +211,7 @@ def _listed(path: Path, vid_stride: int, warn: Callable[[str], None]) -> Source:
 
 
 def _from_list(entry: str, listing: Path) -> str:
-    """A line of a list: an address, or a path or pattern from the working folder, else from the list's."""
+    """Resolve a line of a list: an address, or a path or pattern in the working or else the list's folder."""
     if is_address(entry) or _names_something(entry):
         return entry
     beside = str(listing.parent / entry)
@@ -229,7 +229,7 @@ def _names_something(source: str) -> bool:
 
 
 def _files(source: str) -> list[str]:
-    """The image and video files that a path, a pattern or an address names, sorted."""
+    """Return the image and video files of a path, a pattern or an address, sorted."""
     if is_remote_file(source):
         return [source]
     path = os.path.expanduser(source)
@@ -243,7 +243,7 @@ def _files(source: str) -> list[str]:
             raise UserError("no image or video in this folder", source, f"known are {_known_suffixes()}")
         return found
     if glob.has_magic(source):
-        matches = sorted(glob.glob(path, recursive=True))  # hidden ones only where the pattern has the point
+        matches = sorted(glob.glob(path, recursive=True))  # hidden files only if the pattern has the dot
         found = [match for match in matches if os.path.isfile(match) and _is_readable(match)]
         if found:
             return found
@@ -255,7 +255,7 @@ def _files(source: str) -> list[str]:
 
 
 def _within(folder: str) -> list[str]:
-    """The images and videos in a folder, without hidden ones."""
+    """Return the images and videos in a folder, without hidden ones."""
     try:
         names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except OSError as error:

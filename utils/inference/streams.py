@@ -1,4 +1,4 @@
-"""Live images: webcams and network streams, of which only the newest frame matters."""
+"""Webcams and network streams, of which only the newest frame matters."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from utils.datasets.images import Image
 from utils.errors import UserError
 from utils.inference.frames import Frame, is_live, without_password
 
-_MOST_DIGITS = 9  # of a camera's number
-_MAX_PLAUSIBLE_FPS = 240.0  # cameras answer 0, nan or 1000 where they do not know
+_MOST_DIGITS = 9  # of a camera number
+_MAX_PLAUSIBLE_FPS = 240.0  # cameras report 0, NaN or 1000 if they do not know
 
 
 @dataclass
 class StreamSource:
-    """The newest frames of several streams in turn, until all of them have ended.
+    """Yields the newest frame of each of several streams in turn, until all have ended.
 
-    A thread a stream reads as fast as frames come and keeps the last one, so that detection slower
-    than the stream falls behind by no more than one frame.
+    One thread per stream reads as fast as frames arrive and keeps only the last one, so detection that is
+    slower than the stream never lags by more than one frame.
     """
 
     addresses: Sequence[str]
@@ -32,11 +32,11 @@ class StreamSource:
 
     @property
     def files(self) -> Sequence[str]:
-        """None: streams are no files."""
+        """Empty: streams are not files."""
         return ()
 
     def __iter__(self) -> Iterator[Frame]:
-        """Frames as they come; raises UserError when no stream can be opened."""
+        """Yield frames as they arrive. Raises UserError if no stream can be opened."""
         arrival = threading.Condition()
         readers = [reader for address in self.addresses if (reader := self._opened(address, arrival))]
         if not readers:
@@ -75,16 +75,16 @@ class StreamSource:
 
 
 def _capture(address: str) -> cv2.VideoCapture:
-    """A camera by its number, or a stream by its address, opened if that is possible."""
+    """Return the capture of a camera by number or a stream by address; not open if that fails."""
     if not (address.isdigit() and is_live(address)):
         return cv2.VideoCapture(address)
     if len(address) > _MOST_DIGITS:
-        return cv2.VideoCapture()  # OpenCV raises an error of its own for what is no C int
+        return cv2.VideoCapture()  # a number too large for a C int makes OpenCV raise its own error
     return cv2.VideoCapture(int(address))
 
 
 class _Reader(threading.Thread):
-    """Reads one stream; the fields without a leading underscore are for the holder of `arrival`."""
+    """Reads one stream; hold `arrival` to call `has_news` and `take` and to read `ended`."""
 
     def __init__(
         self, capture: cv2.VideoCapture, name: str, vid_stride: int, arrival: threading.Condition
@@ -99,11 +99,11 @@ class _Reader(threading.Thread):
         self._end_was_told = False
 
     def has_news(self) -> bool:
-        """Whether there is an unseen frame or an unseen end."""
+        """Return whether there is a frame, or the end of the stream, that has not been taken yet."""
         return self._newest is not None or (self.ended and not self._end_was_told)
 
     def take(self) -> tuple[Image, int] | None:
-        """The newest frame with its number, once."""
+        """Return the newest frame and its number, or None if it has been taken already."""
         taken, self._newest = self._newest, None
         self._end_was_told = self.ended
         return taken
@@ -127,6 +127,6 @@ class _Reader(threading.Thread):
                 self._arrival.notify_all()
 
     def stop(self) -> None:
-        """Asks the thread to end and waits for it, but not for a network that never answers."""
+        """Ask the thread to end and wait for it, with a timeout in case the network never answers."""
         self._stopping.set()
         self.join(timeout=5)

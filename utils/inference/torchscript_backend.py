@@ -1,4 +1,4 @@
-"""Networks in .torchscript files, run by PyTorch's own interpreter."""
+"""Inference of .torchscript files with PyTorch's own interpreter."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision  # noqa: F401 - its NMS is an operator that files with NMS inside call
+import torchvision  # noqa: F401 - registers the NMS operator that files with NMS inside call
 from torch import Tensor
 
 from models.torchscript import read_torchscript
@@ -27,7 +27,7 @@ class TorchScriptNetwork(Exported):
         archive, texts = read_torchscript(path)
         try:
             with warnings.catch_warnings():
-                # torch.export has no form yet that other programs read; TorchScript is what they have.
+                # PyTorch recommends torch.export, but no other programs read its files yet.
                 warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
                 module: Any = torch.jit.load(archive, map_location=device)  # type: ignore[no-untyped-call]
         except (RuntimeError, ValueError, AttributeError) as error:

@@ -1,4 +1,4 @@
-"""A window that shows frames while they are worked on."""
+"""Windows that show frames as they are processed."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _QUIT_KEYS = (ord("q"), 27)
 
 
 class Viewer:
-    """Shows frames in windows where there is a display, and says once where there is none."""
+    """Shows frames in windows; warns once and does nothing if that is not possible."""
 
     def __init__(self, wanted: bool, warn: Callable[[str], None]) -> None:
         self._warn = warn
         self.enabled = wanted
-        # Without a display some OpenCV builds end the whole process: never let it come to that.
+        # Without a display some OpenCV builds terminate the whole process, so do not call them at all.
         if (
             wanted
             and sys.platform == "linux"
@@ -28,11 +28,11 @@ class Viewer:
             self._give_up("there is no display")
 
     def show(self, title: str, image: Image) -> bool:
-        """Shows a frame; gives False when the person pressed q or Escape."""
+        """Show a frame; returns False if the user pressed q or Escape."""
         if not self.enabled:
             return True
         try:
-            # A window's name that is not UTF-8 would end the process.
+            # A window title that is not valid UTF-8 would terminate the process.
             cv2.imshow(title.encode("utf-8", "backslashreplace").decode(), image)
             return (cv2.waitKey(1) & 0xFF) not in _QUIT_KEYS
         except cv2.error:
@@ -40,7 +40,7 @@ class Viewer:
             return True
 
     def close(self) -> None:
-        """Closes all windows."""
+        """Close all windows."""
         if self.enabled:
             cv2.destroyAllWindows()
 

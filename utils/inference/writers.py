@@ -1,4 +1,4 @@
-"""What detection leaves behind: images, videos, label files, a table and crops."""
+"""Writers for the results of detection: images, videos, label files, a table and crops."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from utils.errors import UserError
 from utils.inference.frames import Frame, file_name, is_utf8, suffix_of
 from utils.words import counted
 
-# OpenCV reads more kinds of images than it writes.
+# OpenCV reads more image formats than it writes.
 _WRITABLE = frozenset(".bmp .jpeg .jpg .png .tif .tiff .webp".split())
 _RESERVED = frozenset("con prn aux nul".split()) | {f"{d}{n}" for d in ("com", "lpt") for n in range(1, 10)}
 _MAX_NAME = 120
-_MAX_NAME_BYTES = 200  # file systems take 255; a number and a suffix come on top
+_MAX_NAME_BYTES = 200  # file systems allow 255; a number and a suffix are added
 _DEFAULT_FPS = 30.0
 _CROP_FACTOR, _CROP_BORDER_PX = 1.02, 10
 _REFUSED, _CHECK = "cannot be written", "check the space on the disk"
 
 
 def safe_name(text: str) -> str:
-    """A file name made of any text: one path component that every system takes.
+    """Turn any text into a file name: a single path component that is valid on every system.
 
-    Letters and digits of any script, blanks and -_.,()+ stay; the rest becomes "_".
+    Letters and digits of any script, blanks and -_.,()+ are kept; everything else becomes "_".
     """
     kept = "".join(c if c.isalnum() or c in " -_.,()+" else "_" for c in text)
     short = kept[:_MAX_NAME].encode("utf-8")[:_MAX_NAME_BYTES].decode("utf-8", errors="ignore")
@@ -40,7 +40,7 @@ def safe_name(text: str) -> str:
 
 
 class NameBook:
-    """A file name for each key, never the same for two keys."""
+    """Assigns a file name to each key, unique ignoring case."""
 
     def __init__(self) -> None:
         self._by_key: dict[object, str] = {}
@@ -50,20 +50,20 @@ class NameBook:
         self._numbered: set[str] = set()
 
     def expect(self, stem: str, series: bool = False) -> None:
-        """Keeps a name that will be asked for from being given to another stem with a number."""
+        """Reserve a name that will be requested, so that no other stem with a number appended gets it."""
         self._expected.add(stem.casefold())
         self._note(stem.casefold(), series)
 
     def name(self, key: object, stem: str, suffix: str = "", *, series: bool = False) -> str:
-        """The key's name: at its first call `stem` and `suffix`, a number between where that is taken.
+        """Return the key's name: at its first call `stem` and `suffix`, with a number between if necessary.
 
-        series: with `_1`, `_2`, ... behind it the name is not that of another key either.
+        series: the name with `_1`, `_2`, ... appended must not be that of another key either.
         """
         if key not in self._by_key:
             name, number = f"{stem}{suffix}", 1
-            # Beside a series of that name no `_N` is free.
+            # A series of that name occupies every `_N`.
             joint = "-" if name.casefold() in self._series and not series else "_"
-            # Some systems take A.txt and a.txt for one file.
+            # On some systems A.txt and a.txt are the same file.
             while not self._is_free(name.casefold(), number == 1, series):
                 number += 1
                 name = f"{stem}{joint}{number}{suffix}"
@@ -80,7 +80,7 @@ class NameBook:
         return _before_number(name) not in self._series or (is_own and name in self._expected)
 
     def _note(self, name: str, series: bool) -> None:
-        """Remembers a series, or what no series must be called because of this name."""
+        """Record a series, or the series name that would collide with this name."""
         if series:
             self._series.add(name)
         elif before := _before_number(name):
@@ -88,13 +88,13 @@ class NameBook:
 
 
 def _before_number(name: str) -> str:
-    """What stands before `_N` at the end of a name, empty without such an end."""
+    """Return a name without its ending `_N`, empty if it has none."""
     before, _, number = name.rpartition("_")
     return before if number.isdecimal() else ""
 
 
 def label_lines(detections: Tensor, image_hw: tuple[int, int], with_confidence: bool) -> str:
-    """Detections (n, 6) in pixels of an image as lines `class cx cy w h [confidence]`, normalised."""
+    """Format detections (n, 6) in pixels as lines `class cx cy w h [confidence]`, normalised."""
     height, width = image_hw
     size = detections.new_tensor((width, height, width, height))
     boxes = (xyxy_to_cxcywh(detections[:, :4]) / size).tolist()
@@ -106,9 +106,9 @@ def label_lines(detections: Tensor, image_hw: tuple[int, int], with_confidence: 
 
 
 class LabelWriter:
-    """Writes `FOLDER/NAME.txt` for each image or frame in which something was found.
+    """Writes `FOLDER/NAME.txt` for each image or frame with detections.
 
-    Where nothing was found there is no such file, not even one of an earlier run into the same folder.
+    Without detections there is no file: one left by an earlier run into the same folder is removed.
     """
 
     def __init__(self, folder: Path, with_confidence: bool) -> None:
@@ -117,9 +117,9 @@ class LabelWriter:
             folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, name: str, detections: Tensor, image_hw: tuple[int, int]) -> None:
-        """Writes one file of detections (n, 6), or removes it; `name` is safe and has no suffix.
+        """Write one file of detections (n, 6), or remove it if there are none.
 
-        Raises UserError when the system refuses that.
+        `name` is a safe file name without suffix. Raises UserError if the system refuses.
         """
         path = self.folder / f"{name}.txt"
         with refusals(_REFUSED, path):
@@ -131,20 +131,20 @@ class LabelWriter:
 
 
 class TableWriter:
-    """Writes one CSV line a detection: image, class name, confidence, frame, box in pixels."""
+    """Writes one CSV row per detection: image, class name, confidence, frame, box in pixels."""
 
     COLUMNS = ("Image Name", "Prediction", "Confidence", "Frame", "x1", "y1", "x2", "y2")
 
     def __init__(self, path: Path, names: Sequence[str]) -> None:
         self.path, self.names = path, names
         with refusals(_REFUSED, path):
-            # A file's name need not be text.
+            # A file name need not be valid text.
             self._file: IO[str] = path.open("w", newline="", encoding="utf-8", errors="backslashreplace")
             self._rows: Any = csv.writer(self._file)
             self._rows.writerow(self.COLUMNS)
 
     def write(self, frame: Frame, detections: Tensor) -> None:
-        """Adds the detections (n, 6) of a frame."""
+        """Append the detections (n, 6) of a frame. Raises UserError if the system refuses."""
         number = "" if frame.number is None else frame.number + 1  # as in the names of label files
         source = file_name(frame.source) or frame.source
         for *box, confidence, label in detections.tolist():
@@ -154,13 +154,13 @@ class TableWriter:
                 self._rows.writerow([source, name, f"{confidence:.4f}", number, *corners])
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file. Raises UserError if the system refuses to write the rest."""
         with refusals(_REFUSED, self.path):
             self._file.close()
 
 
 class CropWriter:
-    """Saves each detection, with a little around it, as `FOLDER/CLASS/NAME.jpg`."""
+    """Saves each detection, with a small margin, as `FOLDER/CLASS/NAME.jpg`."""
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
         self.folder, self.names = folder, names
@@ -168,7 +168,7 @@ class CropWriter:
         self._files: dict[str, NameBook] = {}
 
     def write(self, name: str, image: Image, detections: Tensor) -> None:
-        """Saves the crops of an unmarked image; `name` is safe and has no suffix."""
+        """Save the crops of an image without drawn boxes; `name` is a safe file name without suffix."""
         for index, (*box, _, label) in enumerate(detections.tolist()):
             class_name = self._folders.name(int(label), safe_name(self.names[int(label)]))
             folder = self.folder / class_name
@@ -188,17 +188,17 @@ def _crop(image: Image, box_xyxy_px: Sequence[float]) -> Image:
 
 
 def image_suffix(source: str) -> str:
-    """The suffix to save an image under: its own where OpenCV can write it, else .jpg."""
+    """Return the suffix for saving an image: its own if OpenCV can write it, else .jpg."""
     suffix = suffix_of(source)
     return suffix if suffix in _WRITABLE else ".jpg"
 
 
 def write_image(path: Path, image: Image) -> None:
-    """Saves an image (H, W, 3) BGR in the format of the suffix.
+    """Save an image (H, W, 3) BGR in the format of the suffix.
 
-    Raises UserError when it cannot be written.
+    Raises UserError if it cannot be written.
     """
-    # cv2.imwrite fails without a word, and on Windows with names outside the code page.
+    # cv2.imwrite fails silently, and on Windows for names outside of the code page.
     encoded, content = cv2.imencode(path.suffix, image)
     if not encoded:
         what = f"OpenCV cannot write {path.suffix} images"
@@ -208,7 +208,7 @@ def write_image(path: Path, image: Image) -> None:
 
 
 class VideoWriter:
-    """Writes the frames of one video or stream into an .mp4 file of the same size and duration."""
+    """Writes the frames of one video or stream to an .mp4 file of the same size and duration."""
 
     def __init__(self, path: Path, fps: float, vid_stride: int = 1) -> None:
         self.path, self.fps, self.count = path, max((fps or _DEFAULT_FPS) / vid_stride, 1.0), 0
@@ -216,9 +216,9 @@ class VideoWriter:
         self._writer: cv2.VideoWriter | None = None
 
     def write(self, image: Image) -> None:
-        """Adds a frame (H, W, 3) BGR; one of another size is scaled to that of the first.
+        """Append a frame (H, W, 3) BGR, scaled to the size of the first one.
 
-        Raises UserError when the file cannot be begun; a disk that is full shows at `close`.
+        Raises UserError if the file cannot be created; a full disk is only detected by `close`.
         """
         if self._writer is None or self._size_wh is None:
             self._size_wh = (image.shape[1], image.shape[0])
@@ -228,7 +228,7 @@ class VideoWriter:
             codec = cv2.VideoWriter.fourcc(*"mp4v")
             self._writer = cv2.VideoWriter(str(self.path), codec, self.fps, self._size_wh)
             if not self._writer.isOpened():
-                self._writer = None  # there is nothing to end
+                self._writer = None  # nothing to close
                 raise UserError("OpenCV cannot write this video", self.path, f"{_CHECK}, or give --nosave")
         if (image.shape[1], image.shape[0]) != self._size_wh:
             image = np.asarray(cv2.resize(image, self._size_wh), np.uint8)
@@ -236,7 +236,7 @@ class VideoWriter:
         self.count += 1
 
     def close(self) -> None:
-        """Ends the file; without it players cannot open it. Raises UserError when it is not whole then."""
+        """Finish the file, which players could not open otherwise. Raises UserError if it is incomplete."""
         if self._writer is None:
             return
         self._writer.release()
@@ -246,14 +246,14 @@ class VideoWriter:
 
 
 def _is_video(path: Path, frames: int) -> bool:
-    """Whether a file that was written can be played and states so many frames.
+    """Return whether a written file can be played and states the number of frames.
 
-    OpenCV says nothing of a write that fails. An .mp4 has its index at the end, which is missing then; to
-    read it and the first frame takes milliseconds, however long the video is.
+    OpenCV does not report failed writes. They leave an .mp4 without the index at its end; reading that and
+    the first frame takes milliseconds, however long the video is.
     """
     capture = cv2.VideoCapture(str(path))
     try:
-        # Where a container has no count OpenCV makes one of the duration, or says 0 or -1.
+        # For a container without a frame count OpenCV derives one from the duration, or returns 0 or -1.
         stated = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
         return capture.grab() and (stated <= 0 or stated >= frames - 1)
     finally:
