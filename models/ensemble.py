@@ -31,7 +31,7 @@ class Ensemble(nn.Module):
         """
         super().__init__()
         if len({member.nc for member in members}) != 1:
-            raise ValueError("members of an ensemble need the same classes")
+            raise ValueError("members of an ensemble need the same number of classes")
         self.members = nn.ModuleList(members)
         self.nc, self.names = members[0].nc, list(members[0].names)
         self.size_multiple = math.lcm(*(member.size_multiple for member in members))

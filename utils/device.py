@@ -99,7 +99,7 @@ def dead_worker(error: Exception) -> DeadWorkerError:
     """Return the error to raise for a dead loader worker; `error` is what revealed it."""
     fix = "often for want of memory: fewer --workers, no --cache, in a container a larger --shm-size"
     return DeadWorkerError(
-        f"a process that makes batches has died ({str(error) or type(error).__name__})", "--workers", fix
+        f"a loader worker has died ({str(error) or type(error).__name__})", "--workers", fix
     )
 
 

@@ -16,7 +16,7 @@ from utils.datasets.geometry import (
     warp_boxes,
     warp_canvas,
 )
-from utils.datasets.mosaic import Picture, mosaic_tiles, normalise_boxes, place_boxes, single_tile
+from utils.datasets.mosaic import ImageInfo, mosaic_tiles, normalise_boxes, place_boxes, single_tile
 
 SIZE = 160
 SETTINGS = {
@@ -26,7 +26,7 @@ SETTINGS = {
 }
 
 
-def marked_pictures(rng: np.random.Generator) -> tuple[list[np.ndarray], list[Picture]]:
+def marked_pictures(rng: np.random.Generator) -> tuple[list[np.ndarray], list[ImageInfo]]:
     """Four black images, each with one bright rectangle of its own colour and its label."""
     images, pictures = [], []
     for number in range(4):
@@ -39,7 +39,7 @@ def marked_pictures(rng: np.random.Generator) -> tuple[list[np.ndarray], list[Pi
         image[y1:y2, x1:x2] = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)][number]
         labels = normalise_boxes(np.array([[number, x1, y1, x2, y2]], np.float32), (width, height))
         images.append(image)
-        pictures.append(Picture(number, (width, height), labels))
+        pictures.append(ImageInfo(number, (width, height), labels))
     return images, pictures
 
 
@@ -143,7 +143,7 @@ def test_without_strength_a_single_picture_of_the_size_passes_unchanged():
     labels = np.array([[1, 0.5, 0.5, 0.25, 0.5]], np.float32)
     warp = random_warp(WarpSettings(), (96, 64), (96, 64), rng)
     out, boxes = warp_canvas(
-        [single_tile(Picture(0, (96, 64), labels), (96, 64))], warp, (64, 96), lambda _: image
+        [single_tile(ImageInfo(0, (96, 64), labels), (96, 64))], warp, (64, 96), lambda _: image
     )
     np.testing.assert_array_equal(out, image)
     np.testing.assert_allclose(boxes, [[1, 36, 16, 60, 48]], atol=1e-4)
@@ -193,7 +193,7 @@ def test_random_maps_fill_their_ranges_evenly():
 
 def test_the_point_of_a_mosaic_lies_evenly_in_the_middle_half():
     rng = np.random.default_rng(0)
-    pictures = [Picture(number, (SIZE, SIZE), np.zeros((0, 5), np.float32)) for number in range(4)]
+    pictures = [ImageInfo(number, (SIZE, SIZE), np.zeros((0, 5), np.float32)) for number in range(4)]
     points = np.array([mosaic_tiles(pictures, SIZE, rng)[3].origin_xy for _ in range(2000)])
     assert points.min() >= SIZE / 2
     assert points.max() <= 1.5 * SIZE

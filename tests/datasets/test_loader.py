@@ -258,7 +258,7 @@ def test_a_killed_worker_ends_the_run_with_a_line(index, tmp_path):
     )  # fmt: skip
     assert len(done.stderr.splitlines()) == 1, done.stderr
     [line] = done.stderr.splitlines()
-    assert line.startswith("error: --workers: a process that makes batches has died") and done.returncode == 1
+    assert line.startswith("error: --workers: a loader worker has died") and done.returncode == 1
     assert "fewer --workers" in line
 
 

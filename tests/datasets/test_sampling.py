@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import utils.datasets.sampling as sampling
-from utils.datasets.sampling import TrainingOrder, kinds_of_batches, rect_groups, unlabelled_of_epoch
+from utils.datasets.sampling import TrainingOrder, batch_compositions, rect_groups, unlabelled_of_epoch
 
 SHAPE = (64, 64)
 
@@ -216,7 +216,7 @@ def test_both_kinds_are_mixed_within_a_batch():
     ],
 )
 def test_whole_numbers_of_both_kinds_make_a_batch(labelled, batch_size, share, kinds):
-    assert kinds_of_batches(labelled, batch_size, share) == kinds
+    assert batch_compositions(labelled, batch_size, share) == kinds
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.75])

@@ -22,7 +22,7 @@ from utils.export.scripted_nms import select_detections
 from utils.export.torchscript_file import torchscript_content
 from utils.export.verify import EXACT, HALF, compare
 from utils.inference.backends import load_network
-from utils.inference.exported import Exported
+from utils.inference.exported import ExportedNetwork
 from utils.inference.facts import ExportFacts, NmsInside
 from utils.inference.predictor import halved
 
@@ -37,11 +37,11 @@ def facts_of(model: Model, shape: tuple[int | None, ...], nms: NmsInside | None 
     return ExportFacts(names=tuple(model.names), stride=model.size_multiple, shape=shape, nms=nms)
 
 
-def loaded(path: Path, content: bytes) -> Exported:
+def loaded(path: Path, content: bytes) -> ExportedNetwork:
     path.write_bytes(content)
     network = load_network(path, CPU)
-    assert isinstance(network, Exported)
-    network.try_out()
+    assert isinstance(network, ExportedNetwork)
+    network.probe()
     return network
 
 
@@ -127,7 +127,7 @@ def test_an_openvino_folder_does_what_the_network_does(
     assert sorted(path.name for path in folder.iterdir()) == ["a.bin", "a.xml", "a.yaml"]
     assert str(tmp_path) not in (folder / "a.xml").read_text()
     network = load_network(folder, CPU)
-    assert isinstance(network, Exported)
+    assert isinstance(network, ExportedNetwork)
     assert network.facts == facts
     compare(tiny, network, pictures, SIZE_HW, HALF if half else EXACT)
 

@@ -24,7 +24,7 @@ from utils.export import run as export
 from utils.export.run import run_export
 from utils.export.torchscript_file import torchscript_content
 from utils.export.verify import Comparison
-from utils.inference.exported import Exported
+from utils.inference.exported import ExportedNetwork
 from utils.inference.facts import ExportFacts, NmsInside
 from utils.inference.run import run_detect
 from utils.reporting.console import Console
@@ -267,7 +267,7 @@ def _openvino_stub(folder: Path, *_: object) -> None:
 
 
 def _loading_folders(real):
-    class Network(Exported):
+    class Network(ExportedNetwork):
         kind = "stub"
 
         def run(self, images: Tensor) -> Tensor:

@@ -104,7 +104,7 @@ def shared_children() -> dict[str, object]:
     return network(50_000, lambda _, state={"_modules": children}: Made(Conv, state=state))
 
 
-def passed_over() -> dict[str, object]:
+def unused_files() -> dict[str, object]:
     names = [f"{number:x}" for number in range(200_000)]
     buffers = dict.fromkeys(names)
     return network(1, lambda _: module(buffers=buffers, non_persistent_buffers_set=[*map(str.upper, names)]))
@@ -146,7 +146,7 @@ BOMBS: dict[str, Callable[[], object]] = {
     "parameters of many": shared_parameters,
     "weights of many": shared_weights,
     "children of many": shared_children,
-    "buffers that are passed over": passed_over,
+    "buffers that are passed over": unused_files,
     "a number as a key": number_as_key,
     "long names": long_names,
     "sets": lambda: b"\x80\x04" + b"\x8f" * (7 << 20) + b".",

@@ -217,14 +217,14 @@ def stating(path: Path, *rows: list[float]) -> TorchScriptNetwork:
 def test_classes_without_a_name_are_refused(label: float, tmp_path: Path) -> None:
     network = stating(tmp_path / "net.torchscript", [1, 2, 3, 4, 0.9, 1], [1, 2, 3, 4, 0.8, label])
     with pytest.raises(UserError, match=rf"net.torchscript: gives class {label:g} and has names for 0 to 1"):
-        network.try_out()
+        network.probe()
     network.keep_classes([1], ["b"])  # then only known ones are left
     assert network(torch.zeros(1, 3, 32, 32))[0, :, 4:].tolist()[1][0] == 0
 
 
 def test_padding_has_any_class(tmp_path: Path) -> None:
     network = stating(tmp_path / "net.torchscript", [1, 2, 3, 4, 0.9, 1], [0, 0, 0, 0, 0, -1])
-    network.try_out()
+    network.probe()
     assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 2, 6)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from models.yolo import Model
 from utils.errors import UserError
 from utils.inference.arguments import device_of, frame_of, rules_of, sides_of
-from utils.inference.exported import Exported
+from utils.inference.exported import ExportedNetwork
 from utils.inference.facts import ExportFacts
 from utils.inference.hub import HubModel, ready
 from utils.inference.results import Detections
@@ -110,7 +110,7 @@ def test_a_network_checks_its_rules_and_sizes_when_it_is_called(hub_model: HubMo
         hub_model.to(99)
 
 
-class OfOneShape(Exported):
+class OfOneShape(ExportedNetwork):
     """A file that takes 64 x 96 px alone and finds nothing."""
 
     kind = "none"

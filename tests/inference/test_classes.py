@@ -10,7 +10,7 @@ import torch
 from models.yolo import Model
 from utils.errors import UserError
 from utils.inference.classes import fit_classes
-from utils.inference.exported import Exported
+from utils.inference.exported import ExportedNetwork
 from utils.inference.facts import ExportFacts, NmsInside
 from utils.reporting.console import Console
 
@@ -77,7 +77,7 @@ def test_names_that_nobody_has_given_match_none(capsys) -> None:
         fit_classes(network, ["class1", "class0"], Path("w.pt"), "the data d.yaml", None, Console())
 
 
-class _Given(Exported):
+class _Given(ExportedNetwork):
     """Gives what it was given."""
 
     kind = "given"

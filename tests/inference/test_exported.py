@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError
-from utils.inference.exported import Exported, first_words, last_words
+from utils.inference.exported import ExportedNetwork, first_words, last_words
 from utils.inference.facts import ExportFacts
 
 CPU = torch.device("cpu")
 
 
 def test_a_file_that_changes_its_number_of_classes_is_refused(tmp_path: Path) -> None:
-    class Growing(Exported):
+    class Growing(ExportedNetwork):
         kind = "growing"
         rows = torch.zeros(1, 4, 7)
 
@@ -24,7 +24,7 @@ def test_a_file_that_changes_its_number_of_classes_is_refused(tmp_path: Path) ->
             return self.rows
 
     network = Growing(tmp_path / "net", ExportFacts(names=("a", "b"), shape=(1, 32, 32)), CPU)
-    network.try_out()
+    network.probe()
     network.rows = torch.zeros(1, 4, 9)
     with pytest.raises(UserError, match=r"gives \(1, 4, 9\) and not"):
         network(torch.zeros(1, 3, 32, 32))

@@ -37,6 +37,17 @@ def results(model: HubModel) -> Detections:
     return model(PICTURES, size=320)
 
 
+def test_several_files_form_an_ensemble(results: Detections) -> None:
+    student = str(ROOT / "weights/demo_student.pt")
+    twice = load([student, student], "cpu", verbose=False)
+    twice.conf = 0.1
+    assert twice.device == torch.device("cpu") and twice.to("cpu") is twice
+    for boxes, same in zip(twice(PICTURES, size=320).xyxy, results.xyxy, strict=True):
+        assert torch.equal(boxes, same)
+    with pytest.raises(UserError, match="names no weight file"):
+        load([])
+
+
 @pytest.fixture
 def address() -> Iterator[str]:
     """A server on this machine that has the shipped images."""

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from utils.inference import pipeline
-from utils.inference.pipeline import Behind, in_groups, read_ahead, worked_ahead
+from utils.inference.pipeline import BackgroundTasks, in_groups, map_ahead, read_ahead
 
 
 def counted(limit, made):
@@ -73,7 +73,7 @@ def test_results_come_in_order_whichever_thread_is_done_first(threads):
         return 10 * number
 
     made = []
-    results = worked_ahead(work, counted(30, made), lambda _: 1, 6, threads)
+    results = map_ahead(work, counted(30, made), lambda _: 1, 6, threads)
     assert next(results) == 0
     time.sleep(0.05)
     assert len(made) <= 6 + threads + 3
@@ -92,8 +92,8 @@ def test_an_error_of_the_work_or_of_its_items_comes_in_its_turn():
     for given, error in ((range(10), ZeroDivisionError), (items(), ValueError)):
         seen = []
         with pytest.raises(error):
-            seen.extend(worked_ahead(broken, given, lambda _: 1, 8, 3))
-        results = worked_ahead(broken, range(10), lambda _: 1, 8, 3)
+            seen.extend(map_ahead(broken, given, lambda _: 1, 8, 3))
+        results = map_ahead(broken, range(10), lambda _: 1, 8, 3)
         assert [next(results) for _ in range(3)] == [0, 0, 1]
         results.close()
 
@@ -101,7 +101,7 @@ def test_an_error_of_the_work_or_of_its_items_comes_in_its_turn():
 def test_few_large_results_wait(monkeypatch):
     monkeypatch.setattr(pipeline, "BUDGET_BYTES", 100)
     made = []
-    for number in worked_ahead(lambda item: item, counted(10, made), lambda _: 60, 8, 4, lambda _: 60):
+    for number in map_ahead(lambda item: item, counted(10, made), lambda _: 60, 8, 4, lambda _: 60):
         time.sleep(0.01)
         assert len(made) <= number + 3
 
@@ -119,7 +119,7 @@ def test_work_is_done_in_order_and_all_of_it():
         time.sleep(0.001)
         done.append(number)
 
-    with Behind(3) as behind:
+    with BackgroundTasks(3) as behind:
         for number in range(20):
             behind(lambda number=number: work(number))
             assert number - len(done) <= 4
@@ -132,7 +132,7 @@ def test_an_error_of_the_work_is_raised_and_what_was_in_line_is_done():
     def fail():
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"), Behind(8) as behind:
+    with pytest.raises(OSError, match="disk full"), BackgroundTasks(8) as behind:
         behind(fail)
         behind(lambda: done.append(1))
     assert done == [1]
@@ -140,7 +140,7 @@ def test_an_error_of_the_work_is_raised_and_what_was_in_line_is_done():
 
 def test_an_error_of_the_loop_leaves_what_was_in_line_done():
     done = []
-    with pytest.raises(KeyError), Behind(8) as behind:
+    with pytest.raises(KeyError), BackgroundTasks(8) as behind:
         behind(lambda: (time.sleep(0.02), done.append(1)))
         raise KeyError
     assert done == [1]
@@ -159,7 +159,7 @@ def test_the_rest_of_the_work_is_done_by_several_threads_and_all_of_it():
 
         return rest if number % 3 else None
 
-    with Behind(6, threads=3) as behind:
+    with BackgroundTasks(6, threads=3) as behind:
         for number in range(20):
             behind(lambda number=number: begin(number))
     assert begun == list(range(20))
@@ -170,6 +170,6 @@ def test_an_error_of_the_rest_is_raised_too():
     def fail():
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"), Behind(8, threads=2) as behind:
+    with pytest.raises(OSError, match="disk full"), BackgroundTasks(8, threads=2) as behind:
         behind(lambda: fail)
         behind(lambda: None)

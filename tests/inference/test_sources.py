@@ -16,7 +16,7 @@ import pytest
 from utils.errors import UserError
 from utils.inference import remote
 from utils.inference.frames import file_name, is_live, is_remote_file, without_password
-from utils.inference.sources import FileSource, found_from_anywhere, open_source
+from utils.inference.sources import FileSource, open_source, resolve_default_source
 from utils.inference.streams import StreamSource
 
 
@@ -229,9 +229,9 @@ def test_the_pictures_that_ship_are_found_from_any_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert len(list(open_source(found_from_anywhere("data/images")))) >= 2
+    assert len(list(open_source(resolve_default_source("data/images")))) >= 2
     (tmp_path / "data/images").mkdir(parents=True)
-    assert [found_from_anywhere(given) for given in ("data/images", "b")] == ["data/images", "b"]
+    assert [resolve_default_source(given) for given in ("data/images", "b")] == ["data/images", "b"]
 
 
 def test_pictures_that_cannot_be_fetched_are_skipped_with_the_reason(

@@ -92,7 +92,7 @@ def test_sizes_add_up_and_classes_are_kept_in_every_member() -> None:
 
 def test_members_need_the_same_number_of_classes() -> None:
     for members in ([], [network("yolov5n.yaml", 0), network("yolov5n.yaml", 0, nc=4)]):
-        with pytest.raises(ValueError, match="same classes"):
+        with pytest.raises(ValueError, match="same number of classes"):
             Ensemble(members)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from utils.config.dataset import DatasetConfig
 from utils.datasets.annotations import NOTHING, label_bytes, normalised, parse_annotation
 from utils.datasets.index import checked_size, in_parallel, no_label_files
-from utils.datasets.sources import Source, list_sources, passed_over
+from utils.datasets.sources import Source, list_sources, unused_files
 from utils.errors import UserError
 from utils.words import counted
 
@@ -145,7 +145,7 @@ def check_split(config: DatasetConfig, split: str, progress: bool = True) -> Spl
 
 def _passed_over(config: DatasetConfig, split: str, sources: Sequence[Source]) -> Iterator[str]:
     try:
-        for folder, kind, files in passed_over(config, split, sources):
+        for folder, kind, files in unused_files(config, split, sources):
             if files:
                 names = ", ".join(os.path.relpath(file, folder) for file in files[:_SHOWN])
                 yield f"{folder}: {len(files)} {kind}: {names}{', ...' if len(files) > _SHOWN else ''}"

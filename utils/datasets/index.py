@@ -23,7 +23,7 @@ from utils.datasets.index_cache import CheckedImages, ContentDigest, read_cache,
 from utils.datasets.labels import Labels
 from utils.datasets.packed import GrowingRows, PackedRows, PackedTexts
 from utils.datasets.sources import Source, list_sources
-from utils.datasets.workers import abandonable
+from utils.datasets.workers import cancel_on_error
 from utils.errors import UserError
 from utils.reporting.console import Console
 from utils.words import counted, first_of
@@ -317,7 +317,7 @@ def each_in_parallel(
     Items are submitted in blocks of a few thousand, as each queued one takes a kilobyte.
     title: of the progress bar; None shows none.
     """
-    with abandonable(ThreadPoolExecutor(_THREADS)) as pool:
+    with cancel_on_error(ThreadPoolExecutor(_THREADS)) as pool:
         blocks = (items[start : start + _BLOCK] for start in range(0, len(items), _BLOCK))
         results = (result for block in blocks for result in pool.map(work, block))
         console = Console(quiet=title is None)

@@ -25,10 +25,10 @@ from utils.datasets.geometry import Boxes, random_warp, warp_canvas
 from utils.datasets.images import Image, UnreadableImageError, fitting_wh, read_for_evaluation
 from utils.datasets.index import DatasetIndex
 from utils.datasets.labels import Labels
-from utils.datasets.mosaic import Picture, mosaic_tiles, normalise_boxes, place_boxes, single_tile
+from utils.datasets.mosaic import ImageInfo, mosaic_tiles, normalise_boxes, place_boxes, single_tile
 from utils.datasets.sampling import BatchOrder, TrainingOrder, rect_groups
 from utils.datasets.store import CacheKind, ImageStore, LostImageError
-from utils.datasets.workers import died, no_interruptions, outlive_signals, usable_cpus
+from utils.datasets.workers import is_worker_death, outlive_signals, usable_cpus, without_sigchld_handler
 from utils.device import dead_worker
 from utils.distributed import processes_here, rank, world_size
 from utils.errors import UserError
@@ -177,9 +177,9 @@ class AugmentedDataset(DetectionDataset):
         warp = random_warp(self.augment.warp, canvas_wh, (out_hw[1], out_hw[0]), rng)
         return warp_canvas(tiles, warp, out_hw, self.store.load)
 
-    def _picture(self, number: np.int64) -> Picture:
+    def _picture(self, number: np.int64) -> ImageInfo:
         width, height = self.store.wh[number]
-        return Picture(int(number), (int(width), int(height)), self.index.labels[int(number)])
+        return ImageInfo(int(number), (int(width), int(height)), self.index.labels[int(number)])
 
 
 class BatchLoader(DataLoader[Any]):
@@ -201,7 +201,7 @@ class BatchLoader(DataLoader[Any]):
             # OpenCV's threads off and compute nothing with torch, so they never wait for a lock held by
             # a thread that does not exist in them.
             warnings.filterwarnings("ignore", ".*fork.* may lead to deadlocks", DeprecationWarning)
-            with no_interruptions():
+            with without_sigchld_handler():
                 batches = super().__iter__()
         for batch in self._received(batches):
             if isinstance(batch, UserError):
@@ -215,7 +215,7 @@ class BatchLoader(DataLoader[Any]):
         try:
             yield from batches
         except (EOFError, OSError, RuntimeError) as error:
-            if not self.num_workers or not died(error):
+            if not self.num_workers or not is_worker_death(error):
                 raise
             raise dead_worker(error) from error
 

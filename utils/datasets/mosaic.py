@@ -13,7 +13,7 @@ from utils.datasets.labels import Labels
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageInfo:
     """What the layout needs to know about an image: number, scaled width and height, labels."""
 
     number: int
@@ -21,7 +21,7 @@ class Picture:
     labels: Labels
 
 
-def mosaic_tiles(pictures: Sequence[Picture], image_size: int, rng: np.random.Generator) -> list[Tile]:
+def mosaic_tiles(pictures: Sequence[ImageInfo], image_size: int, rng: np.random.Generator) -> list[Tile]:
     """Place four images around a common corner point on a canvas of twice the image size.
 
     The point is random within the middle half of each axis. The images, in the order upper left, upper
@@ -44,13 +44,13 @@ def mosaic_tiles(pictures: Sequence[Picture], image_size: int, rng: np.random.Ge
     return tiles
 
 
-def single_tile(picture: Picture, canvas_wh: tuple[int, int]) -> Tile:
+def single_tile(picture: ImageInfo, canvas_wh: tuple[int, int]) -> Tile:
     """Centre one image, no larger than the canvas."""
     width, height = picture.wh
     return _tile(picture, ((canvas_wh[0] - width) // 2, (canvas_wh[1] - height) // 2), canvas_wh)
 
 
-def _tile(picture: Picture, origin_xy: tuple[int, int], canvas_wh: tuple[int, int]) -> Tile:
+def _tile(picture: ImageInfo, origin_xy: tuple[int, int], canvas_wh: tuple[int, int]) -> Tile:
     (left, top), (width, height) = origin_xy, picture.wh
     span = (max(left, 0), max(top, 0), min(left + width, canvas_wh[0]), min(top + height, canvas_wh[1]))
     boxes = place_boxes(picture.labels, picture.wh, origin_xy)

@@ -68,7 +68,7 @@ def rect_groups(
     return RectGroups(order, shapes)
 
 
-def kinds_of_batches(labelled: int, batch_size: int, share: float) -> list[tuple[int, int]]:
+def batch_compositions(labelled: int, batch_size: int, share: float) -> list[tuple[int, int]]:
     """Return the numbers of labelled and unlabelled images in each batch of an epoch.
 
     Every labelled image comes once. Whatever the rounding, every batch has both kinds; the last may
@@ -93,7 +93,7 @@ def unlabelled_of_epoch(labelled: int, share: float) -> int:
     return max(round(labelled * share / (1 - share)), 1)
 
 
-def _woven(
+def _interleaved(
     labelled: NDArray[np.int64], unlabelled: NDArray[np.int64], rng: np.random.Generator
 ) -> NDArray[np.int64]:
     """Interleave the rows of both kinds, each in its order and spread evenly, with jitter, over the whole.
@@ -179,7 +179,7 @@ class TrainingOrder:
         if self._is_mixed:
             return self._mixed(rows, self._unlabelled_rows(rng), rng)
         if self.unlabelled_per_epoch:
-            rows = _woven(rows, self._unlabelled_rows(rng), rng)
+            rows = _interleaved(rows, self._unlabelled_rows(rng), rng)
         if self.group is not None:
             return self._grouped(rows[:, 0], self.group(rows[:, 0]), rng)
         return self._plain(rows)
@@ -203,7 +203,7 @@ class TrainingOrder:
     def _kinds(self) -> list[tuple[int, int]]:
         """Return the numbers of labelled and unlabelled images of each step, over all ranks."""
         assert self._share
-        return kinds_of_batches(len(self._labelled), self._batch_size * self._ranks, self._share)
+        return batch_compositions(len(self._labelled), self._batch_size * self._ranks, self._share)
 
     def _labelled_rows(self, rng: np.random.Generator) -> NDArray[np.int64]:
         """Draw the image and the mosaic partners of each labelled sample: (n, 8), (n, 1) without mosaics."""

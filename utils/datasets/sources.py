@@ -66,7 +66,7 @@ def _is_entry_there(entry: Path, config: DatasetConfig) -> bool:
     return any(map(os.path.exists, first))
 
 
-def passed_over(
+def unused_files(
     config: DatasetConfig, split: str, sources: Sequence[Source]
 ) -> Iterator[tuple[Path, str, list[str]]]:
     """Yield the unused files in a split's folders, as (folder, kind, files).

@@ -18,7 +18,7 @@ def usable_cpus() -> int:
 
 
 @contextmanager
-def abandonable(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]:
+def cancel_on_error(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]:
     """Shut the pool down at the end of the block; if that ends with an exception, cancel queued work."""
     try:
         yield pool
@@ -28,13 +28,13 @@ def abandonable(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]:
     pool.shutdown()
 
 
-def died(error: Exception) -> bool:
+def is_worker_death(error: Exception) -> bool:
     """Return whether a loader's error means that a worker died: torch's own, or a truncated batch."""
     return not isinstance(error, RuntimeError) or str(error).startswith("DataLoader worker")
 
 
 @contextmanager
-def no_interruptions() -> Iterator[None]:
+def without_sigchld_handler() -> Iterator[None]:
     """Undo the SIGCHLD handler that torch's DataLoader installs within this block.
 
     On the death of a worker it raises at whatever line this process executes, possibly in the middle of

@@ -28,7 +28,7 @@ from utils.evaluation.metrics import (
     fitness,
     match_detections,
 )
-from utils.inference.exported import Exported
+from utils.inference.exported import ExportedNetwork
 from utils.inference.predictor import Phase, Predictor, rescale_boxes, rescale_detections
 from utils.reporting.console import Console
 
@@ -163,7 +163,7 @@ class EvaluationResult:
 
 
 def evaluate(
-    model: Network | Exported,
+    model: Network | ExportedNetwork,
     loader: DataLoader[Batch] | Sequence[Batch],
     *,
     names: Sequence[str],
@@ -182,12 +182,12 @@ def evaluate(
 
     Boxes are matched in pixels of the original images, clipped to them.
     """
-    raw = not (settings.augment or isinstance(model, Exported))
+    raw = not (settings.augment or isinstance(model, ExportedNetwork))
     assert loss is None or raw, "neither an augmented pass nor an exported network has raw outputs for a loss"
     predictor = Predictor(model, settings.nms_rules(), half=settings.half, augment=settings.augment)
     scores, means = _Scores(len(names)), _LossMeans()
     shown = loader if progress is None else progress.progress(loader, len(loader), "scoring")
-    with nullcontext() if isinstance(model, Exported) else evaluation_mode(model):
+    with nullcontext() if isinstance(model, ExportedNetwork) else evaluation_mode(model):
         for batch in shown:
             seen, detections = _score_batch(predictor, batch, settings, scores, means, loss)
             for observe in observers:

@@ -37,15 +37,15 @@ from utils.evaluation.coco import (
 from utils.evaluation.evaluate import EvaluationResult, EvaluationSettings, Observer, evaluate
 from utils.evaluation.pictures import BatchPlots, save_score_plots
 from utils.inference.backends import (
+    configure_exported,
     find_network,
     is_exported,
     load_networks,
     network_in_words,
     refuse_for_exported,
-    settle,
 )
 from utils.inference.classes import fit_classes
-from utils.inference.exported import Exported
+from utils.inference.exported import ExportedNetwork
 from utils.inference.predictor import half_precision
 from utils.inference.preprocess import fitting_image_size
 from utils.inference.writers import LabelWriter, NameBook
@@ -92,7 +92,7 @@ def _run_test(options: TestOptions, console: Console) -> EvaluationResult | None
 
 def _say_what_would_be_done(
     options: TestOptions,
-    model: Network | Exported,
+    model: Network | ExportedNetwork,
     size: int | tuple[int, int],
     index: DatasetIndex,
     half: bool,
@@ -117,7 +117,7 @@ def _say_what_would_be_done(
 
 def _network(
     options: TestOptions, config: DatasetConfig, device: torch.device, console: Console
-) -> tuple[Network | Exported, int | tuple[int, int], bool]:
+) -> tuple[Network | ExportedNetwork, int | tuple[int, int], bool]:
     """Return the network, the side or (height, width) of its images, and whether it computes in float16."""
     files = [find_network(name, options.fetches) for name in options.weights]
     weights = " + ".join(map(str, files))
@@ -127,10 +127,12 @@ def _network(
         refuse_for_exported(files[0], options.augment, options.half, console)
     half = not exported and half_precision(options.half, device, console)
     network = load_networks(files, device, half, console)
-    if isinstance(network, Exported):
+    if isinstance(network, ExportedNetwork):
         # A network without class names is assumed to have the data's classes.
         names = () if network.names else config.names
-        size_hw = settle(network, [options.imgsz], "imgsz" in options.given, names, config.yaml_path, console)
+        size_hw = configure_exported(
+            network, [options.imgsz], "imgsz" in options.given, names, config.yaml_path, console
+        )
         size = size_hw if network.facts.size_hw is not None else size_hw[0]
         _remark_on(network, options, console)
     else:
@@ -142,7 +144,7 @@ def _network(
     return network, size, half
 
 
-def _remark_on(network: Exported, options: TestOptions, console: Console) -> None:
+def _remark_on(network: ExportedNetwork, options: TestOptions, console: Console) -> None:
     """Warn about what makes an exported network's scores differ from those of the .pt file."""
     if network.facts.size_hw is not None and options.rect and options.task != "speed":
         console.warn(f"{network.path} takes one shape: scores are those of --no-rect")
@@ -155,7 +157,7 @@ def _remark_on(network: Exported, options: TestOptions, console: Console) -> Non
 
 def _scored(
     options: TestOptions,
-    model: Network | Exported,
+    model: Network | ExportedNetwork,
     size: int | tuple[int, int],
     index: DatasetIndex,
     half: bool,

@@ -29,13 +29,13 @@ from utils.errors import UserError
 from utils.export.onnx_file import onnx_content
 from utils.export.openvino_folder import write_openvino
 from utils.export.torchscript_file import torchscript_content
-from utils.export.verify import EXACT, HALF, Allowed, Comparison, check_images, compare, describe
+from utils.export.verify import EXACT, HALF, Comparison, Tolerance, check_images, compare, describe
 from utils.inference.backends import ONNX, OPENVINO_FOLDER, TORCHSCRIPT, is_exported, load_network
-from utils.inference.exported import Exported
+from utils.inference.exported import ExportedNetwork
 from utils.inference.facts import ExportFacts, NmsInside
 from utils.inference.predictor import halved, in_words
 from utils.inference.preprocess import fitting_image_size
-from utils.inference.sources import found_from_anywhere, open_source
+from utils.inference.sources import open_source, resolve_default_source
 from utils.reporting.console import Console
 
 _SCRATCH, _ABANDONED_SECONDS = ".export-", 24 * 3600
@@ -95,12 +95,12 @@ class _Check:
     model: Model
     pictures: Sequence[Image]
     size_hw: tuple[int, int]
-    allowed: Allowed
+    allowed: Tolerance
 
     def __call__(self, path: Path, device: torch.device) -> Comparison:
         """Compare a file with the model; raises UserError if they differ too much."""
         network = load_network(path, device)
-        assert isinstance(network, Exported)
+        assert isinstance(network, ExportedNetwork)
         return compare(self.model, network, self.pictures, self.size_hw, self.allowed)
 
 
@@ -171,7 +171,7 @@ def is_installed(package: str) -> bool:
 
 
 def _pictures(source: str, console: Console) -> Sequence[Image]:
-    frames = islice(open_source(found_from_anywhere(source), warn=console.warn), 4)
+    frames = islice(open_source(resolve_default_source(source), warn=console.warn), 4)
     return check_images([frame.image for frame in frames], source)
 
 

@@ -16,13 +16,13 @@ from models.yolo import Model
 from utils.boxes import NmsRules, pairwise_iou, suppress
 from utils.datasets.images import Image
 from utils.errors import UserError
-from utils.inference.exported import Exported
+from utils.inference.exported import ExportedNetwork
 from utils.inference.facts import NmsInside
 from utils.inference.preprocess import letterbox_image
 
 
 @dataclass(frozen=True)
-class Allowed:
+class Tolerance:
     """Tolerances of the comparison.
 
     difference: absolute for scores and box coordinates in px, relative for coordinates above 1.
@@ -33,10 +33,10 @@ class Allowed:
     objectness: float = 0.0
 
 
-EXACT = Allowed(1e-3)
+EXACT = Tolerance(1e-3)
 # float16 has a relative precision of 1/2000, and the errors of some sixty layers add up: boxes of negligible
 # objectness are off by 4% of their side, those at objectness .25 by 1%.
-HALF = Allowed(5e-2, objectness=0.1)
+HALF = Tolerance(5e-2, objectness=0.1)
 PICTURES = 4
 _SMALLER = ((1.0, 0.75), (0.5, 1.0))  # factors of height and width for further shapes if these are dynamic
 
@@ -55,7 +55,7 @@ class Comparison:
     predictions: int = 0
     detections: int = 0
 
-    def take(self, boxes: tuple[Tensor, Tensor], scores: tuple[Tensor, Tensor], allowed: Allowed) -> None:
+    def take(self, boxes: tuple[Tensor, Tensor], scores: tuple[Tensor, Tensor], allowed: Tolerance) -> None:
         """Update with boxes (n, 4) and scores (n, k), each as (expected, actual)."""
         if not len(boxes[0]):
             return
@@ -71,7 +71,11 @@ class Comparison:
 
 
 def compare(
-    model: Model, written: Exported, pictures: Sequence[Image], size_hw: tuple[int, int], allowed: Allowed
+    model: Model,
+    written: ExportedNetwork,
+    pictures: Sequence[Image],
+    size_hw: tuple[int, int],
+    allowed: Tolerance,
 ) -> Comparison:
     """Compare an exported network with its model on the same images (BGR).
 
@@ -114,7 +118,7 @@ def check_images(found: Sequence[Image], source: str) -> list[Image]:
     return list(found[:PICTURES])
 
 
-def _shapes(written: Exported, size_hw: tuple[int, int]) -> list[tuple[int, int]]:
+def _shapes(written: ExportedNetwork, size_hw: tuple[int, int]) -> list[tuple[int, int]]:
     shapes = [size_hw]
     if written.facts.size_hw is None:
         multiple = written.size_multiple
@@ -127,14 +131,14 @@ def _shapes(written: Exported, size_hw: tuple[int, int]) -> list[tuple[int, int]
     return list(dict.fromkeys(shapes))
 
 
-def _candidates(decoded: Tensor, nms: NmsInside, allowed: Allowed) -> list[Tensor]:
+def _candidates(decoded: Tensor, nms: NmsInside, allowed: Tolerance) -> list[Tensor]:
     """Return the boxes (n, 6) of each image that are candidates for NMS, within the tolerance."""
     least = max(nms.conf_thres - allowed.difference, 0.0)
     rules = NmsRules(conf_thres=least, iou_thres=1.0, max_det=decoded.shape[1])
     return [kept.detections for kept in suppress(decoded, rules)]
 
 
-def _compare_all(wanted: Tensor, got: Tensor, allowed: Allowed, result: Comparison) -> None:
+def _compare_all(wanted: Tensor, got: Tensor, allowed: Tolerance, result: Comparison) -> None:
     """Compare the predictions (B, N, 5 + K) above the objectness limit."""
     if wanted.shape != got.shape:
         result.worst = torch.inf
@@ -148,7 +152,7 @@ def _compare_all(wanted: Tensor, got: Tensor, allowed: Allowed, result: Comparis
 
 
 def _compare_detections(
-    candidates: Sequence[Tensor], got: Tensor, nms: NmsInside, allowed: Allowed, result: Comparison
+    candidates: Sequence[Tensor], got: Tensor, nms: NmsInside, allowed: Tolerance, result: Comparison
 ) -> None:
     """Check that the detections among the rows `got` (B, D, 6) are candidates and a valid result of NMS.
 
@@ -173,7 +177,7 @@ def _compare_detections(
             result.worst = torch.inf
 
 
-def _is_suppressed(found: Tensor, others: Tensor, nms: NmsInside, allowed: Allowed) -> bool:
+def _is_suppressed(found: Tensor, others: Tensor, nms: NmsInside, allowed: Tolerance) -> bool:
     """Return whether NMS may keep `found` (n, 6) and leave out `others` (m, 6), within the tolerance."""
     slack = allowed.difference
 

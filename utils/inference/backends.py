@@ -16,7 +16,7 @@ from models.yolo import Model
 from utils.device import describe_device
 from utils.errors import UsageError, UserError
 from utils.inference.classes import fit_classes
-from utils.inference.exported import Exported
+from utils.inference.exported import ExportedNetwork
 from utils.inference.onnx_backend import OnnxNetwork
 from utils.inference.openvino_backend import OpenVinoNetwork
 from utils.inference.predictor import in_words, prepare_model
@@ -57,7 +57,7 @@ def is_exported(path: Path) -> bool:
     return os.path.isdir(path) or path.suffix.lower() in (ONNX, TORCHSCRIPT)
 
 
-def load_network(path: Path, device: torch.device, half: bool = False) -> Model | Exported:
+def load_network(path: Path, device: torch.device, half: bool = False) -> Model | ExportedNetwork:
     """Load the network in a checkpoint or an exported file, ready for inference.
 
     half: convert the weights to float16 (ignored for an exported file, which has a precision of its own).
@@ -69,7 +69,7 @@ def load_network(path: Path, device: torch.device, half: bool = False) -> Model 
                 f"is a file for {other}, which is not supported", path, "take .onnx, .torchscript or .pt"
             )
         return prepare_model(build_model(read_checkpoint(path)), device, half)
-    network: Exported
+    network: ExportedNetwork
     if os.path.isdir(path):
         network = OpenVinoNetwork(path)
     elif path.suffix.lower() == ONNX:
@@ -81,7 +81,7 @@ def load_network(path: Path, device: torch.device, half: bool = False) -> Model 
 
 def load_networks(
     paths: Sequence[Path], device: torch.device, half: bool, console: Console
-) -> Network | Exported:
+) -> Network | ExportedNetwork:
     """Load the network in a file, or the ensemble of those in several .pt files, ready for inference.
 
     The members' classes are matched to those of the first. Raises UserError if they do not match, or if one
@@ -111,8 +111,8 @@ def refuse_for_exported(path: Path, augment: bool, half: bool, console: Console)
         console.warn(f"--half has no effect: {path} has the precision that it was exported with")
 
 
-def settle(
-    network: Exported,
+def configure_exported(
+    network: ExportedNetwork,
     sides: Sequence[int],
     given: bool,
     names: Sequence[str],
@@ -134,14 +134,16 @@ def settle(
             f"{network.path} takes images of {size_hw[1]}x{size_hw[0]} px alone: --imgsz has no effect"
         )
     if not network.facts.knows_shape:
-        network.take_single(size_hw)
-    network.try_out()
-    network.take_names(names, source)
+        network.set_input_size(size_hw)
+    network.probe()
+    network.set_names(names, source)
     return size_hw
 
 
-def network_in_words(network: Network | Exported, device: torch.device, size_hw: tuple[int, int]) -> str:
+def network_in_words(
+    network: Network | ExportedNetwork, device: torch.device, size_hw: tuple[int, int]
+) -> str:
     """Describe a network's device and size, for the first line of a run."""
-    if isinstance(network, Exported):
+    if isinstance(network, ExportedNetwork):
         return f"{describe_device(network.device)}: {network.in_words()}"
     return in_words(network, device, max(size_hw))

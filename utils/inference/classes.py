@@ -9,7 +9,7 @@ from models.ensemble import Network
 from models.names import ClassMap
 from models.yolo import default_names
 from utils.errors import UserError
-from utils.inference.exported import Exported
+from utils.inference.exported import ExportedNetwork
 from utils.reporting.console import Console
 from utils.words import counted, listed
 
@@ -17,7 +17,7 @@ _LISTED = 6  # pairs of names in a warning
 
 
 def fit_classes(
-    network: Network | Exported,
+    network: Network | ExportedNetwork,
     wanted: Sequence[str],
     weights: Path | str,
     whose: str,

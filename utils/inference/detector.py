@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from utils.batch import Letterbox
-from utils.inference.exported import Exported
+from utils.inference.exported import ExportedNetwork
 from utils.inference.frames import Frame
 from utils.inference.predictor import Predictor, rescale_detections
 from utils.inference.preprocess import letterbox_image
@@ -40,7 +40,7 @@ class Detector:
         self.stride = predictor.model.size_multiple
         self.batch, self.found = BATCH_ON_CPU, 0
         self.whole = False
-        if isinstance(predictor.model, Exported):
+        if isinstance(predictor.model, ExportedNetwork):
             # A fixed image shape must be filled by padding, and a fixed batch size should be, by images.
             self.whole = predictor.model.facts.size_hw is not None
             self.batch = predictor.model.facts.shape[0] or BATCH_ON_CPU

@@ -51,7 +51,7 @@ def last_words(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [reason_of(error)])[-1].strip()[:_MOST_LETTERS]
 
 
-class Exported(ABC):
+class ExportedNetwork(ABC):
     """A network in an exported file, ready to run.
 
     kind: the format's name. names: of the classes. nc: the number of classes. size_multiple: image sides must
@@ -114,7 +114,7 @@ class Exported(ABC):
                 raise UserError(what, self.path, "export it again with export.py")
         return output
 
-    def try_out(self) -> None:
+    def probe(self) -> None:
         """Run it once to check its output and find the class count. Raises UserError if either is invalid."""
         height, width = self.facts.size_hw or (self.size_multiple * _PROBE_STRIDES,) * 2
         output = self(torch.full((self.facts.shape[0] or 1, 3, height, width), FILL / 255))
@@ -126,7 +126,7 @@ class Exported(ABC):
             raise UserError(what, self.path, "export it again")
         self.nc, self._columns = found, output.shape[2]
 
-    def take_names(self, names: Sequence[str] = (), source: object = "--data") -> None:
+    def set_names(self, names: Sequence[str] = (), source: object = "--data") -> None:
         """Set the class names, if given. Raises UserError if they do not fit, or if there are none at all."""
         if names and self.nc:
             check_names(names, source, self.nc, self.path, named=bool(self.names))
@@ -139,7 +139,7 @@ class Exported(ABC):
                 "give a dataset YAML that has them (--data), or export it again with export.py",
             )
 
-    def take_single(self, size_hw: tuple[int, int]) -> None:
+    def set_input_size(self, size_hw: tuple[int, int]) -> None:
         """Set the input shape to single images of this size, the safe choice if the file states none."""
         self.facts = replace(self.facts, shape=(1, *size_hw), knows_shape=True)
 

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 
 from models.checkpoint import build_model, read_checkpoint
+from models.ensemble import Network
 from models.transfer import transfer_weights
 from models.yolo import Model
-from utils.boxes import NmsRules
 from utils.errors import UserError
 from utils.inference.arguments import Device, device_of, frame_of, rules_of, sides_of
-from utils.inference.backends import find_network, load_network, settle
+from utils.inference.backends import configure_exported, find_network, load_networks
 from utils.inference.detector import Detector
-from utils.inference.exported import Exported
+from utils.inference.exported import ExportedNetwork
 from utils.inference.pipeline import in_groups
 from utils.inference.predictor import Predictor, prepare_model
 from utils.inference.preprocess import fitting_image_size
@@ -27,20 +27,26 @@ from utils.reporting.console import Console
 from utils.words import counted
 
 
-def load(weights: str | Path = "yolov5s.pt", device: Device = "", verbose: bool = True) -> HubModel:
+def load(
+    weights: str | Path | Sequence[str | Path] = "yolov5s.pt", device: Device = "", verbose: bool = True
+) -> HubModel:
     """Load a model for inference; call it with images to get `Detections`.
 
     Args:
-        weights: a .pt, .onnx or .torchscript file, or the folder of an OpenVINO network. Public weights
-            such as yolov5s.pt are downloaded if they are missing.
+        weights: a .pt, .onnx or .torchscript file, the folder of an OpenVINO network, or several .pt files
+            as an ensemble. Public weights such as yolov5s.pt are downloaded if they are missing.
         device: "cpu", a GPU index or a torch.device; "" means the first GPU, or the CPU if there is none.
         verbose: print a line about the loaded model.
 
     Raises:
         UserError: if there is no such file or device, or the file is not a network in a supported format.
     """
-    path = find_network(os.fspath(weights))
-    return HubModel(load_network(path, device_of(device)), os.fspath(path), verbose)
+    names = [weights] if isinstance(weights, str | os.PathLike) else weights
+    paths = [find_network(os.fspath(name)) for name in names]
+    if not paths:
+        raise UserError("names no weight file", "weights", "give a path, or several")
+    network = load_networks(paths, device_of(device), half=False, console=Console(quiet=not verbose))
+    return HubModel(network, " + ".join(map(str, paths)), verbose)
 
 
 def bare(path: str | Path, device: Device = "") -> Model:
@@ -91,14 +97,14 @@ class HubModel:
         model: the network itself.
     """
 
-    def __init__(self, network: Model | Exported, source: str = "", verbose: bool = False) -> None:
+    def __init__(self, network: Network | ExportedNetwork, source: str = "", verbose: bool = False) -> None:
         """`network` comes from `load_network` or `prepare_model`; `source` is its name for the console."""
         self.conf, self.iou, self.max_det = 0.25, 0.45, 1000
         self.classes: int | Sequence[int] | None = None
         self.agnostic = self.multi_label = False
         self._console, self._has_warned_of_size = Console(quiet=not verbose), False
-        if isinstance(network, Exported):
-            settle(network, [640], False, (), "names", self._console)
+        if isinstance(network, ExportedNetwork):
+            configure_exported(network, [640], False, (), "names", self._console)
         self.model = network
         self.names = dict(enumerate(network.names))
         self.stride = network.size_multiple
@@ -107,15 +113,16 @@ class HubModel:
     @property
     def device(self) -> torch.device:
         """The device that the model runs on."""
-        return Predictor(self.model, NmsRules()).device
+        own = self.model
+        return own.device if isinstance(own, ExportedNetwork) else next(own.parameters()).device
 
     def __call__(
-        self, pictures: Any, size: int | Sequence[int] | None = None, augment: bool = False
+        self, ims: Any, size: int | Sequence[int] | None = None, augment: bool = False
     ) -> Detections:
         """Detect objects in an image or a list of images.
 
         Args:
-            pictures: one image or several, each a path, an http or https address, the bytes of an encoded
+            ims: one image or several, each a path, an http or https address, the bytes of an encoded
                 file, a PIL image, or a uint8 NumPy array: (H, W, 3) in RGB (OpenCV's are BGR: pass
                 `image[..., ::-1]`), (H, W), or channels first.
             size: image size for the model in px, or (height, width), rounded up to a multiple of `stride`;
@@ -130,8 +137,8 @@ class HubModel:
                 `augment` is requested of an exported network.
         """
         predictor, size_hw = self._predictor(augment), self._size(size)
-        given = list(pictures) if isinstance(pictures, list | tuple) else [pictures]
-        frames = [frame_of(picture, number) for number, picture in enumerate(given)]
+        given = list(ims) if isinstance(ims, list | tuple) else [ims]
+        frames = [frame_of(image, number) for number, image in enumerate(given)]
         detector = Detector(predictor, list(self.names.values()), size_hw)
         found = []
         for group in in_groups(map(detector.prepare, frames), lambda one: one.pixels.shape, detector.batch):
@@ -151,7 +158,7 @@ class HubModel:
         Raises:
             UserError: if the network is exported, or there is no such device.
         """
-        if isinstance(self.model, Exported):
+        if isinstance(self.model, ExportedNetwork):
             raise UserError(
                 "stays on the device that it was loaded on",
                 self.model.path,
@@ -173,7 +180,7 @@ class HubModel:
         return self
 
     def _predictor(self, augment: bool) -> Predictor:
-        if augment and isinstance(self.model, Exported):
+        if augment and isinstance(self.model, ExportedNetwork):
             raise UserError(
                 "needs the network itself, and this one is exported", "augment", "load the .pt file"
             )
@@ -191,7 +198,7 @@ class HubModel:
     def _size(self, size: Any) -> tuple[int, int]:
         """Return the (height, width) to run at; a file of fixed shape keeps its own, and warns once."""
         sides = (640, 640) if size is None else sides_of(size)
-        if isinstance(self.model, Exported) and self.model.facts.size_hw is not None:
+        if isinstance(self.model, ExportedNetwork) and self.model.facts.size_hw is not None:
             own = self.model.facts.size_hw
             if size is not None and sides != own and not self._has_warned_of_size:
                 self._has_warned_of_size = True

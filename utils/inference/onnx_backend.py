@@ -14,17 +14,17 @@ from torch import Tensor
 from utils.config.files import read_regular, refusals
 from utils.config.printable import printable
 from utils.errors import UserError
-from utils.inference.exported import Exported, first_words
+from utils.inference.exported import ExportedNetwork, first_words
 from utils.inference.facts import MAX_BATCH, Shape, facts_from_texts
 
 MAX_BYTES = 2 << 30  # the limit of a protobuf message, which an .onnx file is
 MAX_WEIGHT_BYTES = 8 << 30
 _INSTALL = "pip install onnx onnxruntime"
 _DOMAINS = frozenset(("", "ai.onnx", "com.microsoft"))
-_LEAVING = frozenset(("EPContext",))  # refers to a file with a program for some accelerator
+_REFUSED_OPS = frozenset(("EPContext",))  # refers to a file with a program for some accelerator
 
 
-class OnnxNetwork(Exported):
+class OnnxNetwork(ExportedNetwork):
     """An .onnx file."""
 
     kind = "ONNX"
@@ -96,7 +96,7 @@ def checked_onnx(path: Path) -> bytes | None:
     own = {(function.domain, function.name) for function in model.functions}
     for node in _nodes(model):
         if (node.domain, node.op_type) not in own and (
-            node.domain not in _DOMAINS or node.op_type in _LEAVING
+            node.domain not in _DOMAINS or node.op_type in _REFUSED_OPS
         ):
             what = printable(f"{node.domain}.{node.op_type}"[:100])
             raise UserError(f"refused: it needs the operator {what}", path, "export it with export.py")

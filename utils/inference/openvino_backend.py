@@ -12,7 +12,7 @@ from torch import Tensor
 from utils.config.files import read_regular, refusals
 from utils.config.schema import parse_yaml, read_text
 from utils.errors import UserError
-from utils.inference.exported import Exported, last_words
+from utils.inference.exported import ExportedNetwork, last_words
 from utils.inference.facts import MAX_BATCH, Shape, facts_from_dict
 
 MAX_XML_BYTES, MAX_BIN_BYTES = 64 << 20, 4 << 30
@@ -22,7 +22,7 @@ _START = re.compile(r"\s*(<\?xml\b[^>]*>)?\s*<net\b")
 _ENCODINGS = frozenset(("utf-8", "utf8", "us-ascii", "ascii"))
 
 
-class OpenVinoNetwork(Exported):
+class OpenVinoNetwork(ExportedNetwork):
     """A folder written by `export.py --include openvino` or by YOLOv5's own export."""
 
     kind = "OpenVINO"

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, TypeVar
 
-from utils.datasets.workers import abandonable
+from utils.datasets.workers import cancel_on_error
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -26,7 +26,7 @@ def read_ahead(items: Iterable[Item], size_of: Callable[[Item], int], depth: int
     """
     iterator, end = iter(items), object()
     waiting: deque[Future[Any]] = deque()
-    with abandonable(ThreadPoolExecutor(1)) as reader:
+    with cancel_on_error(ThreadPoolExecutor(1)) as reader:
         waiting.append(reader.submit(next, iterator, end))
         while True:
             item = waiting.popleft().result()
@@ -37,7 +37,7 @@ def read_ahead(items: Iterable[Item], size_of: Callable[[Item], int], depth: int
             yield item
 
 
-def worked_ahead(
+def map_ahead(
     work: Callable[[Item], Result],
     items: Iterable[Item],
     size_of: Callable[[Result], int],
@@ -52,7 +52,7 @@ def worked_ahead(
     """
     waiting: deque[Future[Result]] = deque()
     places = 1
-    with abandonable(ThreadPoolExecutor(threads)) as pool:
+    with cancel_on_error(ThreadPoolExecutor(threads)) as pool:
         for item in read_ahead(items, size_of_item, threads + 1):
             waiting.append(pool.submit(work, item))
             while len(waiting) >= places:
@@ -75,10 +75,10 @@ def in_groups(items: Iterable[Item], key: Callable[[Item], Any], most: int) -> I
         yield group
 
 
-Rest = Callable[[], None]  # may run in any thread, in any order
+Continuation = Callable[[], None]  # may run in any thread, in any order
 
 
-class Behind:
+class BackgroundTasks:
     """Runs tasks in a background thread, one after the other; use it in a `with` block.
 
     A task may return a function, its remaining part, which one of several other threads runs. An exception of
@@ -91,13 +91,13 @@ class Behind:
         self._waiting: deque[Future[Future[None] | None]] = deque()
         self._first, self._others = ThreadPoolExecutor(1), ThreadPoolExecutor(threads)
 
-    def __call__(self, work: Callable[[], Rest | None], size: int = 0) -> None:
+    def __call__(self, work: Callable[[], Continuation | None], size: int = 0) -> None:
         """Queue a task; `size` is the number of bytes it keeps in memory."""
         while len(self._waiting) >= _places(size, self.depth):
             self._finish_one()
         self._waiting.append(self._first.submit(self._begin, work))
 
-    def _begin(self, work: Callable[[], Rest | None]) -> Future[None] | None:
+    def _begin(self, work: Callable[[], Continuation | None]) -> Future[None] | None:
         rest = work()
         return None if rest is None else self._others.submit(rest)
 
@@ -106,7 +106,7 @@ class Behind:
         if rest is not None:
             rest.result()
 
-    def __enter__(self) -> Behind:
+    def __enter__(self) -> BackgroundTasks:
         return self
 
     def __exit__(

@@ -17,7 +17,7 @@ from models.yolo import Model
 from utils.batch import Letterbox, StudentOutput
 from utils.boxes import NmsRules, suppress, suppress_rows
 from utils.device import describe_device
-from utils.inference.exported import Exported
+from utils.inference.exported import ExportedNetwork
 from utils.reporting.console import Console
 
 Phase = Literal["preprocess", "inference", "nms"]
@@ -85,7 +85,7 @@ class Stopwatch:
 
 
 @dataclass(frozen=True)
-class Pass:
+class ForwardOutput:
     """The result of a forward pass: the Detect layer's inputs and raw outputs, or decoded predictions.
 
     decoded: (B, N, 5 + K) from an augmented pass or an exported network, detections (B, D, 6) from one with
@@ -112,16 +112,16 @@ class Predictor:
     """
 
     def __init__(
-        self, model: Network | Exported, rules: NmsRules, *, half: bool = False, augment: bool = False
+        self, model: Network | ExportedNetwork, rules: NmsRules, *, half: bool = False, augment: bool = False
     ) -> None:
         """`half`: run the forward pass in float16 (CUDA only); `augment`: use test-time augmentation.
 
         Neither is available for exported networks.
         """
         self.model, self.rules, self.augment = model, rules, augment
-        exported = isinstance(model, Exported)
+        exported = isinstance(model, ExportedNetwork)
         assert not (exported and (half or augment)), "an exported network computes in one way"
-        self.device = model.device if isinstance(model, Exported) else next(model.parameters()).device
+        self.device = model.device if isinstance(model, ExportedNetwork) else next(model.parameters()).device
         self.half = half
         assert not half or self.device.type == "cuda", "float16 is for CUDA alone"
         self.watch = Stopwatch(self.device)
@@ -142,26 +142,26 @@ class Predictor:
         return detections
 
     @torch.no_grad()
-    def forward(self, images: Tensor) -> Pass:
+    def forward(self, images: Tensor) -> ForwardOutput:
         """Run the forward pass; an exported network with NMS inside returns detections (B, D, 6)."""
-        if isinstance(self.model, Exported):
-            return Pass(decoded=self.model(images))
+        if isinstance(self.model, ExportedNetwork):
+            return ForwardOutput(decoded=self.model(images))
         with torch.autocast(self.device.type, torch.float16, enabled=self.half):
             if self.augment:
-                return Pass(decoded=self.model.forward_augmented(images))
+                return ForwardOutput(decoded=self.model.forward_augmented(images))
             features = self.model.forward_features(images)
-            return Pass(features, self.model.forward_head(features))
+            return ForwardOutput(features, self.model.forward_head(features))
 
-    def suppress(self, passed: Pass) -> list[Tensor]:
+    def suppress(self, passed: ForwardOutput) -> list[Tensor]:
         """Apply NMS to a forward pass; raw levels are decoded only above the confidence threshold.
 
         Boxes are decoded in float32, whatever the precision of the network.
         """
         if passed.decoded is None:
-            assert not isinstance(self.model, Exported)
+            assert not isinstance(self.model, ExportedNetwork)
             chosen = self.model.decode_above(passed.levels, self.rules.conf_thres)
             kept = suppress_rows(*chosen, len(passed.levels[0]), self.rules)
-        elif isinstance(self.model, Exported) and self.model.facts.nms is not None:
+        elif isinstance(self.model, ExportedNetwork) and self.model.facts.nms is not None:
             return [self._among(rows) for rows in passed.decoded]
         else:
             kept = suppress(passed.decoded, self.rules)

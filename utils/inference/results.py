@@ -139,11 +139,11 @@ class Detections:
     def show(self, labels: bool = True) -> None:
         """Open the drawn images in the system's viewer. Raises UserError if Pillow is not installed."""
         try:
-            from PIL import Image as PictureFile
+            from PIL import Image as PILImage
         except ImportError as error:
             raise UserError("needs Pillow", "show()", "pip install pillow, or save() the images") from error
         for image in self.plot(labels):
-            PictureFile.fromarray(image).show()
+            PILImage.fromarray(image).show()
 
     def save(self, labels: bool = True, save_dir: Path | str = f"{RUNS}/exp", exist_ok: bool = False) -> Path:
         """Write the drawn images into a folder and return its path.

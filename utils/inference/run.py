@@ -21,21 +21,21 @@ from utils.datasets.workers import usable_cpus
 from utils.device import advice_on_memory, select_device
 from utils.errors import UsageError, UserError
 from utils.inference.backends import (
+    configure_exported,
     find_network,
     is_exported,
     load_networks,
     network_in_words,
     refuse_for_exported,
-    settle,
 )
 from utils.inference.detector import Detector, Prepared
-from utils.inference.exported import Exported, check_names
+from utils.inference.exported import ExportedNetwork, check_names
 from utils.inference.frames import Frame, Source
 from utils.inference.outputs import LABELS, OutputChoice, Outputs
-from utils.inference.pipeline import Behind, in_groups, worked_ahead
+from utils.inference.pipeline import BackgroundTasks, in_groups, map_ahead
 from utils.inference.predictor import Predictor, half_precision
 from utils.inference.preprocess import fitting_image_size
-from utils.inference.sources import FileSource, Piece, Unreadable, found_from_anywhere, open_source
+from utils.inference.sources import FileSource, PendingFrame, Unreadable, open_source, resolve_default_source
 from utils.inference.streams import StreamSource
 from utils.inference.viewer import Viewer
 from utils.reporting.console import Console
@@ -57,7 +57,7 @@ def run_detect(options: DetectOptions, console: Console | None = None) -> Path |
     """Run detection on `options.source`; returns the results' folder, None if nothing is written."""
     console = console or Console()
     device = select_device(options.device)
-    place = found_from_anywhere(options.source)
+    place = resolve_default_source(options.source)
     if place != options.source:
         console.info(f"{options.source} is not in this folder: these are the images that ship, {place}")
     source = open_source(place, options.vid_stride, console.warn)
@@ -123,9 +123,9 @@ def _detector(options: DetectOptions, device: torch.device, console: Console) ->
     half = not exported and half_precision(options.half, device, console)
     network = load_networks(files, device, half, console)
     given_names = load_names(options.data) if options.data else []
-    if isinstance(network, Exported):
+    if isinstance(network, ExportedNetwork):
         given = "imgsz" in options.given
-        size_hw = settle(network, options.imgsz, given, given_names, options.data, console)
+        size_hw = configure_exported(network, options.imgsz, given, given_names, options.data, console)
         names = network.names
         _remark_on_nms(network, options, console)
     else:
@@ -163,7 +163,7 @@ def _rules(options: DetectOptions) -> NmsRules:
     )
 
 
-def _remark_on_nms(network: Exported, options: DetectOptions, console: Console) -> None:
+def _remark_on_nms(network: ExportedNetwork, options: DetectOptions, console: Console) -> None:
     """Warn about options that have no effect because of NMS inside an exported file."""
     inside = network.facts.nms
     if inside is None:
@@ -184,7 +184,7 @@ def _detect_all(source: Source, detector: Detector, results: _Results, console: 
         if isinstance(source, FileSource)
         else map(detector.prepare, source)
     )
-    with Behind(2 * batch + threads, threads) as behind:
+    with BackgroundTasks(2 * batch + threads, threads) as behind:
         for group in in_groups(prepared, lambda one: one.pixels.shape, batch):
             found = detector.detect(group)
             milliseconds = 1000 * detector.predictor.watch.last["inference"] / len(group)
@@ -213,7 +213,7 @@ def _threads(detector: Detector) -> int:
 def _prepared(source: FileSource, detector: Detector, depth: int, threads: int) -> Iterator[Prepared]:
     """Yield the prepared frames of files, read ahead by several threads."""
 
-    def prepare(piece: Piece) -> Prepared | Unreadable:
+    def prepare(piece: PendingFrame) -> Prepared | Unreadable:
         found = piece.load()
         return found if isinstance(found, Unreadable) else detector.prepare(found)
 
@@ -221,7 +221,7 @@ def _prepared(source: FileSource, detector: Detector, depth: int, threads: int) 
         return found.frame.image.nbytes if isinstance(found, Prepared) else 0
 
     pieces = source.pieces()
-    for found in worked_ahead(prepare, pieces, size_of, depth, threads, lambda piece: piece.size):
+    for found in map_ahead(prepare, pieces, size_of, depth, threads, lambda piece: piece.size):
         if isinstance(found, Unreadable):
             source.skip(found)
         else:
@@ -237,7 +237,7 @@ class _Results:
     outputs: Outputs | None
     viewer: Viewer
 
-    def take(self, frame: Frame, detections: Tensor, behind: Behind) -> bool:
+    def take(self, frame: Frame, detections: Tensor, behind: BackgroundTasks) -> bool:
         """Show a frame, and draw and write it in the background; returns False if the user quits."""
         shown = self._drawn(frame, detections) if self.viewer.enabled else None
         if self.outputs is not None:

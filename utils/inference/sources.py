@@ -49,7 +49,7 @@ class Unreadable:
 
 
 @dataclass(frozen=True)
-class Piece:
+class PendingFrame:
     """A frame to load: an image still to be read, a frame already read, or the reason why it cannot be read.
 
     path: of the file. place: as in `Frame`, of an image. found: None if the image is still to be read.
@@ -92,18 +92,18 @@ class FileSource:
             else:
                 self.skip(found)
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self) -> Iterator[PendingFrame]:
         """Yield the same frames unloaded, so that several threads can read the images."""
         for index, path in enumerate(self.paths, start=1):
             place = f"{index}/{len(self.paths)}"
             if suffix_of(path) in IMAGE_SUFFIXES:
-                yield Piece(path, place)
+                yield PendingFrame(path, place)
                 continue
             try:
                 for frame in self._video(path, place):
-                    yield Piece(path, found=frame)
+                    yield PendingFrame(path, found=frame)
             except UnreadableImageError as error:
-                yield Piece(path, found=Unreadable(path, str(error)))
+                yield PendingFrame(path, found=Unreadable(path, str(error)))
 
     def skip(self, lost: Unreadable) -> None:
         """Report and record a file that could not be read."""
@@ -156,7 +156,7 @@ def _picture(path: str, place: str) -> Frame | Unreadable:
     return Frame(image, without_password(path), place=place)
 
 
-def found_from_anywhere(source: str) -> str:
+def resolve_default_source(source: str) -> str:
     """Return the source, or the images shipped with the project if it is the default and missing here."""
     if Path(source) == SHIPPED_IMAGES and not os.path.exists(source):
         return str(FOLDER.parent / SHIPPED_IMAGES)

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from models.torchscript import read_torchscript
 from utils.errors import UserError
-from utils.inference.exported import Exported, first_words, last_words
+from utils.inference.exported import ExportedNetwork, first_words, last_words
 from utils.inference.facts import facts_from_dict, plain_from_text
 
 CONFIG = "config.txt"
 
 
-class TorchScriptNetwork(Exported):
+class TorchScriptNetwork(ExportedNetwork):
     """A .torchscript file."""
 
     kind = "TorchScript"

@@ -150,12 +150,12 @@ def _ascii_mask(text: str, capital_height: float, margin: int) -> Image:
 
 def _any_mask(text: str, capital_height: float, margin: int) -> Image:
     """Like `_ascii_mask`, for characters that OpenCV's own font may lack."""
-    from PIL import Image as PictureFile
+    from PIL import Image as PILImage
     from PIL import ImageDraw, ImageFont
 
     font = ImageFont.truetype(_font_path(), round(capital_height / 0.73))  # capitals are .73 of its size
     ascent, descent = font.getmetrics()
-    canvas = PictureFile.new("L", (round(font.getlength(text)) + 2 * margin, ascent + descent))
+    canvas = PILImage.new("L", (round(font.getlength(text)) + 2 * margin, ascent + descent))
     ImageDraw.Draw(canvas).text((margin, 0), text, fill=255, font=font)
     return np.array(canvas, dtype=np.uint8)
 

@@ -22,7 +22,7 @@ from utils.config.options import TrainOptions
 from utils.datasets.download import get_dataset
 from utils.datasets.index import DatasetIndex, build_index, join_unlabelled, without_images
 from utils.datasets.loader import AugmentSettings, TrainLoader, eval_loader, train_loader
-from utils.datasets.sampling import kinds_of_batches, unlabelled_of_epoch
+from utils.datasets.sampling import batch_compositions, unlabelled_of_epoch
 from utils.datasets.sources import list_sources
 from utils.distributed import is_distributed, world_size
 from utils.errors import UsageError, UserError
@@ -188,7 +188,7 @@ def images_per_epoch(options: TrainOptions, index: DatasetIndex) -> int:
         return len(index)
     if options.rect:
         return labelled + unlabelled_of_epoch(labelled, share)
-    return sum(map(sum, kinds_of_batches(labelled, options.batch_size, share)))
+    return sum(map(sum, batch_compositions(labelled, options.batch_size, share)))
 
 
 def batch_of_a_rank(options: TrainOptions) -> int:
