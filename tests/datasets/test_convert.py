@@ -161,13 +161,13 @@ def test_coco_ids_with_gaps_crowds_doubles_and_empty_pictures(tmp_path):
     )  # fmt: skip
     found = read_coco(path)
     assert len(found.names) == 80 and found.names[0] == "class 1" and found.names[79] == "class 90"
-    assert [picture.name for picture in found.pictures] == ["b.jpg", "sub/a.jpg"]
-    assert found.pictures[0].lines == [
+    assert [picture.name for picture in found.images] == ["b.jpg", "sub/a.jpg"]
+    assert found.images[0].lines == [
         "0 0.200000 0.300000 0.200000 0.400000",
         "79 0.950000 0.900000 0.100000 0.200000",
         "11 0.500000 0.500000 1.000000 1.000000",
     ]
-    assert found.pictures[1].lines == []
+    assert found.images[1].lines == []
     assert [note.split(": ")[1] for note in found.notes] == [
         "1 labels are there twice and were left out", "1 annotations are crowds and were left out",
         "1 boxes have no area and were left out", "1 annotations belong to no image and were left out",
@@ -177,7 +177,7 @@ def test_coco_ids_with_gaps_crowds_doubles_and_empty_pictures(tmp_path):
 def test_names_of_a_yaml_set_the_order_and_an_unknown_one_is_named(tmp_path):
     categories = [{"id": 5, "name": "cat"}, {"id": 9, "name": "dog"}]
     path = coco(tmp_path / "a.json", {1: "a.jpg"}, [box(1, 9, 0, 0, 100, 50)], categories)
-    assert read_coco(path, ["bird", "dog", "cat"]).pictures[0].lines[0][:2] == "1 "
+    assert read_coco(path, ["bird", "dog", "cat"]).images[0].lines[0][:2] == "1 "
     with pytest.raises(UserError, match="class 'cat' is not among"):
         read_coco(path, ["dog"])
 
@@ -193,7 +193,7 @@ def test_outlines_are_written_where_they_are_asked_for_and_parts_are_joined(tmp_
             box(1, 3, 0, 0, 50, 25, segmentation={"counts": "x", "size": [50, 100]}),
         ],
     )
-    first, second, third = read_coco(path, segments=True).pictures[0].lines
+    first, second, third = read_coco(path, segments=True).images[0].lines
     assert first == "0 0.000000 0.000000 0.100000 0.000000 0.100000 0.200000 0.000000 0.200000"
     points = np.array(second.split()[1:], float).reshape(-1, 2) * (100, 50)
     x, y = points.T

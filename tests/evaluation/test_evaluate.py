@@ -14,7 +14,7 @@ from models.yolo import Model
 from utils.batch import Batch, Letterbox, StudentOutput
 from utils.boxes import cxcywh_to_xyxy
 from utils.evaluation.evaluate import EvaluationSettings, evaluate
-from utils.evaluation.pictures import targets_from_detections
+from utils.evaluation.plots import targets_from_detections
 
 SIDE = 64
 LETTERBOX = Letterbox(original_hw=(96, 128), scale=(0.5, 0.5), pad=(8.0, 0.0))

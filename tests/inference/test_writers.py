@@ -82,7 +82,7 @@ def test_frames_of_a_video_and_pictures_never_share_a_label_file(
     files = [str(tmp_path / name) for name in order]
     for file in files:
         Path(file).write_bytes(b"")
-    choice = OutputChoice(pictures=False, labels=True)
+    choice = OutputChoice(images=False, labels=True)
     with Outputs(tmp_path / "out", ["a", "b"], choice, files if expected else ()) as outputs:
         for file in files:
             for number in (0, 1) if file.endswith(".mp4") else (None,):
@@ -97,7 +97,7 @@ def test_a_video_alone_numbers_its_frames_behind_its_name(tmp_path: Path) -> Non
     for name in ("v.mp4", "v_1.mp4"):
         (tmp_path / name).write_bytes(b"")
     files = [str(tmp_path / "v.mp4"), str(tmp_path / "v_1.mp4")]
-    with Outputs(tmp_path / "out", ["a", "b"], OutputChoice(pictures=False, labels=True), files) as outputs:
+    with Outputs(tmp_path / "out", ["a", "b"], OutputChoice(images=False, labels=True), files) as outputs:
         for file in files:
             write(outputs, Frame(IMAGE, file, 0), DETECTIONS, None)
     assert sorted(p.name for p in (tmp_path / "out" / "labels").iterdir()) == ["v_1.txt", "v_1_1.txt"]
@@ -119,7 +119,7 @@ def test_what_comes_from_an_address_has_the_name_of_the_file_there(tmp_path: Pat
 
 
 def test_an_address_may_be_longer_than_any_file_name(tmp_path: Path) -> None:
-    with Outputs(tmp_path, ["a", "b"], OutputChoice(pictures=False, labels=True)) as outputs:
+    with Outputs(tmp_path, ["a", "b"], OutputChoice(images=False, labels=True)) as outputs:
         write(outputs, Frame(IMAGE, f"rtsp://cam/{'k' * 400}.sdp", 0, live=True), DETECTIONS, None)
     assert len(list((tmp_path / "labels").iterdir())) == 1
 
@@ -140,7 +140,7 @@ def test_what_cannot_be_written_is_one_error(tmp_path: Path, blocked: str) -> No
         (tmp_path / blocked).mkdir()
     else:
         (tmp_path / blocked).write_text("in the way")
-    choice = OutputChoice(pictures=False, labels=True, crops=True, table=True)
+    choice = OutputChoice(images=False, labels=True, crops=True, table=True)
     with (
         pytest.raises(UserError, match=rf"{blocked}.*cannot be written"),
         Outputs(tmp_path, ["a", "b"], choice) as outputs,
@@ -192,7 +192,7 @@ def test_pictures_of_the_same_name_do_not_overwrite_each_other(tmp_path: Path) -
 
 
 def test_nothing_found_leaves_no_label_file(tmp_path: Path) -> None:
-    with Outputs(tmp_path, ["a", "b"], OutputChoice(pictures=False, labels=True)) as outputs:
+    with Outputs(tmp_path, ["a", "b"], OutputChoice(images=False, labels=True)) as outputs:
         write(outputs, Frame(IMAGE, "x.jpg"), torch.zeros(0, 6), None)
     assert list((tmp_path / "labels").iterdir()) == []
 
@@ -200,7 +200,7 @@ def test_nothing_found_leaves_no_label_file(tmp_path: Path) -> None:
 def test_an_earlier_runs_labels_of_a_picture_go_when_nothing_is_found_any_more(tmp_path: Path) -> None:
     """With --exist-ok two runs share a folder; what the second did not look at stays."""
     for found in (DETECTIONS, DETECTIONS[:0]):
-        with Outputs(tmp_path, ["a", "b"], OutputChoice(pictures=False, labels=True)) as outputs:
+        with Outputs(tmp_path, ["a", "b"], OutputChoice(images=False, labels=True)) as outputs:
             write(outputs, Frame(IMAGE, "x.jpg"), found, None)
             if len(found):
                 write(outputs, Frame(IMAGE, "y.jpg"), found, None)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
-from utils.reporting.pictures import AMBER
+from utils.reporting.image_plots import AMBER
 
 SMALL = [
     "--weights", "", "--cfg", "models/yolov5n.yaml", "--epochs", 1, "--img", 64, "--batch", 4, "--workers", 0,

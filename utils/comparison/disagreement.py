@@ -55,8 +55,8 @@ def draw_disagreement(options: CompareOptions, console: Console) -> Path:
     )
     other = cast(Model, TeacherInStudentFrame(teacher, len(index.names)))
     titles = (f"student {weights}", teacher.title)
-    pictures = DisagreementPlots(student, other, titles, index.names)
-    result = evaluate(student, loader, names=index.names, observers=[pictures], progress=console)
+    plots = DisagreementPlots(student, other, titles, index.names)
+    result = evaluate(student, loader, names=index.names, observers=[plots], progress=console)
     known = teacher.known
     taught = evaluate(other, loader, names=index.names, progress=console)
     part = f" over {counted(len(known.student), 'class', 'classes')} that both know" if known.unknown else ""
@@ -64,7 +64,7 @@ def draw_disagreement(options: CompareOptions, console: Console) -> Path:
         map50, map50_95 = scores.over(known.student)
         console.info(f"{who}: mAP50 {map50:.3f}, mAP50-95 {map50_95:.3f}{part}")
     folder = next_run_folder(Path(options.project), options.name, options.exist_ok)
-    drawn = pictures.save(folder)
+    drawn = plots.save(folder)
     console.info(
         f"{' and '.join(path.name for path in drawn)} in {folder}" if drawn else "they agree everywhere"
     )

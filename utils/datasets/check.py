@@ -34,7 +34,7 @@ class SplitReport:
     """
 
     split: str
-    pictures: int = 0
+    images: int = 0
     boxes: int = 0
     bare: int = 0
     failures: list[str] = field(default_factory=list)
@@ -67,9 +67,9 @@ class SplitReport:
 
     def row(self) -> tuple[object, ...]:
         """Return the table cells of `COLUMNS`."""
-        unlabelled = 0 if self.has_truth else self.pictures
+        unlabelled = 0 if self.has_truth else self.images
         counts = (len(self.unusable), self.boxes, len(self.wrong), len(self.corrected), self.bare)
-        return self.split, self.pictures, unlabelled, *counts
+        return self.split, self.images, unlabelled, *counts
 
 
 def check_data(
@@ -122,7 +122,7 @@ def check_split(config: DatasetConfig, split: str, progress: bool = True) -> Spl
         # The test images of a benchmark are often withheld.
         (report.remarks if split == "test" else report.failures).append(str(error))
         return report
-    report.pictures = len(sources)
+    report.images = len(sources)
     has_truth = report.has_truth
     sizes = in_parallel(checked_size, sources, f"checking {split}" if progress else None)
     counts = np.zeros(config.nc, np.int64)

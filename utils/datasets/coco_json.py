@@ -35,7 +35,7 @@ class CocoSet:
     """An annotation file: its class names in the order of their ids, its images, and notes on omissions."""
 
     names: list[str]
-    pictures: list[CocoImage]
+    images: list[CocoImage]
     notes: list[str]
 
 
@@ -57,26 +57,26 @@ def read_coco(path: Path, names: Sequence[str] | None = None, segments: bool = F
         raise UserError("its annotations are no list", path, "mend it, or fetch or copy the file again")
     try:
         own, class_of = _classes(content["categories"], names, path)
-        pictures = {entry["id"]: _picture(entry, path) for entry in content["images"]}
+        images = {entry["id"]: _image(entry, path) for entry in content["images"]}
     except _DAMAGE as error:
         raise _damaged(path, "its categories or images", error) from error
     counts: dict[str, int] = {}
     seen: dict[int, set[str]] = {}
     for number, entry in enumerate(annotations):
         try:
-            line = _line(entry, pictures, class_of, segments)
+            line = _line(entry, images, class_of, segments)
             if not line.startswith("!"):
                 known = seen.setdefault(entry["image_id"], set())
                 if line not in known:
                     known.add(line)
-                    pictures[entry["image_id"]].lines.append(line)
+                    images[entry["image_id"]].lines.append(line)
                     continue
                 line = "!labels are there twice"
         except _DAMAGE as error:
             raise _damaged(path, f"entry {number} of its annotations", error) from error
         counts[line[1:]] = counts.get(line[1:], 0) + 1
     notes = [f"{path}: {count} {what} and were left out" for what, count in counts.items()]
-    return CocoSet(own, list(pictures.values()), notes)
+    return CocoSet(own, list(images.values()), notes)
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def _classes(
     return list(names), {entry["id"]: list(names).index(str(entry["name"])) for entry in ordered}
 
 
-def _picture(entry: Mapping[str, Any], path: Path) -> CocoImage:
+def _image(entry: Mapping[str, Any], path: Path) -> CocoImage:
     name, size = str(entry["file_name"]).replace("\\", "/"), (int(entry["width"]), int(entry["height"]))
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or not pure.parts or "\0" in name or ":" in pure.parts[0]:
@@ -124,15 +124,15 @@ def _picture(entry: Mapping[str, Any], path: Path) -> CocoImage:
 
 
 def _line(
-    entry: Mapping[str, Any], pictures: Mapping[Any, CocoImage], class_of: Mapping[Any, int], segments: bool
+    entry: Mapping[str, Any], images: Mapping[Any, CocoImage], class_of: Mapping[Any, int], segments: bool
 ) -> str:
     """Return a label line, or `!` followed by the reason for leaving it out."""
     if entry.get("iscrowd"):
         return "!annotations are crowds"
-    picture = pictures.get(entry["image_id"])
-    if picture is None:
+    image = images.get(entry["image_id"])
+    if image is None:
         return "!annotations belong to no image"
-    width, height = picture.size_wh
+    width, height = image.size_wh
     x, y, w, h = (float(number) for number in entry["bbox"])
     if not all(map(math.isfinite, (x, y, w, h))):
         raise ValueError("a number is not finite")

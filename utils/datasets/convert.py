@@ -137,8 +137,8 @@ def from_coco(paths: Sequence[Path], splits: Sequence[str], images: Path, segmen
         found = found or Converted(content.names)
         if content.names != found.names:
             raise UserError(f"has other classes than {paths[0]}", path, "convert them one by one")
-        folder = _folder_of_images(images, path, [picture.name for picture in content.pictures])
-        items = [Item(folder / picture.name, picture.name, picture.lines) for picture in content.pictures]
+        folder = _folder_of_images(images, path, [image.name for image in content.images])
+        items = [Item(folder / image.name, image.name, image.lines) for image in content.images]
         missing = [item for item in items if not os.path.isfile(item.image)]
         found.notes += [*content.notes, *(f"{item.image}: is not there, left out" for item in missing)]
         found.splits[split] = [item for item in items if os.path.isfile(item.image)]

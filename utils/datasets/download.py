@@ -211,12 +211,12 @@ class _Place:
             ready = self.work / f"{labels.name}.labels"
             shutil.rmtree(ready, ignore_errors=True)
             with refusals("cannot be written", ready):
-                for picture in found.pictures:
-                    file = (ready / picture.name).with_suffix(".txt")
+                for image in found.images:
+                    file = (ready / image.name).with_suffix(".txt")
                     file.parent.mkdir(parents=True, exist_ok=True)
-                    file.write_text("".join(f"{line}\n" for line in picture.lines), encoding="utf-8")
+                    file.write_text("".join(f"{line}\n" for line in image.lines), encoding="utf-8")
             move_in(ready, labels)
-        lines = "".join(f"./{step.pictures}/{picture.name}\n" for picture in found.pictures)
+        lines = "".join(f"./{step.pictures}/{image.name}\n" for image in found.images)
         write_text_atomically(listing, lines)
 
     def tidy(self) -> None:

@@ -130,7 +130,7 @@ class TrainingOrder:
 
     def __init__(
         self,
-        pictures: int,
+        image_count: int,
         batch_size: int,
         shape_hw: tuple[int, int],
         seed: int,
@@ -140,7 +140,7 @@ class TrainingOrder:
         """Set what holds for all epochs.
 
         Args:
-            pictures: number of images, N.
+            image_count: number of images, N.
             batch_size: images per batch of this rank.
             shape_hw: height and width of the batches in pixels, unless `group` sets them.
             seed: seed of all randomness.
@@ -153,7 +153,7 @@ class TrainingOrder:
         self.mosaic_until: int | None = None
         self.unlabelled_until: int | None = None
         self.group: Callable[[NDArray[np.int64]], RectGroups] | None = None
-        known = np.ones(pictures, np.bool_) if labelled is None else labelled
+        known = np.ones(image_count, np.bool_) if labelled is None else labelled
         self._labelled, self._unlabelled = np.flatnonzero(known), np.flatnonzero(~known)
         assert len(self._labelled) and (not share or len(self._unlabelled))
         self._share = share
@@ -164,10 +164,10 @@ class TrainingOrder:
         """The number of batches of this rank per epoch."""
         if self._is_mixed:
             return len(self._kinds())
-        pictures = len(self._labelled) + self.unlabelled_per_epoch
+        image_count = len(self._labelled) + self.unlabelled_per_epoch
         if self.group is not None:
-            return math.ceil(math.ceil(pictures / self._batch_size) / self._ranks)
-        return math.ceil(math.ceil(pictures / self._ranks) / self._batch_size)
+            return math.ceil(math.ceil(image_count / self._batch_size) / self._ranks)
+        return math.ceil(math.ceil(image_count / self._ranks) / self._batch_size)
 
     def __iter__(self) -> Iterator[BatchOrder]:
         """The batches of the current epoch, after the skipped ones."""
@@ -224,14 +224,14 @@ class TrainingOrder:
         order of its own, which depends only on its number and the seed.
         """
         is_over = self.unlabelled_until is not None and self.epoch >= self.unlabelled_until
-        pictures = self._labelled if is_over else self._unlabelled
-        count, pool = self.unlabelled_per_epoch, len(pictures)
+        numbers = self._labelled if is_over else self._unlabelled
+        count, pool = self.unlabelled_per_epoch, len(numbers)
         first = self.epoch * count
         turns = range(first // pool, math.ceil((first + count) / pool))
         orders = [np.random.default_rng((self._seed, turn, _TURN_STREAM)).permutation(pool) for turn in turns]
         own = np.concatenate(orders)[first % pool :][:count]
         others = rng.integers(pool, size=(count, IMAGES_PER_SAMPLE - 1))
-        return self._rows(pictures, own, others)
+        return self._rows(numbers, own, others)
 
     def _rows(
         self, pool: NDArray[np.int64], own: NDArray[np.int64], others: NDArray[np.int64]

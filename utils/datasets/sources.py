@@ -178,14 +178,14 @@ def _voc_sources(listing: Path, root: Path) -> list[Source]:
     base = _voc_base(listing, root)
     if os.path.isdir(listing):
         raise UserError("is a folder and no list of images", listing, "layout 'voc' needs a list")
-    pictures, annotations = base / "JPEGImages", base / "Annotations"
-    if not os.path.isdir(pictures):
-        raise UserError("the folder of the images is missing", pictures, "layout 'voc' needs it")
-    by_stem = {os.path.splitext(name)[0]: name for name in _image_names(pictures)}
+    image_folder, annotations = base / "JPEGImages", base / "Annotations"
+    if not os.path.isdir(image_folder):
+        raise UserError("the folder of the images is missing", image_folder, "layout 'voc' needs it")
+    by_stem = {os.path.splitext(name)[0]: name for name in _image_names(image_folder)}
     sources = []
     for line in _lines(listing):
         stem = line if line in by_stem else _CLASS_FLAG.sub("", line)
-        image = pictures / by_stem.get(stem, f"{stem}.jpg")
+        image = image_folder / by_stem.get(stem, f"{stem}.jpg")
         sources.append(Source(str(image), str(annotations / f"{stem}.xml")))
     return sources
 

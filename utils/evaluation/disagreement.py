@@ -27,7 +27,7 @@ from utils.evaluation.evaluate import (
     in_original_pixels,
     labels_in_original_pixels,
 )
-from utils.evaluation.pictures import SHOWN_CONFIDENCE
+from utils.evaluation.plots import SHOWN_CONFIDENCE
 from utils.inference.predictor import Predictor
 
 if TYPE_CHECKING:

@@ -35,7 +35,7 @@ from utils.evaluation.coco import (
     score_with_pycocotools,
 )
 from utils.evaluation.evaluate import EvaluationResult, EvaluationSettings, Observer, evaluate
-from utils.evaluation.pictures import BatchPlots, save_score_plots
+from utils.evaluation.plots import BatchPlots, save_score_plots
 from utils.inference.backends import (
     configure_exported,
     find_network,

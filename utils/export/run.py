@@ -63,12 +63,12 @@ def run_export(options: ExportOptions, console: Console | None = None) -> list[P
         raise UserError(
             f"takes images of {model.channels} channels", weights, "export networks for 3 channels"
         )
-    pictures = _pictures(options.source, console)
+    images = _images(options.source, console)
     sides = fitting_image_size(options.imgsz, model.size_multiple, console)
     size_hw = sides[0], sides[-1]
     console.info(f"{weights} on {in_words(model, torch.device('cpu'), max(size_hw))}")
     makers = _Makers(options, model, _facts(options, model, size_hw), device)
-    check = _Check(model, pictures, size_hw, HALF if options.half else EXACT)
+    check = _Check(model, images, size_hw, HALF if options.half else EXACT)
     written: list[Path] = []
     failures: dict[str, UserError] = {}
     # A failure does not affect the others: each is in place before the next one is started.
@@ -93,7 +93,7 @@ class _Check:
     """The reference for exported files: the model, float32 on the CPU, on images at a size."""
 
     model: Model
-    pictures: Sequence[Image]
+    images: Sequence[Image]
     size_hw: tuple[int, int]
     allowed: Tolerance
 
@@ -101,7 +101,7 @@ class _Check:
         """Compare a file with the model; raises UserError if they differ too much."""
         network = load_network(path, device)
         assert isinstance(network, ExportedNetwork)
-        return compare(self.model, network, self.pictures, self.size_hw, self.allowed)
+        return compare(self.model, network, self.images, self.size_hw, self.allowed)
 
 
 def _export(makers: _Makers, name: str, weights: Path, check: _Check, console: Console) -> Path:
@@ -170,7 +170,7 @@ def is_installed(package: str) -> bool:
         return False
 
 
-def _pictures(source: str, console: Console) -> Sequence[Image]:
+def _images(source: str, console: Console) -> Sequence[Image]:
     frames = islice(open_source(resolve_default_source(source), warn=console.warn), 4)
     return check_images([frame.image for frame in frames], source)
 

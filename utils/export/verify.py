@@ -73,7 +73,7 @@ class Comparison:
 def compare(
     model: Model,
     written: ExportedNetwork,
-    pictures: Sequence[Image],
+    images: Sequence[Image],
     size_hw: tuple[int, int],
     allowed: Tolerance,
 ) -> Comparison:
@@ -83,8 +83,8 @@ def compare(
     """
     result = Comparison()
     for shape_hw in _shapes(written, size_hw):
-        images = torch.cat([letterbox_image(picture, shape_hw, 1, whole=True)[0] for picture in pictures])
-        batch = images.float() / 255
+        pixels = torch.cat([letterbox_image(image, shape_hw, 1, whole=True)[0] for image in images])
+        batch = pixels.float() / 255
         with torch.no_grad():
             levels = model.forward_head(model.forward_features(batch))
             decoded = model.decode_levels(levels)

@@ -147,13 +147,13 @@ class ExportedNetwork(ABC):
         """Describe format, input shape and NMS in a few words."""
         batch, height, width = self.facts.shape
         size = "any size" if height is None else f"{width}x{height} px"
-        pictures = "any batch" if batch is None else f"batches of {batch}"
+        batches = "any batch" if batch is None else f"batches of {batch}"
         inside = (
             f", NMS inside (confidence {self.facts.nms.conf_thres:g}, IoU {self.facts.nms.iou_thres:g})"
             if self.facts.nms
             else ""
         )
-        return f"{self.kind}, {size}, {pictures}{inside}"
+        return f"{self.kind}, {size}, {batches}{inside}"
 
     def _padded(self, images: Tensor) -> Tensor:
         if self.facts.size_hw is None:

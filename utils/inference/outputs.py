@@ -32,7 +32,7 @@ LABELS = "labels"  # the folder for label files
 class OutputChoice:
     """What to write. vid_stride: of reading the videos, to keep the duration of those written."""
 
-    pictures: bool = True
+    images: bool = True
     labels: bool = False
     confidences: bool = False
     crops: bool = False
@@ -42,7 +42,7 @@ class OutputChoice:
     @property
     def anything(self) -> bool:
         """Whether the run needs a folder at all."""
-        return self.pictures or self.labels or self.crops or self.table
+        return self.images or self.labels or self.crops or self.table
 
 
 class Outputs:
@@ -90,7 +90,7 @@ class Outputs:
             self.crops.write(name, frame.image, detections)
         if self.table is not None:
             self.table.write(frame, detections)
-        if not self.choice.pictures:
+        if not self.choice.images:
             return None
         if frame.number is not None:
             self._video_for(frame).write(draw())

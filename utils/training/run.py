@@ -40,7 +40,7 @@ from utils.training.compiled import speed_up
 from utils.training.ema import ModelEma
 from utils.training.loop import BAR_FACTS, EpochHooks, Trainer, means_over_ranks
 from utils.training.patience import stop_reason
-from utils.training.pictures import RunPlots
+from utils.training.plots import RunPlots
 from utils.training.precision import settle_precision, teacher_dtype
 from utils.training.records import RunRecords
 from utils.training.resume import check_images, note_launch, resumed, with_absolute_paths
@@ -177,7 +177,7 @@ class TrainingRun:
         self.weights = self.folder / "weights"
         self.trainer.guard.folder = self.folder if self.folder.is_dir() else None  # on another machine
         enabled = not options.noplots and rank() == 0
-        self.pictures = RunPlots(self.folder, self.data.train, self.console.warn, enabled=enabled)
+        self.plots = RunPlots(self.folder, self.data.train, self.console.warn, enabled=enabled)
 
     def _make_files(self, resuming: bool) -> None:
         """Create the run's folder and the files written before the first epoch; on rank 0 only."""
@@ -225,7 +225,7 @@ class TrainingRun:
             + (f"{unlabelled} of them unlabelled, " if unlabelled else "")
             + f"{len(self.data.val)} for validation; saving to {self.folder}"
         )
-        self.pictures.labels()
+        self.plots.labels()
         resume = f"go on with: {resume_command(type(options), self.folder, processes_of_command())}"
         # A resumed epoch may be partly done.
         self.begun = time.monotonic(), self.start_epoch + self.trainer.done / len(self.train_loader)
@@ -291,7 +291,7 @@ class TrainingRun:
             to_come = len(loader) * (self.options.epochs - epoch - 1)
             return self.console.epoch(loader, len(loader), place, columns, done, to_come)
 
-        hooks = EpochHooks(self.pictures.training_batch, self._after_step, self.console.warn)
+        hooks = EpochHooks(self.plots.training_batch, self._after_step, self.console.warn)
         with self._state_kept(epoch):
             means = self.trainer.run_epoch(self.train_loader, epoch, self.options.epochs, show, hooks)
             # Batch norm statistics differ by rank; all score the EMA, a teacher with `--teacher ema`.
@@ -391,10 +391,10 @@ class TrainingRun:
         model = build_model(checkpoint).to(self.device)
         known = self._from_losses("references")
         others = {name: net for name, net in self._from_losses("networks").items() if name in known}
-        result = self._evaluate(model, observers=self.pictures.observers(model, others, self.scoring))
+        result = self._evaluate(model, observers=self.plots.observers(model, others, self.scoring))
         self.console.info(f"{best} on the validation split:")
         self.console.table(*result.table())
-        self.pictures.finish(result)
+        self.plots.finish(result)
         if rank() == 0:
             self.records.loggers.close()
         return best

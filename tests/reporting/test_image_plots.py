@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from utils.reporting.draw import Image, color_of
-from utils.reporting.pictures import AMBER, BATCH_SIDE, plot_batch
+from utils.reporting.image_plots import AMBER, BATCH_SIDE, plot_batch
 
 NONE = torch.zeros(0, 6)
 

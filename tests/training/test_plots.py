@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from utils.batch import Batch, Progress
-from utils.training.pictures import RunPlots
+from utils.training.plots import RunPlots
 
 INDEX = SimpleNamespace(
     all_labels=lambda: np.array([[0, 0.5, 0.5, 0.2, 0.2]], np.float32), unlabelled_count=0, names=["a"]

@@ -14,8 +14,8 @@ from utils.datasets.index import DatasetIndex
 from utils.errors import UserError
 from utils.evaluation.disagreement import DisagreementPlots
 from utils.evaluation.evaluate import EvaluationResult, EvaluationSettings, Observer
-from utils.evaluation.pictures import BatchPlots, save_score_plots
-from utils.reporting.pictures import plot_batch
+from utils.evaluation.plots import BatchPlots, save_score_plots
+from utils.reporting.image_plots import plot_batch
 from utils.reporting.results import RESULTS_NAME
 
 TRAINING_BATCHES = 3

@@ -12,7 +12,7 @@ from utils.batch import Batch
 from utils.boxes import xyxy_to_cxcywh
 from utils.evaluation.evaluate import EvaluationResult
 from utils.inference.predictor import place_boxes
-from utils.reporting.pictures import plot_batch
+from utils.reporting.image_plots import plot_batch
 
 SHOWN_CONFIDENCE = 0.25  # evaluation keeps everything above .001, which would cover the images
 
