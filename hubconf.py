@@ -8,9 +8,11 @@ See docs/python.md.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from models.yolo import Model
+from utils.errors import UserError
 from utils.inference.arguments import Device
 from utils.inference.hub import HubModel, bare, load, load_or_create, ready
 from utils.inference.results import Detections
@@ -20,13 +22,22 @@ dependencies = ["torch", "torchvision", "numpy", "cv2", "yaml", "tqdm", "matplot
 
 
 def custom(
-    path: str | Path, autoshape: bool = True, _verbose: bool = True, device: Device = None
+    path: str | Path | Sequence[str | Path],
+    autoshape: bool = True,
+    _verbose: bool = True,
+    device: Device = None,
 ) -> HubModel | Model:
     """Load a weight file for inference, or with `autoshape=False` the bare torch module of a .pt file.
 
+    Several .pt files form an ensemble, for inference only.
+
     `device` and `_verbose` are as in `load`.
     """
-    return load(path, device, _verbose) if autoshape else bare(path, device)
+    if autoshape:
+        return load(path, device, _verbose)
+    if not isinstance(path, str | Path):
+        raise UserError("an ensemble is for inference only", "path", "leave autoshape on, or name one file")
+    return bare(path, device)
 
 
 def _sized(name: str) -> object:

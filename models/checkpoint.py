@@ -17,7 +17,7 @@ from models.archive import load_content, module_state, plain_value, submodules
 from models.common import NORM_EPSILON
 from models.config import FOLDER, read_config
 from models.inert import Inert, shown, text_items
-from models.layers import ACTIVATIONS
+from models.layers import ACTIVATION_KEYS, ACTIVATIONS
 from models.yolo import Model
 from utils.config.files import replace_atomically
 from utils.errors import UserError
@@ -237,26 +237,39 @@ def _from_module(module: Inert, path: Path) -> tuple[dict[str, Any], list[str], 
     state = _clean_state(module_state(module), path)
     if not isinstance(cfg, dict) or not cfg.get("backbone"):
         cfg = _guess_config(state)
-    elif activation := _activation(module, path):
-        cfg["activation"] = activation
+    else:
+        cfg.update(_activations(module, path))
     return cfg, _names(module.attributes.get("names")), state
 
 
-def _activation(module: Inert, path: Path) -> str | None:
-    """Return the activation of the network's blocks in the form of a config, None for the default SiLU."""
-    found = set()
+# Blocks that end in an activation of their own, and its config key; MixConv2d has none.
+_OWN_ACTIVATIONS = {"BottleneckCSP": "csp_activation", "MixConv2d": "MixConv2d"}
+
+
+def _activations(module: Inert, path: Path) -> dict[str, str]:
+    """Return the config entries for the activations of a recorded network; nothing for SiLU."""
+    found: dict[str, set[tuple[str, float | None]]] = {}
     for block in submodules(module):
-        children = block.attributes.get("_modules")
-        act = children.get("act") if isinstance(children, dict) and block.kind.endswith("Conv") else None
-        if isinstance(act, Inert) and not act.kind.endswith(".Identity"):
+        kind, children = block.kind.rsplit(".", 1)[-1], block.attributes.get("_modules")
+        act = children.get("act") if isinstance(children, dict) else None
+        key = "activation" if kind.endswith("Conv") else _OWN_ACTIVATIONS.get(kind)
+        if key and isinstance(act, Inert) and not act.kind.endswith(".Identity"):
             slope = act.attributes.get("negative_slope")
-            found.add((act.kind.rsplit(".", 1)[1], slope if isinstance(slope, int | float) else None))
-    if len(found) > 1 or any(name not in ACTIVATIONS for name, _ in found):
-        kinds = ", ".join(sorted(name for name, _ in found)[:_SHOWN])
-        fix = f"a network with one of {', '.join(ACTIVATIONS)} can be read"
-        raise UserError(f"its blocks have the activations {kinds}", path, fix)
-    name, slope = found.pop() if found else ("SiLU", None)
-    return None if name == "SiLU" else f"nn.{name}()" if slope is None else f"nn.{name}({slope})"
+            entry = (act.kind.rsplit(".", 1)[-1], slope if isinstance(slope, int | float) else None)
+            found.setdefault(key, set()).add(entry)
+    entries = {}
+    for key, kinds in found.items():
+        if len(kinds) > 1 or any(name not in ACTIVATIONS for name, _ in kinds):
+            names = ", ".join(sorted(name for name, _ in kinds)[:_SHOWN])
+            fix = f"a network with one of {', '.join(ACTIVATIONS)} can be read"
+            raise UserError(f"its blocks have the activations {names}", path, fix)
+        ((name, slope),) = kinds
+        if name != "SiLU":
+            entries[key] = f"nn.{name}()" if slope is None else f"nn.{name}({slope})"
+    for kind in set(entries) - set(ACTIVATION_KEYS):
+        fix = f"a network whose {kind} has SiLU can be read"
+        raise UserError(f"its {kind} has the activation {entries[kind]}", path, fix)
+    return entries
 
 
 def _clean_state(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:

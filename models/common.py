@@ -15,6 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 NORM_EPSILON = 1e-3
 NORM_MOMENTUM = 0.03
+MAX_KERNELS = 16  # of parallel branches; limits what a damaged or malicious YAML can ask for
 
 Size = int | Sequence[int]
 
@@ -29,6 +30,16 @@ def _pair(size: Size) -> tuple[int, int]:
         return size, size
     height, width = size
     return int(height), int(width)
+
+
+def kernel_sides(k: Iterable[int]) -> list[int]:
+    """Return the kernel sides of parallel branches. Raises ValueError unless they are a few odd numbers."""
+    sides = list(k) if isinstance(k, list | tuple) else []
+    if not 0 < len(sides) <= MAX_KERNELS or not all(isinstance(side, int) and side % 2 for side in sides):
+        raise ValueError(
+            f"its kernel sizes must be a list of 1 to {MAX_KERNELS} odd numbers, not {str(k)[:80]}"
+        )
+    return sides
 
 
 class Conv(nn.Module):
@@ -164,7 +175,7 @@ class SPP(nn.Module):
     def __init__(self, c1: int, c2: int, k: Iterable[int] = (5, 9, 13)) -> None:
         """`k` are the kernel sizes of the pools, all odd."""
         super().__init__()
-        sides = list(k)
+        sides = kernel_sides(k)
         hidden = c1 // 2
         self.cv1 = Conv(c1, hidden)
         self.cv2 = Conv(hidden * (len(sides) + 1), c2)

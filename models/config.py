@@ -27,6 +27,7 @@ KEYS = (
     "depth_multiple",
     "width_multiple",
     "activation",
+    "csp_activation",
     "anchors",
     "backbone",
     "head",

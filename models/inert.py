@@ -35,7 +35,7 @@ DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in STORAGES.values(
 # Classes whose instances are kept as records: torch's layers and the modules of the YOLO family.
 NETWORK_CLASS = re.compile(
     r"(torch\.nn\.(modules|parallel)(\.\w+)*|(yolov5\.)?(models(\.\w+)+|utils\.(activations|torch_utils)))"
-    r"\.([A-Z]\w*|autoShape)"
+    r"\.([A-Z]\w*|autoShape|_LinearWithBias)"
 )
 NUMPY_NUMBER = re.compile("[<>=](b1|[iu][1248]|f[248])")
 MAX_DIMENSIONS = 16

@@ -89,14 +89,16 @@ def _block(kind: Block, stride_at: int | None = None, stride: int = 1, transpose
     """
 
     def build(row: _Row) -> Built:
-        c2, reduction = row.out_channels(), stride if stride_at is None else row.argument(stride_at, 1)
-        reduction = 1 / reduction if transposed else reduction
+        c2, factor = row.out_channels(), stride if stride_at is None else row.argument(stride_at, 1)
+        if isinstance(factor, bool) or not isinstance(factor, int):
+            raise ValueError(f"its stride must be a whole number, not {factor!r}")
         modules = []
         channels = row.inputs[0].channels
         for _ in range(row.repeats):
             modules.append(kind(channels, c2, *row.arguments[1:]))
             channels = c2
-        port = Port(c2, row.inputs[0].stride * reduction**row.repeats)
+        source, factor = row.inputs[0].stride, factor**row.repeats
+        port = Port(c2, source / factor if transposed else source * factor)
         return modules[0] if len(modules) == 1 else nn.Sequential(*modules), port
 
     return build
@@ -147,6 +149,8 @@ def _expand(row: _Row) -> Built:
 
 
 def _gain(row: _Row) -> int:
+    if row.repeats > 1:
+        raise ValueError("it cannot be repeated: write a row for each")
     gain = row.argument(0, 2)
     if isinstance(gain, bool) or not isinstance(gain, int) or not 1 <= gain <= MAX_GAIN:
         raise ValueError(f"its gain must be a whole number from 1 to {MAX_GAIN}, not {gain!r}")
@@ -247,8 +251,19 @@ def check_parameters(count: int) -> None:
         raise ValueError(f"the network has more than {MAX_PARAMETERS:,} parameters")
 
 
-def replace_activation(model: nn.Module, text: str, where: object) -> None:
-    """Replace every SiLU by an activation such as `nn.LeakyReLU(0.1)`. Raises UserError if it is invalid."""
+# Config keys for an activation other than SiLU, and the blocks that they concern. As in YOLOv5, `activation`
+# does not affect the one of BottleneckCSP, which was nn.LeakyReLU(0.1) up to v5.0.
+ACTIVATION_KEYS: dict[str, type[nn.Module]] = {
+    "activation": common.Conv,
+    "csp_activation": common.BottleneckCSP,
+}
+
+
+def replace_activation(model: nn.Module, text: str, kind: type[nn.Module], where: object) -> None:
+    """Replace SiLU in blocks of a kind by an activation such as `nn.LeakyReLU(0.1)`.
+
+    Raises UserError, naming `where`, if it is invalid.
+    """
     found = re.fullmatch(r"\s*(?:torch\.)?(?:nn\.)?(\w+)\s*(?:\(\s*([-+.\deE]*)\s*\))?\s*", text)
     if found is None or found[1] not in ACTIVATIONS:
         known = ", ".join(f"nn.{name}" for name in ACTIVATIONS)
@@ -256,7 +271,7 @@ def replace_activation(model: nn.Module, text: str, where: object) -> None:
     try:
         arguments = [float(found[2])] if found[2] else []
         for module in list(model.modules()):
-            if isinstance(getattr(module, "act", None), nn.SiLU):
+            if isinstance(module, kind) and isinstance(module.act, nn.SiLU):
                 module.act = ACTIVATIONS[found[1]](*arguments)
     except (TypeError, ValueError) as error:
         raise UserError(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.common import C3, SPP, Conv, batch_norm
+from models.common import C3, SPP, Conv, batch_norm, kernel_sides
 
 
 class C3SPP(C3):
@@ -81,10 +81,13 @@ class MixConv2d(nn.Module):
         the same number of weights per input channel.
         """
         super().__init__()
-        counts = _equal_parts(c2, len(k)) if equal_ch else _inverse_parts(c2, [side**2 for side in k])
+        sides = kernel_sides(k)
+        counts = _equal_parts(c2, len(sides)) if equal_ch else _inverse_parts(c2, [side**2 for side in sides])
+        if min(counts) < 1:
+            raise ValueError(f"{c2} channels are too few for {len(sides)} kernel sizes")
         self.m = nn.ModuleList(
             nn.Conv2d(c1, count, side, s, side // 2, groups=math.gcd(c1, count), bias=False)
-            for side, count in zip(k, counts, strict=True)
+            for side, count in zip(sides, counts, strict=True)
         )
         self.bn = batch_norm(c2)
         self.act: nn.Module = nn.SiLU()
@@ -127,7 +130,7 @@ class Contract(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Like `pixel_unshuffle`, but with the channels of one position within the block adjacent."""
         y = F.pixel_unshuffle(x, self.gain)
-        phases = y.reshape(len(y), -1, self.gain**2, *y.shape[2:])
+        phases = y.reshape(y.shape[0], -1, self.gain**2, *y.shape[2:])
         return phases.transpose(1, 2).flatten(1, 2)
 
 
@@ -141,5 +144,5 @@ class Expand(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Like `pixel_shuffle`, but with the channels of one position within the block adjacent."""
-        phases = x.reshape(len(x), self.gain**2, -1, *x.shape[2:]).transpose(1, 2)
+        phases = x.reshape(x.shape[0], self.gain**2, -1, *x.shape[2:]).transpose(1, 2)
         return F.pixel_shuffle(phases.flatten(1, 2), self.gain)

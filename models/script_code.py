@@ -33,12 +33,13 @@ log10 log1p log2 logical_and logical_not logical_or logsigmoid logsumexp lt mask
 matmul max max_pool1d max_pool2d maximum mean meshgrid min minimum mish movedim mul nan_to_num narrow ne
 neg new_empty new_full new_ones new_zeros nonzero norm numel ones ones_like pad permute pixel_shuffle
 pixel_unshuffle pow prelu prod reciprocal reflection_pad2d relu relu6 remainder repeat repeat_interleave
-replication_pad2d reshape roll round rsqrt rsub ScalarImplicit scatter scatter_add select selu sigmoid
-sign silu sin size slice softmax softplus softsign sort split split_with_sizes sqrt square squeeze stack
-std sub sum swapaxes tanh tensor threshold tile to topk transpose tril triu trunc type_as unbind
-unflatten unsafe_chunk unsafe_split unsqueeze upsample_bicubic2d upsample_bilinear2d upsample_nearest2d
-var view view_as vstack where zero zeros zeros_like zip __and__ __contains__ __derive_index __getitem__
-__is__ __isnot__ __not__ __or__ __range_length _convolution _set_item _shape_as_tensor _softmax
+replication_pad2d reshape roll round rsqrt rsub ScalarImplicit scaled_dot_product_attention scatter
+scatter_add select selu sigmoid sign silu sin size slice softmax softplus softsign sort split
+split_with_sizes sqrt square squeeze stack std sub sum swapaxes tanh tensor threshold tile to topk
+transpose tril triu trunc type_as unbind unflatten unsafe_chunk unsafe_split unsqueeze
+upsample_bicubic2d upsample_bilinear2d upsample_nearest2d var view view_as vstack where zero zeros
+zeros_like zip __and__ __contains__ __derive_index __getitem__ __is__ __isnot__ __not__ __or__
+__range_length _convolution _set_item _shape_as_tensor _softmax
 """
 FUNCTIONS = frozenset(f"torch.{name}" for name in _MATHS.split()) | {
     *("ops.torchvision.nms", "ops.prim.NumToTensor", "ops.prim.RaiseException", "ops.prim.device"),

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from models.common import Concat, Conv
 from models.config import Config, read_config
 from models.decode import decode, decode_above
-from models.layers import Port, build_layers, check_parameters, replace_activation
+from models.layers import ACTIVATION_KEYS, Port, build_layers, check_parameters, replace_activation
 from utils.batch import FILL
 from utils.errors import UserError, reason_of
 
@@ -173,8 +173,9 @@ class Model(nn.Module):
         self._kept = {i for index, sources in enumerate(layers.sources) for i in sources if i != index - 1}
         head = Detect(self.nc, config.anchors_px([port.stride for port in layers.detect]), layers.detect)
         self.model = nn.Sequential(*layers.modules, head)
-        if "activation" in self.yaml:
-            replace_activation(self.model, str(self.yaml["activation"]), config.where)
+        for key, kind in ACTIVATION_KEYS.items():
+            if key in self.yaml:
+                replace_activation(self.model, str(self.yaml[key]), kind, config.where)
 
     @property
     def head(self) -> Detect:

@@ -98,6 +98,41 @@ def test_operators_that_nobody_knows_yet_are_refused(onnx_files) -> None:
         onnx_files(FIXED, opset=900)
 
 
+@pytest.fixture(scope="module")
+def of_rare_blocks() -> Model:
+    """A network of the blocks that no shipped one has but published YAML files do."""
+    torch.manual_seed(0)
+    rows = [
+        [-1, 1, "Contract", [2]], [-1, 1, "CrossConv", [16, 3, 2]], [-1, 1, "MixConv2d", [32, [1, 3], 2]],
+        [-1, 1, "C3x", [32]], [-1, 1, "C3SPP", [32, [3, 5]]], [-1, 1, "C3TR", [64]], [-1, 1, "Expand", [2]],
+        [-1, 1, "DWConvTranspose2d", [16, 2, 2]], [-1, 1, "Conv", [16, 3, 2]],
+    ]  # fmt: skip
+    head = [[[-1], 1, "Detect", ["nc", "anchors"]]]
+    shape = {"nc": 3, "depth_multiple": 1.0, "width_multiple": 1.0, "anchors": [[10, 12, 20, 30]]}
+    model = Model({**shape, "backbone": rows, "head": head})
+    with torch.no_grad():
+        model.head.m[0].bias.view(2, -1)[:, 4] = 1
+    return model.eval().fuse()
+
+
+@pytest.mark.parametrize("shape", [FIXED, FREE])
+@pytest.mark.parametrize("kind", ["onnx", "torchscript"])
+def test_rare_blocks_are_exported_too(
+    of_rare_blocks: Model, pictures: list[np.ndarray], shape, kind: str, tmp_path: Path
+) -> None:
+    facts = facts_of(of_rare_blocks, shape)
+    if kind == "onnx":
+        for name in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(name, reason=f"{name} is missing: make dev")
+        from utils.export.onnx_file import onnx_content
+
+        content = onnx_content(of_rare_blocks, facts, 18, simplify=False)
+    else:
+        content = torchscript_content(of_rare_blocks, facts)
+    network = loaded(tmp_path / f"a.{kind}", content)
+    assert compare(of_rare_blocks, network, pictures, SIZE_HW, EXACT).shapes >= 1
+
+
 @pytest.mark.slow
 def test_an_onnx_file_of_free_shapes_does_what_the_network_does(
     tiny: Model, pictures: list[np.ndarray], onnx_files, tmp_path: Path

@@ -9,7 +9,7 @@ import torch
 
 from models.yolo import Model
 from utils.errors import UserError
-from utils.inference.classes import fit_classes
+from utils.inference.classes import WantedClasses, fit_classes
 from utils.inference.exported import ExportedNetwork
 from utils.inference.facts import ExportFacts, NmsInside
 from utils.reporting.console import Console
@@ -26,7 +26,9 @@ def test_a_network_of_more_classes_answers_in_the_datas(capsys) -> None:
     network = _network(["airplane", "bicycle", "truck", "tv"])
     images = torch.rand(1, 3, 64, 64)
     before = network(images)[0]
-    fit_classes(network, ["TV monitor", "aeroplane"], Path("w.pt"), "the data d.yaml", False, Console())
+    fit_classes(
+        network, WantedClasses(["TV monitor", "aeroplane"], "the data d.yaml"), Path("w.pt"), Console()
+    )
     assert network.names == ["TV monitor", "aeroplane"]
     assert network.nc == network.head.nc == 2
     after = network(images)[0]
@@ -39,42 +41,44 @@ def test_a_network_of_more_classes_answers_in_the_datas(capsys) -> None:
 def test_the_same_classes_in_another_order_are_taken_by_name(capsys) -> None:
     network = _network(["cat", "dog"])
     bias = network.head.m[0].bias.detach().view(3, 7).clone()
-    fit_classes(network, ["dog", "cat"], Path("w.pt"), "the data d.yaml", False, Console())
+    fit_classes(network, WantedClasses(["dog", "cat"], "the data d.yaml"), Path("w.pt"), Console())
     assert torch.equal(network.head.m[0].bias.view(3, 7), bias[:, [0, 1, 2, 3, 4, 6, 5]])
     assert "left out" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("single_cls", [False, True, None])
-@pytest.mark.parametrize("wanted", [["cat", "bird"], ["dog", "cat", "bird", "cow"]])
-def test_classes_that_a_network_does_not_know_are_refused(wanted, single_cls) -> None:
+@pytest.mark.parametrize("names", [["cat", "bird"], ["dog", "cat", "bird", "cow"]])
+def test_classes_that_a_network_does_not_know_are_refused(names) -> None:
     network = _network(["cat", "dog", "cow"])
-    case = (network, wanted, Path("w.pt"), "the data d.yaml", single_cls, Console())
-    if single_cls:
-        fit_classes(*case)
-    else:
-        with pytest.raises(UserError, match=rf"knows 3 classes .*d\.yaml has {len(wanted)} classes \("):
-            fit_classes(*case)
+    wanted = WantedClasses(names, "the data d.yaml", ", or sing")
+    with pytest.raises(
+        UserError, match=rf"knows 3 classes .*d\.yaml has {len(names)} classes \(.*, or sing$"
+    ):
+        fit_classes(network, wanted, Path("w.pt"), Console())
     assert network.nc == 3
 
 
 def test_other_names_of_the_same_number_are_told(capsys) -> None:
     network = _network(["class0", "aeroplane", "class2"])
-    fit_classes(network, ["cat", "airplane", "dog"], Path("w.pt"), "the data d.yaml", None, Console())
+    fit_classes(
+        network, WantedClasses(["cat", "airplane", "dog"], "the data d.yaml"), Path("w.pt"), Console()
+    )
     assert (
         "called differently in w.pt and the data d.yaml: 'class0' / 'cat', 'class2'"
         in capsys.readouterr().err
     )
     assert network.names == ["class0", "aeroplane", "class2"]
-    fit_classes(_network(["a", "b", "c"]), ["b", "x", "c"], Path("w.pt"), "the data d.yaml", None, Console())
+    fit_classes(
+        _network(["a", "b", "c"]), WantedClasses(["b", "x", "c"], "the data d.yaml"), Path("w.pt"), Console()
+    )
     assert "called differently in w.pt and the data d.yaml: 'a' / 'b', 'b' / 'x'\n" in capsys.readouterr().err
 
 
 def test_names_that_nobody_has_given_match_none(capsys) -> None:
     network = Model("models/yolov5n.yaml", nc=3)
-    fit_classes(network, list(network.names), Path("w.pt"), "the data d.yaml", None, Console())
+    fit_classes(network, WantedClasses(list(network.names), "the data d.yaml"), Path("w.pt"), Console())
     assert capsys.readouterr().err == ""
     with pytest.raises(UserError, match="knows 3 classes"):
-        fit_classes(network, ["class1", "class0"], Path("w.pt"), "the data d.yaml", None, Console())
+        fit_classes(network, WantedClasses(["class1", "class0"], "the data d.yaml"), Path("w.pt"), Console())
 
 
 class _Given(ExportedNetwork):
@@ -91,7 +95,7 @@ class _Given(ExportedNetwork):
 def test_an_exported_network_of_more_classes_answers_in_the_datas(nms) -> None:
     facts = ExportFacts(stride=32, names=("a", "b", "c"), shape=(None, None, None), nms=nms)
     network = _Given(Path("w.onnx"), facts, torch.device("cpu"))
-    fit_classes(network, ["c", "a"], Path("w.onnx"), "the data d.yaml", False, Console())
+    fit_classes(network, WantedClasses(["c", "a"], "the data d.yaml"), Path("w.onnx"), Console())
     assert list(network.names) == ["c", "a"] and network.nc == 2
     row = [1.0, 2, 3, 4]
     if nms is None:

@@ -157,9 +157,16 @@ def test_operations_of_every_kind_of_layer_are_counted() -> None:
         (["Contract", [True]], "gain must be"),
         (["Expand", [17]], "gain must be"),
         (["Expand", [3]], "16 channels are not a multiple of 9"),
+        (["Contract", [2]], "cannot be repeated"),
+        (["Conv", [16, 3, [2, 2]]], "stride must be a whole number"),
+        (["MixConv2d", [16, [1] * 17]], "must be a list of 1 to 16 odd numbers"),
+        (["SPP", [16, [5] * 17]], "must be a list of 1 to 16 odd numbers"),
+        (["C3SPP", [16, 5]], "must be a list of 1 to 16 odd numbers, not 5"),
+        (["MixConv2d", [16, [1, 4]]], "odd numbers"),
+        (["MixConv2d", [8, [1, 3, 5], 1, False]], "8 channels are too few for 3 kernel sizes"),
         (["C3TR", [16, True, 1, 0.4]], "layer 1 .C3TR. cannot be built: 6 channels are not a multiple of 4"),
     ],
 )
 def test_arguments_that_fit_no_block_are_refused(row: list, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        Model(detector([-1, 1, *row]))
+        Model(detector([-1, 2 if words == "cannot be repeated" else 1, *row]))

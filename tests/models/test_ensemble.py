@@ -13,6 +13,7 @@ from models.yolo import Model
 from utils.boxes import NmsRules
 from utils.errors import UserError
 from utils.inference.backends import load_networks
+from utils.inference.classes import WantedClasses
 from utils.inference.predictor import Predictor
 from utils.reporting.console import Console
 
@@ -96,11 +97,26 @@ def test_members_need_the_same_number_of_classes() -> None:
             Ensemble(members)
 
 
+def test_every_member_answers_in_the_classes_that_are_wanted(tmp_path: Path) -> None:
+    names = (["cat", "dog", "cow"], ["dog", "bird"])
+    for number, own in enumerate(names):
+        model = network("yolov5n.yaml", number, len(own))
+        model.names = own
+        save_checkpoint(tmp_path / f"{number}.pt", model=model, epoch=0, best_fitness=None, meta={})
+    files = [tmp_path / "0.pt", tmp_path / "1.pt"]
+    with pytest.raises(UserError, match="knows 2 classes"):
+        load_networks(files, CPU, False, Console())
+    both = load_networks(files, CPU, False, Console(), WantedClasses(["dog"], "the data"))
+    assert isinstance(both, Ensemble) and both.names == ["dog"]
+    assert [member.head.no for member in both] == [6, 6]
+
+
 def test_files_of_other_classes_and_exported_ones_are_refused(tmp_path: Path) -> None:
     files = [tmp_path / "three.pt", tmp_path / "two.pt"]
     for path, nc in zip(files, (3, 2), strict=True):
         save_checkpoint(path, model=network("yolov5n.yaml", 0, nc), epoch=0, best_fitness=None, meta={})
-    with pytest.raises(UserError, match=r"two\.pt: knows 2 classes .*three\.pt has 3 classes"):
+    told = r"two\.pt: knows 2 classes .*three\.pt has 3 classes .*, or name this file first"
+    with pytest.raises(UserError, match=told):
         load_networks(files, CPU, False, Console())
     (tmp_path / "x.onnx").write_bytes(b"never read")
     with pytest.raises(UserError, match=r"x\.onnx: .*ensemble; name \.pt files only"):

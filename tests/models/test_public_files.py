@@ -174,6 +174,25 @@ def test_another_activation_is_taken_over(tmp_path):
         read_checkpoint(tmp_path / "mixed.pt")
 
 
+def test_blocks_with_an_activation_of_their_own_keep_it(tmp_path):
+    cfg = {
+        "nc": 2, "depth_multiple": 1.0, "width_multiple": 1.0, "anchors": [[10, 12]],
+        "backbone": [[-1, 1, "Conv", [8, 3, 2]], [-1, 1, "BottleneckCSP", [8]], [-1, 1, "MixConv2d", [8]]],
+        "head": [[[-1], 1, "Detect", ["nc", "anchors"]]],
+    }  # fmt: skip
+    model = Model({**cfg, "activation": "nn.ReLU()"})
+    model.model[1].act = nn.LeakyReLU(0.1)  # as up to v5.0
+    torch.save({"model": model}, tmp_path / "csp.pt")
+    again = build_model(read_checkpoint(tmp_path / "csp.pt"))
+    assert isinstance(again.model[0].act, nn.ReLU) and isinstance(again.model[2].act, nn.SiLU)
+    assert isinstance(again.model[1].act, nn.LeakyReLU) and again.model[1].act.negative_slope == 0.1
+    assert again.yaml["csp_activation"] == "nn.LeakyReLU(0.1)"
+    model.model[2].act = nn.LeakyReLU(0.1)
+    torch.save({"model": model}, tmp_path / "mix.pt")
+    with pytest.raises(UserError, match=r"its MixConv2d has the activation nn\.LeakyReLU\(0\.1\)"):
+        read_checkpoint(tmp_path / "mix.pt")
+
+
 def test_a_network_of_unknown_blocks_names_the_layer(tmp_path):
     model = as_public("yolov5n.yaml")
     model.yaml["backbone"][4] = [-1, 1, "SwinBlock", [256]]

@@ -18,7 +18,7 @@ from utils.distillation.teacher import Teacher, TeacherInStudentFrame
 from utils.errors import UserError
 from utils.evaluation.disagreement import DisagreementPlots
 from utils.evaluation.evaluate import evaluate
-from utils.inference.classes import fit_classes
+from utils.inference.classes import WantedClasses, fit_classes
 from utils.inference.predictor import prepare_model
 from utils.inference.preprocess import fitting_image_size
 from utils.reporting.console import Console
@@ -34,7 +34,7 @@ def draw_disagreement(options: CompareOptions, console: Console) -> Path:
     )
     checkpoint = read_checkpoint(weights)
     student = build_model(checkpoint)
-    fit_classes(student, config.names, weights, f"the data {config.yaml_path}", None, console)
+    fit_classes(student, WantedClasses(config.names, f"the data {config.yaml_path}"), weights, console)
     index = build_index(config, options.task)
     student = prepare_model(student, device)
     teacher = Teacher.from_file(teacher_path, device)

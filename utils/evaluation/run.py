@@ -44,7 +44,7 @@ from utils.inference.backends import (
     network_in_words,
     refuse_for_exported,
 )
-from utils.inference.classes import fit_classes
+from utils.inference.classes import WantedClasses, fit_classes
 from utils.inference.exported import ExportedNetwork
 from utils.inference.predictor import half_precision
 from utils.inference.preprocess import fitting_image_size
@@ -123,10 +123,14 @@ def _network(
     weights = " + ".join(map(str, files))
     size: int | tuple[int, int]
     exported = is_exported(files[0])
-    if exported:
+    if exported and len(files) == 1:
         refuse_for_exported(files[0], options.augment, options.half, console)
     half = not exported and half_precision(options.half, device, console)
-    network = load_networks(files, device, half, console)
+    wanted = None  # as one class, all classes fit
+    if not options.single_cls:
+        advice = ", or all as one class with --single-cls"
+        wanted = WantedClasses(config.names, f"the data {config.yaml_path}", advice)
+    network = load_networks(files, device, half, console, wanted)
     if isinstance(network, ExportedNetwork):
         # A network without class names is assumed to have the data's classes.
         names = () if network.names else config.names
@@ -138,8 +142,8 @@ def _network(
     else:
         (size,) = fitting_image_size([options.imgsz], network.size_multiple, console)
         size_hw = size, size
-    whose = f"the data {config.yaml_path}"
-    fit_classes(network, config.names, weights, whose, options.single_cls, console)
+    if wanted is not None:
+        fit_classes(network, wanted, weights, console)
     console.info(f"{weights} on {network_in_words(network, device, size_hw)}")
     return network, size, half
 

@@ -15,7 +15,7 @@ from models.places import resolve_weights
 from models.yolo import Model
 from utils.device import describe_device
 from utils.errors import UsageError, UserError
-from utils.inference.classes import fit_classes
+from utils.inference.classes import WantedClasses, fit_classes
 from utils.inference.exported import ExportedNetwork
 from utils.inference.onnx_backend import OnnxNetwork
 from utils.inference.openvino_backend import OpenVinoNetwork
@@ -80,23 +80,28 @@ def load_network(path: Path, device: torch.device, half: bool = False) -> Model 
 
 
 def load_networks(
-    paths: Sequence[Path], device: torch.device, half: bool, console: Console
+    paths: Sequence[Path],
+    device: torch.device,
+    half: bool,
+    console: Console,
+    wanted: WantedClasses | None = None,
 ) -> Network | ExportedNetwork:
     """Load the network in a file, or the ensemble of those in several .pt files, ready for inference.
 
-    The members' classes are matched to those of the first. Raises UserError if they do not match, or if one
-    of several files is exported.
+    wanted: the classes that members of an ensemble are to predict; by default those of the first. Raises
+    UserError if a member does not know them, or if one of several files is exported.
     """
     if len(paths) == 1:
         return load_network(paths[0], device, half)
+    for path in filter(is_exported, paths):
+        raise UserError("an exported network cannot be part of an ensemble", path, "name .pt files only")
     members: list[Model] = []
     for path in paths:
-        if is_exported(path):
-            raise UserError("an exported network cannot be part of an ensemble", path, "name .pt files only")
         member = load_network(path, device, half)
         assert isinstance(member, Model)
-        if members:
-            fit_classes(member, members[0].names, path, str(paths[0]), None, console)
+        if wanted is None:
+            wanted = WantedClasses(list(member.names), str(path), ", or name this file first")
+        fit_classes(member, wanted, path, console)
         members.append(member)
     return Ensemble(members)
 

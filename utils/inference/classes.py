@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from models.ensemble import Network
@@ -16,24 +17,28 @@ from utils.words import counted, listed
 _LISTED = 6  # pairs of names in a warning
 
 
+@dataclass(frozen=True)
+class WantedClasses:
+    """The classes that a network is to predict.
+
+    whose: their origin, for messages. otherwise: what a user can do if the network does not know them.
+    """
+
+    names: Sequence[str]
+    whose: str
+    otherwise: str = ""
+
+
 def fit_classes(
-    network: Network | ExportedNetwork,
-    wanted: Sequence[str],
-    weights: Path | str,
-    whose: str,
-    single_cls: bool | None,
-    console: Console,
+    network: Network | ExportedNetwork, classes_wanted: WantedClasses, weights: Path | str, console: Console
 ) -> None:
-    """Make a network predict the classes `wanted`, matched by name if it knows all of them.
+    """Make a network predict the wanted classes, matched by name if it knows all of them.
 
     Its other classes are dropped. If it lacks a name but has as many classes, they are matched by index, as
-    in the original YOLOv5, and a warning lists those whose names differ. whose: the origin of `wanted`, for
-    messages. single_cls: whether all classes are treated as one, which needs no matching; None if there is no
-    such option. Raises UserError, listing both, if the numbers of classes differ.
+    in the original YOLOv5, and a warning lists those whose names differ. Raises UserError, listing both, if
+    the numbers of classes differ.
     """
-    if single_cls:
-        return
-    own = list(network.names)
+    own, wanted, whose = list(network.names), classes_wanted.names, classes_wanted.whose
     classes, named = ClassMap.by_name(own, wanted), own != default_names(len(own))
     if named and not classes.unknown and not classes.is_identity:
         network.keep_classes(classes.teacher, wanted)
@@ -47,8 +52,7 @@ def fit_classes(
         raise UserError(
             f"knows {listed(own)}, {whose} has {listed(wanted)}",
             weights,
-            "take weights that know all of these by name"
-            + (", or all as one class with --single-cls" if single_cls is not None else ""),
+            f"take weights that know all of these by name{classes_wanted.otherwise}",
         )
     known = set(zip(classes.student, classes.teacher, strict=True))
     differing = [(own[n], wanted[n]) for n in range(len(own)) if (n, n) not in known]

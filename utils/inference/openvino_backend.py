@@ -60,7 +60,9 @@ class OpenVinoNetwork(ExportedNetwork):
             output = self.compiled([images.numpy()])[0]
         except RuntimeError as error:
             what = f"does not run at {tuple(images.shape)} ({last_words(error)})"
-            raise UserError(what, self.path, "give the --imgsz that it was exported for") from error
+            raise UserError(
+                what, self.path, "export it again, or give the --imgsz that it was exported for"
+            ) from error
         return torch.from_numpy(output.copy())
 
 

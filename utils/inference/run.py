@@ -118,7 +118,7 @@ def _detector(options: DetectOptions, device: torch.device, console: Console) ->
     files = [find_network(name, options.fetches) for name in options.weights]
     weights = " + ".join(map(str, files))
     exported = is_exported(files[0])
-    if exported:
+    if exported and len(files) == 1:
         refuse_for_exported(files[0], options.augment, options.half, console)
     half = not exported and half_precision(options.half, device, console)
     network = load_networks(files, device, half, console)

@@ -46,7 +46,9 @@ class TorchScriptNetwork(ExportedNetwork):
             output = self.module(images.to(self.dtype))
         except (RuntimeError, ValueError) as error:
             what = f"does not run at {tuple(images.shape)} ({last_words(error)})"
-            raise UserError(what, self.path, "give the --imgsz that it was exported for") from error
+            raise UserError(
+                what, self.path, "export it again, or give the --imgsz that it was exported for"
+            ) from error
         while isinstance(output, list | tuple) and output:
             output = output[0]
         if not isinstance(output, Tensor):
