@@ -42,7 +42,7 @@ $(INSTALLED_DEV): requirements-dev.txt $(INSTALLED)
 	$(INSTALL) -r requirements-dev.txt
 	@touch $@
 
-format: $(INSTALLED_DEV) ## mend what can be mended: layout, import order
+format: $(INSTALLED_DEV) ## fix formatting and import order
 	$(VENV)/bin/ruff check --fix-only --quiet .
 	$(VENV)/bin/ruff format .
 

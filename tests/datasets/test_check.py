@@ -145,5 +145,5 @@ def test_the_scripts_check_without_training(script, set_yaml, run_script, tmp_pa
     assert bad.returncode == 1
     assert "train: image unusable: " in bad.stdout and "val: label wrong: " in bad.stdout
     [line] = [line for line in bad.stderr.splitlines() if line.startswith("error: ")]
-    assert line.endswith("1 image unusable, 1 label line wrong; mend them, or take them out of the dataset")
+    assert line.endswith("1 image unusable, 1 label line wrong; fix them, or take them out of the dataset")
     assert "Traceback" not in bad.stderr and not (tmp_path / "runs").exists()

@@ -293,4 +293,4 @@ def _made(folder: Path) -> bool:
 
 
 def _refused(what: str, path: Path, error: OSError) -> UserError:
-    return UserError(f"{what} ({error.strerror or error})", path, "make room, mend it or name another place")
+    return UserError(f"{what} ({error.strerror or error})", path, "make room, fix it or name another place")

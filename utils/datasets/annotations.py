@@ -49,7 +49,7 @@ def label_bytes(source: Source) -> bytes | None:
     except (OSError, ValueError) as error:  # ValueError: a name with a NUL
         reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"cannot be read as a label file ({reason})", source.label, "mend it, or the list of images"
+            f"cannot be read as a label file ({reason})", source.label, "fix it, or the list of images"
         ) from error
 
 

@@ -107,7 +107,7 @@ def check_data(
         raise UserError(
             f"{counted(unusable, 'image')} unusable, {counted(wrong, 'label line')} wrong{whole}",
             config.yaml_path,
-            "mend them, or take them out of the dataset",
+            "fix them, or take them out of the dataset",
         )
     say(f"{config.yaml_path}: nothing is wrong")
     return config.yaml_path

@@ -54,7 +54,7 @@ def read_coco(path: Path, names: Sequence[str] | None = None, segments: bool = F
     content = _load(path)
     annotations = content.get("annotations", [])
     if not isinstance(annotations, list):
-        raise UserError("its annotations are no list", path, "mend it, or fetch or copy the file again")
+        raise UserError("its annotations are no list", path, "fix it, or fetch or copy the file again")
     try:
         own, class_of = _classes(content["categories"], names, path)
         images = {entry["id"]: _image(entry, path) for entry in content["images"]}
@@ -108,7 +108,7 @@ def _classes(
         return own, {entry["id"]: number for number, entry in enumerate(ordered)}
     unknown = sorted(set(own) - set(names))
     if unknown:
-        raise UserError(f"class '{unknown[0]}' is not among the dataset's names", path, "mend the names")
+        raise UserError(f"class '{unknown[0]}' is not among the dataset's names", path, "correct the names")
     return list(names), {entry["id"]: list(names).index(str(entry["name"])) for entry in ordered}
 
 
@@ -119,7 +119,7 @@ def _image(entry: Mapping[str, Any], path: Path) -> CocoImage:
         fault = f"image '{name[:200]}' leads out of the folder of images"
         raise UserError(fault, path, "give names relative to that folder")
     if min(size) < 1:
-        raise UserError(f"image '{name[:200]}' has a size of {size[0]} x {size[1]} px", path, "mend it")
+        raise UserError(f"image '{name[:200]}' has a size of {size[0]} x {size[1]} px", path, "fix it")
     return CocoImage(str(pure), size)
 
 
@@ -184,4 +184,4 @@ def _ways(outline: Polygon, following: Polygon) -> Iterator[tuple[float, int, in
 
 def _damaged(path: Path, where: str, error: Exception) -> UserError:
     what = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) and error.args else str(error)[:200]
-    return UserError(f"{where} cannot be used ({what})", path, "mend it, or fetch or copy the file again")
+    return UserError(f"{where} cannot be used ({what})", path, "fix it, or fetch or copy the file again")

@@ -82,7 +82,7 @@ def from_voc(config: DatasetConfig) -> Converted:
             items.append(Item(Path(source.image), Path(source.image).name, lines))
         if wrong:
             what = f"{counted(len(wrong), 'wrong annotation')}: {first_of(wrong, _SHOWN)}"
-            raise UserError(what, config.yaml_path, "mend them")
+            raise UserError(what, config.yaml_path, "fix them")
         found.splits[split] = items
     return found
 
@@ -226,7 +226,7 @@ def _names(source: Source) -> set[str]:
     try:
         return object_names(label_bytes(source) or b"<annotation/>")
     except AnnotationError as error:
-        raise UserError(error.what, f"{source.label}:{error.line}", "mend it") from error
+        raise UserError(error.what, f"{source.label}:{error.line}", "fix it") from error
 
 
 def _folder_of_images(images: Path, annotations: Path, names: Sequence[str]) -> Path:

@@ -140,7 +140,7 @@ class Generations:
             if number < 0 or not fitness >= 0:
                 raise ValueError(f"generation {number}, fitness {fitness}")
         except (KeyError, TypeError, ValueError, UserError) as error:
-            fix = "mend the line or remove it, or begin anew with another --name"
+            fix = "fix the line or remove it, or begin anew with another --name"
             place = f"{self._csv}, line {rows.line_num}"
             raise UserError(f"is no generation of an evolution ({error})", place, fix) from error
         return Outcome(number, hyp, fitness, scores, row.get(_FAILURE) or "")
