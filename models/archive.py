@@ -60,7 +60,7 @@ def load_content(path: Path) -> Any:
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror or error})", path, "check the path") from error
     except DAMAGE as error:
-        fault = f"it is no intact weight file ({str(error)[:_MAX_TOLD]})"
+        fault = f"it is not an intact weight file ({str(error)[:_MAX_TOLD]})"
         raise UserError(fault, path, "fetch or copy the file again") from error
 
 
@@ -189,7 +189,7 @@ def _no_zip(path: Path, error: zipfile.BadZipFile) -> tuple[str, Path, str]:
         return what, path, "load and save it with a newer torch if you trust its source"
     if path.suffix.lower() in EXPORTED:
         return "it is an exported network", path, FROM_PT
-    return "it is no weight file", path, again
+    return "it is not a weight file", path, again
 
 
 class _Records:

@@ -189,7 +189,7 @@ def _own(content: dict[str, Any], path: Path) -> Checkpoint:
             meta=dict(values["meta"]),
         )
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-        fault = f"it is no intact weight file ({shown(repr(error))})"
+        fault = f"it is not an intact weight file ({shown(repr(error))})"
         raise UserError(fault, path, "fetch or copy the file again") from error
 
 

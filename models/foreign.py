@@ -125,17 +125,17 @@ class Machine:
 
     def _named(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
-            raise ValueError("a name is no text")
+            raise ValueError("a name is not text")
         if max(len(module), len(name)) > MAX_NAME:
-            raise RefusedError(f"it asks for {shown(module)}.{shown(name)}, which is no part of a network")
+            raise RefusedError(f"it asks for {shown(module)}.{shown(name)}, which is not part of a network")
         wanted = Name({"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module), name)
         if not (self.is_record(str(wanted)) or is_known(wanted)):
-            raise RefusedError(f"it asks for {wanted}, which is no part of a network")
+            raise RefusedError(f"it asks for {wanted}, which is not part of a network")
         self.stack.append(f"torch.{name}" if module == "torch" and name in DTYPES else wanted)
 
     def _call(self, function: Any, arguments: Any) -> None:
         if not isinstance(function, Name) or not isinstance(arguments, list | tuple):
-            raise RefusedError("it calls something that is no global")
+            raise RefusedError("it calls something that is not a global")
         self._count(arguments)
         if self.is_record(str(function)):
             self.stack.append(Inert(str(function), tuple(arguments)))
@@ -211,7 +211,7 @@ class Machine:
     def _on_additems(self, _argument: Any) -> None:
         items = self._to_mark()
         if not isinstance(self.stack[-1], set):
-            raise ValueError("items are added to what is no set")
+            raise ValueError("items are added to what is not a set")
         self.stack[-1].update(map(usable_key, items))
 
     def _on_setitem(self, _argument: Any) -> None:
@@ -224,12 +224,12 @@ class Machine:
 
     def _list(self) -> list[Any]:
         if not isinstance(self.stack[-1], list):
-            raise ValueError("items are appended to what is no list")
+            raise ValueError("items are appended to what is not a list")
         return self.stack[-1]
 
     def _dict(self) -> dict[Any, Any]:
         if not isinstance(self.stack[-1], dict):
-            raise ValueError("items are set in what is no dict")
+            raise ValueError("items are set in what is not a dict")
         return self.stack[-1]
 
     def _on_pop(self, _argument: Any) -> None:

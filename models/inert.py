@@ -164,13 +164,13 @@ def _sequence(kind: Callable[[Any], Any]) -> Callable[..., Any]:
 
 def _encoded(text: Any, encoding: Any = "latin1") -> bytes:
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1", "utf-8", "ascii"):
-        raise ValueError("it encodes what is no text")
+        raise ValueError("it encodes what is not text")
     return text.encode(encoding)
 
 
 def _path(*parts: Any) -> str:
     if not all(isinstance(part, str) for part in parts):
-        raise ValueError("a path is made of what is no text")
+        raise ValueError("a path is made of what is not text")
     return "/".join(parts).replace("//", "/")
 
 

@@ -242,7 +242,7 @@ def build_layers(cfg: Mapping[str, Any], channels: int, where: object) -> Layers
             raise UserError(fault, where, "a layer is [from, repeats, block, arguments]") from error
         built.modules.append(module)
         built.ports.append(port)
-    raise UserError("its last layer is no Detect", where, "end with [[layers], 1, Detect, [nc, anchors]]")
+    raise UserError("its last layer is not Detect", where, "end with [[layers], 1, Detect, [nc, anchors]]")
 
 
 def check_parameters(count: int) -> None:

@@ -35,7 +35,7 @@ def resolve_weights(name: Path | str, download: bool = False) -> Path:
     if found is not None:
         return found
     if os.path.isdir(given):
-        raise UserError("is a folder and no weight file", name, "give a .pt file")
+        raise UserError("is a folder, not a weight file", name, "give a .pt file")
     hint = question(_proposals(given, folders), "put it there or give its path")
     if public is not None:
         hint += " (it is a public file, which is fetched without --no-download and --dry-run)"

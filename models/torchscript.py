@@ -47,14 +47,14 @@ def read_torchscript(path: Path) -> tuple[io.BytesIO, dict[str, str]]:
         with zipfile.ZipFile(path) as archive:
             return _Archive(archive, path.stat().st_size).checked()
     except zipfile.BadZipFile as error:
-        raise UserError(f"it is no TorchScript file ({error})", path, "export it again") from error
+        raise UserError(f"it is not a TorchScript file ({error})", path, "export it again") from error
     except RefusedError as error:
         raise UserError(f"refused: {error}", path, TRUST) from error
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror or error})", path, "check the path") from error
     except (*DAMAGE, NotImplementedError, zlib.error) as error:
         raise UserError(
-            f"it is no intact TorchScript file ({str(error)[:300]})", path, "export it again"
+            f"it is not an intact TorchScript file ({str(error)[:300]})", path, "export it again"
         ) from error
 
 

@@ -187,8 +187,8 @@ def test_ctrl_c_while_the_libraries_load_ends_at_once(monkeypatch: pytest.Monkey
 
 
 def test_errors_of_the_user_are_one_line_and_an_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(TrainOptions, fail(UserError("is no image", "a\nb.jpg", "delete it")), "", []) == 1
-    assert capsys.readouterr().err == "error: a b.jpg: is no image; delete it\n"
+    assert run(TrainOptions, fail(UserError("is not an image", "a\nb.jpg", "delete it")), "", []) == 1
+    assert capsys.readouterr().err == "error: a b.jpg: is not an image; delete it\n"
     assert run(TrainOptions, fail(UsageError("does not exist", "--device")), "", []) == 2
     assert capsys.readouterr().err == "error: --device: does not exist\n"
     assert run(TrainOptions, fail(KeyboardInterrupt()), "", []) == 130

@@ -94,7 +94,7 @@ def test_files_that_are_passed_over_are_remarked(make_dataset):
     assert error is None and lines[-1].endswith("nothing is wrong")
     told = [line for line in lines if line.startswith("train: ")]
     assert told == [
-        f"train: remark: {folder}: 2 files that are no images by their names: anim.gif, sub/noext",
+        f"train: remark: {folder}: 2 files that are not images by their names: anim.gif, sub/noext",
         f"train: remark: {labels}: 11 label files without an image: "
         "anim.txt, gone.txt, sub/0.txt, sub/1.txt, sub/2.txt, ...",
     ]
@@ -114,7 +114,7 @@ def test_labels_beside_their_pictures_are_no_files_that_are_passed_over(make_dat
     assert error is None and [line for line in lines if "remark" in line] == [
         f"train: remark: {beside}: 1 label files without an image: classes.txt",
         f"val: remark: {beside}: 1 label files without an image: classes.txt",
-        f"unlabeled: remark: {beside}: 1 files that are no images by their names: classes.txt",
+        f"unlabeled: remark: {beside}: 1 files that are not images by their names: classes.txt",
     ]
 
 

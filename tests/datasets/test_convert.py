@@ -204,9 +204,9 @@ def test_outlines_are_written_where_they_are_asked_for_and_parts_are_joined(tmp_
 
 
 SPOILT = {
-    "no json": ("{", "is no valid JSON"),
+    "no json": ("{", "is not valid JSON"),
     "a list": ("[]", "it lacks images or categories"),
-    "deep": ("[" * 100_000, "is no valid JSON"),
+    "deep": ("[" * 100_000, "is not valid JSON"),
     "no id": (
         '{"images": [{"file_name": "a"}], "categories": []}',
         "its categories or images cannot be used ('id' is",
@@ -230,8 +230,8 @@ SPOILT = {
         '"annotations": [{"image_id": 1, "category_id": 4, "bbox": [0, 0, 1, 1]}]}',
         "entry 0 of its annotations cannot be used ('4' is missing)",
     ),
-    "null": ('{"images": [], "categories": [], "annotations": null}', "its annotations are no list"),
-    "a number": ('{"images": [], "categories": [], "annotations": 5}', "its annotations are no list"),
+    "null": ('{"images": [], "categories": [], "annotations": null}', "its annotations are not a list"),
+    "a number": ('{"images": [], "categories": [], "annotations": 5}', "its annotations are not a list"),
 }  # fmt: skip
 
 

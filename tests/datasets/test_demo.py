@@ -156,7 +156,7 @@ def test_a_damaged_or_old_set_is_made_again(
 
 def test_a_folder_with_other_files_is_refused_and_kept(tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"mine")
-    with pytest.raises(UserError, match="no demo set"):
+    with pytest.raises(UserError, match="not a demo set"):
         demo.write_demo_set(tmp_path, COUNTS, progress=False)
     assert (tmp_path / "photo.jpg").read_bytes() == b"mine"
 

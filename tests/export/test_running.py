@@ -226,7 +226,7 @@ def test_a_file_that_does_not_pass_replaces_none_and_costs_the_others_nothing(
     monkeypatch.setattr(export, "write_openvino", _openvino_stub)
     monkeypatch.setattr(export, "compare", _passing_folders(export.compare))
     monkeypatch.setattr(export, "load_network", _loading_folders(export.load_network))
-    with pytest.raises(UserError, match=r"best\.onnx: is no intact ONNX file") as last:
+    with pytest.raises(UserError, match=r"best\.onnx: is not an intact ONNX file") as last:
         exporting("torchscript", "onnx", "openvino")
     assert last.value.where == str(tmp_path / "best.onnx")
     said = capsys.readouterr()

@@ -223,7 +223,7 @@ def test_a_mirror_of_the_user_goes_first_and_the_usual_sources_stay(good, tmp_pa
     (tmp_path / "data" / "file.bin").unlink()
     assert get(tmp_path, f"{good.url}/file.bin") == CONTENT
     monkeypatch.setenv("YOLO_MIRROR", "/mnt/mirror")
-    with pytest.raises(UsageError, match=r"\$YOLO_MIRROR: '/mnt/mirror' is no address"):
+    with pytest.raises(UsageError, match=r"\$YOLO_MIRROR: '/mnt/mirror' is not an address"):
         get(tmp_path, f"{good.url}/file.bin")
 
 

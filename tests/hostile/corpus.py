@@ -429,19 +429,19 @@ CASES = {
         "a `state.pt` with strides beyond its storage",
         NO_MEMORY,
         stretched_state,
-        ("state.pt", "no intact weight file"),
+        ("state.pt", "not an intact weight file"),
     ),
     "state: wrong parts": Case(
         "a `state.pt` whose parts are of the wrong type",
         "one-line error; the run folder is unchanged",
         state_of_numbers,
-        ("state.pt", "no intact run state"),
+        ("state.pt", "not an intact run state"),
     ),
     "weights: oversize tensor": Case(
         "weights with a tensor of 4 PB over 16 bytes of data",
         NO_MEMORY,
         weights_of(lambda _: tensor_over(1 << 50, 1, 1 << 50), **{"0": bytes(16)}),
-        ("no intact weight file",),
+        ("not an intact weight file",),
     ),
     "weights: stride": Case(
         "weights with strides beyond the storage",
@@ -489,7 +489,7 @@ CASES = {
         "weights of 700 bytes with a path object that expands to 10^18 values",
         NO_MEMORY,
         weights_of(lambda _: pickle.dumps(Call(PosixPath, doubled(60)), 2)),
-        ("no intact weight file", "a path is made of what is no text"),
+        ("not an intact weight file", "a path is made of what is not text"),
     ),
     "weights: network": Case(
         "weights whose network has a billion layers",
@@ -551,13 +551,13 @@ CASES = {
         "a named pipe without a writer in place of an image list",
         "refused by file name, without blocking",
         list_of(os.mkfifo),
-        ("list.txt", "it is no regular file"),
+        ("list.txt", "it is not a regular file"),
     ),
     "list: endless": Case(
         "an image list that is a symlink to `/dev/zero`",
         "refused by file name, without being read",
         list_of(endless),
-        ("list.txt", "it is no regular file"),
+        ("list.txt", "it is not a regular file"),
     ),
     "list: sparse": Case(
         "an image list of 1 TB",
@@ -635,7 +635,7 @@ CASES = {
         "a named pipe without a writer in place of a label file",
         "refused by file name, without blocking",
         labels_of(pipe_as_label),
-        ("0.txt", "it is no regular file"),
+        ("0.txt", "it is not a regular file"),
     ),
     "voc: entities": Case(
         "a VOC annotation whose entities expand to a billion words",

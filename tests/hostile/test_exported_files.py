@@ -165,9 +165,9 @@ def test_archives_that_are_not_what_they_seem_are_refused(tmp_path: Path) -> Non
     def short(name: str, record: bytes) -> bytes:
         return record[:2] if name.endswith("/constants/0") else record
 
-    with pytest.raises(UserError, match="no intact TorchScript file"):
+    with pytest.raises(UserError, match="not an intact TorchScript file"):
         read(tmp_path, changed(honest(), short))
-    with pytest.raises(UserError, match="no TorchScript file"):
+    with pytest.raises(UserError, match="not a TorchScript file"):
         read(tmp_path, b"PK no")
     with pytest.raises(UserError, match="no TorchScript network"):
         read(tmp_path, changed(honest(), lambda name, record: None if "constants" in name else record))
@@ -279,8 +279,8 @@ ENTITIES = XML.replace("?>", '?><!DOCTYPE net [<!ENTITY a "b">]>')
         (ENTITIES.replace("<!D", "<!\n d").encode(), "it defines entities"),
         *((ENTITIES.encode(name), "its text is not UTF-8") for name in ("utf-16", "utf-16-le", "utf-32-be")),
         (XML.replace("?>", " encoding='utf-7'?>").encode(), "its text is not UTF-8"),
-        (b"\x08\x07" + XML.encode(), "it is no OpenVINO network"),
-        (b"", "it is no OpenVINO network"),
+        (b"\x08\x07" + XML.encode(), "it is not an OpenVINO network"),
+        (b"", "it is not an OpenVINO network"),
     ],
 )
 def test_xml_with_entities_in_any_encoding_is_refused(
@@ -331,10 +331,10 @@ def onnx_model(**changes):
         ({"domain": "ai.onnx.contrib", "operator": "PyOp"}, "operator ai.onnx.contrib.PyOp"),
         ({"domain": "com.microsoft", "operator": "EPContext"}, "operator com.microsoft.EPContext"),
         ({"nested": True}, "operator ai.onnx.contrib.PyOp"),
-        ({"location": "/etc/hostname"}, "'/etc/hostname', which is no file beside it"),
-        ({"location": "../secret.bin"}, "'../secret.bin', which is no file beside it"),
-        ({"location": "link.bin"}, "'link.bin', which is no file beside it"),
-        ({"location": ""}, "which is no file beside it"),
+        ({"location": "/etc/hostname"}, "'/etc/hostname', which is not a file beside it"),
+        ({"location": "../secret.bin"}, "'../secret.bin', which is not a file beside it"),
+        ({"location": "link.bin"}, "'link.bin', which is not a file beside it"),
+        ({"location": ""}, "which is not a file beside it"),
     ],
 )
 def test_onnx_files_that_ask_for_more_than_computing_are_refused(
@@ -364,7 +364,7 @@ def test_an_onnx_file_with_weights_beside_it_runs(tmp_path: Path) -> None:
     network = OnnxNetwork(path, CPU)
     assert torch.equal(network.run(torch.ones(1, 3, 2, 2)), torch.full((1, 3, 2, 2), 2.0))
     path.write_bytes(b"no protobuf at all")
-    with pytest.raises(UserError, match="no intact ONNX file"):
+    with pytest.raises(UserError, match="not an intact ONNX file"):
         checked_onnx(path)
 
 

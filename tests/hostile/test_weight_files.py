@@ -104,21 +104,21 @@ ODD = {
     "extension registry": (b"\x80\x02\x82\x01.", "pickle instruction EXT1"),
     "persistent id as text": (b"Pabc\n.", "pickle instruction PERSID"),
     "out-of-band buffer": (b"\x80\x05\x97.", "pickle instruction NEXT_BUFFER"),
-    "call of a value": (b"\x80\x02U\x01a)R.", "it calls something that is no global"),
-    "call of a record": (b"ctorch.nn.modules.conv\nConv2d\n)R)R.", "it calls something that is no global"),
+    "call of a value": (b"\x80\x02U\x01a)R.", "it calls something that is not a global"),
+    "call of a record": (b"ctorch.nn.modules.conv\nConv2d\n)R)R.", "it calls something that is not a global"),
     "call of a storage": (b"ctorch\nFloatStorage\n)R.", "it calls torch.FloatStorage"),
     "attributes of a global": (b"ccollections\nOrderedDict\n}U\x01aK\x01sb.", "it sets attributes of Name"),
     "attributes of a list": (b"]}b.", "it sets attributes of list"),
-    "no stop": (b"\x80\x02]", "no intact weight file"),
-    "empty stack": (b"\x80\x02R.", "no intact weight file"),
-    "no mark": (b"K\x01t.", "no intact weight file"),
-    "unknown memo": (b"h\x07.", "no intact weight file"),
-    "append to nothing": (b"a.", "no intact weight file"),
-    "append to a dict": (b"}K\x01a.", "no intact weight file"),
-    "odd dict": (b"}(K\x01u.", "no intact weight file"),
-    "list as key": (b"}]K\x01s.", "no intact weight file"),
-    "nothing at all": (b"", "no intact weight file"),
-    "no pickle": (b"hello", "no intact weight file"),
+    "no stop": (b"\x80\x02]", "not an intact weight file"),
+    "empty stack": (b"\x80\x02R.", "not an intact weight file"),
+    "no mark": (b"K\x01t.", "not an intact weight file"),
+    "unknown memo": (b"h\x07.", "not an intact weight file"),
+    "append to nothing": (b"a.", "not an intact weight file"),
+    "append to a dict": (b"}K\x01a.", "not an intact weight file"),
+    "odd dict": (b"}(K\x01u.", "not an intact weight file"),
+    "list as key": (b"}]K\x01s.", "not an intact weight file"),
+    "nothing at all": (b"", "not an intact weight file"),
+    "no pickle": (b"hello", "not an intact weight file"),
     "numpy objects": (
         b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(U\x02O8tRC\x0812345678tR.",
         "a numpy array is of type O8",
@@ -196,7 +196,7 @@ def test_a_tensor_inside_of_its_storage_is_read(tmp_path):
     ],
 )
 def test_a_tensor_outside_of_its_storage_is_refused(tmp_path, wrong):
-    with pytest.raises(UserError, match="no intact weight file"):
+    with pytest.raises(UserError, match="not an intact weight file"):
         load_content(storage_file(tmp_path / "a.pt", **wrong))
 
 

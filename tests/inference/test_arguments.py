@@ -94,7 +94,7 @@ def hub_model() -> HubModel:
 
 
 def test_a_network_checks_its_rules_and_sizes_when_it_is_called(hub_model: HubModel, capsys) -> None:
-    with pytest.raises(UserError, match="size: 0 is no size"):
+    with pytest.raises(UserError, match="size: 0 is not a size"):
         hub_model(PICTURE, size=0)
     hub_model.classes = [99]
     try:
@@ -104,7 +104,7 @@ def test_a_network_checks_its_rules_and_sizes_when_it_is_called(hub_model: HubMo
         hub_model.classes = None
     capsys.readouterr()
     hub_model(PICTURE, size=33)
-    assert "size is no multiple of the stride 32: using 64 64" in capsys.readouterr().err
+    assert "size is not a multiple of the stride 32: using 64 64" in capsys.readouterr().err
     assert hub_model.to(torch.device("cpu")) is hub_model
     with pytest.raises(UserError, match="^device: "):
         hub_model.to(99)

@@ -273,7 +273,7 @@ def test_what_only_looks_like_an_address_is_refused(address: str, tmp_path: Path
     listing = tmp_path / "list.txt"
     listing.write_text(f"{address}\n")
     for source in (address, str(listing)):
-        with pytest.raises(UserError, match="is no address") as error:
+        with pytest.raises(UserError, match="is not an address") as error:
             open_source(source)
         assert "secret" not in str(error.value)
 

@@ -239,7 +239,7 @@ def test_files_that_are_no_weights_are_refused(tmp_path):
     good = save(tmp_path / "good.pt", trained()).read_bytes()
     wrong = {
         "empty.pt": (b"", "the file is empty"),
-        "text.pt": (b"hello, I am a text file\n" * 9, "it is no weight file"),
+        "text.pt": (b"hello, I am a text file\n" * 9, "it is not a weight file"),
         "cut.pt": (good[: len(good) // 2], "damaged or cut off"),
         "begun.pt": (good[:100], "damaged or cut off"),
         "zip.pt": (b"PK\x05\x06" + bytes(18), "no data.pkl"),
@@ -270,7 +270,7 @@ def test_files_of_a_newer_format_and_damaged_ones_are_refused(tmp_path):
         read_checkpoint(tmp_path / "new.pt")
     del content["cfg"]
     torch.save(content, tmp_path / "less.pt")
-    with pytest.raises(UserError, match="no intact weight file"):
+    with pytest.raises(UserError, match="not an intact weight file"):
         read_checkpoint(tmp_path / "less.pt")
 
 

@@ -355,7 +355,7 @@ BROKEN = {
     "layer 2 (Detect) cannot be built: Detect must be the last": small(
         head=[[[1], 1, "Detect", []], [-1, 1, "Conv", [8]]]
     ),
-    "its last layer is no Detect": small(head=[[-1, 1, "Conv", [8]]]),
+    "its last layer is not Detect": small(head=[[-1, 1, "Conv", [8]]]),
     "it has anchors for 2 levels and Detect has 1": small(head=[[[1], 1, "Detect", ["nc", "anchors"]]]),
     "it has no list of layers `backbone`": small(backbone=None),
     "anchors are [[1, 2], [3]]": small(anchors=[[1, 2], [3]]),

@@ -158,11 +158,11 @@ def test_a_row_that_finds_no_room_leaves_the_file_as_it_was(
 @pytest.mark.fault("`results.csv` is a named pipe or not a table", "error naming the file, without blocking")
 def test_what_is_no_table_is_named(path: Path) -> None:
     path.write_text('epoch,a\n0,"' + "x" * 300_000 + '"\n')
-    with pytest.raises(UserError, match=r"results\.csv.*no table"):
+    with pytest.raises(UserError, match=r"results\.csv.*not a table"):
         ResultsWriter(path, COLUMNS, start_epoch=1)
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(UserError, match=r"results\.csv.*no regular file"):
+    with pytest.raises(UserError, match=r"results\.csv.*not a regular file"):
         ResultsWriter(path, COLUMNS, start_epoch=1)
 
 

@@ -71,7 +71,7 @@ def no_names(data):
 
 
 def no_checkpoint(data):
-    (data.parent / "w.pt").write_text("these are no weights")
+    (data.parent / "w.pt").write_text("these are not weights")
     return {"--weights": data.parent / "w.pt"}, ["w.pt"]
 
 

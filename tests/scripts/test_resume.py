@@ -195,7 +195,7 @@ def test_a_state_whose_parts_do_not_fit_is_refused_in_one_line(small_set, run_sc
         before = path.read_bytes()
         done = run_script("train.py", "--resume", path, "--epochs", 2)
         assert done.returncode == 1 and "Traceback" not in done.stderr
-        assert "state.pt" in done.stderr and "no intact run state" in done.stderr, done.stderr
+        assert "state.pt" in done.stderr and "not an intact run state" in done.stderr, done.stderr
         assert path.read_bytes() == before
 
 

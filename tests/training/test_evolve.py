@@ -85,7 +85,7 @@ def test_an_evolution_repeats_and_goes_on_as_if_it_never_had_stopped(tmp_path):
 def test_a_generation_that_fails_counts_as_fitness_0(tmp_path):
     def some_fail(options, _how):
         if options.name == "generation1":
-            raise DivergedError("10 updates in a row were no finite numbers (the batch is in x)", "epoch 1")
+            raise DivergedError("10 updates in a row were not finite numbers (the batch is in x)", "epoch 1")
         trained(options)
         if options.name == "generation2":
             write_results(options.project / options.name, 0.9, loss="")
@@ -95,8 +95,8 @@ def test_a_generation_that_fails_counts_as_fitness_0(tmp_path):
     rows = rows_of(run(options_of(tmp_path, 5, noplots=True), some_fail))
     assert [float(row["fitness"]) > 0 for row in rows] == [True, False, False, False, True]
     assert [row["failure"] for row in rows] == [
-        "", "10 updates in a row were no finite numbers",
-        "its losses are no finite numbers", "its scores are no finite numbers", "",
+        "", "10 updates in a row were not finite numbers",
+        "its losses are not finite numbers", "its scores are not finite numbers", "",
     ]  # fmt: skip
 
 
@@ -140,7 +140,7 @@ def test_a_row_that_somebody_has_broken_is_named(tmp_path):
     folder = run(options_of(tmp_path, 2, noplots=True))
     text = (folder / "evolve.csv").read_text()
     (folder / "evolve.csv").write_text(text.replace("\n1,", "\none,"))
-    with pytest.raises(UserError, match=r"evolve\.csv, line 3: is no generation"):
+    with pytest.raises(UserError, match=r"evolve\.csv, line 3: is not a generation"):
         run(options_of(tmp_path, 3))
 
 

@@ -51,7 +51,7 @@ def test_a_state_of_the_right_form_is_read(tmp_path):
 )
 def test_counts_that_no_run_can_have_are_refused(changes, tmp_path):
     torch.save({**CONTENT, **changes}, tmp_path / "state.pt")
-    with pytest.raises(UserError, match="no intact run state"):
+    with pytest.raises(UserError, match="not an intact run state"):
         read_state(tmp_path / "state.pt")
 
 

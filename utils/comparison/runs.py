@@ -137,7 +137,7 @@ def find_runs(given: Sequence[Path], warn: Warn) -> list[Path]:
     for path in given:
         own = list(_runs_at(path))
         if not own:
-            what = "is no training run: it has no results.csv" if os.path.exists(path) else "is not there"
+            what = "is not a training run: it has no results.csv" if os.path.exists(path) else "is not there"
             warn(f"{path}: {what}")
         found += own
     each: dict[Path, Path] = {}

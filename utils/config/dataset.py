@@ -194,7 +194,7 @@ def _names_problems(data: Mapping[str, Any]) -> list[tuple[str, str]]:
     found = []
     entries = names.values() if isinstance(names, Mapping) else names
     if any(isinstance(entry, bool) for entry in entries):
-        found.append(("names", "yes, no, on, off and the like are no text in YAML: quote it, as in 'yes'"))
+        found.append(("names", "yes, no, on, off and the like are not text in YAML: quote it, as in 'yes'"))
     elif not all(isinstance(entry, str | int | float) for entry in entries):
         found.append(("names", "every class name must be text"))
     elif data.get("layout") == "voc" and (doubles := _doubles(_names_in_order(names))):

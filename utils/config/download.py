@@ -51,7 +51,7 @@ class ArchiveStep:
         if not found and not _FILE_NAME.fullmatch(self.name):
             found.append(("file", f"'{self.name}' is no name for a file, give one with 'file:'"))
         if not found and not self.name.lower().endswith(SUFFIXES):
-            found.append(("file", f"'{self.name}' is no archive of a known kind ({', '.join(SUFFIXES)})"))
+            found.append(("file", f"'{self.name}' is not an archive of a known kind ({', '.join(SUFFIXES)})"))
         for key, length in _HEX.items():
             digest = getattr(self, key)
             if digest and not re.fullmatch(rf"[0-9a-fA-F]{{{length}}}", digest):
@@ -185,7 +185,7 @@ def _split(text: str) -> Any:
 def _address_problems(address: str) -> Iterator[str]:
     parts = _split(address)
     if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
-        yield f"'{address[:_LONGEST]}' is no address of http:// or https://"
+        yield f"'{address[:_LONGEST]}' is not an address of http:// or https://"
     elif parts.username is not None:
         yield "an address must not hold a user or a password"
 

@@ -30,7 +30,7 @@ class ExpansionError(ValueError):
 def check_depth(text: str) -> None:
     """Reject a YAML text that nests deeper than `MAX_DEPTH`, before a loader recurses into it.
 
-    What is no valid YAML passes up to its first error, where the loader will stop too.
+    What is not valid YAML passes up to its first error, where the loader will stop too.
 
     Raises:
         ExpansionError: if it nests deeper.

@@ -135,7 +135,7 @@ def open_lock(path: Path) -> BinaryIO:
     stream = open(path, "ab", opener=_opened_here)
     if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
         stream.close()
-        raise OSError(0, "it is no regular file")
+        raise OSError(0, "it is not a regular file")
     return stream
 
 
@@ -200,7 +200,7 @@ def read_regular(path: str | Path, most: int) -> bytes:
     with open(path, "rb", buffering=0, opener=_opened_at_once) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
-            raise OSError(0, "it is no regular file")
+            raise OSError(0, "it is not a regular file")
         if status.st_size > most:
             raise OSError(0, f"it has more than {most >> 20} MiB")
         return file.readall()

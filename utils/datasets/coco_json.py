@@ -54,7 +54,7 @@ def read_coco(path: Path, names: Sequence[str] | None = None, segments: bool = F
     content = _load(path)
     annotations = content.get("annotations", [])
     if not isinstance(annotations, list):
-        raise UserError("its annotations are no list", path, "fix it, or fetch or copy the file again")
+        raise UserError("its annotations are not a list", path, "fix it, or fetch or copy the file again")
     try:
         own, class_of = _classes(content["categories"], names, path)
         images = {entry["id"]: _image(entry, path) for entry in content["images"]}
@@ -87,11 +87,11 @@ def _load(path: Path) -> dict[str, Any]:
         raise UserError(f"cannot be read ({error.strerror or error})", path, "check the path") from error
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"is no valid JSON ({str(error)[:200]})", path, "fetch or copy the file again"
+            f"is not valid JSON ({str(error)[:200]})", path, "fetch or copy the file again"
         ) from error
     if not isinstance(content, dict) or not {"images", "categories"} <= set(content):
         raise UserError(
-            "is no annotation file: it lacks images or categories",
+            "is not an annotation file: it lacks images or categories",
             path,
             "give one like instances_val2017.json",
         )

@@ -134,7 +134,7 @@ def _refuse_foreign(out: Path) -> None:
         raise UserError("is a file", out, fix)
     files = [path for path in out.rglob("*") if not os.path.isdir(path)]
     if files and not os.path.isfile(out / _MANIFEST):
-        raise UserError(f"exists and is no demo set (it holds {files[0].relative_to(out)})", out, fix)
+        raise UserError(f"exists and is not a demo set (it holds {files[0].relative_to(out)})", out, fix)
     for path in files:
         if not _is_ours(path.relative_to(out)):
             raise UserError(f"would be replaced, but holds a file of yours ({path.name})", out, fix)

@@ -85,7 +85,7 @@ def unused_files(
         texts = (file for file in beside if file.endswith(LABEL_SUFFIX))
         orphans = set(texts) - labels if has_truth else set()
         others = {file for file in _files_below(entry) if not is_image(file)} - labels - orphans
-        yield entry, "files that are no images by their names", sorted(others)
+        yield entry, "files that are not images by their names", sorted(others)
         yield label_folder, "label files without an image", sorted(orphans)
 
 
@@ -177,7 +177,7 @@ def _voc_sources(listing: Path, root: Path) -> list[Source]:
     """
     base = _voc_base(listing, root)
     if os.path.isdir(listing):
-        raise UserError("is a folder and no list of images", listing, "layout 'voc' needs a list")
+        raise UserError("is a folder, not a list of images", listing, "layout 'voc' needs a list")
     image_folder, annotations = base / "JPEGImages", base / "Annotations"
     if not os.path.isdir(image_folder):
         raise UserError("the folder of the images is missing", image_folder, "layout 'voc' needs it")

@@ -55,7 +55,9 @@ class Remote:
         if not mirror:
             return self.urls
         if urlsplit(mirror).scheme not in ("http", "https") or not urlsplit(mirror).netloc:
-            raise UsageError(f"'{mirror}' is no address", f"${MIRROR}", "it starts with http:// or https://")
+            raise UsageError(
+                f"'{mirror}' is not an address", f"${MIRROR}", "it starts with http:// or https://"
+            )
         return (f"{mirror.rstrip('/')}/{quote(self.name)}", *self.urls)
 
 

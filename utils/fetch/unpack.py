@@ -121,9 +121,11 @@ def _damage_told() -> Iterator[None]:
     try:
         yield
     except _DAMAGE as error:
-        raise SourceError(f"it is no intact archive ({str(error)[:200] or type(error).__name__})") from error
+        raise SourceError(
+            f"it is not an intact archive ({str(error)[:200] or type(error).__name__})"
+        ) from error
     except OSError as error:  # from gzip and bz2: the system's own are UserErrors by now
-        raise SourceError(f"it is no intact archive ({error.strerror or error})") from error
+        raise SourceError(f"it is not an intact archive ({error.strerror or error})") from error
 
 
 def _inner_path(parts: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[str, ...] | None:
@@ -200,7 +202,7 @@ def _check_directory(path: Path) -> None:
         tail = stream.read()
     place = tail.rfind(b"PK\5\6")
     if place < 0 or len(tail) < place + 22:
-        raise SourceError("it is no intact archive (the end of a zip is missing)")
+        raise SourceError("it is not an intact archive (the end of a zip is missing)")
     (length,) = struct.unpack("<L", tail[place + 12 : place + 16])
     large = tail.rfind(b"PK\6\6", 0, place)  # the zip64 end record precedes the usual one
     if large >= 0 and len(tail) >= large + 48:
@@ -234,7 +236,7 @@ def _listed_tar(archive: tarfile.TarFile) -> Iterator[_Member]:
     stream = cast(Any, archive.fileobj)
     stream.seek(archive.offset)
     if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        raise SourceError("it is no intact archive (it ends in the middle)")
+        raise SourceError("it is not an intact archive (it ends in the middle)")
     # Read the padding: the checksum of a compressed stream comes after it.
     if len(stream.read(_MAX_READ)) == _MAX_READ:
         raise SourceError("refused: it goes on behind its end")

@@ -48,7 +48,7 @@ def sides_of(size: Any) -> tuple[int, int]:
     given = list(size) if isinstance(size, Iterable) and not _is_scalar(size) else [size]
     sides = [_whole(side, "size", fix) for side in given]
     if len(sides) not in (1, 2) or min(sides) < 1:
-        raise UserError(f"{size!r} is no size", "size", fix)
+        raise UserError(f"{size!r} is not a size", "size", fix)
     return sides[0], sides[-1]
 
 
@@ -149,10 +149,10 @@ def _whole(value: Any, name: str, fix: str) -> int:
         return int(value)
     try:
         if isinstance(value, bool | np.bool_):
-            raise TypeError("true or false is no number")
+            raise TypeError("true or false is not a number")
         return operator.index(value)
     except TypeError as error:
-        raise UserError(f"{value!r} is no whole number", name, fix) from error
+        raise UserError(f"{value!r} is not a whole number", name, fix) from error
 
 
 def _part(value: Any, name: str) -> float:

@@ -47,7 +47,7 @@ def find_network(name: str, download: bool = True) -> Path:
         if any(path.glob("*.xml")):
             return path
         raise UserError(
-            "is a folder and no weight file", name, "name a file in it, or an OpenVINO network's folder"
+            "is a folder, not a weight file", name, "name a file in it, or an OpenVINO network's folder"
         )
     return resolve_weights(name, download)
 

@@ -89,9 +89,9 @@ def checked_onnx(path: Path) -> bytes | None:
     try:
         model = onnx.ModelProto.FromString(content)
     except Exception as error:  # google.protobuf's DecodeError, or its C library's
-        raise UserError("is no intact ONNX file", path, "export it again") from error
+        raise UserError("is not an intact ONNX file", path, "export it again") from error
     if not model.graph.node:
-        raise UserError("is no intact ONNX file (it has no graph)", path, "export it again")
+        raise UserError("is not an intact ONNX file (it has no graph)", path, "export it again")
     outside = False
     own = {(function.domain, function.name) for function in model.functions}
     for node in _nodes(model):
@@ -159,7 +159,7 @@ def _check_tensors(tensors: Iterable[Any], path: Path, external: int) -> bool:
         if not name or Path(name).name != name or "\\" in name or beside.is_symlink() or not beside.is_file():
             shown = printable(name[:100])
             raise UserError(
-                f"refused: its weights lie in {shown!r}, which is no file beside it",
+                f"refused: its weights lie in {shown!r}, which is not a file beside it",
                 path,
                 "put that file into the same folder, or export it again",
             )

@@ -86,7 +86,7 @@ def _checked_xml(content: bytes, path: Path) -> bytes:
         raise UserError("refused: it defines entities", path, fix)
     # openvino accepts bytes in any format it knows, and an ONNX network may refer to other files.
     if not _START.match(text):
-        raise UserError("refused: it is no OpenVINO network", path, fix)
+        raise UserError("refused: it is not an OpenVINO network", path, fix)
     return content
 
 

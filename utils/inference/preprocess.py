@@ -22,7 +22,9 @@ def fitting_image_size(
     """Round sides in px up to multiples of the coarsest stride; a change is reported under `name`."""
     fitting = tuple(math.ceil(side / multiple) * multiple for side in sides)
     if fitting != tuple(sides):
-        console.warn(f"{name} is no multiple of the stride {multiple}: using {' '.join(map(str, fitting))}")
+        console.warn(
+            f"{name} is not a multiple of the stride {multiple}: using {' '.join(map(str, fitting))}"
+        )
     return fitting
 
 

@@ -184,7 +184,9 @@ def _check_address(source: str) -> None:
         try:
             _ = urlsplit(source).port
         except ValueError as error:
-            raise UserError(f"is no address ({error})", without_password(source), "check --source") from error
+            raise UserError(
+                f"is not an address ({error})", without_password(source), "check --source"
+            ) from error
         if (urlsplit(source).hostname or "").removeprefix("www.") in _PAGES:
             fix = "fetch the video with a program made for that, and give the file"
             raise UserError("is the address of a page and no video's", source, fix)

@@ -74,7 +74,7 @@ def _cells(path: Path) -> list[list[str]]:
         return [[cell.strip() for cell in row] for row in csv.reader(_whole_lines(path))]
     except csv.Error as error:
         fix = "move it away, a run begins another"
-        raise UserError(f"is no table of results ({error})", path, fix) from error
+        raise UserError(f"is not a table of results ({error})", path, fix) from error
 
 
 def _whole_lines(path: Path) -> list[str]:

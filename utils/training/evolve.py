@@ -196,9 +196,9 @@ def outcome_of(task: Task) -> Outcome:
     losses = [name for name in last if name.startswith("train/") and name.endswith("_loss")]
     scores = {name: last[name] for name in last if name in METRICS or name.startswith("val/")}
     if not all(math.isfinite(last[name]) for name in losses):
-        return Outcome(task.number, task.hyp, 0.0, {}, "its losses are no finite numbers")
+        return Outcome(task.number, task.hyp, 0.0, {}, "its losses are not finite numbers")
     if not scores or not all(map(math.isfinite, scores.values())):
-        return Outcome(task.number, task.hyp, 0.0, {}, "its scores are no finite numbers")
+        return Outcome(task.number, task.hyp, 0.0, {}, "its scores are not finite numbers")
     value = round(fitness(scores[METRICS[2]], scores[METRICS[3]]), 8)  # results.csv has as many digits
     return Outcome(task.number, task.hyp, value, scores)
 
@@ -246,7 +246,7 @@ def _folder_to_go_on_in(options: TrainOptions) -> Path:
     if options.resume:
         folder = Path(options.resume)
         if not (folder / LOCK_NAME).exists():
-            raise UserError("is no folder of an evolution", folder, "leave --evolve or --resume out")
+            raise UserError("is not a folder of an evolution", folder, "leave --evolve or --resume out")
         return folder
     own_project = options.project != settings_of(type(options))["project"].default
     project = Path(options.project) if own_project else PROJECT

@@ -142,7 +142,7 @@ class Generations:
         except (KeyError, TypeError, ValueError, UserError) as error:
             fix = "fix the line or remove it, or begin anew with another --name"
             place = f"{self._csv}, line {rows.line_num}"
-            raise UserError(f"is no generation of an evolution ({error})", place, fix) from error
+            raise UserError(f"is not a generation of an evolution ({error})", place, fix) from error
         return Outcome(number, hyp, fitness, scores, row.get(_FAILURE) or "")
 
     def _task(self, number: int, folder: Path, over: Mapping[int, Outcome]) -> Task:

@@ -78,12 +78,12 @@ class StepGuard:
         if in_row >= MAX_CONSECUTIVE_SKIPS:
             saved = self._save(batch, progress, terms)
             raise DivergedError(
-                f"{in_row} updates in a row had a loss or gradient that is no finite number{saved}",
+                f"{in_row} updates in a row had a loss or gradient that is not a finite number{saved}",
                 place,
                 "lower lr0 or --distill-ratio, look at the labels, or try --no-amp; the last checkpoint "
                 "is intact",
             )
-        return f"{place}: loss or gradient is no finite number, update skipped ({skipped} so far)"
+        return f"{place}: loss or gradient is not a finite number, update skipped ({skipped} so far)"
 
     @torch.no_grad()
     def restore_buffers(self) -> None:

@@ -174,7 +174,7 @@ def run_state(content: dict[str, Any]) -> RunState:
 
 def _misfit(why: object) -> UserError:
     fix = "go on with the code that wrote it, or start anew from its weights: --weights .../last.pt"
-    return UserError(f"is no intact run state ({why})", STATE_NAME, fix)
+    return UserError(f"is not an intact run state ({why})", STATE_NAME, fix)
 
 
 def saved_hyp(content: dict[str, Any]) -> Hyperparameters:
