@@ -117,6 +117,7 @@ def of_rare_blocks() -> Model:
 
 @pytest.mark.parametrize("shape", [FIXED, FREE])
 @pytest.mark.parametrize("kind", ["onnx", "torchscript"])
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_rare_blocks_are_exported_too(
     of_rare_blocks: Model, pictures: list[np.ndarray], shape, kind: str, tmp_path: Path
 ) -> None:
