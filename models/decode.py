@@ -76,12 +76,14 @@ def decode_above(
         rows.append(start + (anchor * height + y) * width + x)
         found.append(torch.cat((centres, boxes[:, 2:], picked[:, 4:].sigmoid()), 1))
         start += count * height * width
-    image, row, predictions = torch.cat(images), torch.cat(rows), torch.cat(found)
-    if len(levels[0]) > 1:
-        # Sort by image; within an image they are in order already.
-        order = image.argsort(stable=True)
-        image, row, predictions = image[order], row[order], predictions[order]
-    return image, row, predictions
+    together = torch.cat(images), torch.cat(rows), torch.cat(found)
+    return sorted_by_image(*together) if len(levels[0]) > 1 else together
+
+
+def sorted_by_image(image: Tensor, row: Tensor, predictions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sort predictions (C, 5 + K) by their image index (C,), keeping their order within an image."""
+    order = image.argsort(stable=True)
+    return image[order], row[order], predictions[order]
 
 
 @lru_cache(maxsize=64)

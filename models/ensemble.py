@@ -12,6 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from models.decode import sorted_by_image
 from models.yolo import Model, ModelSummary
 
 
@@ -60,8 +61,7 @@ class Ensemble(nn.Module):
             parts.append((image, row + start, predictions))
             start += sum(level[0, ..., 0].numel() for level in own)
         image, row, predictions = (torch.cat(part) for part in zip(*parts, strict=True))
-        order = image.argsort(stable=True)
-        return image[order], row[order], predictions[order]
+        return sorted_by_image(image, row, predictions)
 
     def forward_augmented(self, images: Tensor) -> Tensor:
         """Return decoded predictions (B, N', 5 + K) of all members with test-time augmentation."""

@@ -38,15 +38,11 @@ from utils.evaluation.evaluate import EvaluationResult, EvaluationSettings, Obse
 from utils.evaluation.plots import BatchPlots, save_score_plots
 from utils.inference.backends import (
     configure_exported,
-    find_network,
-    is_exported,
-    load_networks,
     network_in_words,
-    refuse_for_exported,
+    open_networks,
 )
 from utils.inference.classes import WantedClasses, fit_classes
 from utils.inference.exported import ExportedNetwork
-from utils.inference.predictor import half_precision
 from utils.inference.preprocess import fitting_image_size
 from utils.inference.writers import LabelWriter, NameBook
 from utils.reporting.console import Console, duration
@@ -119,18 +115,12 @@ def _network(
     options: TestOptions, config: DatasetConfig, device: torch.device, console: Console
 ) -> tuple[Network | ExportedNetwork, int | tuple[int, int], bool]:
     """Return the network, the side or (height, width) of its images, and whether it computes in float16."""
-    files = [find_network(name, options.fetches) for name in options.weights]
-    weights = " + ".join(map(str, files))
     size: int | tuple[int, int]
-    exported = is_exported(files[0])
-    if exported and len(files) == 1:
-        refuse_for_exported(files[0], options.augment, options.half, console)
-    half = not exported and half_precision(options.half, device, console)
     wanted = None  # as one class, all classes fit
     if not options.single_cls:
         advice = ", or all as one class with --single-cls"
         wanted = WantedClasses(config.names, f"the data {config.yaml_path}", advice)
-    network = load_networks(files, device, half, console, wanted)
+    network, weights, half = open_networks(options, device, console, wanted)
     if isinstance(network, ExportedNetwork):
         # A network without class names is assumed to have the data's classes.
         names = () if network.names else config.names

@@ -13,13 +13,14 @@ from models.checkpoint import build_model, read_checkpoint
 from models.ensemble import Ensemble, Network
 from models.places import resolve_weights
 from models.yolo import Model
+from utils.config.options_inference import InferenceOptions
 from utils.device import describe_device
 from utils.errors import UsageError, UserError
 from utils.inference.classes import WantedClasses, fit_classes
 from utils.inference.exported import ExportedNetwork
 from utils.inference.onnx_backend import OnnxNetwork
 from utils.inference.openvino_backend import OpenVinoNetwork
-from utils.inference.predictor import in_words, prepare_model
+from utils.inference.predictor import half_precision, in_words, prepare_model
 from utils.inference.preprocess import fitting_image_size
 from utils.inference.torchscript_backend import TorchScriptNetwork
 from utils.reporting.console import Console
@@ -104,6 +105,21 @@ def load_networks(
         fit_classes(member, wanted, path, console)
         members.append(member)
     return Ensemble(members)
+
+
+def open_networks(
+    options: InferenceOptions, device: torch.device, console: Console, wanted: WantedClasses | None = None
+) -> tuple[Network | ExportedNetwork, str, bool]:
+    """Load what `--weights` names; also return its name for messages and whether it computes in float16.
+
+    `wanted` is as for `load_networks`. Raises UserError or UsageError if the options do not fit it.
+    """
+    paths = [find_network(name, options.fetches) for name in options.weights]
+    exported = is_exported(paths[0])
+    if exported and len(paths) == 1:
+        refuse_for_exported(paths[0], options.augment, options.half, console)
+    half = not exported and half_precision(options.half, device, console)
+    return load_networks(paths, device, half, console, wanted), " + ".join(map(str, paths)), half
 
 
 def refuse_for_exported(path: Path, augment: bool, half: bool, console: Console) -> None:

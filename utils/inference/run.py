@@ -22,18 +22,15 @@ from utils.device import advice_on_memory, select_device
 from utils.errors import UsageError, UserError
 from utils.inference.backends import (
     configure_exported,
-    find_network,
-    is_exported,
-    load_networks,
     network_in_words,
-    refuse_for_exported,
+    open_networks,
 )
 from utils.inference.detector import Detector, Prepared
 from utils.inference.exported import ExportedNetwork, check_names
 from utils.inference.frames import Frame, Source
 from utils.inference.outputs import LABELS, OutputChoice, Outputs
 from utils.inference.pipeline import BackgroundTasks, in_groups, map_ahead
-from utils.inference.predictor import Predictor, half_precision
+from utils.inference.predictor import Predictor
 from utils.inference.preprocess import fitting_image_size
 from utils.inference.sources import FileSource, PendingFrame, Unreadable, open_source, resolve_default_source
 from utils.inference.streams import StreamSource
@@ -115,13 +112,7 @@ def _say_what_would_be_done(
 
 
 def _detector(options: DetectOptions, device: torch.device, console: Console) -> Detector:
-    files = [find_network(name, options.fetches) for name in options.weights]
-    weights = " + ".join(map(str, files))
-    exported = is_exported(files[0])
-    if exported and len(files) == 1:
-        refuse_for_exported(files[0], options.augment, options.half, console)
-    half = not exported and half_precision(options.half, device, console)
-    network = load_networks(files, device, half, console)
+    network, weights, half = open_networks(options, device, console)
     given_names = load_names(options.data) if options.data else []
     if isinstance(network, ExportedNetwork):
         given = "imgsz" in options.given
