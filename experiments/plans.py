@@ -107,10 +107,25 @@ BOTH = (*RESPONSE, "--distill-box", "6", "--distill-obj", "3", "--distill-cls", 
 FEATURES_ALONE = (*RESPONSE, "--distill-box", "0", "--distill-obj", "0", "--distill-cls", "0")
 
 
+def other_presets(teacher: str) -> tuple[Arm, ...]:
+    """Return the presets besides `response`."""
+    named = {
+        "boxes": ("`boxes`", ("boxes",)),
+        "boxes-soft": ("`boxes --soft-loss`", ("boxes", "--soft-loss")),
+        "objectness": ("`objectness`", ("objectness",)),
+        "l2": ("`l2`", ("l2",)),
+        "kl": ("`kl`", ("kl",)),
+    }
+    return tuple(
+        Arm(name, title, ("--distill-loss", *options), teacher) for name, (title, options) in named.items()
+    )
+
+
 def presets(teacher: str, boxes_first: bool = False) -> tuple[Arm, ...]:
     """Return plain training, each preset, and `response` with the weights for few and for many classes.
 
-    Each feature loss is combined with the latter and, with `boxes_first`, also with the former.
+    Each feature loss is combined with the latter and, with `boxes_first`, also with the former; without it
+    only cwd is.
     """
 
     def distilled(name: str, title: str, *options: str) -> Arm:
@@ -125,18 +140,15 @@ def presets(teacher: str, boxes_first: bool = False) -> tuple[Arm, ...]:
         ]
         return (distilled(name, title, *options), *beside)
 
-    arms = (
-        PLAIN,
-        distilled("boxes", "`boxes`", "--distill-loss", "boxes"),
-        distilled("boxes-soft", "`boxes --soft-loss`", "--distill-loss", "boxes", "--soft-loss"),
-        distilled("objectness", "`objectness`", "--distill-loss", "objectness"),
-        distilled("l2", "`l2`", "--distill-loss", "l2"),
-        distilled("kl", "`kl`", "--distill-loss", "kl"),
-    )
+    arms = (PLAIN, *other_presets(teacher))
     classes = "`response`, classes first (1, 1, 8)"
     if not boxes_first:
-        usual = distilled("boxes-first", "`response` (the default)", *BOXES)
-        return (*arms, usual, *featured("response", classes, *CLASSES))
+        usual = "`response` (the default)"
+        default = (
+            distilled("boxes-first", usual, *BOXES),
+            distilled("boxes-first-cwd", f"{usual}, features by cwd", *BOXES, "--feature-loss", "cwd"),
+        )
+        return (*arms, *default, *featured("response", classes, *CLASSES))
     default = featured("response", "`response` (the default)", *BOXES)
     return (*arms, *default, *featured("default", classes, *CLASSES))
 
@@ -188,6 +200,21 @@ def long_runs(teacher: str) -> tuple[Arm, ...]:
         Arm("response-cwd", "`response`, features by cwd", (*RESPONSE, "--feature-loss", "cwd"), teacher),
         Arm("cwd", "features by cwd alone", (*FEATURES_ALONE, "--feature-loss", "cwd"), teacher),
     )
+
+
+def usual_runs(teacher: str) -> tuple[Arm, ...]:
+    """Return plain training, each preset, and the default with other weights, schedules and with features."""
+    plain, *variants = long_runs(teacher)
+    ratios = (
+        Arm(
+            f"ratio-{name}",
+            f"`response`, `--distill-ratio {ratio}`",
+            (*RESPONSE, "--distill-ratio", ratio),
+            teacher,
+        )
+        for name, ratio in (("half", ".5"), ("2", "2"))
+    )
+    return (plain, *other_presets(teacher), *variants, *ratios)
 
 
 def knowing(image_size: int) -> tuple[Arm, ...]:
@@ -292,11 +319,7 @@ PLANS = {
         224,
         8,
         (*PUBLIC, *NEW_HEAD),
-        (
-            PLAIN,
-            Arm("response", "`response`", RESPONSE, "coco-s"),
-            Arm("boxes-first", "`response`, boxes first (6, 3, 3)", BOXES, "coco-s"),
-        ),
+        usual_runs("coco-s"),
         split="val",
         choice="last",
         common=("--noval",),
