@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.plans import PLANS, Arm, Plan
+from experiments.arms import Arm
+from experiments.plans import PLANS, Plan
 from utils.config.files import write_text_atomically
 from utils.reporting.curves import Curve, CurveGroup, plot_groups
 from utils.reporting.seeds import gain_over, gap_closed, part_to_reach, spread_text
@@ -21,7 +22,7 @@ from utils.words import counted
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "results"
 PAGE = ROOT / "docs" / "experiments.md"
-OTHER_PAGES = {"ablation": ROOT / "docs" / "why-distillation-failed.md"}
+OTHER_PAGES = dict.fromkeys(("ablation", "ablation-voc"), ROOT / "docs" / "why-distillation-failed.md")
 PICTURES = ROOT / "docs" / "images"
 
 

@@ -24,7 +24,8 @@ from typing import Any
 
 import torch
 
-from experiments.plans import PLANS, TEACHERS, Arm, Plan
+from experiments.arms import Arm
+from experiments.plans import PLANS, TEACHERS, Plan
 from experiments.report import RESULTS, ROOT, write_report
 from utils.config.cli import exit_code_of
 from utils.config.files import write_text_atomically

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from experiments import report
-from experiments.plans import PLANS, TEACHERS, Arm, Plan
+from experiments.arms import Arm
+from experiments.plans import PLANS, TEACHERS, Plan
 from experiments.run import Runner
 from utils.errors import UserError
 
