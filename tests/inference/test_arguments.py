@@ -14,7 +14,7 @@ from models.yolo import Model
 from utils.errors import UserError
 from utils.inference.arguments import device_of, frame_of, rules_of, sides_of
 from utils.inference.exported import ExportedNetwork
-from utils.inference.facts import ExportFacts
+from utils.inference.facts import ExportFacts, NmsInside
 from utils.inference.hub import HubModel, ready
 from utils.inference.results import Detections
 
@@ -117,7 +117,7 @@ class OfOneShape(ExportedNetwork):
 
     def run(self, images: Tensor) -> Tensor:
         assert images.shape[2:] == (64, 96)
-        return torch.zeros(len(images), 10, 8)
+        return torch.zeros(len(images), 10, 8 if self.facts.nms is None else 6)
 
 
 def test_a_file_of_one_shape_says_once_that_a_size_has_no_effect(tmp_path: Path, capsys) -> None:
@@ -130,6 +130,21 @@ def test_a_file_of_one_shape_says_once_that_a_size_has_no_effect(tmp_path: Path,
         model(PICTURE, size=640)
     said = capsys.readouterr().err
     assert said.count("takes images of 96x64 px alone: size has no effect") == 1
+
+
+def test_a_file_with_nms_inside_says_once_which_settings_have_no_effect(tmp_path: Path, capsys) -> None:
+    nms = NmsInside(conf_thres=0.25, iou_thres=0.45, max_det=10)
+    facts = ExportFacts(names=("a", "b", "c"), stride=32, shape=(1, 64, 96), nms=nms)
+    model = HubModel(OfOneShape(tmp_path / "x.onnx", facts, torch.device("cpu")))
+    model.conf, model.max_det = 0.5, 3
+    model(PICTURE)
+    assert capsys.readouterr().err == ""
+    model.iou, model.agnostic = 0.6, True
+    for _ in range(2):
+        model(PICTURE)
+    said = capsys.readouterr().err
+    assert said.count("has NMS inside: iou has no effect") == 1
+    assert said.count("has NMS inside: agnostic has no effect") == 1 and "multi_label" not in said
 
 
 def test_pictures_of_sixteen_bits_are_the_same_from_pil_and_from_their_file(tmp_path: Path) -> None:

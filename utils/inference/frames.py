@@ -34,7 +34,7 @@ class Frame:
     live: bool = False
 
 
-class Source(Protocol):
+class FrameSource(Protocol):
     """An iterable of frames; `skipped` has a sentence for each input that could not be read so far."""
 
     skipped: list[str]

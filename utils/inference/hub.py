@@ -102,7 +102,7 @@ class HubModel:
         self.conf, self.iou, self.max_det = 0.25, 0.45, 1000
         self.classes: int | Sequence[int] | None = None
         self.agnostic = self.multi_label = False
-        self._console, self._has_warned_of_size = Console(quiet=not verbose), False
+        self._console, self._warned = Console(quiet=not verbose), set[str]()
         if isinstance(network, ExportedNetwork):
             configure_exported(network, [640], False, (), "names", self._console)
         self.model = network
@@ -184,6 +184,10 @@ class HubModel:
             raise UserError(
                 "needs the network itself, and this one is exported", "augment", "load the .pt file"
             )
+        if isinstance(self.model, ExportedNetwork) and self.model.facts.nms is not None:
+            for name, usual in (("iou", 0.45), ("agnostic", False), ("multi_label", False)):
+                if getattr(self, name) != usual:
+                    self._warn_once(name, f"{self.model.path} has NMS inside")
         rules = rules_of(
             self.conf,
             self.iou,
@@ -200,14 +204,17 @@ class HubModel:
         sides = (640, 640) if size is None else sides_of(size)
         if isinstance(self.model, ExportedNetwork) and self.model.facts.size_hw is not None:
             own = self.model.facts.size_hw
-            if size is not None and sides != own and not self._has_warned_of_size:
-                self._has_warned_of_size = True
-                self._console.warn(
-                    f"{self.model.path} takes images of {own[1]}x{own[0]} px alone: size has no effect"
-                )
+            if size is not None and sides != own:
+                self._warn_once("size", f"{self.model.path} takes images of {own[1]}x{own[0]} px alone")
             return own
         height, width = fitting_image_size(sides, self.stride, self._console, "size")
         return height, width
+
+    def _warn_once(self, setting: str, reason: str) -> None:
+        """Warn that a setting has no effect, unless that has been said."""
+        if setting not in self._warned:
+            self._warned.add(setting)
+            self._console.warn(f"{reason}: {setting} has no effect")
 
 
 def ready(model: Model, device: Device = "", name: str = "", verbose: bool = False) -> HubModel:

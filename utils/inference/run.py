@@ -27,7 +27,7 @@ from utils.inference.backends import (
 )
 from utils.inference.detector import Detector, Prepared
 from utils.inference.exported import ExportedNetwork, check_names
-from utils.inference.frames import Frame, Source
+from utils.inference.frames import Frame, FrameSource
 from utils.inference.outputs import LABELS, OutputChoice, Outputs
 from utils.inference.pipeline import BackgroundTasks, in_groups, map_ahead
 from utils.inference.predictor import Predictor
@@ -93,7 +93,7 @@ def run_detect(options: DetectOptions, console: Console | None = None) -> Path |
 
 
 def _say_what_would_be_done(
-    options: DetectOptions, source: Source, detector: Detector, choice: OutputChoice, console: Console
+    options: DetectOptions, source: FrameSource, detector: Detector, choice: OutputChoice, console: Console
 ) -> None:
     """Run detection on the first frame; report the number of files and where results would be written."""
     frame = next(iter(source), None)
@@ -165,7 +165,7 @@ def _remark_on_nms(network: ExportedNetwork, options: DetectOptions, console: Co
         console.warn(f"--{name.replace('_', '-')} has no effect: {network.path} has NMS inside")
 
 
-def _detect_all(source: Source, detector: Detector, results: _Results, console: Console) -> int:
+def _detect_all(source: FrameSource, detector: Detector, results: _Results, console: Console) -> int:
     """Run detection on every frame and return their number. Ends early if the user quits the viewer."""
     # Of a live source only the newest frame matters, so there is no reading ahead and no batching.
     batch = 1 if isinstance(source, StreamSource) or results.viewer.enabled else detector.batch
@@ -259,7 +259,7 @@ class _Results:
         )
 
 
-def _summarise(source: Source, detector: Detector, count: int, console: Console) -> None:
+def _summarise(source: FrameSource, detector: Detector, count: int, console: Console) -> None:
     if count == 0:
         reasons = "; ".join(source.skipped[:3]) or "no frames"
         raise UserError(f"nothing could be read ({reasons})", "--source", "check the files")

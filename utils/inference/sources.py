@@ -22,7 +22,7 @@ from utils.errors import UserError
 from utils.inference.frames import (
     VIDEO_SUFFIXES,
     Frame,
-    Source,
+    FrameSource,
     is_address,
     is_live,
     is_remote_file,
@@ -163,7 +163,7 @@ def resolve_default_source(source: str) -> str:
     return source
 
 
-def open_source(source: str, vid_stride: int = 1, warn: Callable[[str], None] = print) -> Source:
+def open_source(source: str, vid_stride: int = 1, warn: Callable[[str], None] = print) -> FrameSource:
     """Return the frames of a file, folder, glob, video, stream, webcam, or a list of these.
 
     source: a path; a pattern with * ? [ ] (** for all subfolders); an address (rtsp://, http://, ...) of a
@@ -192,7 +192,7 @@ def _check_address(source: str) -> None:
             raise UserError("is the address of a page and no video's", source, fix)
 
 
-def _listed(path: Path, vid_stride: int, warn: Callable[[str], None]) -> Source:
+def _listed(path: Path, vid_stride: int, warn: Callable[[str], None]) -> FrameSource:
     """Return the frames of a list's sources. If any is live, all are read as streams and may drop frames."""
     try:
         text = read_regular(path, _MAX_LIST_BYTES).decode("utf-8-sig")
