@@ -92,119 +92,108 @@ TEACHERS = {
     "coco-s": TeacherRun(
         "yolov5s, public COCO weights as they are", "yolov5s.pt", data="experiments/data/voc320.yaml"
     ),
+    "demo": TeacherRun("the demo's teacher", "weights/demo_teacher.pt", data="data/demo.yaml"),
 }
 
 SCRATCH = ("--weights", "", "--cfg", "models/yolov5n.yaml")
 PUBLIC = ("--weights", "yolov5n.pt")
+BCCD = Plan(
+    "BCCD, yolov5n from scratch, 60 epochs",
+    "data/bccd.yaml",
+    320,
+    60,
+    SCRATCH,
+    presets("bccd-s", boxes_first=True),
+    common=SMALL_SET,
+)
+VOC = Plan(
+    "VOC320, yolov5n from the public COCO weights, 6 epochs at 224 px",
+    "experiments/data/voc320.yaml",
+    224,
+    6,
+    (*PUBLIC, *NEW_HEAD),
+    (PLAIN, Arm("response", "`response`", RESPONSE, "voc-s")),
+    split="val",
+    choice="last",
+    common=SMALL_SET,
+)
+VOC_KNOWN = replace(
+    VOC,
+    title="VOC320, yolov5n from the public COCO weights with what its head knows, 12 epochs at 224 px",
+    epochs=12,
+    start=PUBLIC,
+    arms=knowing(224),
+    common=(*FINE, "--noval"),
+)
+VOC_USUAL = replace(
+    VOC,
+    title="VOC320, yolov5n with a new head, default hyperparameters, 8 epochs at 224 px",
+    epochs=8,
+    arms=usual_runs("coco-s"),
+    common=("--noval",),
+)
 PLANS = {
-    "bccd-scratch": Plan(
-        "BCCD, yolov5n from scratch, 60 epochs",
-        "data/bccd.yaml",
-        320,
-        60,
-        SCRATCH,
-        presets("bccd-s", boxes_first=True),
-        common=SMALL_SET,
+    "bccd-scratch": BCCD,
+    "bccd-public": replace(
+        BCCD, title="BCCD, yolov5n from the public COCO weights, 30 epochs", epochs=30, start=PUBLIC
     ),
-    "bccd-public": Plan(
-        "BCCD, yolov5n from the public COCO weights, 30 epochs",
-        "data/bccd.yaml",
-        320,
-        30,
-        PUBLIC,
-        presets("bccd-s", boxes_first=True),
-        common=SMALL_SET,
-    ),
-    "voc320": Plan(
-        "VOC320, yolov5n from the public COCO weights, 6 epochs at 224 px",
-        "experiments/data/voc320.yaml",
-        224,
-        6,
-        (*PUBLIC, *NEW_HEAD),
-        (PLAIN, Arm("response", "`response`", RESPONSE, "voc-s")),
-        split="val",
-        choice="last",
-        common=SMALL_SET,
-    ),
-    "voc320-long": Plan(
-        "VOC320, yolov5n from the public COCO weights, 12 epochs at 224 px",
-        "experiments/data/voc320.yaml",
-        224,
-        12,
-        (*PUBLIC, *NEW_HEAD),
-        (
+    "bccd-scratch-gpu": replace(BCCD, title=f"{BCCD.title}, on a GPU"),
+    "voc320": VOC,
+    "voc320-long": replace(
+        VOC,
+        title="VOC320, yolov5n from the public COCO weights, 12 epochs at 224 px",
+        epochs=12,
+        arms=(
             *long_runs("voc-s-fine"),
             Arm("coco", "`response`, the public yolov5s as it is", RESPONSE, "coco-s"),
         ),
-        split="val",
-        choice="last",
         common=(*SMALL_SET, "--noval"),
     ),
-    "voc320-full": Plan(
-        "VOC320, yolov5n from the public COCO weights, 15 epochs at 320 px, on a GPU",
-        "experiments/data/voc320.yaml",
-        320,
-        15,
-        (*PUBLIC, *NEW_HEAD),
-        (PLAIN, Arm("response", "`response`", RESPONSE, "voc-s-320")),
-        split="val",
-        choice="last",
+    "voc320-full": replace(
+        VOC,
+        title="VOC320, yolov5n from the public COCO weights, 15 epochs at 320 px, on a GPU",
+        image_size=320,
+        epochs=15,
+        arms=(PLAIN, Arm("response", "`response`", RESPONSE, "voc-s-320")),
         common=(*SMALL_SET, "--noval"),
     ),
-    "voc320-known": Plan(
-        "VOC320, yolov5n from the public COCO weights with what its head knows, 12 epochs at 224 px",
-        "experiments/data/voc320.yaml",
-        224,
-        12,
-        PUBLIC,
-        knowing(224),
-        split="val",
-        choice="last",
-        common=(*FINE, "--noval"),
+    "voc320-known": VOC_KNOWN,
+    "voc320-known-gpu": replace(
+        VOC_KNOWN,
+        title="VOC320, yolov5n with what the head of its public weights knows, 30 epochs at 320 px, on a GPU",
+        image_size=320,
+        epochs=30,
+        arms=knowing(320),
     ),
-    "voc320-usual": Plan(
-        "VOC320, yolov5n with a new head, default hyperparameters, 8 epochs at 224 px",
-        "experiments/data/voc320.yaml",
-        224,
-        8,
-        (*PUBLIC, *NEW_HEAD),
-        usual_runs("coco-s"),
-        split="val",
-        choice="last",
-        common=("--noval",),
+    "voc320-usual": VOC_USUAL,
+    "voc320-usual-long": replace(
+        VOC_USUAL,
+        title="VOC320, yolov5n with a new head, default hyperparameters, 24 epochs at 224 px",
+        epochs=24,
     ),
-    "few-labels": Plan(
-        "BCCD, a fifth of the labels, the other images unlabelled; yolov5n from the public COCO weights",
-        "experiments/data/bccd_fifth.yaml",
-        320,
-        30,
-        PUBLIC,
-        few_labels(),
+    "few-labels": replace(
+        BCCD,
+        title="BCCD, a fifth of the labels, the other images unlabelled; yolov5n from public weights",
+        data="experiments/data/bccd_fifth.yaml",
+        epochs=30,
+        start=PUBLIC,
+        arms=few_labels(),
         choice="last",
         target="all",
         common=(*SMALL_SET, "--noval"),
     ),
-    "ablation": Plan(
-        "BCCD, yolov5n from scratch, 30 epochs: one cause of a weak distillation put back at a time",
-        "data/bccd.yaml",
-        320,
-        30,
-        SCRATCH,
-        ablations("bccd-s", BOXES),
-        common=SMALL_SET,
+    "ablation": replace(
+        BCCD,
+        title="BCCD, yolov5n from scratch, 30 epochs: one cause of a weak distillation put back at a time",
+        epochs=30,
+        arms=ablations("bccd-s", BOXES),
     ),
-    "gains": Plan(
-        "VOC320, yolov5n from the public COCO weights, 6 epochs at 224 px: the weights of the three terms",
-        "experiments/data/voc320.yaml",
-        224,
-        6,
-        (*PUBLIC, *NEW_HEAD),
-        gains(),
-        seeds=1,
-        split="val",
-        choice="last",
-        common=SMALL_SET,
+    "ablation-voc": replace(
+        VOC_USUAL,
+        title=f"{VOC_USUAL.title}: one cause of a weak distillation put back at a time",
+        arms=ablations("coco-s", RESPONSE),
     ),
+    "gains": replace(VOC, title=f"{VOC.title}: the weights of the three terms", arms=gains(), seeds=1),
     "demo": Plan(
         "The generated set, from the demo student's start, 10 epochs",
         "data/demo.yaml",
@@ -215,24 +204,3 @@ PLANS = {
         common=("--optimizer", "AdamW", "--hyp", "data/hyp.demo.yaml"),
     ),
 }
-TEACHERS["demo"] = TeacherRun("the demo's teacher", "weights/demo_teacher.pt", data="data/demo.yaml")
-PLANS["voc320-usual-long"] = replace(
-    PLANS["voc320-usual"],
-    title="VOC320, yolov5n with a new head, default hyperparameters, 24 epochs at 224 px",
-    epochs=24,
-)
-PLANS["ablation-voc"] = replace(
-    PLANS["voc320-usual"],
-    title=f"{PLANS['voc320-usual'].title}: one cause of a weak distillation put back at a time",
-    arms=ablations("coco-s", RESPONSE),
-)
-PLANS["voc320-known-gpu"] = replace(
-    PLANS["voc320-known"],
-    title="VOC320, yolov5n with what the head of its public weights knows, 30 epochs at 320 px, on a GPU",
-    image_size=320,
-    epochs=30,
-    arms=knowing(320),
-)
-PLANS["bccd-scratch-gpu"] = replace(
-    PLANS["bccd-scratch"], title="BCCD, yolov5n from scratch, 60 epochs, on a GPU"
-)
