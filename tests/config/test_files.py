@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from utils.config.files import (
     last_written,
     next_run_folder,
     one_at_a_time,
+    remove_unfinished,
     replace_atomically,
     user_cache_dir,
     write_text_atomically,
@@ -50,6 +52,45 @@ def test_a_written_file_can_be_read_by_whom_the_umask_allows(tmp_path: Path) -> 
         os.umask(before)
     assert (tmp_path / "opt.yaml").read_text(encoding="utf-8") == "name: größer\n"
     assert stat.S_IMODE((tmp_path / "opt.yaml").stat().st_mode) == 0o644
+
+
+WRITER = """
+import sys
+from itertools import count
+from pathlib import Path
+from utils.config.files import replace_atomically
+
+def fill(stream):
+    for _ in range(64):  # in pieces, so that most kills come in the middle
+        stream.write(bytes([number % 256]) * 4096)
+
+for number in count():
+    replace_atomically(Path(sys.argv[1]), fill)
+    if number == 0:
+        print("written", flush=True)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL")
+@pytest.mark.fault(
+    "SIGKILL while a file is written",
+    "the file is the old or the new one, complete; the temporary file is removed when the run goes on",
+)
+def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
+    path, left = tmp_path / "weights.pt", 0
+    for number in range(20):
+        with subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(path)], cwd=ROOT, stdout=subprocess.PIPE
+        ) as writer:
+            assert writer.stdout is not None and writer.stdout.readline() == b"written\n"
+            time.sleep(0.003 * number)
+            writer.kill()
+        content = path.read_bytes()
+        assert len(content) == 64 * 4096 and len(set(content)) == 1
+        left += len(list(tmp_path.iterdir())) - 1
+        remove_unfinished(tmp_path)
+        assert list(tmp_path.iterdir()) == [path]
+    assert left  # some were killed in the middle
 
 
 @pytest.mark.fault(
