@@ -48,6 +48,13 @@ def state_of(folder):
     return torch.load(folder / "weights/state.pt", weights_only=True)
 
 
+def assert_same_run(whole, cut, rows_of):
+    assert rows_of(whole) == rows_of(cut)
+    one, two = state_of(whole), state_of(cut)
+    assert all(torch.equal(one[part][key], two[part][key]) for part in ("model", "ema") for key in one[part])
+    assert one["run"]["best_epoch"] == two["run"]["best_epoch"]
+
+
 def before(monkeypatch, owner, name, act):
     """Has something done before each call of a function, which is told how often it was called."""
     real, calls = getattr(owner, name), itertools.count(1)
@@ -103,10 +110,8 @@ def test_a_run_goes_on_from_the_middle_of_a_validation(small_set, tmp_path, monk
     steps = []
     before(monkeypatch, Trainer, "run_batch", lambda *_: steps.append(1))
     train("--resume", folder)
-    assert not steps and rows_of(folder) == rows_of(tmp_path / "whole/exp")
-    one, two = state_of(tmp_path / "whole/exp"), state_of(folder)
-    assert all(torch.equal(one[part][key], two[part][key]) for part in ("model", "ema") for key in one[part])
-    assert one["run"]["best_epoch"] == two["run"]["best_epoch"]
+    assert not steps
+    assert_same_run(tmp_path / "whole/exp", folder, rows_of)
 
 
 @pytest.mark.fault(
@@ -130,10 +135,12 @@ def test_a_run_that_stopped_early_stays_so(small_set, tmp_path, monkeypatch, row
 
 @pytest.mark.fault(
     "a loader worker is killed, as when the system is out of memory",
-    "the run ends with an error; the saved state includes every step made",
+    "the run ends with an error; the saved state includes every step made, and `--resume` ends with the same "
+    "weights as an uninterrupted run",
 )
-def test_a_killed_worker_costs_no_step(small_set, tmp_path, monkeypatch):
-    trained = []
+def test_a_killed_worker_costs_no_step(small_set, tmp_path, monkeypatch, rows_of):
+    words, trained = ["--epochs", 2, "--nosave"], []
+    train(*words_of(small_set, tmp_path / "whole", *words))
 
     def kill_worker(call, _given):
         trained.append(call)
@@ -141,11 +148,15 @@ def test_a_killed_worker_costs_no_step(small_set, tmp_path, monkeypatch):
             [worker] = multiprocessing.active_children()
             os.kill(worker.pid, signal.SIGKILL)
 
-    before(monkeypatch, TrainingRun, "_after_step", kill_worker)
-    with pytest.raises(DeadWorkerError):
-        train(*words_of(small_set, tmp_path, "--epochs", 9, "--nosave"), "--workers", 1)
-    saved = state_of(tmp_path / "exp")
+    with monkeypatch.context() as patch:
+        before(patch, TrainingRun, "_after_step", kill_worker)
+        with pytest.raises(DeadWorkerError):
+            train(*words_of(small_set, tmp_path / "cut", *words), "--workers", 1)
+    folder = tmp_path / "cut/exp"
+    saved = state_of(folder)
     assert 4 * saved["run"]["epoch"] + saved["done"] == trained[-1] >= 2
+    train("--resume", folder)
+    assert_same_run(tmp_path / "whole/exp", folder, rows_of)
 
 
 @pytest.fixture
