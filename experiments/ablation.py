@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from models.checkpoint import build_model, read_checkpoint
@@ -65,6 +66,29 @@ class RawBoxes(Response):
         return (student - teacher).square().mean(-1)
 
 
+class ConstantFactor(Response):
+    """The factor |p_T - p_S| is treated as a constant: no cause of weakness, a variant to compare with.
+
+    With the factor's own gradient the loss has a kink where both agree, like an L1 loss.
+    """
+
+    def class_sum(self, student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
+        """Return the weighted class loss, summed over all cells."""
+        return weighted_by_difference(student, teacher, weight[..., None] / student.shape[-1])
+
+    def objectness_sum(self, student: Tensor, teacher: Tensor, share: Tensor | float) -> Tensor:
+        """Return the objectness loss, summed over all cells."""
+        shares = torch.as_tensor(share, device=student.device)[..., None]
+        return weighted_by_difference(student, teacher, shares)
+
+
+def weighted_by_difference(student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
+    """Return the sum of the cross-entropy of logits, weighted also by the difference of probabilities."""
+    target = teacher.sigmoid()
+    factor = (student.detach().sigmoid() - target).abs() * weight
+    return (factor * F.binary_cross_entropy_with_logits(student, target, reduction="none")).sum()
+
+
 class TrainingMode(Teacher):
     """A teacher in training mode, whose batch norms use and update batch statistics."""
 
@@ -101,6 +125,7 @@ CAUSES: dict[str, Callable[[Distiller, LossContext], None]] = {
     "softmax": replaced_by(Softmax),
     "gated": replaced_by(Gated),
     "raw-boxes": replaced_by(RawBoxes),
+    "constant-factor": replaced_by(ConstantFactor),
 }
 
 

@@ -149,7 +149,14 @@ def usual_runs(teacher: str) -> tuple[Arm, ...]:
         )
         for name, ratio in (("half", ".5"), ("2", "2"))
     )
-    return (plain, *other_presets(teacher), *variants, *ratios)
+    factor = Arm(
+        "constant-factor",
+        "`response`, no gradient through the factor of its cross-entropies",
+        RESPONSE,
+        teacher,
+        ablation="constant-factor",
+    )
+    return (plain, *other_presets(teacher), *variants, *ratios, factor)
 
 
 def knowing(image_size: int) -> tuple[Arm, ...]:

@@ -165,6 +165,11 @@ PLANS = {
         epochs=30,
         arms=knowing(320),
     ),
+    "voc320-default": replace(
+        VOC_USUAL,
+        title="VOC320, yolov5n from the public COCO weights, default options, 8 epochs at 224 px",
+        start=PUBLIC,
+    ),
     "voc320-usual": VOC_USUAL,
     "voc320-usual-long": replace(
         VOC_USUAL,

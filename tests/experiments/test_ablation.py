@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from experiments.ablation import AllCells, Gated, RawBoxes, Softmax
+from experiments.ablation import AllCells, ConstantFactor, Gated, RawBoxes, Softmax
 from utils.batch import Batch, StudentOutput
 from utils.distillation.response import Response, ResponseGains
 from utils.distillation.teacher import TeacherOutput
@@ -54,3 +54,17 @@ def test_raw_boxes_are_compared_as_they_are(levels):
     shifted[..., :4] = target[..., :4] + 2
     wanted = 4 * ResponseGains().box * 0.05
     assert float(terms_of(RawBoxes, shifted, target)["box"]) == pytest.approx(wanted, rel=1e-3)
+
+
+def test_a_constant_factor_has_the_same_value_and_no_kink(levels):
+    own, target = levels
+    whole, constant = terms_of(Response, own, target), terms_of(ConstantFactor, own, target)
+    for name in ("cls", "obj"):
+        assert float(constant[name]) == pytest.approx(float(whole[name]), rel=1e-5)
+    slopes = {}
+    for kind in (Response, ConstantFactor):
+        near = (target + 1e-4).requires_grad_()
+        terms = terms_of(kind, near, target)
+        (slope,) = torch.autograd.grad(terms["cls"] + terms["obj"], near)
+        slopes[kind] = float(slope[..., 4:].abs().max())
+    assert slopes[ConstantFactor] < 0.01 * slopes[Response]
