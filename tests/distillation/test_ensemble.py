@@ -3,19 +3,10 @@
 import pytest
 import torch
 
-from models.yolo import Model
+from tests.distillation.networks import NAMES, network
 from utils.distillation.ensemble import Teachers, mean_level, mean_probability
 from utils.distillation.teacher import Teacher, TeacherInStudentFrame
 from utils.errors import UserError
-
-NAMES = ["cell", "dot", "ring"]
-
-
-def network(seed=0, names=NAMES, cfg="models/yolov5n.yaml"):
-    torch.manual_seed(seed)
-    model = Model(cfg, nc=len(names))
-    model.names = list(names)
-    return model.eval()
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from models.checkpoint import save_checkpoint
 from models.names import ClassMap
-from models.yolo import Model
+from tests.distillation.networks import NAMES, network
 from utils.batch import Batch, Progress, StudentOutput
 from utils.distillation.distiller import Distiller
 from utils.distillation.ensemble import Teachers
@@ -19,31 +20,36 @@ from utils.errors import UserError
 from utils.evaluation.disagreement import objectness_map
 from utils.losses.detection import LossGains
 
-NAMES = ["cell", "dot", "ring"]
-
-
-def network(seed=0, names=NAMES, cfg="models/yolov5n.yaml"):
-    torch.manual_seed(seed)
-    model = Model(cfg, nc=len(names))
-    model.names = list(names)
-    return model
-
 
 @pytest.fixture(scope="module")
 def images():
     return torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
+# Fused and unfused outputs (with a deviation of 3) may differ by this much, and do so by up to .005.
+FUSED = 0.02
+
+
+@torch.no_grad()
+def outputs_of(model, images):
+    """The raw levels of a network that has not been made a teacher."""
+    return model.forward_head(model.forward_features(images))
+
+
+def test_what_a_teacher_says_depends_on_what_it_sees(images):
+    """Otherwise none of the comparisons below would notice other images."""
+    for one, other in zip(outputs_of(network(), images), outputs_of(network(), images.flip(3)), strict=True):
+        assert float((one - other).abs().amax()) > 1
+
+
 def test_outputs_carry_no_gradient_and_equal_the_unfused_network(images):
-    model = network().eval()
-    with torch.no_grad():
-        expected = model.forward_head(model.forward_features(images))
+    expected = outputs_of(network(), images)
     teacher = Teacher(network())
     teacher.fit_to(network(1), NAMES)
     levels = teacher(images).levels
     assert not any(level.requires_grad for level in levels)
     for got, want in zip(levels, expected, strict=True):
-        torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(got, want, atol=FUSED, rtol=1e-3)
 
 
 def test_train_mode_of_the_step_does_not_reach_the_teacher(images):
@@ -170,13 +176,17 @@ def test_a_teacher_may_see_larger_pictures(images):
     assert [(pair.student, pair.teacher) for pair in teacher.fit.levels] == [(0, 1), (1, 2)]
     taught = teacher(images)
     assert [level.shape[2] for level in taught.levels] == [8, 4]
+    larger = F.interpolate(images, scale_factor=2, mode="bilinear", antialias=True)
+    for got, want in zip(taught.unconverted_levels, outputs_of(network(), larger)[1:], strict=True):
+        torch.testing.assert_close(got, want, atol=FUSED, rtol=1e-3)
     # The same boxes in pixels: anchors of 30 to 119 px at twice the size are 15 to 60 px here.
     pair = teacher.fit.levels[0]
     raw = taught.unconverted_levels[0][:, pair.anchor_of, ..., 2:4]
     anchors_px = teacher.model.anchors_px[1][pair.anchor_of] / 2
     before = (2 * raw.sigmoid()) ** 2 * anchors_px[None, :, None, None]
     moved = (2 * taught.levels[0][..., 2:4].sigmoid()) ** 2 * student.anchors_px[0][None, :, None, None]
-    torch.testing.assert_close(moved, before, atol=1e-2, rtol=1e-2)
+    largest = 4 * student.anchors_px[0][None, :, None, None]  # that such anchors can represent
+    torch.testing.assert_close(moved, before.minimum(largest), atol=1e-2, rtol=1e-2)
 
 
 def test_a_teacher_without_common_cells_is_refused_with_both_sides_named():
@@ -298,6 +308,13 @@ def test_pictures_that_are_no_multiple_of_the_teachers_stride_are_filled_with_gr
     teacher, student = Teacher(network(cfg=cfg), scale=scale), network(1)
     teacher.fit_to(student, NAMES)
     taught = teacher(pictures)
+    inner = F.interpolate(pictures, scale_factor=scale, mode="bilinear", antialias=True)
+    filled = torch.full((1, 3, 128 if scale == 1 else 64, 192 if scale == 1 else 96), 114 / 255)
+    filled[:, :, : inner.shape[2], : inner.shape[3]] = inner
+    expected = outputs_of(network(cfg=cfg), filled)
+    for pair, got in zip(teacher.fit.levels, taught.unconverted_levels, strict=True):
+        want = expected[pair.teacher][:, :, : got.shape[2], : got.shape[3]]
+        torch.testing.assert_close(got, want, atol=FUSED, rtol=1e-3)
     features = student.forward_features(pictures)
     own = teacher.fit.of_student(StudentOutput(features, student.forward_head(features)))
     assert len(own.levels) >= 2
@@ -305,7 +322,9 @@ def test_pictures_that_are_no_multiple_of_the_teachers_stride_are_filled_with_gr
         assert mine.shape == theirs.shape and mine.shape[2:4] == seen.shape[2:]
     judged = TeacherInStudentFrame(teacher, len(NAMES))
     decoded = judged.decode_levels(judged.forward_head(judged.forward_features(pictures)))
-    assert decoded.isfinite().all() and decoded.shape[-1] == 5 + len(NAMES)
+    wanted = teacher.model.decode_levels(expected)
+    wanted[..., :4] /= scale
+    torch.testing.assert_close(decoded, wanted, atol=0.1, rtol=1e-2)
     # The finest cells, of the larger or smaller image, are as fine as these in the student's.
     assert judged.stride[0] == 8 / scale
     seen = objectness_map(judged, pictures)
