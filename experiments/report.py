@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from experiments.arms import Arm
-from experiments.plans import PLANS, Plan
+from experiments.plans import PLANS, TEACHERS, Plan
 from utils.config.files import write_text_atomically
 from utils.reporting.curves import Curve, CurveGroup, plot_groups
 from utils.reporting.seeds import gain_over, gap_closed, part_to_reach, spread_text
@@ -102,8 +102,12 @@ def remarks(results: Sequence[ArmResults], teachers: dict[str, dict[str, Any]]) 
     found = ""
     for name, record in teachers.items():
         sums = {r.get("teacher_sha256") for e in results if e.arm.teacher == name for r in e.by_seed.values()}
-        if len((sums | {record.get("teacher_sha256")}) - {None}) > 1:
+        sums.add(record.get("teacher_sha256"))
+        if len(sums - {None}) > 1:
             found += f"\nThe teacher `{name}` was trained again in between: not all rows have the same one.\n"
+        elif len(sums) > 1 and TEACHERS[name].options:  # one that was trained, not a public file
+            which = f"which training of the teacher `{name}` they had"
+            found += f"\nSome records do not tell {which}: it may not be the same.\n"
     records = [record for entry in results for record in entry.by_seed.values()]
     on_cpus = [record for record in records if str(record.get("machine", "")).startswith("cpu")]
     reduced = ["--amp-dtype bf16" in record["command"] for record in on_cpus]

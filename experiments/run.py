@@ -42,6 +42,23 @@ BATCH = ("--batch-size", "16", "--cache", "ram", "--noplots")
 Task = tuple[str, Arm, int, Path]  # plan, arm, seed, and the record that it leaves
 
 
+def words_of(
+    plan: Plan, arm: Arm, seed: int, start: Sequence[str], teacher: Path | None, precision: Sequence[str] = ()
+) -> tuple[list[str], list[str]]:
+    """Return the script of a run and its options.
+
+    start: the plan's, with the paths of its weight files. teacher: the path of its weights.
+    """
+    script, options = ["train.py"], arm.options
+    if teacher is not None:
+        script = ["-m", "experiments.ablation", arm.ablation] if arm.ablation else ["train_distill.py"]
+        options = ("--teacher", str(teacher), *arm.options)
+    # No early stopping, so that all arms have the same number of updates.
+    length = ("--img", str(plan.image_size), "--epochs", str(arm.epochs or plan.epochs), "--patience", "0")
+    data = ("--data", arm.data or plan.data)
+    return script, [*data, *start, *length, *BATCH, *precision, "--seed", str(seed), *plan.common, *options]
+
+
 class Runner:
     """Runs what is missing of the plans, on one device."""
 
@@ -125,28 +142,10 @@ class Runner:
     def arm(self, name: str, arm: Arm, seed: int, record: Path) -> None:
         """Train and score one run, and write its record."""
         plan = PLANS[name]
-        data = arm.data or plan.data
-        script, options = ["train.py"], arm.options
-        if arm.teacher is not None:
-            script = ["-m", "experiments.ablation", arm.ablation] if arm.ablation else ["train_distill.py"]
-            options = ("--teacher", str(self.teacher(arm.teacher)), *arm.options)
+        teacher = None if arm.teacher is None else self.teacher(arm.teacher)
         start = tuple(str(self._start(word)) if word.endswith(".pt") else word for word in plan.start)
-        size = ("--img", str(plan.image_size), "--epochs", str(arm.epochs or plan.epochs))
+        script, words = words_of(plan, arm, seed, start, teacher, self.precision)
         folder = RUNS / name / f"{arm.name}-s{seed}"
-        # No early stopping, so that all arms have the same number of updates.
-        length = (*size, "--patience", "0")
-        words = (
-            "--data",
-            data,
-            *start,
-            *length,
-            *BATCH,
-            *self.precision,
-            "--seed",
-            str(seed),
-            *plan.common,
-            *options,
-        )
         begun = time.monotonic()
         command = self._train(script, words, folder)
         seconds = time.monotonic() - begun

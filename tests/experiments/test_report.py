@@ -1,13 +1,15 @@
 """Tables and images made of records."""
 
 import json
+import shlex
+from pathlib import Path
 
 import pytest
 
 from experiments import report
 from experiments.arms import Arm
-from experiments.plans import PLANS, TEACHERS, Plan
-from experiments.run import Runner
+from experiments.plans import PLANS, TEACHERS, Plan, TeacherRun
+from experiments.run import Runner, words_of
 from utils.errors import UserError
 
 PLAN = Plan("a set", "set.yaml", 64, 4, (), (Arm("plain", "plain"), Arm("taught", "`taught`", (), "big")))
@@ -33,6 +35,7 @@ def records(tmp_path, monkeypatch):
         path.write_text(json.dumps(content))
     teacher = {"title": "big one", "map50": 0.9, "map50_95": 0.45}
     (tmp_path / "set" / "teacher-big.json").write_text(json.dumps(teacher))
+    monkeypatch.setitem(TEACHERS, "big", TeacherRun("big one", "big.pt", ("--epochs", "2")))
     return report.read_records("set", PLAN)
 
 
@@ -57,6 +60,9 @@ def test_rows_under_different_teachers_are_told(records):
     results, teachers = records
     assert report.remarks(results, teachers) == ""
     teachers["big"]["teacher_sha256"] = results[1].by_seed[0]["teacher_sha256"] = "a"
+    assert "do not tell which training of the teacher `big`" in report.remarks(results, teachers)
+    for record in results[1].by_seed.values():
+        record["teacher_sha256"] = "a"
     assert report.remarks(results, teachers) == ""
     results[1].by_seed[1]["teacher_sha256"] = "b"
     assert "`big` was trained again" in report.remarks(results, teachers)
@@ -110,3 +116,25 @@ def test_every_plan_has_its_place_in_the_docs_and_its_teachers():
         assert f"<!-- {name} -->" in page and f"<!-- end of {name} -->" in page
         assert {arm.teacher for arm in plan.arms} <= {None, *TEACHERS}
         assert plan.reference in {arm.name for arm in plan.arms}
+
+
+def bare(words):
+    """A command's words without the folders of weight files and the precision, which the machine decides."""
+    kept = [Path(word).name if word.endswith(".pt") else word for word in words]
+    if "--amp-dtype" in kept:
+        at = kept.index("--amp-dtype")
+        del kept[at : at + 2]
+    return kept
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_the_command_of_each_record_is_that_of_its_plan(name):
+    """A figure can be repeated by the command that stands with it, whatever defaults have changed since."""
+    plan = PLANS[name]
+    results, _ = report.read_records(name, plan)
+    for entry in results:
+        weights = None if entry.arm.teacher is None else TEACHERS[entry.arm.teacher]
+        teacher = None if weights is None else Path("best.pt" if weights.options else weights.weights)
+        for seed, record in entry.by_seed.items():
+            script, words = words_of(plan, entry.arm, seed, plan.start, teacher)
+            assert bare(shlex.split(record["command"])) == bare(["python", *script, *words])
