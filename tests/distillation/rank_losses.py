@@ -38,6 +38,9 @@ def losses():
         "objectness": ObjectnessGated(GAINS),
         "response": Response(GAINS, ANCHORS),
         "boxes": PseudoBoxes(DetectionLoss(ANCHORS, 3, GAINS), decoded, soft=False, **pseudo),
+        "boxes, soft": PseudoBoxes(DetectionLoss(ANCHORS, 3, GAINS), decoded, soft=True, **pseudo),
+        "response, a class unknown": Response(GAINS, ANCHORS, complete=False),
+        "objectness, a class unknown": ObjectnessGated(GAINS, complete=False),
     }
 
 

@@ -1,5 +1,7 @@
 """Each thing that looks wrong in a distillation is said once, with what to do."""
 
+import pytest
+
 from utils.distillation.diagnosis import Diagnosis
 
 
@@ -38,6 +40,11 @@ def test_a_gradient_ratio_out_of_bounds_comes_with_a_ratio_to_try():
     assert "labels hardly count" in strong and "--distill-ratio 0.1" in strong
 
 
+@pytest.mark.parametrize(("ratio", "is_told"), [(0.049, True), (0.051, False), (4.9, False), (5.1, True)])
+def test_the_bounds_of_a_gradient_ratio_are_a_twentieth_and_five(ratio, is_told):
+    assert bool(said((1.0, ratio, None))) == is_told
+
+
 def test_while_the_weight_warms_up_its_gradient_is_not_judged():
     assert not said((1.0, 0.002, None, False))
     assert said((1.0, 0.002, None, False), (1.0, 0.002, None, True))
@@ -64,7 +71,7 @@ def test_a_step_that_is_no_finite_number_hides_no_rise():
 
 
 def test_a_teacher_whose_boxes_are_wanted_and_who_has_none_is_named_once():
-    (text,) = said(*[(0.3, 0.5, None, True, False)] * 2)
+    (text,) = said(*[(0.3, 0.002, None, True, False)] * 2)  # and no larger weight is advised
     assert "--t-conf-thres" in text and "detect.py" in text
 
 

@@ -45,6 +45,23 @@ def test_equal_features_have_no_loss(kind):
     assert float(loss(own, projected, raw_levels(own)).detach()) == pytest.approx(0, abs=1e-5)
 
 
+def test_each_loss_is_the_sum_over_levels_of_what_its_formula_says():
+    own, target, raw = maps(0), maps(1), raw_levels(maps(0))
+    by_hand = dict.fromkeys(KINDS, 0.0)
+    for x, y, level in zip(own, target, raw, strict=True):
+        a, b = ((z - z.mean((0, 2, 3), True)) / z.var((0, 2, 3), False, keepdim=True).sqrt() for z in (x, y))
+        p, q = (z.flatten(2).softmax(-1) for z in (a, b))
+        by_hand["cwd"] += float((q * (q / p).log()).sum(-1).mean())
+        by_hand["pkd"] += float((a - b).square().mean() / 2)
+        score = level.sigmoid()[..., 4] * level.sigmoid()[..., 5:].amax(-1)
+        weight = score.amax(1, keepdim=True) / score.amax(1).sum()
+        by_hand["score-l2"] += float(((x - y).square() * weight).sum() / x.shape[1])
+    for kind, gain in (("cwd", 0.02), ("pkd", 0.1), ("score-l2", 0.3)):
+        loss = FeatureLoss(kind, (4, 6), (4, 6))
+        loss.projections = torch.nn.ModuleList([torch.nn.Identity()] * 2)
+        assert float(loss(own, target, raw)) == pytest.approx(gain * by_hand[kind], rel=1e-3)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_channels_and_sizes_are_brought_together_and_the_projections_learn(kind):
     loss = FeatureLoss(kind, (4, 6), (5, 8))

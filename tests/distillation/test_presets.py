@@ -92,6 +92,20 @@ def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient(name):
     assert all(float(level.grad.abs().max()) < 1e-6 for level in student)
 
 
+def test_the_gated_loss_is_what_its_equations_say():
+    student, teacher = levels_of(1), levels_of(2)
+    terms = ObjectnessGated(GAINS)(batch_of(), StudentOutput((), student), TeacherOutput(teacher))
+    by_hand = dict.fromkeys(("box", "obj", "cls"), 0.0)
+    for own, target in zip(student, teacher, strict=True):
+        seen = target[..., 4].sigmoid()
+        squares = (own - target) ** 2
+        by_hand["box"] += GAINS.box * float((seen[..., None] * squares[..., :4]).mean())
+        by_hand["obj"] += GAINS.obj * float(((own[..., 4].sigmoid() - seen) ** 2).mean())
+        by_hand["cls"] += GAINS.cls * float((seen[..., None] * squares[..., 5:]).mean())
+    for name, value in by_hand.items():
+        assert float(terms[name]) == pytest.approx(value, rel=1e-4)
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_a_better_student_has_a_smaller_loss(name):
     teacher = levels_of(1, scale=4)

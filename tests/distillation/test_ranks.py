@@ -12,7 +12,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("rank_losses.py")
 NAMES = (
     "ground truth", "l2", "kl", "objectness", "response", "boxes", "response, little seen",
-    "response, hardly seen", "cwd", "pkd", "score-l2",
+    "response, hardly seen", "boxes, soft", "response, a class unknown", "objectness, a class unknown",
+    "cwd", "pkd", "score-l2",
 )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from utils.distillation import recipe
 from utils.distillation.ensemble import Teachers
 from utils.distillation.recipe import build_preset, compare_scores
 from utils.distillation.teacher import Teacher
+from utils.errors import UserError
 from utils.losses.detection import DetectionLoss, LossGains
 
 
@@ -143,6 +144,25 @@ def test_a_state_tells_a_teacher_that_is_the_students_average_from_none():
     one, own = Teacher(network(NAMES), "t.pt"), Teacher(network(NAMES), "ema", frozen=False)
     student = network(NAMES)
     assert Teachers([one], student, NAMES).checksums() != Teachers([one, own], student, NAMES).checksums()
+
+
+@pytest.mark.parametrize(
+    ("known", "scale", "words"),
+    [(["cell", "dot"], 1.0, "classes ring"), (NAMES, 2.0, "1 of the student's 3 levels"), (NAMES, 1.0, "")],
+)
+def test_without_labels_a_teacher_of_a_part_of_the_head_is_refused(known, scale, words):
+    student = network(NAMES)
+    teachers = Teachers([Teacher(network(known), "t.pt", scale=scale)], student, NAMES)
+    detection = DetectionLoss(student.head.anchors, 3, LossGains())
+    context = SimpleNamespace(
+        model=student, names=NAMES, detection=detection, device="cpu", say=len, warn=len
+    )
+    options = DistillOptions(teacher=("t.pt",), with_gt_loss=False)
+    if not words:
+        assert build_preset(options, context, teachers) is not None
+        return
+    with pytest.raises(UserError, match=rf"{words}, which nothing would train.*--no-with-gt-loss"):
+        build_preset(options, context, teachers)
 
 
 def test_a_single_class_of_another_name_is_taken_and_told():

@@ -5,6 +5,7 @@ import torch
 
 from utils.batch import Batch, Progress, StudentOutput
 from utils.distillation.distiller import Distiller
+from utils.distillation.features import FeatureLoss
 from utils.distillation.schedule import DistillSchedule
 
 
@@ -56,3 +57,14 @@ def test_in_the_closing_epochs_the_teacher_is_not_asked_and_all_terms_are_zero()
     assert distiller(batch, StudentOutput((), ()), at(98)) == {"distill_box": torch.zeros(())}
     with pytest.raises(AssertionError, match="asked"):
         distiller(batch, StudentOutput((), ()), at(97))
+
+
+def test_in_the_closing_epochs_projections_still_have_a_gradient_of_zero():
+    """DDP waits for a gradient of each parameter that it wraps."""
+    distiller = Distiller(
+        Unasked(), Unasked(), 1.0, DistillSchedule(stop_epochs=2), [FeatureLoss("score-l2", (4, 6), (5, 8))]
+    )
+    batch = Batch(torch.zeros(1, 3, 32, 32), torch.zeros(0, 6), torch.ones(1, dtype=torch.bool))
+    sum(distiller(batch, StudentOutput((), ()), at(98)).values()).backward()
+    gradients = [parameter.grad for parameter in distiller.parameters()]
+    assert len(gradients) == 8 and all(slope is not None and not slope.any() for slope in gradients)

@@ -215,7 +215,7 @@ def test_a_teacher_with_nothing_to_say_is_warned_of(teacher, small_set, run_scri
     assert done.returncode == 0, done.stderr
     assert "is not better than the student" in done.stderr
     assert "no box of the teacher reaches --t-conf-thres" in done.stderr
-    assert re.search(r"hardly counts; try --distill-ratio \d+", done.stderr)
+    assert "hardly counts" not in done.stderr  # no weight would help
 
 
 def test_projections_of_features_resume_and_stay_out_of_the_weights(teacher, small_set, run_script, tmp_path):

@@ -59,7 +59,8 @@ class Diagnosis:
         if math.isfinite(loss):
             self.losses.append(loss)
             yield from self._on_loss(warm, sees)
-        if gradient_ratio is not None and warm and math.isfinite(gradient_ratio):
+        # Without boxes to learn from a larger weight would not help.
+        if gradient_ratio is not None and warm and sees and math.isfinite(gradient_ratio):
             judge = self._on_ratio if self.held_at is None else self._on_held
             yield from judge(gradient_ratio)
         if student_map is not None and self.teacher_map is not None and student_map > self.teacher_map:
