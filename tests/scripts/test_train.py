@@ -292,11 +292,14 @@ def test_a_run_without_a_score_yet_has_patience(small_set, run_script, tmp_path,
     done = run_script(
         "train.py", "--data", small_set, "--cfg", "models/yolov5n.yaml", "--weights", "", "--epochs", "3",
         "--patience", "1", "--project", tmp_path, "--noplots", *SMALL, "--hyp", _still(tmp_path),
+        "--save-period", 2,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = rows_of(tmp_path / "exp")
     scores = [float(row["metrics/mAP_0.5"]) for row in rows]
     assert len(rows) == 3 or scores != [0.0] * len(scores)
+    kept = sorted(path.name for path in (tmp_path / "exp/weights").glob("epoch*.pt"))
+    assert kept == ["epoch0.pt", "epoch2.pt"][: len(rows)]
 
 
 def _still(folder):

@@ -343,7 +343,7 @@ class TrainingRun:
         names = ["last.pt"]
         if result is not None and self.best.epoch == epoch:
             names.append("best.pt")
-        if options.save_period > 0 and (epoch + 1) % options.save_period == 0:
+        if options.save_period > 0 and epoch % options.save_period == 0:
             names.append(f"epoch{epoch}.pt")
         for name in names if rank() == 0 else ():
             save_checkpoint(
