@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from utils.words import listed
@@ -61,13 +61,9 @@ class ClassMap:
     one: str = ""
 
     @classmethod
-    def by_name(
-        cls, own: Sequence[str], wanted: Sequence[str], only: Collection[int] | None = None
-    ) -> ClassMap:
-        """Match the teacher's classes `own` with the data's; `only` restricts the latter to these indices."""
+    def by_name(cls, own: Sequence[str], wanted: Sequence[str]) -> ClassMap:
+        """Match the teacher's classes `own` with the data's."""
         numbers = partners(own, wanted)
-        if only is not None:
-            numbers = [number if mine in only else None for mine, number in enumerate(numbers)]
         pairs = [(mine, theirs) for mine, theirs in enumerate(numbers) if theirs is not None]
         known = {theirs for _, theirs in pairs}
         return cls(
@@ -78,14 +74,9 @@ class ClassMap:
         )
 
     @classmethod
-    def all_as_one(
-        cls, own: Sequence[str], merged: Sequence[str], name: str, only: Collection[int] | None = None
-    ) -> ClassMap:
-        """Map the teacher's classes `own` to the single class `name`, into which the data's are `merged`.
-
-        `only` restricts the merged ones to these indices.
-        """
-        parts = cls.by_name(own, merged, only)
+    def all_as_one(cls, own: Sequence[str], merged: Sequence[str], name: str) -> ClassMap:
+        """Map the teacher's classes `own` to the single class `name`, into which the data's are `merged`."""
+        parts = cls.by_name(own, merged)
         if not parts.teacher:
             return cls((), (), (name,), tuple(own))
         return cls((0,), parts.teacher, parts.unknown, parts.ignored, name)

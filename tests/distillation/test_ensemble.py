@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from models.names import ClassMap
 from tests.distillation.networks import NAMES, network
-from utils.distillation.ensemble import Teachers, mean_level, mean_probability
+from utils.batch import StudentOutput
+from utils.distillation.ensemble import Teachers, mean_level, mean_probability, specialists_level
 from utils.distillation.teacher import Teacher, TeacherInStudentFrame
 from utils.errors import UserError
 
@@ -41,17 +43,18 @@ def test_boxes_are_means_of_sizes_weighted_by_objectness():
 def test_one_that_tells_no_classes_apart_knows_all_that_are_one(images, turned):
     """With --single-cls, beside a teacher that knows all of the merged classes, or a part of them."""
     student, merged = network(names=["item"]), ["a", "b", "c"]
-    for known, is_complete in ((["a", "b", "c"], True), (["b", "c", "x"], False)):
+    for known, is_whole in ((["a", "b", "c"], True), (["b", "c", "x"], False)):
         members = [Teacher(network(1, names=["thing"])), Teacher(network(2, names=known))]
         teachers = Teachers(members[::-1] if turned else members, student, ["item"], merged)
-        assert teachers.fit.classes.student == (0,)
-        assert (not teachers.fit.classes.unknown) == is_complete
+        assert teachers.fit.classes.student == (0,) and not teachers.fit.classes.unknown
         together, each = teachers(images)
         assert together.levels[0].shape[-1] == 6
-        if is_complete:  # its objectness is whole: nothing of it is another class's
-            own = each[0 if turned else 1]
-            for level, raw in zip(own.levels, own.unconverted_levels, strict=True):
-                assert torch.equal(level[..., 4], raw[..., 4])
+        own = each[0 if turned else 1]
+        for level, raw in zip(own.levels, own.unconverted_levels, strict=True):
+            assert torch.equal(level[..., 4], raw[..., 4]) == is_whole  # else without the objects x
+        if not is_whole:  # an object that one of them does not know is one all the same
+            wanted = torch.stack([view.levels[0][..., 4] for view in each]).amax(0)
+            assert torch.equal(together.levels[0][..., 4], wanted)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -66,14 +69,18 @@ def test_in_reduced_precision_teachers_say_together_what_they_say_in_float32(dty
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_one_that_tells_no_classes_apart_has_nothing_in_common_with_strangers(images, turned):
+def test_strangers_leave_the_classes_to_one_that_tells_none_apart(images, turned):
     student = network(names=["item"])
     for merged, others in ((["a", "b"], ["xy"]), (["a", "b", "c"], ["ax", "by"])):
         members = [Teacher(network(1, names=["thing"]))]
         members += [Teacher(network(2, names=list(names))) for names in others]
         teachers = Teachers(members[::-1] if turned else members, student, ["item"], merged)
-        assert not teachers.fit.classes.student
-        teachers(images)
+        assert teachers.fit.classes.student == (0,)
+        together, each = teachers(images)
+        if others == ["xy"]:  # a stranger's background says nothing
+            knowing, stranger = each[::-1] if turned else each
+            assert not stranger.levels and len(stranger.features) == 3
+            torch.testing.assert_close(together.levels[0], knowing.levels[0], atol=2e-2, rtol=1e-3)
 
 
 def test_one_teacher_speaks_for_itself(images):
@@ -82,17 +89,51 @@ def test_one_teacher_speaks_for_itself(images):
     assert together is alone
 
 
-def test_teachers_answer_for_the_levels_and_classes_that_all_share(images):
+def test_teachers_answer_for_the_levels_that_all_share_and_the_classes_that_any_knows(images):
     six = Teacher(network(1, cfg="models/hub/yolov5n6.yaml"))
     other = Teacher(network(2, names=["ring", "cat", "cell"]))
-    student = network(cfg="models/yolov5n.yaml")
-    teachers = Teachers([six, other], student, NAMES)
-    assert teachers.fit.classes.student == (0, 2)
+    names = [*NAMES, "comet"]
+    student = network(names=names)
+    teachers = Teachers([six, other], student, names)
+    assert teachers.fit.classes.student == (0, 1, 2) and teachers.fit.classes.unknown == ("comet",)
+    assert teachers.note == (
+        "the teachers together: 3 of 4 classes known, each learnt from those that know it; "
+        "no class term for 1 class (comet)"
+    )
     together, each = teachers(images)
-    assert len(together.levels) == 3 and all(level.shape[-1] == 7 for level in together.levels)
-    assert [level.shape[-1] for view in each for level in view.levels] == [7] * 6
-    probability = torch.stack([view.levels[0][..., 5:].sigmoid() for view in each]).mean(0)
-    torch.testing.assert_close(together.levels[0][..., 5:].sigmoid(), probability, atol=1e-5, rtol=1e-5)
+    assert len(together.levels) == 3 and all(level.shape[-1] == 8 for level in together.levels)
+    assert [level.shape[-1] for view in each for level in view.levels] == [8] * 3 + [7] * 3
+    features = student.forward_features(images)
+    own = teachers.fit.of_student(StudentOutput(features, student.forward_head(features)))
+    assert [level.shape for level in own.levels] == [level.shape for level in together.levels]
+
+
+def logit(*probabilities):
+    return torch.tensor(probabilities).logit()
+
+
+def test_each_class_is_learnt_from_the_teachers_that_know_it():
+    """By hand, for three cells: an object of a class that both know, of one that one knows, and none."""
+    box = torch.zeros(3, 4)
+    first = torch.cat((box, logit([0.8, 0.9, 0.3], [0.9, 0.1, 0.8], [0.01, 0.5, 0.4])), 1)  # knows a and b
+    second = torch.cat((box, logit([0.6, 0.8, 0.2], [0.05, 0.9, 0.9], [0.03, 0.5, 0.5])), 1)  # knows a and c
+    levels = [level.view(1, 1, 1, 3, 7) for level in (first, second)]
+    maps = [ClassMap((0, 1), (0, 1), ("c",), ()), ClassMap((0, 2), (0, 1), ("b",), ())]
+    together = ClassMap((0, 1, 2), (0, 1, 2), (), ())
+    found = specialists_level(levels, maps, together).sigmoid().view(3, 8)[:, 4:]
+    shared = (0.8 + 0.6) / 2
+    wanted = [
+        [shared, (0.8 * 0.9 + 0.6 * 0.8) / 2 / shared, 0.8 * 0.3 / shared, 0.6 * 0.2 / shared],
+        [0.9, (0.9 * 0.1 + 0.05 * 0.9) / 2 / 0.9, 0.8, 0.05 * 0.9 / 0.9],
+        [0.03, (0.01 * 0.5 + 0.03 * 0.5) / 2 / 0.03, 0.01 * 0.4 / 0.03, 0.5],
+    ]
+    torch.testing.assert_close(found, torch.tensor(wanted), atol=1e-5, rtol=1e-4)
+
+
+def test_a_specialist_alone_says_what_it_would_say_without_the_others(images):
+    level = torch.randn(1, 3, 4, 4, 8, generator=torch.Generator().manual_seed(0))
+    known = ClassMap((0, 1, 2), (0, 1, 2), (), ())
+    torch.testing.assert_close(specialists_level([level], [known], known), level, atol=1e-4, rtol=1e-4)
 
 
 def test_classes_in_another_order_are_averaged_with_their_own_kind(images):

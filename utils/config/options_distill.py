@@ -39,7 +39,8 @@ class DistillOptions(TrainOptions):
 
     teacher: tuple[str, ...] = option(
         (),
-        f"teacher weights; several are averaged; {OWN_AVERAGE}: the student's own moving average",
+        "teacher weights; several are averaged, each class over those that know it; "
+        f"{OWN_AVERAGE}: the student's own moving average",
         aliases=("t-weights",),
         group=TEACHER,
     )
@@ -59,7 +60,7 @@ class DistillOptions(TrainOptions):
     distill_loss: Preset | None = option(
         None,
         "output loss: probabilities and boxes where the teacher sees objects (response), its "
-        "detections as targets (boxes), or every cell with gated objectness, squared error or KL; "
+        "detections as targets (boxes), or every cell with a loss gated by objectness, squared error or KL; "
         "without it response, or what --soft-loss or --full-output-loss ask for",
         aliases=("dist-loss",),
         group=TEACHER,

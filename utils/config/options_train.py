@@ -67,7 +67,7 @@ class TrainOptions(RunOptions):
     )
     cache: Literal["ram", "disk"] | None = option(
         None,
-        "cache decoded training images in memory or on disk (in the user's cache folder); without a value, ram",
+        "cache the training images in memory or on disk (in the user's cache folder); without a value, ram",
         aliases=("cache-images",),
         bare="ram",
         group=DATA,

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.names import ClassMap
 from models.yolo import Model
 from utils.config.options import OWN_AVERAGE
 from utils.distillation.teacher import Teacher, TeacherOutput
@@ -19,10 +20,12 @@ _EPS = 1e-6
 
 
 class Teachers:
-    """One or more teachers, at the levels and for the classes that all of them share with the student.
+    """One or more teachers, at the levels that all of them share with the student.
+
+    Each class is taught by those that know it, so specialists of different classes teach one student.
 
     fit: which of the student's outputs are compared. class_count: of the data. note: a message about the
-    common classes if not all teachers know the same ones.
+    classes if not all teachers know the same ones.
     """
 
     def __init__(
@@ -34,18 +37,7 @@ class Teachers:
         """
         self.members, self.class_count = list(members), len(names)
         for member in self.members:
-            member.fit_to(student, names, merged=merged)
-        data_names = merged or names
-        known = [member.known_of(data_names, is_one=bool(merged)) for member in self.members]
-        common, self.note = set.intersection(*known), ""
-        if any(classes != common for classes in known):
-            lost = [name for number, name in enumerate(data_names) if number not in common]
-            if common:
-                in_common = f"{len(common)} of {len(data_names)} classes are known to all of them"
-                what = "unknown" if merged else "no class term for"
-                self.note = f"the teachers together: {in_common}; {what} {listed(lost)}"
-            for member in self.members:
-                member.fit_to(student, names, common, merged)
+            member.fit_to(student, names, merged)
         levels = [{pair.student for pair in member.fit.levels} for member in self.members]
         shared = set.intersection(*levels)
         if not shared:
@@ -53,9 +45,25 @@ class Teachers:
             raise UserError("they have no level of the student in common", self.source, fix)
         for member in self.members:
             member.fit = member.fit.at(shared)
-        # A class unknown to any teacher may appear as background in the ensemble's output.
-        partial = (member.fit for member in self.members if member.fit.classes.unknown)
-        self.fit = next(partial, self.members[0].fit)
+        self.fit, self.note, self._specialists = self.members[0].fit, "", False
+        self._share_classes(names, merged)
+
+    def _share_classes(self, names: Sequence[str], merged: Sequence[str]) -> None:
+        """Prepare the averages of classes if not all teachers know the same ones."""
+        data_names = merged or names
+        known = [member.known_of(data_names, is_one=bool(merged)) for member in self.members]
+        together = sorted(set.union(*known))
+        if all(len(classes) == len(together) for classes in known):
+            return
+        lost = tuple(name for number, name in enumerate(data_names) if number not in together)
+        what = f"; {'unknown' if merged else 'no class term for'} {listed(list(lost))}" if lost else ""
+        self.note = (
+            f"the teachers together: {len(together)} of {len(data_names)} classes known, "
+            f"each learnt from those that know it{what}"
+        )
+        self._specialists = True
+        numbers, one = ((0,), names[0]) if merged else (tuple(together), "")
+        self.fit = self.fit.for_classes(ClassMap(numbers, tuple(together), lost, (), one))
 
     @property
     def source(self) -> str:
@@ -67,16 +75,22 @@ class Teachers:
         """The message for the case that data and teachers have no class in common."""
         if len(self.members) == 1:
             return f"{self.source} knows none of the data's classes"
-        return f"{self.source} have no class of the data in common"
+        return f"{self.source} know none of the data's classes"
 
     def __call__(self, images: Tensor) -> tuple[TeacherOutput, list[TeacherOutput]]:
         """Return the ensemble's output for images (B, 3, H, W) and that of each teacher; one forward each."""
         each = [member(images) for member in self.members]
         if len(each) == 1:
             return each[0], each
-        return TeacherOutput(
-            tuple(mean_level(views) for views in zip(*(o.levels for o in each), strict=True))
-        ), each
+        # Who knows none of the classes has no levels, and teaches features alone.
+        pairs = [(o.levels, m.fit.classes) for o, m in zip(each, self.members, strict=True) if o.levels]
+        by_level = zip(*(levels for levels, _ in pairs), strict=True)
+        if self._specialists:
+            maps = [classes for _, classes in pairs]
+            pooled = tuple(specialists_level(views, maps, self.fit.classes) for views in by_level)
+        else:
+            pooled = tuple(map(mean_level, by_level))
+        return TeacherOutput(pooled), each
 
     def checksums(self) -> list[str]:
         """Return the checksum of each teacher, or a fixed word if it is not frozen."""
@@ -95,14 +109,49 @@ def mean_level(levels: Sequence[Tensor]) -> Tensor:
     by each teacher's objectness: one that sees nothing there does not affect the box.
     """
     stacked = torch.stack([level.float() for level in levels])
+    boxes = _mean_boxes(stacked[..., :5])
+    return torch.cat((boxes, mean_probability(stacked[..., 4:])), -1).to(_widest(levels))
+
+
+def specialists_level(levels: Sequence[Tensor], maps: Sequence[ClassMap], together: ClassMap) -> Tensor:
+    """Average the raw levels of teachers that know different classes to one, (B, A, H, W, 5 + C).
+
+    A class's score, objectness times probability, is the mean over the teachers that know it. Objectness is
+    the mean over the teachers that know the class of the best score: to the others its objects are
+    background. A class's probability is its score divided by that. Boxes are averaged as in `mean_level`.
+
+    levels: (B, A, H, W, 5 + C_m) of each teacher, whose classes are `maps`. together: the C classes that any
+    of them knows; of a single merged one, the objectness is the largest.
+    """
+    boxes = _mean_boxes(torch.stack([level[..., :5].float() for level in levels]))
+    if together.one:
+        largest = torch.stack([level[..., 4:5].float() for level in levels]).amax(0)
+        return torch.cat((boxes, largest, levels[0][..., 5:].float()), -1).to(_widest(levels))
+    size = (*levels[0].shape[:-1], len(together.student))
+    scores, objectness = boxes.new_zeros(size), boxes.new_zeros(size)
+    counts = boxes.new_zeros(len(together.student))
+    place = {number: column for column, number in enumerate(together.student)}
+    for level, classes in zip(levels, maps, strict=True):
+        columns = torch.tensor([place[number] for number in classes.student], device=level.device)
+        seen = level[..., 4:5].float().sigmoid().expand(*size[:-1], len(columns))
+        objectness.index_add_(-1, columns, seen)
+        scores.index_add_(-1, columns, seen * level[..., 5:].float().sigmoid())
+        counts.index_add_(0, columns, torch.ones_like(columns, dtype=counts.dtype))
+    scores, objectness = scores / counts, objectness / counts
+    of_best = objectness.gather(-1, scores.argmax(-1, keepdim=True))
+    rest = torch.cat((of_best, scores / of_best), -1).clamp(_EPS, 1 - _EPS).logit()
+    return torch.cat((boxes, rest), -1).to(_widest(levels))
+
+
+def _mean_boxes(stacked: Tensor) -> Tensor:
+    """Average raw boxes, weighted by objectness: (M, ..., 5) of M teachers to (..., 4)."""
     weight = stacked[..., 4:5].sigmoid().clamp(min=1e-12)
     weight = weight / weight.sum(0)
     half = stacked[..., :4].sigmoid()
     centres = (half[..., :2] * weight).sum(0)
     # Decoded width and height are proportional to the square of the sigmoid.
     sizes = (half[..., 2:4].square() * weight).sum(0).sqrt()
-    boxes = torch.cat((centres, sizes), -1).clamp(_EPS, 1 - _EPS).logit()
-    return torch.cat((boxes, mean_probability(stacked[..., 4:])), -1).to(_widest(levels))
+    return torch.cat((centres, sizes), -1).clamp(_EPS, 1 - _EPS).logit()
 
 
 def _widest(levels: Sequence[Tensor]) -> torch.dtype:

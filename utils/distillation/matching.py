@@ -61,6 +61,19 @@ class Fit:
         """Return the fit restricted to these levels of the student."""
         return replace(self, levels=tuple(pair for pair in self.levels if pair.student in student_levels))
 
+    def levels_left_out(self, student: Model) -> str:
+        """Return a message about the student's levels that are not compared; empty if all are."""
+        strides = _integers(student.head.stride.tolist())
+        shared = {pair.student for pair in self.levels}
+        rest = [str(stride) for level, stride in enumerate(strides) if level not in shared]
+        where = f"its cells fit {len(shared)} of the student's {len(strides)} levels"
+        return f"{where}; those of stride {' and '.join(rest)} learn from the labels alone" if rest else ""
+
+    def for_classes(self, classes: ClassMap) -> Fit:
+        """Return the fit of teachers that know these classes together."""
+        rows = torch.tensor(rows_of_classes(classes.student), device=self.student_rows.device)
+        return replace(self, classes=classes, student_rows=rows)
+
     def of_student(self, output: StudentOutput) -> StudentOutput:
         """Return the student's matched levels, with the classes that both know."""
         levels = tuple(output.levels[pair.student] for pair in self.levels)

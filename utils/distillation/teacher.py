@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +46,6 @@ class Teacher:
 
     names: list[str] | None  # None if the file has none
     fit: Fit  # from `fit_to`
-    known: ClassMap  # from `fit_to`: all shared classes, regardless of other teachers
     body: Body  # possibly compiled
     remark: str = ""  # about how the file was read
     dtype: torch.dtype | None = None  # of its convolutions, None for float32
@@ -126,33 +125,29 @@ class Teacher:
         self,
         student: Model,
         names: Sequence[str],
-        only: Collection[int] | None = None,
         merged: Sequence[str] = (),
     ) -> None:
         """Match its outputs to the student's.
 
-        Unnamed classes, or a single one on both sides, are taken to be the data's. only: indices of the
-        data's classes to match. merged: the classes of the data that are merged into one for the student.
-        Raises UserError, describing both sides, if no level matches or if the number of unnamed classes
-        differs.
+        Unnamed classes, or a single one on both sides, are taken to be the data's. merged: the classes of the
+        data that are merged into one for the student. Raises UserError, describing both sides, if no level
+        matches or if the number of unnamed classes differs.
         """
         if merged and self.model.nc == 1:  # it tells no classes apart either
-            merged, only = (), (None if only else only)  # an empty `only` stays: no class is shared
+            merged = ()
         teacher_names, taken = self._names_for(merged or names)
         if merged:
-            classes = ClassMap.all_as_one(teacher_names, merged, names[0], only)
+            classes = ClassMap.all_as_one(teacher_names, merged, names[0])
         else:
-            classes = ClassMap.by_name(teacher_names, names, only)
-        if only is None:
-            pairs = f"; matched: {classes.pairs(teacher_names, names)}" if classes.student else ""
-            told = [taken] if taken and (merged or classes.is_identity) else []
-            self.mapping = "; ".join(told + ([] if classes.is_identity else [f"{classes}{pairs}"]))
+            classes = ClassMap.by_name(teacher_names, names)
+        pairs = f"; matched: {classes.pairs(teacher_names, names)}" if classes.student else ""
+        told = [taken] if taken and (merged or classes.is_identity) else []
+        self.mapping = "; ".join(told + ([] if classes.is_identity else [f"{classes}{pairs}"]))
         if not (classes.is_identity or classes.unknown or classes.ignored or classes.one):
             self._reorder(classes.teacher)
             classes = ClassMap.by_name(names, names)
-        if only is None:
-            self.known = classes
         self.fit = fit_networks(self.model.head, classes, student, self.scale, self.source)
+        self.mapping = "; ".join(filter(None, (self.mapping, self.fit.levels_left_out(student))))
 
     def _names_for(self, names: Sequence[str]) -> tuple[list[str], str]:
         """Return its class names, or the data's if these are assumed, and a message about the latter."""
@@ -166,6 +161,11 @@ class Teacher:
                 "give --teacher a model trained on the data's classes",
             )
         return teacher_names, ""
+
+    @property
+    def known(self) -> ClassMap:
+        """The classes that it shares with the data; call `fit_to` first."""
+        return self.fit.classes
 
     @property
     def title(self) -> str:
