@@ -132,8 +132,8 @@ class DistillOptions(TrainOptions):
     )
     unlabeled_share: float | None = option(
         None,
-        "fraction of each batch taken from the YAML's unlabeled:, where only the teacher teaches; 0"
-        " leaves these images out; without it, each comes once an epoch",
+        "fraction of each batch (with --rect of an epoch) taken from the YAML's unlabeled:, where only the "
+        "teacher teaches; 0 leaves these images out; without it, each comes once an epoch",
         aliases=("unlabelled-share",),
         limits=between(0, 0.95),
         group=DATA,

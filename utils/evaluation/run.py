@@ -70,15 +70,23 @@ def _run_test(options: TestOptions, console: Console) -> EvaluationResult | None
         config = get_dataset(options.data, options.data_dir, [split], options.fetches, console.info)
     model, size, half = _network(options, config, device, console)
     with main_first():  # the other ranks read its index from the cache
-        index = build_index(config, split, single_cls=options.single_cls, keep=not options.dry_run)
+        index = build_index(
+            config,
+            split,
+            single_cls=options.single_cls,
+            # As for a benchmark whose labels nobody has; otherwise missing labels are a mistake.
+            labels_optional=options.task == "test" and (options.save_json or options.save_txt),
+            keep=not options.dry_run,
+        )
     for problem in index.problems:
         console.warn(problem)
     if options.dry_run:
         _say_what_would_be_done(options, model, size, index, half, console)
         return None
     result, report = _scored(options, model, size, index, half, console)
-    by_class = options.verbose or 1 < len(index.names) < _MANY_CLASSES
-    console.table(*result.table(verbose=by_class and result.labels > 0))
+    if report.is_scored:
+        by_class = options.verbose or 1 < len(index.names) < _MANY_CLASSES
+        console.table(*result.table(verbose=by_class and result.labels > 0))
     _say_speed(result, options, size, console)
     report.finish(result, config, console)
     if options.task != "speed":
@@ -224,6 +232,11 @@ class _Report:
     observers: list[Observer] = field(default_factory=list)
     coco: CocoResults | None = None
 
+    @property
+    def is_scored(self) -> bool:
+        """Whether the images have labels."""
+        return bool(self.index.labelled.any())
+
     def __post_init__(self) -> None:
         options = self.options
         if options.task == "speed":
@@ -250,9 +263,11 @@ class _Report:
             self.coco.join_ranks()
         if self.folder is None or rank() > 0:
             return
-        write_text_atomically(self.folder / METRICS_NAME, json.dumps(result.to_dict(), indent=2) + "\n")
-        if not self.options.noplots:
-            save_score_plots(self.folder, result)
+        if self.is_scored:
+            content = json.dumps(result.to_dict(), indent=2) + "\n"
+            write_text_atomically(self.folder / METRICS_NAME, content)
+            if not self.options.noplots:
+                save_score_plots(self.folder, result)
         if self.coco is not None:
             self._score_with_coco(self.coco, config, console)
         console.info(f"results in {self.folder}")
@@ -261,6 +276,8 @@ class _Report:
         assert self.folder is not None
         path = self.folder / f"{Path(self.options.weights[0]).stem}_predictions.json"
         replace_atomically(path, lambda stream: coco.write(cast(IO[str], codecs.getwriter("utf-8")(stream))))
+        if not self.is_scored:
+            return
         official = official_annotations(config.root, self.index)
         truth = official or annotations_from_index(self.index)
         scores = score_with_pycocotools(path, truth, self.index.paths)
