@@ -22,17 +22,22 @@ dependencies = ["torch", "torchvision", "numpy", "cv2", "yaml", "tqdm", "matplot
 
 
 def custom(
-    path: str | Path | Sequence[str | Path],
+    path: str | Path | Sequence[str | Path] = (),
     autoshape: bool = True,
     _verbose: bool = True,
     device: Device = None,
+    path_or_model: str | Path | None = None,
 ) -> HubModel | Model:
     """Load a weight file for inference, or with `autoshape=False` the bare torch module of a .pt file.
 
     Several .pt files form an ensemble, for inference only.
 
-    `device` and `_verbose` are as in `load`.
+    `device` and `_verbose` are as in `load`. `path_or_model` is an older name of `path`.
     """
+    if path_or_model is not None:
+        path = path_or_model
+    if not isinstance(path, str | Path | Sequence):
+        raise UserError(f"is a {type(path).__name__}", "path", "give the path of a weight file")
     if autoshape:
         return load(path, device, _verbose)
     if not isinstance(path, str | Path):

@@ -13,6 +13,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from utils.config.addresses import refuse_address
 from utils.config.schema import load_yaml
 from utils.config.suggestions import did_you_mean, near_files, near_names, question
 from utils.errors import UserError
@@ -91,8 +92,9 @@ def read_config(
 def find_config(name: Path | str) -> Path:
     """Find a config: the path as given, else by name under `models/` (also written `model/`).
 
-    Raises UserError, with near matches, if there is none.
+    Raises UserError, with near matches, if there is none, and for an address.
     """
+    refuse_address(name)
     given = Path(name)
     if os.path.isfile(given):
         return given

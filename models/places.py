@@ -11,6 +11,7 @@ from models.checkpoint import read_checkpoint
 from models.config import FOLDER
 from models.public_files import FOLDER as PUBLIC_FOLDER
 from models.public_files import NAMES, fetch_public_file, place_of
+from utils.config.addresses import refuse_address
 from utils.config.files import last_written
 from utils.config.suggestions import near_files, question
 from utils.distributed import main_first
@@ -21,8 +22,9 @@ def resolve_weights(name: Path | str, download: bool = False) -> Path:
     """Find a weight file: the path as given, else in `weights/`, else downloaded if it is a public one.
 
     `weights/` is searched for bare names only: a path with a folder means the file in that folder, and one
-    of the same name elsewhere may be another network. Raises UserError with near matches.
+    of the same name elsewhere may be another network. Raises UserError for an address, or with near matches.
     """
+    refuse_address(name)
     given = Path(name)
     folders = [PUBLIC_FOLDER, FOLDER.parent / "weights"]
     is_bare = given.parent in (Path(), PUBLIC_FOLDER)

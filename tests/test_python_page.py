@@ -19,7 +19,7 @@ def test_the_blocks_of_the_python_page_run_one_after_the_other(tmp_path: Path) -
     for name in ("data", "weights", "hubconf.py", "models", "utils"):
         (tmp_path / name).symlink_to(ROOT / name)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(encoding="utf-8"), re.S)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests/strict_warnings")}
     environment |= {"TORCH_HOME": str(tmp_path / "hub"), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(

@@ -38,6 +38,10 @@ class StoppedError(Exception):
         super().__init__(how_to_go_on)
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM has arrived. Like Ctrl-C it is no Exception, which libraries' callers catch."""
+
+
 def reason_of(error: BaseException) -> str:
     """Return the first line of a library's error message, or its type if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()

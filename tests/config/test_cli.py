@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import signal
@@ -139,6 +140,28 @@ def test_options_of_other_yolov5s_are_told_without_a_guess(options_class: type, 
     assert not [known for known in settings_of(options_class).values() if f"--{name}" in names_of(known)]
 
 
+@pytest.mark.parametrize(
+    ("options_class", "words", "told"),
+    [
+        (ScoreOptions, "--task study", "--task study: is not supported, run test.py once"),
+        (ExportOptions, "--include onnx engine --half", "--include engine: is not supported: TensorRT"),
+        (ExportOptions, "--include tflite", "--include tflite: is not supported: --include takes"),
+        (ExportOptions, "--include onx", "--include onx: must be one of torchscript, onnx"),
+    ],
+)  # fmt: skip
+def test_values_of_other_yolov5s_are_told_each_with_what_to_do(
+    options_class: type, words: str, told: str
+) -> None:
+    assert problems_of(options_class, *words.split()).startswith(told)
+
+
+def test_each_of_several_formats_that_are_missing_is_told() -> None:
+    message = problems_of(
+        ExportOptions, *"--include coreml saved_model pb tflite edgetpu tfjs paddle".split()
+    )
+    assert message.count("is not supported: ") == 7
+
+
 def test_a_square_may_be_given_by_height_and_width() -> None:
     for options_class in (TrainOptions, ScoreOptions):
         options = parse(options_class, ["--img", "320", "320", "--batch", "4"])
@@ -184,6 +207,51 @@ def test_ctrl_c_while_the_libraries_load_ends_at_once(monkeypatch: pytest.Monkey
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert (done.returncode, done.stderr, done.stdout) == (130, "interrupted\n", "")
+
+
+def test_sigterm_ends_the_work_as_ctrl_c_does(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is open is finished, even where any Exception is caught; a signal sent twice is one."""
+    finished, acted = [], []
+
+    def main(_: TrainOptions) -> None:
+        try:
+            with contextlib.suppress(Exception):
+                signal.raise_signal(signal.SIGTERM)
+                pytest.fail("went on")
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            finished.append(1)
+
+    before = signal.signal(signal.SIGTERM, lambda number, _: acted.append(number))
+    try:
+        assert run(TrainOptions, main, "", ["--weights", "a.pt"]) == 143
+        assert capsys.readouterr().err == "terminated\n" and finished == [1] and not acted
+        signal.raise_signal(signal.SIGTERM)
+        assert acted == [signal.SIGTERM]  # everything is as it was
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("who", ["a second one", "a child"])
+def test_sigterm_acts_as_always_on_children_and_when_it_comes_again(who: str) -> None:
+    code = (
+        "import os, signal, sys, time\n"
+        "from utils.config import signals\n"
+        "signals.ECHO = -1.0\n"
+        "with signals.sigterm_as_interrupt():\n"
+        "    if sys.argv[1] == 'a child':\n"
+        "        if child := os.fork():\n"
+        "            os._exit(-os.waitstatus_to_exitcode(os.wait()[1]))\n"
+        "    else:\n"
+        "        try: signal.raise_signal(signal.SIGTERM)\n"
+        "        except signals.Terminated: pass\n"
+        "    signal.raise_signal(signal.SIGTERM)\n"
+        "    os._exit(99)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, who], cwd=ROOT, timeout=60, check=False)
+    assert abs(done.returncode) == signal.SIGTERM
 
 
 def test_errors_of_the_user_are_one_line_and_an_exit_code(capsys: pytest.CaptureFixture[str]) -> None:

@@ -83,6 +83,14 @@ def test_scripts_are_named_where_they_lie(monkeypatch):
     assert resume_command(TrainOptions, Path("r")) == "python train.py --resume r"
 
 
+@pytest.mark.parametrize(
+    "script", ["train.py", "train_distill.py", "test.py", "detect.py", "compare.py", "export.py"]
+)
+def test_every_script_names_the_others_where_they_lie(monkeypatch, script):
+    monkeypatch.setattr("sys.argv", [f"/yolo/{script}"])
+    assert command_of(DetectOptions()) == "python /yolo/detect.py"
+
+
 def test_a_run_of_several_processes_goes_on_in_as_many():
     found = resume_command(TrainOptions, Path("r"), 4)
     assert found == "torchrun --nproc_per_node 4 train.py --resume r"

@@ -171,6 +171,24 @@ def test_a_missing_yaml_is_told_with_the_places_that_were_tried_and_no_others(tm
         load_names("x" * 300)
 
 
+@pytest.mark.parametrize("name", ["bccd.v2", "data/bccd.v2", "bccd.txt"])
+def test_a_name_with_another_suffix_is_no_shipped_file(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"^{name}: is not there, nor is {REPOSITORY / name}; did you mean "):
+        load_names(name)
+    assert len(load_names("bccd.yml")) == 3
+
+
+def test_an_archive_is_refused_with_what_to_do_about_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.tar.gz").touch()
+    for name in ("bccd.zip", "mine.tar.gz", "my/BCCD.ZIP"):
+        with pytest.raises(UserError, match=f"^{name}: is an archive, .*; unpack it .*'download:'"):
+            load_names(name)
+    with pytest.raises(UserError, match=r"^https://a\.b/c\.zip: is an address, .*'download:'"):
+        load_names("https://a.b/c.zip")
+
+
 def test_class_names_that_appear_twice_are_remarked(tmp_path):
     config = load_dataset_config(write(tmp_path, GOOD.replace("[cat, dog]", "[cat, dog, cat]")))
     assert config.names == ["cat", "dog", "cat"]

@@ -85,6 +85,18 @@ def test_public_names_stand_for_what_ships_and_a_remark_says_so(
     assert load_hyperparameters("hyp.VOC").lr0 == 0.5 and list(hyperparameter_warnings("hyp.VOC")) == []
 
 
+@pytest.mark.parametrize(
+    "name", ["mine/experiment7/hyp.finetune.yaml", "/nowhere/hyp.scratch-low.yaml", "mine/hyp.VOC"]
+)
+def test_a_file_missing_from_another_folder_is_no_shipped_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=rf"^{name}: is not there; did you mean data/hyp\."):
+        load_hyperparameters(name)
+    assert list(hyperparameter_warnings(name)) == []
+
+
 def test_copying_of_objects_is_taken_with_a_remark_that_it_has_no_effect(tmp_path: Path) -> None:
     assert load(tmp_path, "copy_paste: 0.1\n").copy_paste == 0.1
     path = tmp_path / "hyp.yaml"

@@ -10,17 +10,19 @@ import numpy as np
 import pytest
 
 from utils.config.dataset import load_dataset_config
+from utils.config.options import TrainOptions
 from utils.datasets.check import COLUMNS, check_data, check_split
 from utils.errors import UserError
+from utils.training.start import run_training
 
 GOOD = "0 0.5 0.5 0.5 0.5\n"
 
 
-def checked(config):
+def checked(config, single_cls=False):
     """The lines and the rows of the summary, and the error or None."""
     lines, tables = [], []
     try:
-        check_data(config, lines.append, lambda rows, header: tables.append([*rows]))
+        check_data(config, lines.append, lambda rows, header: tables.append([*rows]), single_cls)
     except UserError as error:
         return lines, tables[0], error
     return lines, tables[0], None
@@ -60,6 +62,16 @@ def test_every_problem_is_listed_with_its_file_and_line_not_only_the_first(make_
     assert str(error).startswith(f"{config.yaml_path}: ") and "split 'val' cannot be used" in str(error)
     assert f"{12 + 12} images unusable, 45 label lines wrong" in str(error)  # unlabeled: the same folder
     assert {path: hashlib.sha256(path.read_bytes()).digest() for path in config.root.rglob("*.*")} == before
+
+
+def test_with_single_cls_class_ids_need_no_names(make_dataset):
+    config = with_val(make_dataset({"a.jpg": GOOD + "1 .5 .5 .1 .1\n7 .2 .2 .1 .1\n"}, names=("a", "b")))
+    lines, rows, error = checked(config, single_cls=True)
+    assert error is None and lines == [f"{config.yaml_path}: nothing is wrong"]
+    assert rows[0] == ("train", 1, 0, 0, 3, 0, 0, 0)
+    assert "2 label lines wrong" in str(checked(config)[2])
+    options = TrainOptions(data=config.yaml_path, check_data=True, single_cls=True)
+    assert run_training(options) == config.yaml_path
 
 
 def test_unlabelled_pictures_need_no_labels(make_dataset):

@@ -12,8 +12,9 @@ import pytest
 import utils.datasets.index as index_module
 from utils.config.dataset import DatasetConfig, load_dataset_config
 from utils.datasets import annotations
+from utils.datasets.check import check_split
 from utils.datasets.index import build_index, join_unlabelled
-from utils.datasets.sources import label_path
+from utils.datasets.sources import is_split_there, label_path
 from utils.errors import UserError
 
 GOOD = "0 0.5 0.5 0.5 0.5\n"
@@ -91,8 +92,8 @@ def test_label_files_that_change_meanwhile_are_not_remembered_for_what_they_were
     (label,) = config.root.rglob("a.txt")
     looked = index_module._refuse_wrong_labels
 
-    def then_away(sources, given):
-        looked(sources, given)
+    def then_away(*given):
+        looked(*given)
         label.rename(label.with_suffix(".bak"))
 
     monkeypatch.setattr(index_module, "_refuse_wrong_labels", then_away)
@@ -209,6 +210,30 @@ def test_a_list_of_missing_pictures_is_named_with_the_first_of_them(make_dataset
     assert str(listed.root / "gone" / "x.jpg") in message and "label" not in message
 
 
+def test_a_list_may_be_meant_from_the_working_folder_where_its_images_are_there_alone(
+    make_dataset, tmp_path, monkeypatch
+):
+    lines = "data set/images/train/b.jpg\ndata set/images/train/a.jpg\ndata set/images/train/gone.jpg\n"
+    listed = listed_config(make_dataset({"a.jpg": GOOD, "b.jpg": GOOD}), lines)
+    assert "none of its 3 images is there" in message_of(listed)
+    assert not is_split_there(listed, "train")
+    monkeypatch.chdir(tmp_path)
+    assert is_split_there(listed, "train")
+    index = build_index(listed, "train", progress=False)
+    assert list(index.paths) == [str(listed.root / "images/train" / name) for name in ("a.jpg", "b.jpg")]
+    assert [len(labels) for labels in index.labels] == [1, 1]
+    assert (
+        index.problems[0].startswith(f"{listed.root / 'list.txt'}: ") and str(tmp_path) in index.problems[0]
+    )
+    assert index.problems[0] in check_split(listed, "train", progress=False).remarks
+    # Some image is where lists are relative to: then no line is taken for one from the working folder.
+    (listed.root / "list.txt").write_text(f"images/train/a.jpg\n{lines}")
+    index = build_index(listed, "train", progress=False)
+    assert [Path(path).name for path in index.paths] == ["a.jpg"] and "working" not in index.problems[0]
+    (listed.root / "list.txt").write_text("./data set/images/train/a.jpg\n")
+    assert "none of its 1 images is there" in message_of(listed)
+
+
 @pytest.mark.parametrize(
     ("line", "told"),
     [("images/train/a\0.jpg", "list.txt:2: a NUL byte"), ("images/train/" + "a" * 300 + ".jpg", "aaa.txt")],
@@ -278,12 +303,28 @@ def test_names_given_twice_are_told_once_for_a_training(make_dataset):
     assert build_index(config, "unlabeled", progress=False).problems == []
 
 
-def test_single_cls_makes_one_class_of_all_but_still_checks_their_ids(make_dataset):
+def test_single_cls_makes_one_class_of_all(make_dataset):
     config = make_dataset({"a.jpg": GOOD + "1 0.2 0.2 0.1 0.1\n"})
     index = build_index(config, "train", single_cls=True, progress=False)
     assert index.nc == 1
     assert index.labels[0][:, 0].tolist() == [0, 0]
     assert build_index(config, "train", progress=False).labels[0][:, 0].tolist() == [0, 1]
+
+
+def test_single_cls_takes_class_ids_without_a_name(make_dataset, cache_folder):
+    config = make_dataset({"a.jpg": GOOD + "1 0.2 0.2 0.1 0.1\n2 0.7 0.7 0.1 0.1\n"}, names=("cell",))
+    for _ in ("built", "from the cache"):
+        index = build_index(config, "train", single_cls=True, progress=False)
+        assert (index.names, index.all_labels()[:, 0].tolist()) == (["cell"], [0, 0, 0])
+        assert index.class_counts().tolist() == [3]
+        assert "a.txt:2: class 1 is not one of 0..0" in message_of(config)
+
+
+@pytest.mark.parametrize("class_id", ["-1", "0.5", "1e9"])
+def test_single_cls_takes_no_odd_class_ids(make_dataset, class_id):
+    config = make_dataset({"a.jpg": f"{class_id} 0.5 0.5 0.5 0.5\n"})
+    with pytest.raises(UserError, match=r"a\.txt:1: class .* is not one of 0\.\."):
+        build_index(config, "train", single_cls=True, progress=False)
 
 
 def test_a_second_build_looks_at_no_picture_and_is_equal(make_dataset, checks):

@@ -6,6 +6,7 @@ import ast
 import copy
 import io
 import json
+import warnings
 import zipfile
 from functools import lru_cache
 from pathlib import Path
@@ -17,13 +18,13 @@ import torch
 from models.yolo import Model
 from utils.boxes import NmsRules, suppress
 from utils.errors import UsageError, UserError
-from utils.export.network import decode_for_export
+from utils.export.network import ExportNetwork, decode_for_export
 from utils.export.scripted_nms import select_detections
 from utils.export.torchscript_file import torchscript_content
 from utils.export.verify import EXACT, HALF, compare
 from utils.inference.backends import load_network
 from utils.inference.exported import ExportedNetwork
-from utils.inference.facts import ExportFacts, NmsInside
+from utils.inference.facts import ExportFacts, NmsInside, facts_to_dict
 from utils.inference.predictor import halved
 
 CPU = torch.device("cpu")
@@ -56,6 +57,42 @@ def test_a_torchscript_file_does_what_the_network_does(
     result = compare(tiny, network, pictures, SIZE_HW, EXACT)
     assert result.shapes == (1 if shape == FIXED else 3)
     assert (result.detections > 20) == (nms is not None)
+
+
+@pytest.mark.parametrize("nms", [None, USUAL])
+def test_a_torchscript_file_gives_a_tuple_of_one_as_other_programs_expect(
+    tiny: Model, nms: NmsInside | None
+) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
+        module = torch.jit.load(io.BytesIO(torchscript_content(tiny, facts_of(tiny, FIXED, nms))))
+    output = module(torch.zeros(2, 3, *SIZE_HW))
+    assert isinstance(output, tuple) and len(output) == 1
+    assert output[0].shape == ((2, 1920, 8) if nms is None else (2, USUAL.max_det, 6))
+
+
+class OfATensor(torch.nn.Module):
+    """What this project exported before: the predictions alone, in no tuple."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.network = ExportNetwork(model)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network(images)[0]
+
+
+def test_a_torchscript_file_of_a_bare_tensor_is_read_as_before(
+    tiny: Model, pictures: list[np.ndarray], tmp_path: Path
+) -> None:
+    stream = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
+        traced = torch.jit.trace(OfATensor(tiny).eval(), torch.zeros(2, 3, *SIZE_HW), check_trace=False)
+        config = json.dumps(facts_to_dict(facts_of(tiny, FIXED)))
+        torch.jit.save(traced, stream, _extra_files={"config.txt": config})
+    network = loaded(tmp_path / "a.torchscript", stream.getvalue())
+    assert compare(tiny, network, pictures, SIZE_HW, EXACT).shapes == 1
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +133,50 @@ def test_the_metadata_of_an_onnx_file_are_what_others_read(tiny: Model, onnx_fil
 def test_operators_that_nobody_knows_yet_are_refused(onnx_files) -> None:
     with pytest.raises(UsageError, match="--opset: 900 is newer"):
         onnx_files(FIXED, opset=900)
+
+
+@pytest.mark.parametrize("opset", [12, 13, 17])
+def test_an_onnx_file_of_an_older_opset_does_what_the_network_does(
+    tiny: Model, pictures: list[np.ndarray], onnx_files, opset: int, tmp_path: Path
+) -> None:
+    """On both sides of opset 14, below which onnx's own converter does not go."""
+    onnx = pytest.importorskip("onnx")
+    from utils.export.older_opset import to_older_opset
+
+    facts = facts_of(tiny, FIXED)
+    written = to_older_opset(onnx.ModelProto.FromString(onnx_files(FIXED)), opset, facts, simplify=True)
+    assert [entry.version for entry in written.opset_import] == [opset]
+    assert written.ir_version == (7 if opset < 15 else 8)
+    network = loaded(tmp_path / "a.onnx", written.SerializeToString())
+    assert network.facts == facts
+    result = compare(tiny, network, pictures, SIZE_HW, EXACT)
+    assert result.predictions > 0
+
+
+def test_an_export_to_an_older_opset_states_what_the_others_do(tiny: Model, onnx_files) -> None:
+    onnx = pytest.importorskip("onnx")
+    from utils.export.onnx_file import onnx_content
+
+    facts = facts_of(tiny, FIXED)
+    older, usual = (
+        onnx.ModelProto.FromString(content)
+        for content in (onnx_content(tiny, facts, 12, simplify=True), onnx_files(FIXED))
+    )
+    assert [entry.version for entry in older.opset_import] == [12]
+    assert sorted(map(str, older.metadata_props)) == sorted(map(str, usual.metadata_props))
+    assert [side.name for side in (*older.graph.input, *older.graph.output)] == ["images", "output0"]
+
+
+def test_what_an_older_opset_lacks_is_one_line_that_says_what_to_leave_out(tiny: Model, onnx_files) -> None:
+    onnx = pytest.importorskip("onnx")
+    from utils.export.older_opset import to_older_opset
+
+    proto = onnx.ModelProto.FromString(onnx_files(FIXED, USUAL))
+    with pytest.raises(UsageError) as refusal:
+        to_older_opset(proto, 12, facts_of(tiny, FIXED, USUAL), simplify=True)
+    said = str(refusal.value)
+    assert said.startswith("--opset: this network cannot be converted to 12 (")
+    assert said.endswith("; give 18 or newer, or leave out --nms") and "\n" not in said
 
 
 @pytest.fixture(scope="module")

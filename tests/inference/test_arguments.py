@@ -147,6 +147,28 @@ def test_a_file_with_nms_inside_says_once_which_settings_have_no_effect(tmp_path
     assert said.count("has NMS inside: agnostic has no effect") == 1 and "multi_label" not in said
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_tensor_goes_through_an_exported_file_too(inside: bool, tmp_path: Path, capsys) -> None:
+    nms = NmsInside(conf_thres=0.25, iou_thres=0.45, max_det=10) if inside else None
+    facts = ExportFacts(names=("a", "b", "c"), stride=32, shape=(1, 64, 96), nms=nms)
+    model = HubModel(OfOneShape(tmp_path / "x.onnx", facts, torch.device("cpu")))
+    output, levels = model(torch.zeros(2, 3, 64, 90))
+    assert output.shape == (2, 10, 6 if inside else 8) and levels is None
+    with pytest.raises(UserError, match=r"is a tensor \(1, 3, 96, 64\); the file takes images of 96x64 px"):
+        model(torch.zeros(1, 3, 96, 64))
+
+
+def test_an_exported_file_has_no_parameters(tmp_path: Path, capsys) -> None:
+    facts = ExportFacts(names=("a", "b", "c"), stride=32, shape=(1, 64, 96))
+    model = HubModel(OfOneShape(tmp_path / "x.onnx", facts, torch.device("cpu")))
+    for method in (model.parameters, model.named_parameters, model.state_dict):
+        with pytest.raises(UserError, match=r"x\.onnx: is exported and has no .*; load the \.pt file"):
+            method()
+    assert model.nc == 3 and model.yaml is None
+    assert model.half() is model and len(model(PICTURE)) == 1
+    assert "in the precision that it was exported in: half() has no effect" in capsys.readouterr().err
+
+
 def test_pictures_of_sixteen_bits_are_the_same_from_pil_and_from_their_file(tmp_path: Path) -> None:
     pil = pytest.importorskip("PIL.Image")
     values = (np.arange(40 * 60, dtype=np.uint16) * 27).reshape(40, 60)

@@ -78,13 +78,78 @@ def test_every_form_of_a_picture_gives_the_same_boxes(
     assert torch.equal(one.xyxy[0], two.xyxy[0])
 
 
+@pytest.mark.parametrize("dtype", [np.int64, np.uint16, np.float32, np.float16])
+def test_arrays_of_other_types_may_hold_the_same_values(
+    model: HubModel, results: Detections, dtype: type
+) -> None:
+    rgb = cv2.imread(PICTURES[0])[..., ::-1]
+    found = model(rgb.astype(dtype), size=320)
+    assert torch.equal(found.xyxy[0], results.xyxy[0]) and found.ims[0].dtype == np.uint8
+    assert len(model(np.zeros((40, 40, 3), dtype), size=320)) == 1  # black on any scale
+
+
+def test_a_tensor_goes_straight_through_the_network(model: HubModel) -> None:
+    images = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    predictions, levels = model(images, profile=True)
+    wanted, _ = bare(ROOT / "weights/demo_student.pt", "cpu").eval()(images)
+    torch.testing.assert_close(predictions, wanted, rtol=1e-4, atol=1e-3)
+    assert not predictions.requires_grad and predictions.shape[2] == 5 + model.nc
+    assert sum(level[0, ..., 0].numel() for level in levels) == predictions.shape[1]
+    augmented, none = model(images.double(), augment=True)
+    assert (
+        augmented.shape[1] > predictions.shape[1] // 2 and augmented.dtype == torch.float32 and none is None
+    )
+    both = load([ROOT / "weights/demo_student.pt"] * 2, "cpu", verbose=False)
+    torch.testing.assert_close(both(images)[0], torch.cat((predictions, predictions), 1))
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(3, 64, 64), r"ims: is a tensor \(3, 64, 64\); give \(B, 3, H, W\)"),
+        (torch.zeros(1, 1, 64, 64), r"is a tensor \(1, 1, 64, 64\)"),
+        (torch.zeros(0, 3, 64, 64), r"is a tensor \(0, 3, 64, 64\)"),
+        (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), r"torch.uint8; give 0..1: images.float\(\) / 255"),
+        (torch.zeros(1, 3, 65, 64), "multiples of the stride"),
+    ],
+)
+def test_a_tensor_that_a_network_does_not_take_is_named(
+    model: HubModel, images: torch.Tensor, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        model(images)
+
+
+def test_the_methods_of_a_module_do_what_they_can(model: HubModel, capsys) -> None:
+    assert model.train(False) is model and model.eval() is model and model.float() is model
+    with pytest.raises(UserError, match=r"train\(\): this model is for inference; .*autoshape=False"):
+        model.train()
+    assert capsys.readouterr().err == ""
+    for _ in range(2):
+        assert model.half() is model
+    assert capsys.readouterr().err.count("the model is on the cpu: half() has no effect") == 1
+    assert len(model(PICTURES[0], size=320, profile=True)) == 1
+    assert model.float() is model
+    assert model.nc == len(model.names) and model.yaml["nc"] == model.nc
+    names = [name for name, _ in model.named_parameters()]
+    assert len(names) == len(list(model.parameters())) and set(names) <= set(model.state_dict())
+    assert next(model.parameters()).device == model.device
+
+
 @pytest.mark.parametrize(
     ("picture", "message"),
     [
         ("nowhere.jpg", "nowhere.jpg: cannot be read"),
         (b"no image", "image 0: cannot be read"),
         ("http://127.0.0.1:9/a.jpg", "cannot be fetched"),
-        (np.zeros((4, 4, 3)), "float64"),
+        (
+            np.full((4, 4, 3), 0.5),
+            r"is an array of float64 with values from 0\.5 to 0\.5; scale it to 0\.\.255",
+        ),
+        (np.full((4, 4, 3), -1, np.int64), r"of int64 with values from -1 to -1; scale it to 0\.\.255"),
+        (np.full((4, 4, 3), 256, np.uint16), r"of uint16 with values from 256 to 256; scale it"),
+        (np.full((4, 4, 3), np.nan, np.float32), "of float32 with values from nan to nan"),
+        (np.zeros((4, 4, 3), bool), r"is an array \(4, 4, 3\) of bool; give a path"),
         (np.zeros((4, 4, 2), np.uint8), r"is an array \(4, 4, 2\)"),
         (np.zeros((0, 4, 3), np.uint8), "is an array"),
         (7, "image 0: is a int; give a path"),
@@ -139,7 +204,29 @@ def test_pictures_are_drawn_on_copies_and_saved(results: Detections, tmp_path: P
     crops = results.crop(save_dir=tmp_path / "cut")
     assert len(crops) == sum(map(len, results.xyxy))
     assert crops[0]["label"].startswith(results.names[crops[0]["cls"]]) and crops[0]["im"].ndim == 3
-    assert len(list((tmp_path / "cut/crops").rglob("*.jpg"))) == len(crops)
+    files = {path: cv2.imread(str(path)).shape for path in (tmp_path / "cut/crops").rglob("*.jpg")}
+    assert sorted(files.values()) == sorted(crop["im"].shape for crop in crops)  # the margin in both
+    x1, y1, x2, y2, *_ = results.xyxy[0][0].tolist()
+    assert crops[0]["im"].shape[0] > y2 - y1 + 5 and crops[0]["im"].shape[1] > x2 - x1 + 5
+
+
+def test_display_does_what_it_is_asked_for(results: Detections, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    results.display()
+    assert capsys.readouterr().out == "" and not (tmp_path / "runs").exists()
+    before = results[:]
+    before.display(pprint=True, save=True, crop=True, render=True)
+    assert capsys.readouterr().out.startswith("image 1/2: ")
+    assert (tmp_path / "runs/detect/exp/generated0.jpg").exists()
+    assert (tmp_path / "runs/detect/exp2/crops").is_dir()
+    assert before.imgs is before.ims and not np.array_equal(before.imgs[0], results.imgs[0])
+
+
+def test_results_know_times_and_the_size_that_the_network_saw(model: HubModel, results: Detections) -> None:
+    assert results.times == results.t and results.times[1] > 0
+    height, width = results.s[2:]
+    assert results.s == (2, 3, height, width) and max(height, width) == 320 and height % model.stride == 0
+    assert results[0].s == results.s
 
 
 def test_crops_of_pictures_with_one_name_are_all_kept(tmp_path: Path) -> None:
@@ -159,7 +246,7 @@ def test_crops_of_boxes_at_the_borders_hold_a_pixel_at_least(tmp_path: Path) -> 
     boxes = torch.tensor([[3, 9.6, 8, 10, 0.9, 0], [19.7, 2, 20, 7, 0.8, 0], [19.9, 9.9, 20, 10, 0.7, 0]])
     results = Detections([np.zeros((10, 20, 3), np.uint8)], [boxes], ["a.jpg"], ["a"])
     shapes = [crop["im"].shape for crop in results.crop(save_dir=tmp_path / "cut")]
-    assert shapes == [(1, 5, 3), (5, 1, 3), (1, 1, 3)]
+    assert shapes == [(6, 14, 3), (10, 6, 3), (6, 6, 3)]
 
 
 def test_tables_of_pandas_or_a_line_that_says_what_to_install(results: Detections) -> None:
@@ -204,6 +291,15 @@ def test_networks_of_a_size_say_what_they_are_unless_told_not_to(capsys: pytest.
     hubconf.yolov5n(**given, _verbose=False)
     hubconf.yolov5n(**given, autoshape=False)
     assert capsys.readouterr().out == ""
+
+
+def test_custom_takes_the_older_name_of_its_path(capsys: pytest.CaptureFixture[str]) -> None:
+    found = hubconf.custom(path_or_model=str(ROOT / "weights/demo_student.pt"), device="cpu")
+    assert isinstance(found, HubModel) and "demo_student.pt" in capsys.readouterr().out
+    with pytest.raises(UserError, match="path: is a Model; give the path of a weight file"):
+        hubconf.custom(path_or_model=found.model)
+    with pytest.raises(UserError, match="names no weight file"):
+        hubconf.custom()
 
 
 def test_the_hub_is_told_all_packages_that_are_imported() -> None:

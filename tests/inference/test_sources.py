@@ -13,9 +13,10 @@ import cv2
 import numpy as np
 import pytest
 
+from utils.config.addresses import without_password
 from utils.errors import UserError
 from utils.inference import remote
-from utils.inference.frames import file_name, is_live, is_remote_file, without_password
+from utils.inference.frames import file_name, is_live, is_remote_file
 from utils.inference.sources import FileSource, open_source, resolve_default_source
 from utils.inference.streams import StreamSource
 

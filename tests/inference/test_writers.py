@@ -109,7 +109,7 @@ def test_what_comes_from_an_address_has_the_name_of_the_file_there(tmp_path: Pat
         write(outputs, Frame(IMAGE, "http://x/y/a%20b.PNG?c=d.gif"), DETECTIONS, IMAGE)
         write(outputs, Frame(IMAGE, "http://x/v.mp4", 0), DETECTIONS, IMAGE)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "a b.png",
+        "a b.PNG",
         "labels",
         "predictions.csv",
         "v.mp4",
@@ -175,6 +175,38 @@ def test_a_picture_leaves_all_files_that_are_wanted(tmp_path: Path) -> None:
     # From 20 - 15.2 to 20 + 15.2: half of 20 px and 2 % more, and 5 px on each side; started pixels count.
     assert cv2.imread(str(tmp_path / "crops" / "a_.._b" / "pic.jpg")).shape == (32, 32, 3)
     assert cv2.imread(str(tmp_path / "crops" / "cat" / "pic.jpg")).shape == IMAGE.shape
+
+
+def _written(folder: Path, names: list[str]) -> list[str]:
+    """The files that detection in files of these names leaves."""
+    files = [str(folder / name) for name in names]
+    for file in files:
+        Path(file).write_bytes(b"")
+    (folder / "out").mkdir()
+    with Outputs(folder / "out", ["a", "b"], OutputChoice(), files) as outputs:
+        for file in files:
+            write(outputs, Frame(IMAGE, file), DETECTIONS, IMAGE)
+    made = sorted(path.name for path in (folder / "out").iterdir())
+    assert all(cv2.imread(str(folder / "out" / name)).shape == IMAGE.shape for name in made)
+    return made
+
+
+def test_pictures_keep_their_names_in_every_format_that_can_be_written(tmp_path: Path) -> None:
+    names = ["A.JPG", "b.Jpeg", "c.PNG", "d.bmp", "e.ppm", "f.TIFF", "g.webp", "h.dib", "i.jpe"]
+    names += ["j.jp2"] if cv2.haveImageWriter("j.jp2") else []
+    assert _written(tmp_path, names) == names
+
+
+def test_pictures_in_formats_without_colours_or_without_a_writer_become_jpegs(tmp_path: Path) -> None:
+    assert _written(tmp_path, ["a.pbm", "b.PGM", "c.mpo"]) == ["a.jpg", "b.jpg", "c.jpg"]
+
+
+def test_names_that_differ_in_case_alone_lead_to_two_files_on_every_system(tmp_path: Path) -> None:
+    (tmp_path / "case").write_bytes(b"")
+    if (tmp_path / "CASE").exists():
+        pytest.skip("the system takes both for one file")
+    made = _written(tmp_path, ["UP.JPG", "a.JPG", "a.pgm", "a.ppm", "up.jpg"])
+    assert made == ["UP.JPG", "a.JPG", "a.ppm", "a_2.jpg", "up_2.jpg"]
 
 
 def test_pictures_of_the_same_name_do_not_overwrite_each_other(tmp_path: Path) -> None:

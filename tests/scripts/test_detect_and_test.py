@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -115,6 +116,35 @@ def test_detect_writes_all_that_is_asked_for(tmp_path: Path, weights: Path) -> N
         assert {row["Image Name"] for row in csv.DictReader(file)} == {"one.jpg", "two.png", "clip.mp4"}
     capture = cv2.VideoCapture(str(run / "clip.mp4"))
     assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 3 and capture.get(cv2.CAP_PROP_FPS) == 4
+
+
+@pytest.mark.fault(
+    "SIGTERM or SIGINT (Ctrl-C) during `detect.py`",
+    "exit code 143 or 130; the video written so far can be played",
+)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_leaves_a_video_that_can_be_played(
+    tmp_path: Path, weights: Path, number: int, code: int
+) -> None:
+    writer = cv2.VideoWriter(str(tmp_path / "long.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 8.0, (64, 48))
+    for grey in range(2000):
+        writer.write(np.full((48, 64, 3), grey % 256, np.uint8))
+    writer.release()
+    command = [sys.executable, "-u", REPOSITORY / "detect.py", "--weights", weights, "--source", "long.mp4"]
+    command += ["--img", "64", "--device", "cpu"]
+    process = subprocess.Popen(
+        list(map(str, command)), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout is not None and process.stderr is not None
+        assert any("frame 9 of 2000" in line for line in process.stdout)
+        process.send_signal(number)
+        assert len(process.stdout.readlines()) < 1900
+        errors = process.stderr.read()
+    assert process.returncode == code, errors
+    assert errors == ("terminated\n" if number == signal.SIGTERM else "interrupted\n")
+    capture = cv2.VideoCapture(str(tmp_path / "runs/detect/exp/long.mp4"))
+    assert capture.grab() and capture.get(cv2.CAP_PROP_FRAME_COUNT) >= 8
 
 
 def test_several_weights_form_an_ensemble(tmp_path: Path, weights: Path, data: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 _NO_SERVICE = "is not supported: results stay in the run's folder"
 _NO_AUTOBATCH = "there is no AutoBatch, give a number; train.py --dry-run says what memory it takes"
+_NO_STUDY = "is not supported, run test.py once for each --img"
+_FORMATS = "is not supported: --include takes onnx, torchscript and openvino"
 
 # By name without leading dashes; none of these is close enough to an existing option to be a typo of it.
 ABSENT = {
@@ -15,14 +17,14 @@ ABSENT = {
     "entity": "does not exist: for --logger wandb set WANDB_ENTITY",
     "evolve-population": "is not supported: --evolve goes on from the generations in its folder",
     "int8": "is not supported: export in float32, or in float16 with --half",
-    "keras": "is not supported: --include takes onnx, torchscript and openvino",
+    "keras": _FORMATS,
     "global-rank": "is not supported and not needed: torchrun tells each process its number",
     "inplace": "is not supported, leave it out",
     "linear-lr": "does not exist: without --cos-lr the learning rate falls along a line",
     "local-rank": "is not supported and not needed: torchrun tells each process its number",
     "log-artifacts": _NO_SERVICE,
     "log-imgs": _NO_SERVICE,
-    "mlmodel": "is not supported: --include takes onnx, torchscript and openvino",
+    "mlmodel": _FORMATS,
     "ndjson-console": _NO_SERVICE,
     "ndjson-file": _NO_SERVICE,
     "notest": "does not exist, train.py has --noval",
@@ -32,7 +34,7 @@ ABSENT = {
     "resume-evolve": "is not needed: the same --evolve command goes on with what is there",
     "save-format": "is not supported: --save-txt writes YOLO's lines, --save-csv a table",
     "save-hybrid": "is not supported: --save-txt writes what was found alone",
-    "study": "is not supported, run test.py once for each --img",
+    "study": _NO_STUDY,
     "topk-all": "does not exist, use --nms and --max-det",
     "topk-per-class": "does not exist, use --nms and --max-det",
     "update": "is not supported: public weights are read as they are",
@@ -42,7 +44,15 @@ ABSENT = {
 }
 
 # Values that options accept there, by (option name without leading dashes, value).
-ABSENT_VALUES = {("batch-size", "-1"): _NO_AUTOBATCH}
+ABSENT_VALUES = {
+    ("batch-size", "-1"): _NO_AUTOBATCH,
+    ("task", "study"): _NO_STUDY,
+    ("include", "engine"): "is not supported: TensorRT itself builds an engine from the .onnx file",
+    **{
+        ("include", format): _FORMATS
+        for format in ("coreml", "saved_model", "pb", "tflite", "edgetpu", "tfjs", "paddle")
+    },
+}
 
 # Options of other scripts here, and of export.py in other implementations.
 ABSENT_FROM_EXPORT = {

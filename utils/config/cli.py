@@ -23,9 +23,10 @@ from utils.config.option_help import help_text, names_of, opposites_of
 from utils.config.options_base import Options
 from utils.config.printable import printable
 from utils.config.settings import Setting, settings_of
+from utils.config.signals import sigterm_as_interrupt
 from utils.config.suggestions import did_you_mean
 from utils.config.version import version_text
-from utils.errors import StoppedError, UsageError, UserError
+from utils.errors import StoppedError, Terminated, UsageError, UserError
 
 __all__ = ["exit_code_of", "parse", "run"]
 
@@ -33,7 +34,7 @@ AnyOptions = TypeVar("AnyOptions", bound=Options)
 _MAX_LINE = 5000  # characters; a message may quote the content of a file
 _NEAR_OPTION = 0.8  # fraction of characters in common, including the leading dashes
 _SIDE = "imgsz"
-INTERRUPTED = 130  # as in a shell: 128 plus the signal's number
+INTERRUPTED, TERMINATED = 130, 143  # as in a shell: 128 plus the signal's number
 PIPE_CLOSED = 141
 HELP, VERSION_FLAG, DEBUG = ("-h", "--help"), "--version", "--debug"
 
@@ -61,7 +62,8 @@ def run(
             for warning in options.warnings():
                 print(f"warning: {one_line(warning)}", file=sys.stderr)
             _load_libraries()
-            main(options)
+            with sigterm_as_interrupt():
+                main(options)
 
     return exit_code_of(work, debug=DEBUG in words)
 
@@ -106,6 +108,9 @@ def exit_code_of(work: Callable[[], object], *, debug: bool = False, interrupted
     except StoppedError as stopped:
         print(f"stopped; {stopped}", file=sys.stderr)
         return stopped.exit_code
+    except Terminated:
+        print("terminated", file=sys.stderr)
+        return TERMINATED
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return INTERRUPTED
@@ -200,8 +205,9 @@ class _Reading:
         try:
             self.values[setting.name] = setting.from_words(found)
         except ValueError as error:
-            absent = ABSENT_VALUES.get((setting.flag.lstrip("-"), " ".join(found)))
-            self.problems.append(f"{name} {' '.join(found) or repr('')}: {absent or error}")
+            known = ((word, ABSENT_VALUES.get((setting.flag.lstrip("-"), word))) for word in found)
+            absent = [f"{name} {word}: {what}" for word, what in known if what]
+            self.problems += absent or [f"{name} {' '.join(found) or repr('')}: {error}"]
 
     def _complain(self, word: str, name: str, queue: list[str]) -> None:
         """Report an unknown option, skipping its values, or a word that belongs to no option."""

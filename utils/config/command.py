@@ -8,7 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from utils.config.options import DetectOptions, DistillOptions, Options, TestOptions, TrainOptions
+from utils.config.options import (
+    CompareOptions,
+    DetectOptions,
+    DistillOptions,
+    ExportOptions,
+    Options,
+    TestOptions,
+    TrainOptions,
+)
 from utils.config.settings import Setting, settings_of
 
 SCRIPTS: Mapping[type[Options], str] = {
@@ -16,6 +24,8 @@ SCRIPTS: Mapping[type[Options], str] = {
     DistillOptions: "train_distill.py",
     TestOptions: "test.py",
     DetectOptions: "detect.py",
+    CompareOptions: "compare.py",
+    ExportOptions: "export.py",
 }
 DOUBTFUL = 0.05  # confidence threshold at which most additional boxes are wrong
 # Aliases that are shorter and better known than an option's own name.

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from utils.config.addresses import refuse_address
 from utils.config.download import KEY as DOWNLOAD
+from utils.config.download import SUFFIXES as ARCHIVE_SUFFIXES
 from utils.config.download import Download, read_download
 from utils.config.schema import load_yaml
 from utils.config.suggestions import did_you_mean, near_files, nearest_path, question
@@ -20,6 +22,8 @@ from utils.errors import UserError
 Layout = Literal["yolo", "voc"]
 ROOT = Path(__file__).resolve().parents[2]
 _SHIPPED = ROOT / "data"
+_YAML_SUFFIXES = (".yaml", ".yml")
+_OF_ARCHIVES = "unpack it and give its dataset YAML, or write one with the archive's address as 'download:'"
 SPLITS = ("train", "val", "test", "unlabeled")
 # Found in exports of labelling services; they say nothing about the data itself.
 _REMARKS = frozenset({"roboflow", "description", "license", "author", "version", "url"})
@@ -129,6 +133,10 @@ def _find_yaml(path: Path) -> Path:
 
     The names of shipped files are case-insensitive. The suffix may be left out.
     """
+    is_archive = path.name.lower().endswith(ARCHIVE_SUFFIXES)
+    refuse_address(path, *((_OF_ARCHIVES,) if is_archive else ()))
+    if is_archive:
+        raise UserError("is an archive, not a dataset YAML", path, _OF_ARCHIVES)
     named = path.with_name(f"{path.name}.yaml") if path.name and not path.suffix else path
     for own in (path, named):
         if os.path.exists(own):
@@ -137,7 +145,7 @@ def _find_yaml(path: Path) -> Path:
     tried = [ROOT / path]
     if os.path.exists(tried[0]):
         return tried[0]
-    if path.parent in (Path(), Path("data")):
+    if path.parent in (Path(), Path("data")) and path.suffix in ("", *_YAML_SUFFIXES):
         tried.append(_SHIPPED / path.with_suffix(".yaml").name)
         if found := shipped.get(tried[-1].name.casefold()):
             return found

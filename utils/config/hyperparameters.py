@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from utils.config.addresses import refuse_address
 from utils.config.schema import load_yaml, settings_from
 from utils.config.settings import (
     SettingsError,
@@ -24,6 +25,8 @@ from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 _CHANCE = between(0, 1)
+# The folders by which shipped files are known, here and in YOLOv5.
+_SHIPPED_AS = (Path(), Path("data"), Path("data/hyps"))
 # Public files that are not shipped: the substitute, and how close it is.
 _STAND_INS = {
     "hyp.scratch-low.yaml": ("hyp.scratch.yaml", "which has its values"),
@@ -125,12 +128,16 @@ def _full_name(path: Path) -> str:
 
 
 def _find(path: Path) -> Path:
-    """Find a file relative to the working folder, the project or its data folder, or its substitute."""
+    """Find a file relative to the working folder or the project, or a shipped one or its substitute by name.
+
+    A path with a folder of the user's own means the file in that folder, and no shipped one of its name.
+    """
+    refuse_address(path)
     name = _full_name(path)
     named = path.with_name(name) if path.name else path
-    places = [path, named, ROOT / path, ROOT / named, ROOT / "data" / name]
-    if name in _STAND_INS:
-        places.append(ROOT / "data" / _STAND_INS[name][0])
+    places = [path, named, ROOT / path, ROOT / named]
+    if path.parent in _SHIPPED_AS:
+        places += [ROOT / "data" / known for known in (name, *_STAND_INS.get(name, ())[:1])]
     for place in dict.fromkeys(places):
         if os.path.isfile(place):
             return place

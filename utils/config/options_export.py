@@ -43,7 +43,7 @@ class ExportOptions(Options):
     half: bool = option(
         False, "weights in float16; OpenVINO takes images in float32 all the same", group=MODEL
     )
-    opset: int = option(18, "ONNX opset version", limits=at_least(18), group=RESULTS)
+    opset: int = option(18, "ONNX opset version", limits=at_least(12), group=RESULTS)
     simplify: bool = option(
         True, "simplify the .onnx file: fold constants and drop what has no effect", group=RESULTS
     )

@@ -116,7 +116,7 @@ class DetectOptions(InferenceOptions):
         "image, folder, pattern, video, stream address, list of them, or camera number",
         group=DATA,
     )
-    data: str = option("", "dataset YAML whose class names replace those in the weights", group=DATA)
+    data: str = option("", "dataset YAML with the class names, for weights that have none", group=DATA)
     download: bool = download_field("public weights")
     imgsz: tuple[int, ...] = image_size((640,), "image size: one number, or height and width")
     vid_stride: int = option(

@@ -19,6 +19,7 @@ from utils.datasets.voc import AnnotationError, parse_voc
 from utils.errors import UserError
 
 _MAX_LABEL_BYTES = 64 << 20
+_ID_LIMIT = 1 << 24  # up to here float32, the type of labels, tells all whole numbers apart
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,15 @@ def label_bytes(source: Source) -> bytes | None:
 
 
 def parse_annotation(
-    content: bytes, layout: Layout, names: Sequence[str]
+    content: bytes, layout: Layout, names: Sequence[str], single_cls: bool = False
 ) -> tuple[Annotation, list[tuple[int, str]]]:
-    """Return the annotation in a label file, and its invalid lines as (1-based line number, reason) pairs."""
+    """Return the annotation in a label file, and its invalid lines as (1-based line number, reason) pairs.
+
+    single_cls: the classes will be merged, so class ids need not have names. In layout `voc`, where the
+    names identify the classes, they still do.
+    """
     if layout == "yolo":
-        boxes, wrong = parse_yolo(content, len(names))
+        boxes, wrong = parse_yolo(content, _ID_LIMIT if single_cls else len(names))
         return Annotation(boxes), wrong
     try:
         parsed = parse_voc(content, {name: number for number, name in enumerate(names)})

@@ -11,7 +11,8 @@ import numpy as np
 
 from utils.config.dataset import DatasetConfig
 from utils.datasets.annotations import NOTHING, label_bytes, normalised, parse_annotation
-from utils.datasets.index import checked_size, in_parallel, no_label_files
+from utils.datasets.index import checked_size, in_parallel, merged_names, no_label_files
+from utils.datasets.labels import Labels
 from utils.datasets.sources import Source, list_sources, unused_files
 from utils.errors import UserError
 from utils.words import counted
@@ -76,6 +77,7 @@ def check_data(
     config: DatasetConfig,
     say: Callable[[str], None],
     table: Callable[[Sequence[Sequence[object]], Sequence[str]], None],
+    single_cls: bool = False,
 ) -> Path:
     """Check every image and label of a dataset, report all problems and return the path of its YAML.
 
@@ -85,6 +87,7 @@ def check_data(
         config: the dataset.
         say: prints a line.
         table: prints the summary from its rows and header.
+        single_cls: whether training would treat all classes as one.
 
     Raises:
         UserError: if there are problems, with their counts.
@@ -94,7 +97,7 @@ def check_data(
     reports = []
     for split in SPLITS:
         if split in _NEEDED or split in config.splits:
-            reports.append(check_split(config, split))
+            reports.append(check_split(config, split, single_cls=single_cls))
             for line in reports[-1].lines():
                 say(line)
     table([report.row() for report in reports], COLUMNS)
@@ -113,11 +116,13 @@ def check_data(
     return config.yaml_path
 
 
-def check_split(config: DatasetConfig, split: str, progress: bool = True) -> SplitReport:
-    """Return the report on a split."""
+def check_split(
+    config: DatasetConfig, split: str, progress: bool = True, single_cls: bool = False
+) -> SplitReport:
+    """Return the report on a split; single_cls: whether training would treat all classes as one."""
     report = SplitReport(split)
     try:
-        sources = list_sources(config, split)
+        sources = list_sources(config, split, report.remarks.append)
     except UserError as error:
         # The test images of a benchmark are often withheld.
         (report.remarks if split == "test" else report.failures).append(str(error))
@@ -125,12 +130,17 @@ def check_split(config: DatasetConfig, split: str, progress: bool = True) -> Spl
     report.images = len(sources)
     has_truth = report.has_truth
     sizes = in_parallel(checked_size, sources, f"checking {split}" if progress else None)
-    counts = np.zeros(config.nc, np.int64)
+    names = merged_names(config.names) if single_cls else config.names
+    counts = np.zeros(len(names), np.int64)
     for source, size in zip(sources, sizes, strict=True):
         if isinstance(size, str):
             report.unusable.append(f"{source.image}: {size}")
         if has_truth:
-            counts += _check_labels(config, source, None if isinstance(size, str) else size, report)
+            labels = _check_labels(
+                config, source, None if isinstance(size, str) else size, report, single_cls
+            )
+            ids = np.zeros(len(labels)) if single_cls else labels[:, 0]
+            counts += np.bincount(ids.astype(np.int64), minlength=len(names))
     report.boxes = int(counts.sum())
     report.remarks += _passed_over(config, split, sources)
     if len(report.unusable) == len(sources):
@@ -138,7 +148,7 @@ def check_split(config: DatasetConfig, split: str, progress: bool = True) -> Spl
     if has_truth and report.bare == len(sources):
         report.failures.append(str(no_label_files(sources, config)))
     elif has_truth and not counts.all():
-        missing = ", ".join(f"'{config.names[number]}'" for number in np.flatnonzero(counts == 0))
+        missing = ", ".join(f"'{names[number]}'" for number in np.flatnonzero(counts == 0))
         report.remarks.append(f"{config.yaml_path}: no box is of class {missing}")
     return report
 
@@ -154,13 +164,17 @@ def _passed_over(config: DatasetConfig, split: str, sources: Sequence[Source]) -
 
 
 def _check_labels(
-    config: DatasetConfig, source: Source, size_wh: tuple[int, int] | None, report: SplitReport
-) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    config: DatasetConfig,
+    source: Source,
+    size_wh: tuple[int, int] | None,
+    report: SplitReport,
+    single_cls: bool,
+) -> Labels:
     """Add the label problems of an image to the report; `size_wh` is None if the image is unusable.
 
-    Returns the number of boxes of each class (K,) that training would use.
+    Returns the labels (n, 5) that training would use, with their classes as they are in the file.
     """
-    nothing = np.zeros(config.nc, np.int64)
+    nothing = np.zeros((0, 5), np.float32)
     try:
         content = label_bytes(source)
     except UserError as error:
@@ -170,10 +184,10 @@ def _check_labels(
         report.bare += 1
         report.remarks.append(f"{source.image}: has no label file, counts as background")
         return nothing
-    annotation, wrong = parse_annotation(content, config.layout, config.names)
+    annotation, wrong = parse_annotation(content, config.layout, config.names, single_cls)
     report.wrong += [f"{source.label}:{line}: {what}" for line, what in wrong]
     if size_wh is None or annotation is NOTHING:
         return nothing
     labels, corrections = normalised(annotation, size_wh)
     report.corrected += [f"{source.label}: {what}" for what in corrections]
-    return np.bincount(labels[:, 0].astype(np.int64), minlength=config.nc)
+    return labels

@@ -23,6 +23,7 @@ _REDUCED = (
     (4, cv2.IMREAD_REDUCED_COLOR_4),
     (2, cv2.IMREAD_REDUCED_COLOR_2),
 )
+_CUT_OFF = "the file is cut off"
 _PNG_START, _PNG_END = b"\x89PNG", b"IEND\xaeB`\x82"
 # Allows 20,000 x 20,000 px. A file of a megabyte may declare any size and decompress to it.
 MAX_PIXELS = 2**29
@@ -80,7 +81,7 @@ def decode_image(content: bytes, flags: int = cv2.IMREAD_COLOR) -> Image:
     if image is None and _lacks_only_its_end(content):
         image = _decoded(_with_jpeg_end(content), flags)
     if image is None:
-        raise UnreadableImageError("no image that OpenCV can decode")
+        raise UnreadableImageError(_CUT_OFF if _lacks_its_end(content) else "no image that OpenCV can decode")
     return image
 
 
@@ -103,10 +104,8 @@ def check_image(path: str | Path) -> tuple[int, int]:
         UnreadableImageError: if the image is missing, damaged or truncated.
     """
     content = _read(path)
-    is_cut_jpeg = _is_jpeg(content) and not _has_end(content, _JPEG_END)
-    is_cut_png = content.startswith(_PNG_START) and not _has_end(content, _PNG_END)
-    if is_cut_png or (is_cut_jpeg and not _lacks_only_its_end(content)):
-        raise UnreadableImageError("the file is cut off")
+    if _lacks_its_end(content) and not _lacks_only_its_end(content):
+        raise UnreadableImageError(_CUT_OFF)
     # Decoding to greyscale takes half the time and fails on the same files.
     height, width = decode_image(content, cv2.IMREAD_GRAYSCALE).shape[:2]
     return width, height
@@ -218,7 +217,7 @@ def _read_checked(path: str | Path) -> bytes:
     if not _is_jpeg(content) or _has_end(content, _JPEG_END):
         return content
     if not _lacks_only_its_end(content):
-        raise UnreadableImageError("the file is cut off")
+        raise UnreadableImageError(_CUT_OFF)
     return _with_jpeg_end(content)
 
 
@@ -228,6 +227,12 @@ def _decoded(content: bytes, flags: int) -> Image | None:
     except cv2.error as error:
         raise UnreadableImageError(f"cannot be decoded ({error.err or error})") from error
     return None if image is None or 0 in image.shape else np.asarray(image, np.uint8)
+
+
+def _lacks_its_end(content: bytes) -> bool:
+    """Return whether a JPEG or PNG has no end marker."""
+    is_cut_png = content.startswith(_PNG_START) and not _has_end(content, _PNG_END)
+    return is_cut_png or (_is_jpeg(content) and not _has_end(content, _JPEG_END))
 
 
 def _lacks_only_its_end(content: bytes) -> bool:

@@ -116,6 +116,7 @@ def build_index(
     split: str,
     *,
     single_cls: bool = False,
+    labels_optional: bool = False,
     cache_dir: Path | None = None,
     keep: bool = True,
     progress: bool = True,
@@ -125,21 +126,28 @@ def build_index(
     The result is cached in the user's cache folder (or `cache_dir`) under a digest of everything it is
     made from, including the bytes of the label files, unless `keep` is off. Nothing is ever written
     beside the data. The split `unlabeled` gets no labels, even if there are label files for its images.
+    labels_optional: if there is no label file at all, all images count as unlabelled.
+    single_cls: all classes become one; their ids in label files may exceed those of the names.
 
     Raises:
         UserError: if there are no images or no label files, a label file cannot be read, or label lines
             are invalid (names the first few).
     """
-    sources = list_sources(config, split)
+    notes: list[str] = []
+    sources = list_sources(config, split, notes.append)
     has_truth = split != "unlabeled"
-    digest = ContentDigest(config.layout, config.names, has_truth)
+    if has_truth and labels_optional and all(content is None for content in _label_files(sources, True)):
+        has_truth = False
+        notes.append(f"split '{split}' has no label file: nothing is scored")
+    digest = ContentDigest(config.layout, config.names, has_truth, single_cls)
     for source, content in zip(sources, _label_files(sources, has_truth), strict=True):
         digest.add(source, content)
     checked = read_cache(str(digest), cache_dir)
     if checked is None:
         if has_truth:
-            _refuse_wrong_labels(sources, config)
-        checked, found = _check(sources, config, has_truth, f"checking {split}" if progress else None)
+            _refuse_wrong_labels(sources, config, single_cls)
+        title = f"checking {split}" if progress else None
+        checked, found = _check(sources, config, has_truth, single_cls, title)
         # If they differ, label files have changed meanwhile, and the next run checks again.
         if keep and found == str(digest):
             write_cache(found, checked, cache_dir)
@@ -147,7 +155,7 @@ def build_index(
         what = f"split '{split}' has no readable image: {checked.problems[0]}"
         raise UserError(what, config.yaml_path, "--check-data lists everything that is wrong")
     # Once only: training indexes two splits of the same YAML.
-    problems = [*(config.remarks if split == "train" else ()), *checked.problems]
+    problems = [*(config.remarks if split == "train" else ()), *notes, *checked.problems]
     if has_truth and not len(checked.labels.values):
         problems.append(f"split '{split}' has no boxes: every image counts as background")
     labelled = np.full(len(checked.paths), has_truth)
@@ -210,8 +218,12 @@ def _as_single_class(index: DatasetIndex) -> DatasetIndex:
     values = index.all_labels().copy()
     values[:, 0] = 0
     labels = PackedRows(values, np.bincount(index.label_owners(), minlength=len(index)))
-    names = index.names if index.nc == 1 else [_SINGLE_CLASS_NAME]
-    return replace(index, labels=labels, names=names)
+    return replace(index, labels=labels, names=merged_names(index.names))
+
+
+def merged_names(names: Sequence[str]) -> list[str]:
+    """Return the name, in a list, of the class that classes with these names become as one."""
+    return list(names) if len(names) == 1 else [_SINGLE_CLASS_NAME]
 
 
 def _label_files(sources: Sequence[Source], has_truth: bool) -> Iterator[bytes | None]:
@@ -219,25 +231,27 @@ def _label_files(sources: Sequence[Source], has_truth: bool) -> Iterator[bytes |
     return each_in_parallel(label_bytes, sources) if has_truth else repeat(None, len(sources))
 
 
-def _refuse_wrong_labels(sources: Sequence[Source], config: DatasetConfig) -> None:
+def _refuse_wrong_labels(sources: Sequence[Source], config: DatasetConfig, single_cls: bool) -> None:
     """Raise UserError if there are no label files or invalid lines, before any image is read."""
     mistakes: list[str] = []
     has_labels = False
     for source, content in zip(sources, _label_files(sources, True), strict=True):
         if content is not None:
             has_labels = True
-            mistakes += _annotation(source, content, config)[1]
+            mistakes += _annotation(source, content, config, single_cls)[1]
     if not has_labels:
         raise no_label_files(sources, config)
     if mistakes:
         raise _wrong_lines(mistakes, config)
 
 
-def _annotation(source: Source, content: bytes | None, config: DatasetConfig) -> tuple[Annotation, list[str]]:
+def _annotation(
+    source: Source, content: bytes | None, config: DatasetConfig, single_cls: bool
+) -> tuple[Annotation, list[str]]:
     """Return the annotation of an image and descriptions of its invalid lines."""
     if content is None:
         return replace(NOTHING, is_missing=True), []
-    found, wrong = parse_annotation(content, config.layout, config.names)
+    found, wrong = parse_annotation(content, config.layout, config.names, single_cls)
     return found, [f"{source.label}:{line}: {what}" for line, what in wrong]
 
 
@@ -259,14 +273,14 @@ def no_label_files(sources: Sequence[Source], config: DatasetConfig) -> UserErro
 
 
 def _check(
-    sources: Sequence[Source], config: DatasetConfig, has_truth: bool, title: str | None
+    sources: Sequence[Source], config: DatasetConfig, has_truth: bool, single_cls: bool, title: str | None
 ) -> tuple[CheckedImages, str]:
     """Read every image once, leaving out unreadable ones and noting corrections of labels.
 
     Also returns the digest of what was read. Raises UserError if labels have become invalid since they
     were checked.
     """
-    digest = ContentDigest(config.layout, config.names, has_truth)
+    digest = ContentDigest(config.layout, config.names, has_truth, single_cls)
     notes: dict[str, list[str]] = {}
     unlabelled = f"of {len(sources)} images have no label file and count as background"
     paths, sizes, labels = [], array("q"), GrowingRows()
@@ -276,7 +290,7 @@ def _check(
         if isinstance(size, str):
             notes.setdefault("images skipped", []).append(f"{source.image}: {size}")
             continue
-        annotation, wrong = _annotation(source, content, config) if has_truth else (NOTHING, [])
+        annotation, wrong = _annotation(source, content, config, single_cls) if has_truth else (NOTHING, [])
         if wrong:
             raise _wrong_lines(wrong, config)
         rows, corrections = normalised(annotation, size)

@@ -41,9 +41,9 @@ class ContentDigest:
     mtime, ctime cannot be set back by a copying tool.
     """
 
-    def __init__(self, layout: str, names: Sequence[str], has_labels: bool) -> None:
-        """`has_labels` is False if label files are ignored."""
-        header = [_VERSION, layout, list(names), has_labels]
+    def __init__(self, layout: str, names: Sequence[str], has_labels: bool, any_class: bool = False) -> None:
+        """`has_labels` is False if label files are ignored; `any_class`: class ids need not have names."""
+        header = [_VERSION, layout, list(names), has_labels, any_class]
         self._digest = hashlib.sha256(json.dumps(header).encode())
 
     def add(self, source: Source, content: bytes | None) -> None:

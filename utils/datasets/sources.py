@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import NoReturn
 
@@ -31,8 +30,12 @@ class Source:
     label: str
 
 
-def list_sources(config: DatasetConfig, split: str) -> list[Source]:
+def list_sources(
+    config: DatasetConfig, split: str, say: Callable[[str], object] = lambda note: None
+) -> list[Source]:
     """Return the images of a split in a fixed order, without duplicates.
+
+    say: takes a note on each list whose lines are relative to the working folder.
 
     Raises:
         UserError: if the split is missing, has a folder that cannot be read, or has no images.
@@ -41,7 +44,9 @@ def list_sources(config: DatasetConfig, split: str) -> list[Source]:
     found: dict[str, Source] = {}
     for entry in entries:
         for source in (
-            _voc_sources(entry, config.root) if config.layout == "voc" else _yolo_sources(entry, config.root)
+            _voc_sources(entry, config.root)
+            if config.layout == "voc"
+            else _yolo_sources(entry, config.root, say)
         ):
             found.setdefault(source.image, source)
     if not found:
@@ -62,8 +67,8 @@ def _is_entry_there(entry: Path, config: DatasetConfig) -> bool:
         return True
     if config.layout == "voc":
         return os.path.isdir(_voc_base(entry, config.root) / "JPEGImages")
-    first = (_from_list(line, entry, config.root) for line in islice(_lines(entry), _LOOKED_AT))
-    return any(map(os.path.exists, first))
+    images, _ = _from_list(_lines(entry)[:_LOOKED_AT], entry, config.root)
+    return any(map(os.path.exists, images))
 
 
 def unused_files(
@@ -103,18 +108,20 @@ def label_path(image: str) -> str:
     return os.sep.join(folders) + LABEL_SUFFIX
 
 
-def _yolo_sources(entry: Path, root: Path) -> list[Source]:
+def _yolo_sources(entry: Path, root: Path, say: Callable[[str], object]) -> list[Source]:
     if os.path.isdir(entry):
         images = list(_images_below(entry))
     elif is_image(entry):
         images = [str(entry)]
     else:
-        images = [_from_list(line, entry, root) for line in _lines(entry)]
+        images, note = _from_list(_lines(entry), entry, root)
+        if note:
+            say(note)
         if images and not any(map(os.path.exists, images)):
             raise UserError(
                 f"none of its {len(images)} images is there, the first is {images[0]}",
                 entry,
-                "its lines are absolute, or relative to the list or to the dataset's folder",
+                "its lines are absolute, or relative to the list, to the dataset's or to the working folder",
             )
     return [Source(image, label_path(image)) for image in sorted(images)]
 
@@ -160,13 +167,30 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".")
 
 
-def _from_list(line: str, listing: Path, root: Path) -> str:
-    """Resolve a line of an image list: absolute, or relative to the list's folder or the root.
+def _from_list(lines: Sequence[str], listing: Path, root: Path) -> tuple[list[str], str]:
+    """Resolve the lines of an image list: absolute, or relative to the list's folder or the root.
+
+    If none of these images exists, all lines are resolved against the working folder, provided that this
+    finds any: YOLOv5 does so unless a line starts with `./`. The second value says so; else it is empty.
+    """
+    images = [_resolve(line, (listing.parent, root)) for line in lines]
+    in_doubt = not any(line.startswith("./") for line in lines)
+    if in_doubt and not any(map(os.path.exists, images)):
+        working = Path(os.path.abspath(""))
+        others = [_resolve(line, (working,)) for line in lines]
+        if any(map(os.path.exists, others)):
+            where = f"at its lines from the working folder, not from the list's: {working}"
+            return others, f"{listing}: the images are {where}"
+    return images, ""
+
+
+def _resolve(line: str, bases: Sequence[Path]) -> str:
+    """Resolve a line of an image list against the first base where it exists, else the first.
 
     Backslashes are taken for Windows path separators, unless there is a file of exactly that name.
     """
     spellings = dict.fromkeys((line, line.replace("\\", "/")))
-    places = [os.path.normpath(base / name) for name in spellings for base in (listing.parent, root)]
+    places = [os.path.normpath(base / name) for name in spellings for base in bases]
     return next(filter(os.path.exists, places), places[0])
 
 

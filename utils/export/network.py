@@ -32,11 +32,14 @@ class ExportNetwork(nn.Module):
         self.register_buffer("anchors_px", model.anchors_px.float())
         self.register_buffer("stride", model.stride.float())
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return float32 for any precision of the network: float16 would round boxes visibly."""
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        """Return float32 for any precision of the network: float16 would round boxes visibly.
+
+        A tuple of one, as programs that load TorchScript files of YOLOv5 expect.
+        """
         levels = self.model.forward_head(self.model.forward_features(images))
         decoded = decode_for_export(levels, self.anchors_px, self.stride)
-        return decoded if self.select is None else self.select(decoded)
+        return (decoded if self.select is None else self.select(decoded),)
 
 
 def decode_for_export(levels: Sequence[Tensor], anchors_px: Tensor, strides: Tensor) -> Tensor:
@@ -51,6 +54,8 @@ def decode_for_export(levels: Sequence[Tensor], anchors_px: Tensor, strides: Ten
         # Minus 1 because the sum counts from 1, minus the half cell by which a centre may leave its cell.
         cells = torch.cat((one.cumsum(3), one.cumsum(2)), -1) - 1.5
         centres = (scores[..., :2] * 2 + cells) * strides[number]
-        sizes = (scores[..., 2:4] * 2).square() * anchors_px[number].view(1, -1, 1, 1, 2)
+        # The square as a product: ONNX's Pow cannot be converted to the oldest opsets.
+        factors = scores[..., 2:4] * 2
+        sizes = factors * factors * anchors_px[number].view(1, -1, 1, 1, 2)
         parts.append(torch.cat((centres, sizes, scores[..., 4:]), -1).flatten(1, 3))
     return torch.cat(parts, 1)

@@ -15,6 +15,7 @@ from models.yolo import Model
 from utils.config.options_base import MAX_SIDE
 from utils.errors import UsageError
 from utils.export.network import ExportNetwork
+from utils.export.older_opset import OLDEST, WRITTEN, to_older_opset
 from utils.export.onnx_nms import select_with, translations
 from utils.inference.facts import MAX_BATCH, ExportFacts, facts_to_texts
 
@@ -25,7 +26,7 @@ def onnx_content(model: Model, facts: ExportFacts, opset: int, simplify: bool) -
     """Return an .onnx file that maps images (B, 3, H, W) in the model's precision to float32 `output0`.
 
     model: fused, in eval mode. Dimensions of `facts.shape` that are None are dynamic. Needs the packages
-    onnx and onnxscript. Raises UsageError if onnx does not support `opset`.
+    onnx and onnxscript. Raises UsageError if onnx does not support `opset`, or not for this network.
     """
     _check_opset(opset)
     example, shapes = _example(model, facts)
@@ -38,7 +39,7 @@ def onnx_content(model: Model, facts: ExportFacts, opset: int, simplify: bool) -
             (example,),
             input_names=[INPUT],
             output_names=[OUTPUT],
-            opset_version=opset,
+            opset_version=max(opset, WRITTEN),
             dynamo=True,
             external_data=False,
             dynamic_shapes=shapes,
@@ -47,7 +48,8 @@ def onnx_content(model: Model, facts: ExportFacts, opset: int, simplify: bool) -
             custom_translation_table=translations() if facts.nms is not None else None,
         )
     assert program is not None
-    return _finished(program.model_proto, facts)
+    proto = program.model_proto
+    return _finished(proto if opset >= WRITTEN else to_older_opset(proto, opset, facts, simplify), facts)
 
 
 def _check_opset(opset: int) -> None:
@@ -55,7 +57,8 @@ def _check_opset(opset: int) -> None:
 
     newest = onnx.defs.onnx_opset_version()
     if opset > newest:
-        raise UsageError(f"{opset} is newer than what the package onnx knows", "--opset", f"18 to {newest}")
+        what = f"{opset} is newer than what the package onnx knows"
+        raise UsageError(what, "--opset", f"{OLDEST} to {newest}")
 
 
 def _example(model: Model, facts: ExportFacts) -> tuple[Tensor, Any]:

@@ -12,16 +12,18 @@ import numpy as np
 import torch
 
 from utils.boxes import NmsRules
+from utils.config.addresses import is_address, without_password
 from utils.datasets.images import Image, UnreadableImageError, decode_image, read_image
 from utils.device import select_device
 from utils.errors import UsageError, UserError
-from utils.inference.frames import Frame, file_name, is_address, without_password
+from utils.inference.frames import Frame, file_name
 from utils.inference.remote import fetch
 
 Device = str | int | torch.device | None
 
 _MOST_CHANNELS = 4
 _TAKEN = "give a path, an address, the bytes of a file, a PIL image or an array (H, W, 3) of uint8 in RGB"
+_BATCH = "give (B, 3, H, W) in RGB, 0..1, or single images as arrays"
 _SCALE_IT = "scale it to 0..255 and give it as an array of uint8"
 
 
@@ -125,8 +127,9 @@ def _from_array(array: Any, number: int) -> Image:
     """Convert an RGB or greyscale array to a BGR image. Raises UserError if it is none."""
     if not isinstance(array, np.ndarray):
         raise UserError(f"is a {type(array).__name__}", f"image {number}", _TAKEN)
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or not array.size:
+    if array.dtype.kind not in "iuf" or array.ndim not in (2, 3) or not array.size:
         raise UserError(f"is an array {array.shape} of {array.dtype}", f"image {number}", _TAKEN)
+    array = _as_uint8(array, number)
     if array.ndim == 2:
         array = array[..., None]
     elif array.shape[2] > _MOST_CHANNELS and array.shape[0] <= _MOST_CHANNELS:
@@ -136,6 +139,41 @@ def _from_array(array: Any, number: int) -> Image:
     if array.shape[2] == 1:
         array = array.repeat(3, 2)
     return np.ascontiguousarray(array[..., 2::-1])
+
+
+def _as_uint8(array: Any, number: int) -> Any:
+    """Return an array of numbers 0..255 as uint8. Raises UserError if they are, or may be, on another scale.
+
+    Floats of at most 1 may: an image is hardly that dark.
+    """
+    if array.dtype == np.uint8:
+        return array
+    least, most = array.min(), array.max()
+    is_part = array.dtype.kind == "f" and 0 < most <= 1
+    if 0 <= least and most <= 255 and not is_part:  # NaN fails both comparisons
+        return np.rint(array).astype(np.uint8)
+    what = f"is an array of {array.dtype} with values from {least:.6g} to {most:.6g}"
+    raise UserError(what, f"image {number}", _SCALE_IT)
+
+
+def batch_of(images: torch.Tensor, multiple: int, size_hw: tuple[int, int] | None) -> torch.Tensor:
+    """Return a batch (B, 3, H, W) as float32. Raises UserError if it is none that a network takes.
+
+    multiple: the sides must be multiples of it. size_hw: the most that a network of fixed shape takes.
+    """
+    shape = tuple(images.shape)
+    if len(shape) != 4 or shape[1] != 3 or not images.numel():
+        raise UserError(f"is a tensor {shape}", "ims", _BATCH)
+    if not images.is_floating_point():
+        raise UserError(f"is a tensor of {images.dtype}", "ims", "give 0..1: images.float() / 255")
+    sides = shape[2:]
+    if size_hw is None and any(side % multiple for side in sides):
+        fix = f"give sides that are multiples of the stride {multiple}, or single images as arrays"
+        raise UserError(f"is a tensor {shape}", "ims", fix)
+    if size_hw is not None and any(side > most for side, most in zip(sides, size_hw, strict=True)):
+        fix = f"the file takes images of {size_hw[1]}x{size_hw[0]} px alone"
+        raise UserError(f"is a tensor {shape}", "ims", fix)
+    return images.float()
 
 
 def _is_scalar(value: Any) -> bool:

@@ -142,8 +142,8 @@ def configure_exported(
 ) -> tuple[int, int]:
     """Return the (height, width) at which to run an exported network, after a trial run; set its class names.
 
-    sides: from --imgsz. given: whether the user set them. names: class names from `source`, which override
-    the file's. Raises UserError if the network cannot be used.
+    sides: from --imgsz. given: whether the user set them. names: class names from `source`, for a file
+    without its own. Raises UserError if the network cannot be used.
     """
     wanted = sides[0], sides[-1]
     size_hw = network.facts.size_hw

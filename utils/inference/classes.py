@@ -8,9 +8,8 @@ from pathlib import Path
 
 from models.ensemble import Network
 from models.names import ClassMap
-from models.yolo import default_names
 from utils.errors import UserError
-from utils.inference.exported import ExportedNetwork
+from utils.inference.exported import ExportedNetwork, has_own_names
 from utils.reporting.console import Console
 from utils.words import counted, listed
 
@@ -39,7 +38,7 @@ def fit_classes(
     the numbers of classes differ.
     """
     own, wanted, whose = list(network.names), classes_wanted.names, classes_wanted.whose
-    classes, named = ClassMap.by_name(own, wanted), own != default_names(len(own))
+    classes, named = ClassMap.by_name(own, wanted), has_own_names(own)
     if named and not classes.unknown and not classes.is_identity:
         network.keep_classes(classes.teacher, wanted)
         rest = f"; its other {counted(len(classes.ignored), 'class', 'classes')} left out"

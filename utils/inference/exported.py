@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.yolo import rows_of_classes
+from models.yolo import default_names, rows_of_classes
 from utils.batch import FILL
 from utils.errors import UserError, reason_of
 from utils.inference.facts import ExportFacts
@@ -25,20 +25,16 @@ _MOST_LETTERS = 300
 _PROBE_STRIDES = 2  # side of the trial image if sides are dynamic: small, but more than one cell
 
 
-def check_names(
-    names: Sequence[str], source: object, class_count: int, weights: object, named: bool = True
-) -> None:
-    """Raise UserError if `source` does not have as many names as the weights have classes.
+def has_own_names(names: Sequence[str]) -> bool:
+    """Return whether a network's class names were given to it, and are not placeholders."""
+    return bool(names) and list(names) != default_names(len(names))
 
-    named: whether the weights have names of their own to fall back on.
-    """
+
+def check_names(names: Sequence[str], source: object, class_count: int, weights: object) -> None:
+    """Raise UserError if `source` does not have as many names as the weights have classes."""
     if len(names) != class_count:
         known = counted(class_count, "class", "classes")
-        raise UserError(
-            f"has {counted(len(names), 'class name')}, {weights} knows {known}",
-            source,
-            "leave --data out to use the names inside the weights" if named else "",
-        )
+        raise UserError(f"has {counted(len(names), 'class name')}, {weights} knows {known}", source)
 
 
 def first_words(error: BaseException) -> str:
@@ -127,10 +123,13 @@ class ExportedNetwork(ABC):
         self.nc, self._columns = found, output.shape[2]
 
     def set_names(self, names: Sequence[str] = (), source: object = "--data") -> None:
-        """Set the class names, if given. Raises UserError if they do not fit, or if there are none at all."""
-        if names and self.nc:
-            check_names(names, source, self.nc, self.path, named=bool(self.names))
-        if names:
+        """Set the class names unless the file has its own.
+
+        Raises UserError if they do not fit, or if there are none at all.
+        """
+        if names and not has_own_names(self.names):
+            if self.nc:
+                check_names(names, source, self.nc, self.path)
             self.names, self.nc = list(names), len(names)
         if not self.names:
             raise UserError(

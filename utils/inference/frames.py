@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
+from utils.config.addresses import is_address
 from utils.datasets.images import IMAGE_SUFFIXES, Image
 
 VIDEO_SUFFIXES = frozenset(".asf .avi .gif .m4v .mkv .mov .mp4 .mpeg .mpg .ts .webm .wmv".split())
 _FILE_SCHEMES = ("http://", "https://")
-STREAM_SCHEMES = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "tcp://", "udp://")
 
 
 @dataclass(frozen=True)
@@ -49,11 +48,6 @@ class FrameSource(Protocol):
         ...
 
 
-def is_address(source: str) -> bool:
-    """Return whether a source is a network address."""
-    return source.lower().startswith(STREAM_SCHEMES)
-
-
 def is_live(source: str) -> bool:
     """Return whether a source is a webcam's number or the address of a stream."""
     if source.isascii() and source.isdigit():
@@ -79,11 +73,6 @@ def file_name(source: str) -> str:
 def suffix_of(source: str) -> str:
     """Return the suffix of the file name of a path or address, in lower case."""
     return Path(file_name(source)).suffix.lower()
-
-
-def without_password(source: str) -> str:
-    """Return an address without user and password, safe for the console and for file names."""
-    return re.sub(r"(?<=//)[^/?#]*@", "", source, count=1) if is_address(source) else source
 
 
 def is_utf8(path: str) -> bool:

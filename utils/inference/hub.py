@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from models.checkpoint import build_model, read_checkpoint
 from models.ensemble import Network
 from models.transfer import transfer_weights
 from models.yolo import Model
 from utils.errors import UserError
-from utils.inference.arguments import Device, device_of, frame_of, rules_of, sides_of
+from utils.inference.arguments import Device, batch_of, device_of, frame_of, rules_of, sides_of
 from utils.inference.backends import configure_exported, find_network, load_networks
 from utils.inference.detector import Detector
 from utils.inference.exported import ExportedNetwork
@@ -25,6 +26,8 @@ from utils.inference.preprocess import fitting_image_size
 from utils.inference.results import Detections
 from utils.reporting.console import Console
 from utils.words import counted
+
+Raw = tuple[Tensor, tuple[Tensor, ...] | None]  # predictions, and the levels that they were decoded from
 
 
 def load(
@@ -92,7 +95,8 @@ class HubModel:
         max_det: maximum number of detections per image (1000).
         agnostic: let boxes of different classes suppress each other too (False).
         multi_label: allow several classes for one box (False).
-        names: class names by index.
+        names: class names by index; nc is their number.
+        yaml: what the network was built from; None for an exported file and an ensemble.
         stride: image sides are padded to multiples of it, in px.
         model: the network itself.
     """
@@ -102,11 +106,14 @@ class HubModel:
         self.conf, self.iou, self.max_det = 0.25, 0.45, 1000
         self.classes: int | Sequence[int] | None = None
         self.agnostic = self.multi_label = False
+        self._half = False
         self._console, self._warned = Console(quiet=not verbose), set[str]()
         if isinstance(network, ExportedNetwork):
             configure_exported(network, [640], False, (), "names", self._console)
         self.model = network
         self.names = dict(enumerate(network.names))
+        self.nc = len(self.names)
+        self.yaml: dict[str, Any] | None = network.yaml if isinstance(network, Model) else None
         self.stride = network.size_multiple
         self._console.info(f"{source}: {counted(len(self.names), 'class', 'classes')}, stride {self.stride}")
 
@@ -116,33 +123,51 @@ class HubModel:
         own = self.model
         return own.device if isinstance(own, ExportedNetwork) else next(own.parameters()).device
 
+    @overload
+    def __call__(self, ims: Tensor, size: Any = ..., augment: bool = ..., profile: bool = ...) -> Raw: ...
+
+    @overload
+    def __call__(self, ims: Any, size: Any = ..., augment: bool = ..., profile: bool = ...) -> Detections: ...
+
     def __call__(
-        self, ims: Any, size: int | Sequence[int] | None = None, augment: bool = False
-    ) -> Detections:
-        """Detect objects in an image or a list of images.
+        self,
+        ims: Any,
+        size: int | Sequence[int] | None = None,
+        augment: bool = False,
+        profile: bool = False,
+    ) -> Detections | Raw:
+        """Detect objects in an image or a list of images, or pass a tensor through the network.
 
         Args:
             ims: one image or several, each a path, an http or https address, the bytes of an encoded
-                file, a PIL image, or a uint8 NumPy array: (H, W, 3) in RGB (OpenCV's are BGR: pass
-                `image[..., ::-1]`), (H, W), or channels first.
+                file, a PIL image, or a NumPy array of 0..255: (H, W, 3) in RGB (OpenCV's are BGR: pass
+                `image[..., ::-1]`), (H, W), or channels first. Or a tensor (B, 3, H, W) in RGB, 0..1.
             size: image size for the model in px, or (height, width), rounded up to a multiple of `stride`;
-                640 by default. An exported file of fixed shape ignores it.
+                640 by default. An exported file of fixed shape and a tensor ignore it.
             augment: test-time augmentation: pool the predictions at three scales, one of them mirrored.
 
+            profile: has no effect, and is for programs written for YOLOv5: the times are always in `t`.
+
         Returns:
-            The detections, with boxes in pixels of the given images.
+            The detections, with boxes in pixels of the given images. For a tensor what the network gives,
+            without NMS: predictions (B, N, 5 + classes) and its raw levels, or None where it has none
+            (`augment`, exported files). Files with NMS inside give detections (B, D, 6) for predictions.
 
         Raises:
             UserError: if an image is invalid or cannot be read, a setting or `size` is out of range, or
                 `augment` is requested of an exported network.
         """
-        predictor, size_hw = self._predictor(augment), self._size(size)
+        predictor = self._predictor(augment)
+        if isinstance(ims, Tensor):
+            return self._raw(ims, predictor)
+        size_hw = self._size(size)
         given = list(ims) if isinstance(ims, list | tuple) else [ims]
         frames = [frame_of(image, number) for number, image in enumerate(given)]
         detector = Detector(predictor, list(self.names.values()), size_hw)
-        found = []
+        found, shapes = [], []
         for group in in_groups(map(detector.prepare, frames), lambda one: one.pixels.shape, detector.batch):
             found += detector.detect(group)
+            shapes.append(tuple(group[0].pixels.shape[2:]))
         speed = detector.predictor.watch.milliseconds_per_image()
         return Detections(
             [np.ascontiguousarray(frame.image[..., ::-1]) for frame in frames],
@@ -150,7 +175,19 @@ class HubModel:
             [frame.source for frame in frames],
             list(self.names.values()),
             (speed["preprocess"], speed["inference"], speed["nms"]),
+            (len(frames), 3, *(max((sides[i] for sides in shapes), default=0) for i in (0, 1))),
         )
+
+    @torch.no_grad()  # not inference mode: the grid of `decode` is cached, and trainings use it too
+    def _raw(self, ims: Tensor, predictor: Predictor) -> Raw:
+        """Pass a batch through the network, without NMS. Raises UserError if it takes no such batch."""
+        own = self.model
+        size_hw = own.facts.size_hw if isinstance(own, ExportedNetwork) else None
+        passed = predictor.forward(batch_of(ims, self.stride, size_hw).to(self.device))
+        if passed.decoded is not None:
+            return passed.decoded, None
+        assert not isinstance(own, ExportedNetwork)
+        return own.decode_levels(passed.levels), passed.levels
 
     def to(self, device: Device) -> HubModel:
         """Move the model to another device and return it.
@@ -179,6 +216,43 @@ class HubModel:
         """Return the model unchanged: it is always in eval mode."""
         return self
 
+    def train(self, mode: bool = True) -> HubModel:
+        """Return the model if `mode` is false. Raises UserError otherwise: its norms have been folded in."""
+        if mode:
+            raise UserError("this model is for inference", "train()", "load it with autoshape=False")
+        return self
+
+    def half(self) -> HubModel:
+        """Compute in float16 where the network is on a GPU, and return the model. Weights stay float32."""
+        if isinstance(self.model, ExportedNetwork):
+            self._warn_once("half()", f"{self.model.path} computes in the precision that it was exported in")
+        elif self.device.type != "cuda":
+            self._warn_once("half()", f"the model is on the {self.device.type}")
+        self._half = True
+        return self
+
+    def float(self) -> HubModel:
+        """Compute in float32, as at first, and return the model."""
+        self._half = False
+        return self
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Return the network's parameters. Raises UserError if it is exported."""
+        return self._module("parameters").parameters()
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Return the network's parameters with their names. Raises UserError if it is exported."""
+        return self._module("parameters").named_parameters()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the network's weights by name, norms folded in. Raises UserError if it is exported."""
+        return self._module("state_dict").state_dict()
+
+    def _module(self, wanted: str) -> Network:
+        if isinstance(self.model, ExportedNetwork):
+            raise UserError(f"is exported and has no {wanted}", self.model.path, "load the .pt file")
+        return self.model
+
     def _predictor(self, augment: bool) -> Predictor:
         if augment and isinstance(self.model, ExportedNetwork):
             raise UserError(
@@ -197,7 +271,8 @@ class HubModel:
             self.multi_label,
             class_count=len(self.names),
         )
-        return Predictor(self.model, rules, augment=augment)
+        half = self._half and self.device.type == "cuda" and not isinstance(self.model, ExportedNetwork)
+        return Predictor(self.model, rules, half=half, augment=augment)
 
     def _size(self, size: Any) -> tuple[int, int]:
         """Return the (height, width) to run at; a file of fixed shape keeps its own, and warns once."""

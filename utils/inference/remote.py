@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
+from utils.config.addresses import without_password
 from utils.datasets.images import UnreadableImageError
 from utils.fetch.web import AGENT, SourceError, opener
-from utils.inference.frames import without_password
 
 MAX_BYTES = 100 * 2**20
 MAX_VIDEO_BYTES = 2**33

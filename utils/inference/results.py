@@ -18,7 +18,7 @@ from utils.boxes import xyxy_to_cxcywh
 from utils.config.files import next_run_folder
 from utils.datasets.images import Image
 from utils.errors import UserError
-from utils.inference.writers import CropWriter, NameBook, image_suffix, safe_name, write_image
+from utils.inference.writers import CropWriter, NameBook, crop_of, image_suffix, safe_name, write_image
 from utils.reporting.draw import draw_boxes
 from utils.words import counted, found_in_words
 
@@ -33,7 +33,7 @@ class Detections:
     `Detections` as well.
 
     Attributes:
-        ims: the images, (H, W, 3) uint8 RGB.
+        ims, imgs: the images, (H, W, 3) uint8 RGB.
         files: a path, address or made-up name for each image.
         names: class names by index.
         n: the number of images.
@@ -42,7 +42,8 @@ class Detections:
         xywh: the same with centre x, centre y, width, height.
         xyxyn, xywhn: the same, normalised by the image's width and height.
         pred: the same as `xyxy`.
-        t: milliseconds per image for pre-processing, inference and NMS.
+        t, times: milliseconds per image for pre-processing, inference and NMS.
+        s: (images of the call, 3, height, width) as the network got them; the largest sides if they differ.
     """
 
     def __init__(
@@ -52,14 +53,21 @@ class Detections:
         files: Sequence[str],
         names: Sequence[str],
         t: tuple[float, float, float] = (0.0, 0.0, 0.0),
+        s: tuple[int, ...] = (),
     ) -> None:
-        self.ims, self.pred, self.files, self.t = list(ims), list(pred), list(files), t
+        self.ims, self.pred, self.files = list(ims), list(pred), list(files)
+        self.t, self.times, self.s = t, t, s
         self.names = dict(enumerate(names))
         self.n = len(self.ims)
         self.xyxy = self.pred
         self.xywh = [_with_boxes(found, xyxy_to_cxcywh(found[:, :4])) for found in self.pred]
         self.xyxyn = [_relative(*pair) for pair in zip(self.xyxy, self.ims, strict=True)]
         self.xywhn = [_relative(*pair) for pair in zip(self.xywh, self.ims, strict=True)]
+
+    @property
+    def imgs(self) -> list[Image]:
+        """The images, under the name of older versions of YOLOv5."""
+        return self.ims
 
     def __len__(self) -> int:
         """The number of images."""
@@ -74,6 +82,7 @@ class Detections:
             [self.files[one] for one in chosen],
             list(self.names.values()),
             self.t,
+            self.s,
         )
 
     def __iter__(self) -> Iterator[Detections]:
@@ -176,7 +185,7 @@ class Detections:
 
         Returns:
             A dict per detection: box (4,) in pixels, conf, cls, label (name and confidence), and im, the
-            crop (h, w, 3) RGB, which is never empty.
+            crop (h, w, 3) RGB with the margin, which is never empty.
 
         Raises:
             UserError: if the crops cannot be written.
@@ -190,19 +199,40 @@ class Detections:
                 name = book.name(index, safe_name(Path(self.files[index]).stem))
                 writer.write(name, np.ascontiguousarray(image[..., ::-1]), found)
             for row in found:
-                x1, y1, x2, y2 = row[:4].round().int().tolist()
-                # A box at the right or lower border may round to beyond the last pixel.
-                x1, y1 = min(x1, image.shape[1] - 1), min(y1, image.shape[0] - 1)
                 crops.append(
                     {
                         "box": row[:4],
                         "conf": float(row[4]),
                         "cls": int(row[5]),
                         "label": f"{self.names[int(row[5])]} {float(row[4]):.2f}",
-                        "im": image[y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)],
+                        "im": crop_of(image, row[:4].tolist()),
                     }
                 )
         return crops
+
+    def display(
+        self,
+        pprint: bool = False,
+        show: bool = False,
+        save: bool = False,
+        crop: bool = False,
+        render: bool = False,
+        labels: bool = True,
+    ) -> None:
+        """Call those of `print`, `show`, `save`, `crop` and `render` that are asked for.
+
+        labels: draw class names and confidences too. Raises UserError as they do.
+        """
+        if pprint:
+            self.print()
+        if show:
+            self.show(labels)
+        if save:
+            self.save(labels)
+        if crop:
+            self.crop()
+        if render:
+            self.render(labels)
 
     def pandas(self) -> SimpleNamespace:
         """Return pandas tables as `.xyxy`, `.xywh`, `.xyxyn` and `.xywhn`, each a list with one per image.

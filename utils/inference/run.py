@@ -26,7 +26,7 @@ from utils.inference.backends import (
     open_networks,
 )
 from utils.inference.detector import Detector, Prepared
-from utils.inference.exported import ExportedNetwork, check_names
+from utils.inference.exported import ExportedNetwork, check_names, has_own_names
 from utils.inference.frames import Frame, FrameSource
 from utils.inference.outputs import LABELS, OutputChoice, Outputs
 from utils.inference.pipeline import BackgroundTasks, in_groups, map_ahead
@@ -120,10 +120,16 @@ def _detector(options: DetectOptions, device: torch.device, console: Console) ->
         names = network.names
         _remark_on_nms(network, options, console)
     else:
-        names = given_names or list(network.names)
-        check_names(names, options.data, network.nc, weights)
+        names = list(network.names)
+        if given_names and not has_own_names(names):
+            check_names(given_names, options.data, network.nc, weights)
+            names = given_names
         sides = fitting_image_size(options.imgsz, network.size_multiple, console)
         size_hw = sides[0], sides[-1]
+    if given_names and given_names != names:
+        console.warn(
+            f"--data: {weights} has its own class names, which are used, not those of {options.data}"
+        )
     wrong = [number for number in options.classes or () if not 0 <= number < len(names)]
     if wrong:
         raise UsageError(f"there is no class {wrong[0]}", "--classes", f"0 to {len(names) - 1} in {weights}")

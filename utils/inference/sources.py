@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from models.config import FOLDER
+from utils.config.addresses import is_address, without_password
 from utils.config.files import read_regular
 from utils.config.suggestions import near_files, question
 from utils.datasets.images import IMAGE_SUFFIXES, UnreadableImageError, decode_image, read_image
@@ -23,12 +24,10 @@ from utils.inference.frames import (
     VIDEO_SUFFIXES,
     Frame,
     FrameSource,
-    is_address,
     is_live,
     is_remote_file,
     is_utf8,
     suffix_of,
-    without_password,
 )
 from utils.inference.remote import fetch, fetch_video
 from utils.inference.streams import StreamSource

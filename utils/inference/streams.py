@@ -9,12 +9,28 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
+from utils.config.addresses import without_password
 from utils.datasets.images import Image
 from utils.errors import UserError
-from utils.inference.frames import Frame, is_live, without_password
+from utils.inference.frames import Frame, is_live
+from utils.words import counted
 
 _MOST_DIGITS = 9  # of a camera number
 _MAX_PLAUSIBLE_FPS = 240.0  # cameras report 0, NaN or 1000 if they do not know
+_SECONDS_TO_STOP = 5.0  # in case the network never answers
+
+
+@dataclass(frozen=True)
+class Persistence:
+    """How to go on when a live stream gives no frame.
+
+    reads: attempts in a row to read one, `read_pause` seconds apart; one damaged frame costs one. pauses:
+    seconds before each attempt to open the stream again, about eight minutes in all: cameras restart.
+    """
+
+    reads: int = 5
+    read_pause: float = 0.1
+    pauses: Sequence[float] = (1, 2, 5, 10, 20, *[30] * 15)
 
 
 @dataclass
@@ -22,13 +38,15 @@ class StreamSource:
     """Yields the newest frame of each of several streams in turn, until all have ended.
 
     One thread per stream reads as fast as frames arrive and keeps only the last one, so detection that is
-    slower than the stream never lags by more than one frame.
+    slower than the stream never lags by more than one frame. A live stream that is lost is opened again, as
+    `persistence` says; one with a known number of frames ends with them.
     """
 
     addresses: Sequence[str]
     vid_stride: int = 1
     warn: Callable[[str], None] = print
     skipped: list[str] = field(default_factory=list)
+    persistence: Persistence = field(default_factory=Persistence)
 
     @property
     def files(self) -> Sequence[str]:
@@ -49,6 +67,8 @@ class StreamSource:
         finally:
             for reader in readers:
                 reader.stop()
+            for reader in readers:
+                reader.join(_SECONDS_TO_STOP)
 
     def _newest(self, readers: list[_Reader], arrival: threading.Condition) -> Iterator[Frame]:
         while True:
@@ -61,12 +81,13 @@ class StreamSource:
                     image, number = taken
                     yield Frame(image, reader.name, number, reader.fps, f"frame {number + 1}", live=True)
             if over:
+                self.skipped += [f"{reader.name}: gives no frames" for reader in readers if not reader.count]
                 return
 
     def _opened(self, address: str, arrival: threading.Condition) -> _Reader | None:
         capture, name = _capture(address), without_password(address)
         if capture.isOpened():
-            return _Reader(capture, name, self.vid_stride, arrival)
+            return _Reader(address, capture, self, arrival)
         capture.release()
         self.skipped.append(f"{name}: cannot be opened")
         if len(self.addresses) > 1:
@@ -84,16 +105,20 @@ def _capture(address: str) -> cv2.VideoCapture:
 
 
 class _Reader(threading.Thread):
-    """Reads one stream; hold `arrival` to call `has_news` and `take` and to read `ended`."""
+    """Reads one stream; hold `arrival` to call `has_news` and `take` and to read `ended`.
+
+    count: the number of frames so far.
+    """
 
     def __init__(
-        self, capture: cv2.VideoCapture, name: str, vid_stride: int, arrival: threading.Condition
+        self, address: str, capture: cv2.VideoCapture, source: StreamSource, arrival: threading.Condition
     ) -> None:
-        super().__init__(name=name, daemon=True)
+        super().__init__(name=without_password(address), daemon=True)
         fps = float(capture.get(cv2.CAP_PROP_FPS))
         self.fps = fps if 0 < fps <= _MAX_PLAUSIBLE_FPS else 0.0
-        self.ended = False
-        self._capture, self._stride, self._arrival = capture, vid_stride, arrival
+        self.ended, self.count = False, 0
+        self._address, self._capture, self._source, self._arrival = address, capture, source, arrival
+        self._endless = is_live(address) and capture.get(cv2.CAP_PROP_FRAME_COUNT) <= 0
         self._newest: tuple[Image, int] | None = None
         self._stopping = threading.Event()
         self._end_was_told = False
@@ -109,17 +134,9 @@ class _Reader(threading.Thread):
         return taken
 
     def run(self) -> None:
-        number = 0
         try:
-            while not self._stopping.is_set() and self._capture.grab():
-                if number % self._stride == 0:
-                    read, image = self._capture.retrieve()
-                    if not read:
-                        break
-                    with self._arrival:
-                        self._newest = np.asarray(image, np.uint8), number
-                        self._arrival.notify_all()
-                number += 1
+            while not self._stopping.is_set() and (self._read() or (self._endless and self._recover())):
+                pass
         finally:
             self._capture.release()
             with self._arrival:
@@ -127,6 +144,47 @@ class _Reader(threading.Thread):
                 self._arrival.notify_all()
 
     def stop(self) -> None:
-        """Ask the thread to end and wait for it, with a timeout in case the network never answers."""
+        """Ask the thread to end."""
         self._stopping.set()
-        self.join(timeout=5)
+
+    def _read(self) -> bool:
+        """Read a frame, and keep it if it is one of every `vid_stride`; returns False if there is none."""
+        if not self._capture.grab():
+            return False
+        if self.count % self._source.vid_stride == 0:
+            read, image = self._capture.retrieve()
+            if not read:
+                return False
+            with self._arrival:
+                self._newest = np.asarray(image, np.uint8), self.count
+                self._arrival.notify_all()
+        self.count += 1
+        return True
+
+    def _recover(self) -> bool:
+        """Read a frame after a failed read, opening the stream again if need be; returns False if lost."""
+        if self._read_patiently():
+            return True
+        pauses, warn = self._source.persistence.pauses, self._source.warn
+        if not self._stopping.is_set():
+            warn(f"{self.name}: no frames any more, opening it again")
+        for pause in pauses:
+            if self._stopping.wait(pause):
+                return False
+            self._capture.release()  # most cameras can only be opened once
+            self._capture = _capture(self._address)
+            if self._capture.isOpened() and self._read_patiently():
+                return True
+        if not self._stopping.is_set():
+            warn(f"{self.name}: lost after {counted(len(pauses), 'attempt')} to open it again")
+        return False
+
+    def _read_patiently(self) -> bool:
+        """Read a frame in one of several attempts; returns False if all fail."""
+        persistence = self._source.persistence
+        for _ in range(persistence.reads):
+            if self._read():
+                return True
+            if self._stopping.wait(persistence.read_pause):
+                return False
+        return False

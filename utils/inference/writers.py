@@ -13,13 +13,16 @@ from torch import Tensor
 
 from utils.boxes import xyxy_to_cxcywh
 from utils.config.files import refusals
-from utils.datasets.images import Image
+from utils.datasets.images import IMAGE_SUFFIXES, Image
 from utils.errors import UserError
 from utils.inference.frames import Frame, file_name, is_utf8, suffix_of
 from utils.words import counted
 
-# OpenCV reads more image formats than it writes.
-_WRITABLE = frozenset(".bmp .jpeg .jpg .png .tif .tiff .webp".split())
+# OpenCV reads more image formats than it writes, and which depends on its build. Left out are those for
+# grey or black and white, in which the boxes would lose their colours.
+_WRITABLE = frozenset(
+    suffix for suffix in IMAGE_SUFFIXES - {".pbm", ".pgm"} if cv2.haveImageWriter(f"image{suffix}")
+)
 _RESERVED = frozenset("con prn aux nul".split()) | {f"{d}{n}" for d in ("com", "lpt") for n in range(1, 10)}
 _MAX_NAME = 120
 _MAX_NAME_BYTES = 200  # file systems allow 255; a number and a suffix are added
@@ -175,10 +178,11 @@ class CropWriter:
             with refusals(_REFUSED, folder):
                 folder.mkdir(parents=True, exist_ok=True)
             crop_name = self._files.setdefault(class_name, NameBook()).name((name, index), name)
-            write_image(folder / f"{crop_name}.jpg", _crop(image, box))
+            write_image(folder / f"{crop_name}.jpg", crop_of(image, box))
 
 
-def _crop(image: Image, box_xyxy_px: Sequence[float]) -> Image:
+def crop_of(image: Image, box_xyxy_px: Sequence[float]) -> Image:
+    """Return the part of an image (H, W, 3) in a box, with a small margin; a view, never empty."""
     x1, y1, x2, y2 = box_xyxy_px
     half_w = (x2 - x1) * _CROP_FACTOR / 2 + _CROP_BORDER_PX / 2
     half_h = (y2 - y1) * _CROP_FACTOR / 2 + _CROP_BORDER_PX / 2
@@ -188,9 +192,8 @@ def _crop(image: Image, box_xyxy_px: Sequence[float]) -> Image:
 
 
 def image_suffix(source: str) -> str:
-    """Return the suffix for saving an image: its own if OpenCV can write it, else .jpg."""
-    suffix = suffix_of(source)
-    return suffix if suffix in _WRITABLE else ".jpg"
+    """Return the suffix for saving an image: its own, as spelled, if OpenCV can write it, else .jpg."""
+    return Path(file_name(source)).suffix if suffix_of(source) in _WRITABLE else ".jpg"
 
 
 def write_image(path: Path, image: Image) -> None:

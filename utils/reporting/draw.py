@@ -8,12 +8,14 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import TypeAlias
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from utils.reporting.console import warning
+from utils.reporting.fonts import ASCII, default_font, font_for, letters_of_default
 
 Image: TypeAlias = NDArray[np.uint8]
 Color: TypeAlias = tuple[int, int, int]
@@ -89,8 +91,21 @@ def _draw_outline(image_bgr: Image, box: tuple[int, int, int, int], color: Color
 
 
 def name_of(class_id: int, names: Sequence[str]) -> str:
-    """Return the name of a class as it can be drawn; its number if it has none."""
-    return drawable(names[class_id]) if 0 <= class_id < len(names) else str(class_id)
+    """Return a class's name; its number if it has none or, with a warning, if no font has its letters."""
+    if not 0 <= class_id < len(names):
+        return str(class_id)
+    if drawable(names[class_id]) == names[class_id]:
+        return names[class_id]
+    _warn_of_numbers()
+    return str(class_id)
+
+
+@lru_cache(maxsize=1)  # once is enough
+def _warn_of_numbers() -> None:
+    warning(
+        "no font here has all letters of the class names: numbers are drawn in place of some; install one, "
+        "such as Noto Sans CJK (fonts-noto-cjk in Debian and Ubuntu)"
+    )
 
 
 def draw_plate(
@@ -153,7 +168,8 @@ def _any_mask(text: str, capital_height: float, margin: int) -> Image:
     from PIL import Image as PILImage
     from PIL import ImageDraw, ImageFont
 
-    font = ImageFont.truetype(_font_path(), round(capital_height / 0.73))  # capitals are .73 of its size
+    # Capitals are .73 of its size.
+    font = ImageFont.truetype(font_for(text) or default_font(), round(capital_height / 0.73))
     ascent, descent = font.getmetrics()
     canvas = PILImage.new("L", (round(font.getlength(text)) + 2 * margin, ascent + descent))
     ImageDraw.Draw(canvas).text((margin, 0), text, fill=255, font=font)
@@ -161,20 +177,7 @@ def _any_mask(text: str, capital_height: float, margin: int) -> Image:
 
 
 def drawable(text: str) -> str:
-    """Return the text with '?' for each character that the font lacks."""
-    known = frozenset(range(32, 127)) if text.isascii() else _known_letters()
-    return "".join(letter if ord(letter) in known else "?" for letter in text)
-
-
-def _font_path() -> str:
-    """Return DejaVu Sans as shipped with matplotlib: the same on every machine, without a download."""
-    from matplotlib import get_data_path
-
-    return str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
-
-
-@lru_cache(maxsize=1)
-def _known_letters() -> frozenset[int]:
-    from matplotlib.ft2font import FT2Font
-
-    return frozenset(letter for letter in FT2Font(_font_path()).get_charmap() if letter >= 32)
+    """Return a line of text that can be drawn: with '?' for letters that are lacking, if no font has all."""
+    known = ASCII if text.isascii() else letters_of_default()
+    shown = "".join(letter if ord(letter) in known else "?" for letter in text)
+    return text if shown != text and not text.isascii() and font_for(text) else shown

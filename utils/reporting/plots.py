@@ -21,11 +21,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from utils.config.files import replace_atomically
 from utils.reporting.draw import color_of, name_of
+from utils.reporting.fonts import default_font, font_for
 from utils.reporting.results import read_results
 
 Floats = NDArray[np.float64]
@@ -315,6 +317,10 @@ def save_figure(figure: Figure, path: Path, dpi: int | None = None) -> None:
     Raises:
         UserError: the system refuses to write there.
     """
+    for text in figure.findobj(Text):
+        letters = text.get_text().replace("\n", "")
+        if not letters.isascii() and (font := font_for(letters)) not in (None, default_font()):
+            text.get_fontproperties().set_file(font)
     kind, resolution = path.suffix.removeprefix("."), dpi or matplotlib.rcParams["savefig.dpi"]
     replace_atomically(path, lambda stream: figure.savefig(stream, format=kind, dpi=resolution))
 

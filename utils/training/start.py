@@ -30,7 +30,8 @@ def run_training(options: TrainOptions, recipe_for: RecipeFor = plain_recipe) ->
     """
     if options.check_data:
         console = Console()
-        return check_data(setup.dataset(options, console.info), console.info, console.table)
+        config = setup.dataset(options, console.info)
+        return check_data(config, console.info, console.table, options.single_cls)
     with advice_on_memory(), joined_ranks(), StopSignals() as stop:
         if options.dry_run:
             try_out(TrainingRun(options, recipe_for, stop))

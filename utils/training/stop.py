@@ -11,14 +11,12 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
+from utils.config.signals import ECHO
 from utils.device import DeadWorkerError
 from utils.distributed import Vote, is_lost_rank
 from utils.errors import StoppedError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# Ctrl-C reaches every process of a terminal, and torchrun forwards signals to its processes: the same
-# signal twice within this many seconds is one request.
-ECHO = 2.0
 
 
 class StopSignals:

@@ -1,0 +1,47 @@
+"""SIGTERM, handled like Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from utils.errors import Terminated
+
+# Ctrl-C reaches every process of a terminal, and torchrun and timeout forward signals to processes that may
+# have received them already: the same signal twice within this many seconds is one request.
+ECHO = 2.0
+
+
+@contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Context in which SIGTERM raises Terminated, so that open files are finished as after Ctrl-C.
+
+    By default it ends the process at once: a video, for one, would lack the index at its end. A second one
+    has this effect, unless it is an echo of the first. Does nothing outside of the main thread.
+    """
+    process, first = os.getpid(), 0.0
+
+    def receive(number: int, _frame: FrameType | None) -> None:
+        nonlocal first
+        now = time.monotonic()
+        if os.getpid() == process and not first:
+            first = now
+            raise Terminated
+        # A loader worker inherits this handler, but has nothing to finish.
+        if os.getpid() != process or now - first > ECHO:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, receive)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
