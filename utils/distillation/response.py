@@ -70,6 +70,9 @@ class Response(DensePreset):
     counterpart in the ground-truth loss. The objectness term is not weighted by the teacher's objectness:
     otherwise the student's false positives would hardly be penalised.
 
+    Where both sides agree exactly, loss and gradient are 0, but close to it the gradient does not fade: like
+    an L1 loss, each factor |sigmoid(T) - sigmoid(S)| and 1 - CIoU have a kink there.
+
     Source: Yang et al., Bridging Cross-task Protocol Inconsistency for Distillation in Dense Object
     Detection (arXiv 2308.14286), eq. 4 to 7; the factor on a cross-entropy is that of Li et al.,
     Generalized Focal Loss (arXiv 2006.04388), eq. 3.
