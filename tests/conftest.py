@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.server
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -53,6 +54,14 @@ def _find(variable: str, name: str, *relative: str) -> Path:
         if place.name == name and place.exists():
             return place
     pytest.skip(f"{name} is not there: put it at {relative[0]} or set {variable}")
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C is heard here and in new processes, also if a shell started the tests in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

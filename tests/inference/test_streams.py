@@ -122,6 +122,7 @@ def test_other_streams_go_on_without_a_lost_one(camera: Camera) -> None:
     assert [text.split()[0] for text in said] == [f"{addresses[0]}:"] * 2 + [f"{addresses[1]}:"] * 2
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGINT, None])
 def test_waiting_for_a_lost_stream_ends_at_once(camera: Camera, number: int | None) -> None:
     """By Ctrl-C, and when its frames are not wanted any longer."""

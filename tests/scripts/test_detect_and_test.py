@@ -122,6 +122,7 @@ def test_detect_writes_all_that_is_asked_for(tmp_path: Path, weights: Path) -> N
     "SIGTERM or SIGINT (Ctrl-C) during `detect.py`",
     "exit code 143 or 130; the video written so far can be played",
 )
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_leaves_a_video_that_can_be_played(
     tmp_path: Path, weights: Path, number: int, code: int
