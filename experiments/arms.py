@@ -137,18 +137,16 @@ def long_runs(teacher: str) -> tuple[Arm, ...]:
     )
 
 
+def with_ratio(name: str, ratio: str, teacher: str) -> Arm:
+    """Return the response loss with another weight."""
+    title = f"`response`, `--distill-ratio {ratio}`"
+    return Arm(f"ratio-{name}", title, (*RESPONSE, "--distill-ratio", ratio), teacher)
+
+
 def usual_runs(teacher: str) -> tuple[Arm, ...]:
     """Return plain training, each preset, and the default with other weights, schedules and with features."""
     plain, *variants = long_runs(teacher)
-    ratios = (
-        Arm(
-            f"ratio-{name}",
-            f"`response`, `--distill-ratio {ratio}`",
-            (*RESPONSE, "--distill-ratio", ratio),
-            teacher,
-        )
-        for name, ratio in (("half", ".5"), ("2", "2"))
-    )
+    ratios = (with_ratio("half", ".5", teacher), with_ratio("2", "2", teacher))
     factor = Arm(
         "constant-factor",
         "`response`, no gradient through the factor of its cross-entropies",
@@ -178,8 +176,8 @@ def knowing(image_size: int) -> tuple[Arm, ...]:
             "coco-s",
         ),
         Arm("boxes-classes-first", "`response`, boxes and classes first (6, 3, 24)", BOTH, "coco-s"),
-        taught("ratio-2", "`response`, `--distill-ratio 2`", "--distill-ratio", "2"),
-        taught("ratio-4", "`response`, `--distill-ratio 4`", "--distill-ratio", "4"),
+        with_ratio("2", "2", "coco-s"),
+        with_ratio("4", "4", "coco-s"),
         taught("larger-view", f"`response`, `--teacher-img-size {larger}`", "--teacher-img-size", larger),
         taught("no-labels", "`response`, `--no-with-gt-loss`", "--no-with-gt-loss"),
         Arm("plain-fast", "plain, at the full learning rate", SMALL_SET),

@@ -45,7 +45,9 @@ class Teachers:
             raise UserError("they have no level of the student in common", self.source, fix)
         for member in self.members:
             member.fit = member.fit.at(shared)
-        self.fit, self.note, self._specialists = self.members[0].fit, "", False
+        self.fit, self.note = self.members[0].fit, ""
+        # Of each teacher's classes among those known together, if not all teachers know the same.
+        self._columns: list[Tensor] = []
         self._share_classes(names, merged)
 
     def _share_classes(self, names: Sequence[str], merged: Sequence[str]) -> None:
@@ -61,9 +63,14 @@ class Teachers:
             f"the teachers together: {len(together)} of {len(data_names)} classes known, "
             f"each learnt from those that know it{what}"
         )
-        self._specialists = True
         numbers, one = ((0,), names[0]) if merged else (tuple(together), "")
         self.fit = self.fit.for_classes(ClassMap(numbers, tuple(together), lost, (), one))
+        # Once: in a step the copy to a GPU would wait for it.
+        device = self.fit.student_rows.device
+        self._columns = [
+            torch.tensor([numbers.index(number) for number in member.fit.classes.student], device=device)
+            for member in self.members
+        ]
 
     @property
     def source(self) -> str:
@@ -83,13 +90,14 @@ class Teachers:
         if len(each) == 1:
             return each[0], each
         # Who knows none of the classes has no levels, and teaches features alone.
-        pairs = [(o.levels, m.fit.classes) for o, m in zip(each, self.members, strict=True) if o.levels]
-        by_level = zip(*(levels for levels, _ in pairs), strict=True)
-        if self._specialists:
-            maps = [classes for _, classes in pairs]
-            pooled = tuple(specialists_level(views, maps, self.fit.classes) for views in by_level)
-        else:
-            pooled = tuple(map(mean_level, by_level))
+        by_level = zip(*(view.levels for view in each if view.levels), strict=True)
+        if not self._columns:
+            return TeacherOutput(tuple(map(mean_level, by_level))), each
+        if self.fit.classes.one:
+            return TeacherOutput(tuple(map(largest_level, by_level))), each
+        columns = [own for own, view in zip(self._columns, each, strict=True) if view.levels]
+        count = len(self.fit.classes.student)
+        pooled = tuple(specialists_level(views, columns, count) for views in by_level)
         return TeacherOutput(pooled), each
 
     def checksums(self) -> list[str]:
@@ -113,30 +121,34 @@ def mean_level(levels: Sequence[Tensor]) -> Tensor:
     return torch.cat((boxes, mean_probability(stacked[..., 4:])), -1).to(_widest(levels))
 
 
-def specialists_level(levels: Sequence[Tensor], maps: Sequence[ClassMap], together: ClassMap) -> Tensor:
+def largest_level(levels: Sequence[Tensor]) -> Tensor:
+    """As `mean_level`, for teachers that know different parts of a merged class, (B, A, H, W, 6).
+
+    Objectness is the largest: an object that a teacher does not know is background to it.
+    """
+    stacked = torch.stack([level.float() for level in levels])
+    parts = (_mean_boxes(stacked[..., :5]), stacked[..., 4:5].amax(0), stacked[0, ..., 5:])
+    return torch.cat(parts, -1).to(_widest(levels))
+
+
+def specialists_level(levels: Sequence[Tensor], columns: Sequence[Tensor], class_count: int) -> Tensor:
     """Average the raw levels of teachers that know different classes to one, (B, A, H, W, 5 + C).
 
     A class's score, objectness times probability, is the mean over the teachers that know it. Objectness is
     the mean over the teachers that know the class of the best score: to the others its objects are
     background. A class's probability is its score divided by that. Boxes are averaged as in `mean_level`.
 
-    levels: (B, A, H, W, 5 + C_m) of each teacher, whose classes are `maps`. together: the C classes that any
-    of them knows; of a single merged one, the objectness is the largest.
+    levels: (B, A, H, W, 5 + C_m) of each teacher. columns: (C_m,) the places of its classes among the C that
+    any of them knows. class_count: C.
     """
     boxes = _mean_boxes(torch.stack([level[..., :5].float() for level in levels]))
-    if together.one:
-        largest = torch.stack([level[..., 4:5].float() for level in levels]).amax(0)
-        return torch.cat((boxes, largest, levels[0][..., 5:].float()), -1).to(_widest(levels))
-    size = (*levels[0].shape[:-1], len(together.student))
-    scores, objectness = boxes.new_zeros(size), boxes.new_zeros(size)
-    counts = boxes.new_zeros(len(together.student))
-    place = {number: column for column, number in enumerate(together.student)}
-    for level, classes in zip(levels, maps, strict=True):
-        columns = torch.tensor([place[number] for number in classes.student], device=level.device)
-        seen = level[..., 4:5].float().sigmoid().expand(*size[:-1], len(columns))
-        objectness.index_add_(-1, columns, seen)
-        scores.index_add_(-1, columns, seen * level[..., 5:].float().sigmoid())
-        counts.index_add_(0, columns, torch.ones_like(columns, dtype=counts.dtype))
+    size = (*levels[0].shape[:-1], class_count)
+    scores, objectness, counts = boxes.new_zeros(size), boxes.new_zeros(size), boxes.new_zeros(class_count)
+    for level, own in zip(levels, columns, strict=True):
+        seen = level[..., 4:5].float().sigmoid().expand(*size[:-1], len(own))
+        objectness.index_add_(-1, own, seen)
+        scores.index_add_(-1, own, seen * level[..., 5:].float().sigmoid())
+        counts.index_add_(0, own, torch.ones_like(own, dtype=counts.dtype))
     scores, objectness = scores / counts, objectness / counts
     of_best = objectness.gather(-1, scores.argmax(-1, keepdim=True))
     rest = torch.cat((of_best, scores / of_best), -1).clamp(_EPS, 1 - _EPS).logit()

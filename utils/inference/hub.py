@@ -145,7 +145,6 @@ class HubModel:
             size: image size for the model in px, or (height, width), rounded up to a multiple of `stride`;
                 640 by default. An exported file of fixed shape and a tensor ignore it.
             augment: test-time augmentation: pool the predictions at three scales, one of them mirrored.
-
             profile: has no effect, and is for programs written for YOLOv5: the times are always in `t`.
 
         Returns:
