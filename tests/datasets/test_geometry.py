@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import cv2
 import numpy as np
 import pytest
 
 from utils.batch import FILL
-from utils.datasets.geometry import (
-    Tile,
-    Warp,
-    WarpSettings,
+from utils.datasets.colour import ColourJitter
+from utils.datasets.geometry import Tile, Warp, WarpSettings, random_warp, warp_canvas
+from utils.datasets.mosaic import mosaic_tiles, single_tile
+from utils.datasets.targets import (
+    PlacedTile,
     box_candidates,
-    random_warp,
+    normalise_boxes,
+    place_boxes,
+    tile_targets,
     warp_boxes,
-    warp_canvas,
 )
-from utils.datasets.mosaic import ImageInfo, mosaic_tiles, normalise_boxes, place_boxes, single_tile
 
 SIZE = 160
 SETTINGS = {
@@ -26,9 +29,30 @@ SETTINGS = {
 }
 
 
-def marked_pictures(rng: np.random.Generator) -> tuple[list[np.ndarray], list[ImageInfo]]:
+@dataclass(frozen=True)
+class Pictures:
+    """Four images with their labels."""
+
+    images: list[np.ndarray]
+    labels: list[np.ndarray]
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        return [(image.shape[1], image.shape[0]) for image in self.images]
+
+    def tiles(self, rng: np.random.Generator) -> list[Tile]:
+        return mosaic_tiles(range(4), self.sizes, SIZE, rng)
+
+    def load(self, number: int, rows: int) -> np.ndarray:
+        """The rows that are needed, and those below spoiled."""
+        image = self.images[number].copy()
+        image[rows:] = 255 - image[rows:]
+        return image
+
+
+def marked_pictures(rng: np.random.Generator) -> Pictures:
     """Four black images, each with one bright rectangle of its own colour and its label."""
-    images, pictures = [], []
+    images, labels = [], []
     for number in range(4):
         width, height = (
             (SIZE, int(rng.integers(90, SIZE))) if number % 2 else (int(rng.integers(90, SIZE)), SIZE)
@@ -37,10 +61,25 @@ def marked_pictures(rng: np.random.Generator) -> tuple[list[np.ndarray], list[Im
         x1, y1 = rng.integers(0, [width - 40, height - 40])
         x2, y2 = rng.integers([x1 + 20, y1 + 20], [width + 1, height + 1])
         image[y1:y2, x1:x2] = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)][number]
-        labels = normalise_boxes(np.array([[number, x1, y1, x2, y2]], np.float32), (width, height))
+        labels.append(normalise_boxes(np.array([[number, x1, y1, x2, y2]], np.float32), (width, height)))
         images.append(image)
-        pictures.append(ImageInfo(number, (width, height), labels))
-    return images, pictures
+    return Pictures(images, labels)
+
+
+def smooth_pictures(rng: np.random.Generator) -> Pictures:
+    """Four images of smooth colours, without labels."""
+    images = [
+        cv2.resize(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8), wh, interpolation=cv2.INTER_CUBIC)
+        for wh in marked_pictures(rng).sizes
+    ]
+    return Pictures(images, [np.zeros((0, 5), np.float32)] * 4)
+
+
+def boxes_of(shown, labels, warp: Warp, canvas: int, out: np.ndarray) -> np.ndarray:
+    """The boxes (n, 5) in pixels of what `warp_canvas` has drawn."""
+    placed = [PlacedTile(0, tile, (canvas, canvas), matrix, warp.scale) for tile, matrix in shown]
+    targets = tile_targets(placed, labels, (out.shape[0], out.shape[1]))
+    return place_boxes(targets[:, 1:], (out.shape[1], out.shape[0]), (0, 0))
 
 
 def masks(out: np.ndarray) -> list[np.ndarray]:
@@ -50,19 +89,20 @@ def masks(out: np.ndarray) -> list[np.ndarray]:
     return [blue & ~green & ~red, green & ~blue & ~red, red & ~blue & ~green, blue & green & ~red]
 
 
-def mosaic(seed: int, kind: str) -> tuple[np.ndarray, np.ndarray, list[Tile], Warp, list[np.ndarray]]:
+def mosaic(seed: int, kind: str, flips=(False, False)) -> tuple[np.ndarray, np.ndarray, Warp]:
     rng = np.random.default_rng(seed)
-    images, pictures = marked_pictures(rng)
-    tiles = mosaic_tiles(pictures, SIZE, rng)
+    pictures = marked_pictures(rng)
+    tiles = pictures.tiles(rng)
     warp = random_warp(SETTINGS[kind], (2 * SIZE, 2 * SIZE), (SIZE, SIZE), rng)
-    out, boxes = warp_canvas(tiles, warp, (SIZE, SIZE), images.__getitem__)
-    return out, boxes, tiles, warp, images
+    warp, out = replace(warp, flips=flips), np.zeros((SIZE, SIZE, 3), np.uint8)
+    shown = warp_canvas(tiles, warp, out, pictures.load)
+    return out, boxes_of(shown, pictures.labels, warp, 2 * SIZE, out), warp
 
 
 @pytest.mark.parametrize("kind", SETTINGS)
 @pytest.mark.parametrize("seed", range(25))
 def test_boxes_of_a_mosaic_sit_on_the_pixels_they_mark(kind, seed):
-    out, boxes, *_ = mosaic(seed, kind)
+    out, boxes, _ = mosaic(seed, kind)
     seen = masks(out)
     # A pixel counts when half of it is covered: half a pixel to each side, and as much again where
     # a corner of a turned rectangle is too thin to make any pixel bright.
@@ -80,7 +120,7 @@ def test_boxes_of_a_mosaic_sit_on_the_pixels_they_mark(kind, seed):
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_a_marked_area_without_a_box_is_one_that_the_filter_drops(kind):
     for seed in range(25):
-        out, boxes, _, warp, _ = mosaic(seed, kind)
+        out, boxes, warp = mosaic(seed, kind)
         for number, mask in enumerate(masks(out)):
             if number not in boxes[:, 0] and mask.any():
                 ys, xs = np.nonzero(mask)
@@ -101,52 +141,120 @@ def reference(tiles: list[Tile], warp: Warp, images: list[np.ndarray]) -> np.nda
 
 
 @pytest.mark.parametrize("kind", SETTINGS)
+@pytest.mark.parametrize("flips", [(False, False), (False, True), (True, False), (True, True)])
+def test_flips_mirror_picture_and_boxes_alike(kind, flips):
+    for seed in range(5):
+        straight, boxes, _ = mosaic(seed, kind)
+        out, moved, _ = mosaic(seed, kind, flips)
+        mirrored, expected = straight, boxes.copy()
+        for flipped, axis, low, high in ((flips[0], 0, 2, 4), (flips[1], 1, 1, 3)):
+            if flipped:
+                mirrored = np.flip(mirrored, axis)
+                expected[:, [low, high]] = SIZE - expected[:, [high, low]]
+        np.testing.assert_allclose(moved, expected, atol=1e-3)
+        difference = np.abs(out.astype(int) - mirrored)
+        # A general warp interpolates in steps of 1/32 px, which round to another side.
+        assert difference.max() == 0 if kind == "upright" else np.quantile(difference, 0.97) <= 8
+
+
+def drawn(pictures: Pictures, tiles: list[Tile], warp: Warp, colour: ColourJitter | None) -> np.ndarray:
+    out = np.full((SIZE, SIZE, 3), 7, np.uint8)
+    warp_canvas(tiles, warp, out, pictures.load, colour)
+    return out
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
 def test_the_picture_equals_that_of_a_canvas_that_is_really_made(kind):
     for seed in range(15):
         rng = np.random.default_rng(seed)
-        _, pictures = marked_pictures(rng)
-        images = [
-            cv2.resize(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8), p.wh, interpolation=cv2.INTER_CUBIC)
-            for p in pictures
-        ]
-        tiles = mosaic_tiles(pictures, SIZE, rng)
+        pictures = smooth_pictures(rng)
+        tiles = pictures.tiles(rng)
         warp = random_warp(SETTINGS[kind], (2 * SIZE, 2 * SIZE), (SIZE, SIZE), rng)
-        out, _ = warp_canvas(tiles, warp, (SIZE, SIZE), images.__getitem__)
-        difference = np.abs(out.astype(int) - reference(tiles, warp, images))
+        difference = np.abs(
+            drawn(pictures, tiles, warp, None).astype(int) - reference(tiles, warp, pictures.images)
+        )
         # Smooth content: half a pixel of shift is a few levels. The edges of the tiles, at most
         # two rows and two columns each, may belong to either side.
         assert np.median(difference) <= 2
         assert np.quantile(difference, 0.9) <= 10
 
 
-def test_what_does_not_show_is_not_loaded():
-    tile = Tile(0, (0, 0), (0, 0, 50, 50), np.array([[0, 1, 1, 40, 40]], np.float32))
-    asked: list[int] = []
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_colours_change_as_if_after_the_warp(kind):
+    means = []
+    for seed in range(15):
+        rng = np.random.default_rng(seed)
+        pictures = smooth_pictures(rng)
+        tiles = pictures.tiles(rng)
+        warp = random_warp(SETTINGS[kind], (2 * SIZE, 2 * SIZE), (SIZE, SIZE), rng)
+        colour = ColourJitter((1.01, float(rng.uniform(0.3, 1.7)), float(rng.uniform(0.6, 1.4))))
+        afterwards = drawn(pictures, tiles, warp, None)
+        colour.paint(afterwards)
+        difference = drawn(pictures, tiles, warp, colour).astype(int) - afterwards
+        # Rounding in another place; a step of hue, of which there are 180, is up to 4 levels.
+        assert np.median(np.abs(difference)) <= 1
+        assert np.quantile(np.abs(difference), 0.95) <= 6
+        means.append(difference.mean())
+    assert abs(np.mean(means)) < 0.15
+    assert max(np.abs(means)) < 0.4
 
-    def load(number):
-        asked.append(number)
+
+def test_grey_is_filled_around_the_tiles_and_nowhere_else():
+    """Whatever the tiles cover, with the level that the change of colours gives."""
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        pictures = marked_pictures(rng)
+        white = Pictures([np.full_like(image, 255) for image in pictures.images], pictures.labels)
+        tiles = white.tiles(rng)
+        warp = random_warp(SETTINGS["upright"], (2 * SIZE, 2 * SIZE), (SIZE, SIZE), rng)
+        warp = replace(warp, flips=tuple(rng.random(2) < 0.5))
+        out = drawn(white, tiles, warp, None)
+        assert set(np.unique(out)) <= {FILL, 255}
+        share = (reference(tiles, warp, white.images) > 200).mean()
+        assert abs((out == 255).mean() - share) < 0.03
+
+
+def test_what_does_not_show_is_not_loaded():
+    tile = Tile(0, (50, 50), (0, 0), (0, 0, 50, 50))
+    asked: list[tuple[int, int]] = []
+    out = np.zeros((64, 64, 3), np.uint8)
+
+    def load(number, rows):
+        asked.append((number, rows))
         return np.zeros((50, 50, 3), np.uint8)
 
     away = np.array([[1.0, 0, -60], [0, 1, 0], [0, 0, 1]])
     for matrix in (away, np.array([[0.9, 0.1, -80], [-0.1, 0.9, 0], [0, 0, 1]])):
-        out, boxes = warp_canvas([tile], Warp(matrix, 1.0), (64, 64), load)
+        assert warp_canvas([tile], Warp(matrix, 1.0), out, load) == []
         assert (out == FILL).all()
-        assert len(boxes) == 0
     assert asked == []
-    warp_canvas([tile], Warp(np.eye(3), 1.0), (64, 64), load)
-    assert asked == [0]
+    warp_canvas([tile], Warp(np.eye(3), 1.0), out, load)
+    assert asked == [(0, 50)]
+
+
+def test_only_the_rows_that_show_are_asked_for():
+    tile, asked = Tile(3, (50, 50), (10, 20), (10, 20, 60, 64)), []
+
+    def load(number, rows):
+        asked.append((number, rows))
+        return np.zeros((rows, 50, 3), np.uint8)
+
+    out = np.zeros((40, 64, 3), np.uint8)
+    warp_canvas([tile], Warp(np.eye(3), 1.0), out, load)
+    turned = np.array([[0.99, 0.01, 0], [-0.01, 0.99, 0], [0, 0, 1]])
+    warp_canvas([tile], Warp(turned, 1.0), out, load)
+    # The output ends at row 40 of the canvas, at which the tile's row 20 is; the canvas ends at row 64.
+    assert asked == [(3, 20), (3, 44)]
 
 
 def test_without_strength_a_single_picture_of_the_size_passes_unchanged():
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (64, 96, 3), dtype=np.uint8)
-    labels = np.array([[1, 0.5, 0.5, 0.25, 0.5]], np.float32)
-    warp = random_warp(WarpSettings(), (96, 64), (96, 64), rng)
-    out, boxes = warp_canvas(
-        [single_tile(ImageInfo(0, (96, 64), labels), (96, 64))], warp, (64, 96), lambda _: image
-    )
+    labels = [np.array([[1, 0.5, 0.5, 0.25, 0.5]], np.float32)]
+    warp, out = random_warp(WarpSettings(), (96, 64), (96, 64), rng), np.zeros_like(image)
+    shown = warp_canvas([single_tile(0, (96, 64), (96, 64))], warp, out, lambda *_: image)
     np.testing.assert_array_equal(out, image)
-    np.testing.assert_allclose(boxes, [[1, 36, 16, 60, 48]], atol=1e-4)
+    np.testing.assert_allclose(boxes_of(shown, labels, warp, 96, out), [[1, 36, 16, 60, 48]], atol=1e-4)
 
 
 def test_a_mosaic_without_strength_shows_the_middle_of_its_canvas():
@@ -193,8 +301,8 @@ def test_random_maps_fill_their_ranges_evenly():
 
 def test_the_point_of_a_mosaic_lies_evenly_in_the_middle_half():
     rng = np.random.default_rng(0)
-    pictures = [ImageInfo(number, (SIZE, SIZE), np.zeros((0, 5), np.float32)) for number in range(4)]
-    points = np.array([mosaic_tiles(pictures, SIZE, rng)[3].origin_xy for _ in range(2000)])
+    sizes = [(SIZE, SIZE)] * 4
+    points = np.array([mosaic_tiles(range(4), sizes, SIZE, rng)[3].origin_xy for _ in range(2000)])
     assert points.min() >= SIZE / 2
     assert points.max() <= 1.5 * SIZE
     for axis in (0, 1):
@@ -205,18 +313,18 @@ def test_the_point_of_a_mosaic_lies_evenly_in_the_middle_half():
 def test_the_tiles_of_a_mosaic_meet_in_one_point_and_keep_inside_the_canvas():
     rng = np.random.default_rng(1)
     for _ in range(20):
-        _, pictures = marked_pictures(rng)
-        tiles = mosaic_tiles(pictures, SIZE, rng)
+        pictures = marked_pictures(rng)
+        tiles = pictures.tiles(rng)
         x, y = tiles[3].origin_xy
         assert [tile.span_xyxy[2:] for tile in tiles[:1]] == [(x, y)]
         assert (tiles[1].span_xyxy[0], tiles[1].span_xyxy[3]) == (x, y)
         assert (tiles[2].span_xyxy[2], tiles[2].span_xyxy[1]) == (x, y)
-        for tile, picture in zip(tiles, pictures, strict=True):
+        for tile, (width, height) in zip(tiles, pictures.sizes, strict=True):
             x1, y1, x2, y2 = tile.span_xyxy
             assert 0 <= x1 < x2 <= 2 * SIZE
             assert 0 <= y1 < y2 <= 2 * SIZE
-            assert x2 - x1 <= picture.wh[0]
-            assert y2 - y1 <= picture.wh[1]
+            assert x2 - x1 <= width
+            assert y2 - y1 <= height
 
 
 @pytest.mark.parametrize(
@@ -236,14 +344,27 @@ def test_boxes_that_nearly_vanish_are_dropped(after, kept):
 
 
 def test_the_area_before_counts_at_the_scale_of_the_warp():
-    boxes = np.array([[0, 0, 0, 40, 40]], np.float32)
-    half = np.diag([0.5, 0.5, 1.0])
-    assert len(warp_boxes(boxes, half, 0.5, (100, 100))) == 1
-    assert len(warp_boxes(boxes, half, 0.5, (100, 1))) == 0
+    labels = [np.array([[0, 0.5, 0.5, 1, 1]], np.float32)]
+    tile = Tile(0, (40, 40), (0, 0), (0, 0, 40, 40))
+    placed = PlacedTile(0, tile, (40, 40), np.diag([0.5, 0.5, 1.0]), 0.5)
+    assert len(tile_targets([placed], labels, (100, 100))) == 1
+    assert len(tile_targets([placed], labels, (5, 100))) == 1  # a quarter of the 20 px is left
+    assert len(tile_targets([placed], labels, (3, 100))) == 1
+    assert len(tile_targets([placed], labels, (2, 100))) == 0
+    assert len(tile_targets([replace(placed, scale=1.0)], labels, (3, 100))) == 0
+
+
+def test_a_turned_box_becomes_the_box_around_it():
     turned = np.array([[0, -1.0, 40], [1, 0, 0], [0, 0, 1]])
-    np.testing.assert_allclose(
-        warp_boxes(np.array([[2, 0, 10, 20, 40]], np.float32), turned, 1.0, (99, 99)), [[2, 0, 0, 30, 20]]
-    )
+    boxes = warp_boxes(np.array([[2, 0, 10, 20, 40]], np.float32), turned, (99, 99))
+    np.testing.assert_allclose(boxes, [[2, 0, 0, 30, 20]])
+
+
+def test_labels_end_at_the_edge_of_the_canvas():
+    labels = [np.array([[4, 0.5, 0.5, 1, 1]], np.float32)]
+    tile = Tile(0, (80, 40), (-30, 50), (0, 50, 50, 64))
+    placed = [PlacedTile(1, tile, (64, 64), np.eye(3), 1.0)]
+    np.testing.assert_allclose(tile_targets(placed, labels, (100, 100)), [[1, 4, 0.25, 0.57, 0.5, 0.14]])
 
 
 def test_labels_survive_the_way_to_pixels_and_back():

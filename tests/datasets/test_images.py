@@ -172,6 +172,88 @@ def test_decoding_at_a_part_of_the_size_stays_close_to_a_full_decode(tmp_path, f
     assert np.abs(fast.astype(int) - full).mean() < 1.0
 
 
+# Colours at full size, at half the width, at half of both, at half the height.
+SUBSAMPLING = [
+    cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+    cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422,
+    cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
+    cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440,
+]
+
+
+@pytest.mark.parametrize("subsampling", SUBSAMPLING)
+@pytest.mark.parametrize(
+    ("wh", "size"),
+    [((320, 240), 320), ((500, 375), 640), ((640, 480), 320), ((96, 640), 64), ((333, 200), 320)],
+)
+def test_the_first_rows_equal_those_of_the_whole_picture(tmp_path, capfd, subsampling, wh, size):
+    rng = np.random.default_rng(wh[0])
+    noise = rng.integers(0, 256, (wh[1] // 4, wh[0] // 4, 3), dtype=np.uint8)
+    image = cv2.resize(noise, wh, interpolation=cv2.INTER_CUBIC)
+    path = tmp_path / "a.jpg"
+    path.write_bytes(
+        cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, subsampling])[1].tobytes()
+    )
+    scaled = scaled_wh(*wh, size)
+    whole = read_for_training(path, wh, scaled)
+    heights = []
+    for rows in (1, scaled[1] // 3, scaled[1] // 2, scaled[1] - 40, scaled[1]):
+        part = read_for_training(path, wh, scaled, rows)
+        assert np.array_equal(part[:rows], whole[:rows])
+        assert part.shape[1:] == whole.shape[1:]
+        heights.append(part.shape[0])
+    assert heights[-1] == scaled[1]
+    # Only where a part of the height is scaled to whole rows; 200 to 192 px has steps of 24.
+    assert heights[0] < heights[2] < scaled[1]
+    assert capfd.readouterr() == ("", "")  # libjpeg reports what it holds to be damage
+
+
+def with_restarts(content: bytes) -> bytes:
+    """A JPEG with restart markers, one for each row of blocks."""
+    return cv2.imencode(
+        ".jpg", cv2.imdecode(np.frombuffer(content, np.uint8), 1), [cv2.IMWRITE_JPEG_RST_INTERVAL, 4]
+    )[1].tobytes()
+
+
+def progressive(content: bytes) -> bytes:
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), 1)
+    return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        progressive,
+        with_restarts,
+        lambda content: with_orientation(content, 3),
+        lambda content: content + content,
+        lambda content: content + b"\0" * 50 + b"\xff\xd9",
+        lambda content: content[:2] + b"\xff\xe5\0\4\xff\xda" + content[2:],
+    ],
+    ids=["progressive", "restarts", "rotated", "two images", "second end", "a scan's marker in a segment"],
+)
+def test_a_jpeg_that_cannot_be_cut_is_read_whole(tmp_path, capfd, change):
+    path, wh = tmp_path / "a.jpg", (96, 96)
+    path.write_bytes(change(encoded(".jpg", cv2.resize(SMOOTH, wh))))
+    whole = read_for_training(path, wh, wh)
+    capfd.readouterr()
+    part = read_for_training(path, wh, wh, 20)
+    assert np.array_equal(part, whole)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_jpeg_that_has_changed_its_size_is_read_whole(tmp_path):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(encoded(".jpg", cv2.resize(SMOOTH, (96, 200))))
+    assert read_for_training(path, (96, 96), (96, 96), 20).shape == (96, 96, 3)
+
+
+def test_other_formats_are_read_whole(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(".png"))
+    assert np.array_equal(read_for_training(path, (96, 64), (96, 64), 20), SMOOTH)
+
+
 def test_many_sizes_are_scaled_as_each_is():
     sizes = np.random.default_rng(0).integers(1, 5000, (2000, 2))
     for side in (64, 320, 641):

@@ -1,30 +1,33 @@
-"""Random affine and perspective warps of a canvas, applied to its images and boxes.
+"""Random affine and perspective warps of a canvas, and the drawing of its images.
 
 Pixel coordinates are continuous, 0 at the left and upper edge of the first pixel, so the centre of
-pixel i is i + 0.5. Boxes are (n, 5): class, then x1, y1, x2, y2 in pixels.
+pixel i is i + 0.5.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from cv2.typing import MatLike
 from numpy.typing import NDArray
 
 from utils.batch import FILL
+from utils.datasets.colour import ColourJitter
 from utils.datasets.images import Image
 
-Boxes = NDArray[np.float32]
 Matrix = NDArray[np.float64]
+# Returns the image with a number; it may lack rows beyond the given number of them.
+Load = Callable[[int, int], Image]
+Place = tuple[slice, slice]  # rows and columns
 
-_MIN_SIDE_PX = 2.0
-_MIN_AREA_RATIO = 0.1
-_MAX_ASPECT = 100.0
 _EPS = 1e-9
 _SNAP_CANDIDATES = 8
+_FLIP_CODES = {(True, False): 0, (False, True): 1, (True, True): -1}  # OpenCV's
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,14 @@ class WarpSettings:
 
 @dataclass(frozen=True)
 class Warp:
-    """A homography (3, 3) from canvas to output pixels and its scale factor."""
+    """A homography (3, 3) from canvas to output pixels and its scale factor.
+
+    flips: whether the output is then flipped vertically and horizontally.
+    """
 
     matrix: Matrix
     scale: float
+    flips: tuple[bool, bool] = (False, False)
 
     @property
     def is_upright(self) -> bool:
@@ -56,39 +63,43 @@ class Tile:
     """An image placed on a canvas, described before it is loaded.
 
     number: index of the image.
+    wh: its width and height, pixels.
     origin_xy: canvas position of its upper left corner; may lie outside of the canvas.
     span_xyxy: the part of the canvas that it covers, whole pixels.
-    boxes: its labels in canvas pixels, clipped to the canvas.
     """
 
     number: int
+    wh: tuple[int, int]
     origin_xy: tuple[int, int]
     span_xyxy: tuple[int, int, int, int]
-    boxes: Boxes
 
 
 def random_warp(
     settings: WarpSettings, canvas_wh: tuple[int, int], out_wh: tuple[int, int], rng: np.random.Generator
 ) -> Warp:
     """Draw a random warp: centring, perspective, rotation with scale, shear, translation, in this order."""
-    centre = _translation(-canvas_wh[0] / 2, -canvas_wh[1] / 2)
-    perspective = np.eye(3)
-    perspective[2, :2] = rng.uniform(-settings.perspective, settings.perspective, 2)
+    (x_mid, y_mid), most = (canvas_wh[0] / 2, canvas_wh[1] / 2), settings.perspective
+    px, py = rng.uniform(-most, most, 2).tolist()
+    perspective = np.array([[1, 0, -x_mid], [0, 1, -y_mid], [px, py, 1 - px * x_mid - py * y_mid]])
     angle = math.radians(rng.uniform(-settings.degrees, settings.degrees))
     scale = rng.uniform(1 - settings.scale, 1 + settings.scale)
     cos, sin = scale * math.cos(angle), scale * math.sin(angle)
-    rotation = np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]])
-    shear = np.eye(3)
-    shear[0, 1], shear[1, 0] = np.tan(np.radians(rng.uniform(-settings.shear, settings.shear, 2)))
-    shift = rng.uniform(0.5 - settings.translate, 0.5 + settings.translate, 2)
-    translation = _translation(shift[0] * out_wh[0], shift[1] * out_wh[1])
-    return Warp(translation @ shear @ rotation @ perspective @ centre, scale)
+    x_shear, y_shear = (math.tan(math.radians(x)) for x in rng.uniform(-settings.shear, settings.shear, 2))
+    x_shift, y_shift = rng.uniform(0.5 - settings.translate, 0.5 + settings.translate, 2).tolist()
+    affine = np.array(
+        [
+            [cos - x_shear * sin, sin + x_shear * cos, x_shift * out_wh[0]],
+            [y_shear * cos - sin, y_shear * sin + cos, y_shift * out_wh[1]],
+            [0, 0, 1],
+        ]
+    )
+    return Warp(affine @ perspective, scale)
 
 
 def warp_canvas(
-    tiles: Sequence[Tile], warp: Warp, out_hw: tuple[int, int], load: Callable[[int], Image]
-) -> tuple[Image, Boxes]:
-    """Warp a canvas that holds the tiles and is FILL elsewhere; returns the image (H, W, 3) and its boxes.
+    tiles: Sequence[Tile], warp: Warp, out: Image, load: Load, colour: ColourJitter | None = None
+) -> list[tuple[Tile, Matrix]]:
+    """Warp a canvas that holds the tiles and is FILL elsewhere.
 
     The canvas itself, four times the size of the output for a mosaic, is never allocated: each tile is
     warped straight into the part of the output that it covers, and a tile that covers none is not even
@@ -97,51 +108,94 @@ def warp_canvas(
     Args:
         tiles: the images on the canvas; no two overlap.
         warp: from canvas to output.
-        out_hw: height and width of the output, pixels.
-        load: returns the image with a number.
+        out: (H, W, 3), overwritten with the output.
+        load: the source of images.
+        colour: changes the colours, and makes the output RGB; None: it is BGR, like the images.
+
+    Returns:
+        The visible tiles, each with its map (3, 3) from the canvas to the output.
     """
-    height, width = out_hw
+    fill = FILL if colour is None else colour.fill
     if warp.is_upright:
-        margin = math.ceil(_SNAP_CANDIDATES * warp.scale) + 2
-        room = np.full((height + 2 * margin, width + 2 * margin, 3), FILL, np.uint8)
-        matrices = [_draw_upright(tile, warp.matrix, room, margin, load) for tile in tiles]
-        out = room[margin:-margin, margin:-margin]
-    else:
-        out = np.full((height, width, 3), FILL, np.uint8)
-        matrices = [_draw_freely(tile, warp.matrix, out, load) for tile in tiles]
-    shown = [(tile.boxes, matrix) for tile, matrix in zip(tiles, matrices, strict=True) if matrix is not None]
-    if not shown:
-        return out, np.zeros((0, 5), np.float32)
-    boxes = np.concatenate([rows for rows, _ in shown])
-    of_boxes = np.repeat([matrix for _, matrix in shown], [len(rows) for rows, _ in shown], axis=0)
-    return out, warp_boxes(boxes, of_boxes, warp.scale, out_hw)
+        drawn = [(tile, _draw_upright(tile, warp, out, load, colour)) for tile in tiles]
+        shown = [(tile, *found) for tile, found in drawn if found is not None]
+        _fill_around([place for _, _, place in shown], fill, out)
+        return [(tile, matrix) for tile, matrix, _ in shown]
+    out[:] = fill
+    matrices = [_draw_freely(tile, warp, out, load, colour) for tile in tiles]
+    return [(tile, matrix) for tile, matrix in zip(tiles, matrices, strict=True) if matrix is not None]
 
 
 def _draw_upright(
-    tile: Tile, matrix: Matrix, room: Image, margin: int, load: Callable[[int], Image]
-) -> Matrix | None:
-    """Scale and translate one tile into `room`, the output with a margin on all sides.
+    tile: Tile, warp: Warp, out: Image, load: Load, colour: ColourJitter | None
+) -> tuple[Matrix, Place] | None:
+    """Scale, translate and flip one tile.
 
     Resizing between whole pixels is four times as fast as a general warp. The tile's edges move to the
     nearest whole pixel of the output, by at most half a pixel, and its boxes with them. The few pixels
-    by which it may extend beyond the output land in the margin.
+    by which it may extend beyond the output are cut off.
 
-    Returns the map that was used, None if the tile is not visible.
+    Returns the map that was used and the place in the output, None if the tile is not visible.
     """
-    x1, y1, x2, y2 = tile.span_xyxy
+    (x1, y1, x2, y2), (height, width), matrix = tile.span_xyxy, out.shape[:2], warp.matrix
     # As Python floats: arithmetic on single NumPy scalars takes three times as long.
-    across = _snap(x1, x2, matrix[0, 0].item(), matrix[0, 2].item(), room.shape[1] - 2 * margin)
-    down = _snap(y1, y2, matrix[1, 1].item(), matrix[1, 2].item(), room.shape[0] - 2 * margin)
+    across = _snap(x1, x2, matrix[0, 0].item(), matrix[0, 2].item(), width)
+    down = _snap(y1, y2, matrix[1, 1].item(), matrix[1, 2].item(), height)
     if across is None or down is None:
         return None
     left, top = tile.origin_xy
-    part = load(tile.number)[down.start - top : down.stop - top, across.start - left : across.stop - left]
-    place = room[
-        down.target_start + margin : down.target_stop + margin,
-        across.target_start + margin : across.target_stop + margin,
-    ]
-    cv2.resize(part, place.shape[1::-1], dst=place, interpolation=cv2.INTER_LINEAR)
-    return np.array([[across.factor, 0, across.shift], [0, down.factor, down.shift], [0, 0, 1]])
+    part = load(tile.number, down.stop - top)
+    part = part[down.start - top : down.stop - top, across.start - left : across.stop - left]
+    wh = (across.target_stop - across.target_start, down.target_stop - down.target_start)
+    image = _warped(part, wh, lambda image: cv2.resize(image, wh, interpolation=cv2.INTER_LINEAR), colour)
+    (rows, to_rows), (columns, to_columns) = down.cut(height, warp.flips[0]), across.cut(width, warp.flips[1])
+    if any(warp.flips):
+        cv2.flip(image[rows, columns], _FLIP_CODES[warp.flips], dst=out[to_rows, to_columns])
+    else:
+        out[to_rows, to_columns] = image[rows, columns]
+    snapped = np.array([[across.factor, 0, across.shift], [0, down.factor, down.shift], [0, 0, 1]])
+    return _flipped(snapped, warp.flips, (height, width)), (to_rows, to_columns)
+
+
+def _fill_around(places: list[Place], level: int, out: Image) -> None:
+    """Fill what no place covers: filling everything first would write most of the output twice."""
+    edges = sorted({0, out.shape[0], *(edge for rows, _ in places for edge in (rows.start, rows.stop))})
+    for top, bottom in itertools.pairwise(edges):
+        across = (columns for rows, columns in places if rows.start <= top and bottom <= rows.stop)
+        free_from = 0
+        for columns in sorted(across, key=lambda columns: columns.start):
+            out[top:bottom, free_from : columns.start] = level
+            free_from = columns.stop
+        out[top:bottom, free_from:] = level
+
+
+def _flipped(matrix: Matrix, flips: tuple[bool, bool], out_hw: tuple[int, int]) -> Matrix:
+    """Return a map to an output of `out_hw` pixels followed by flips."""
+    if not any(flips):
+        return matrix
+    (down, across), (height, width) = flips, out_hw
+    mirror = np.array([[1 - 2 * across, 0, across * width], [0, 1 - 2 * down, down * height], [0, 0, 1]])
+    return mirror @ matrix
+
+
+def _warped(
+    part: Image, wh: tuple[int, int], warp: Callable[[Image], MatLike], colour: ColourJitter | None
+) -> Image:
+    """Return a part of an image warped to a width and height, with changed colours.
+
+    Colours are changed before or after, whenever there are fewer pixels: augmentation spends most of its
+    time on them. Up to rounding the order makes no difference, except where interpolation would mix
+    colours that a factor takes out of range.
+    """
+    if colour is not None and part.shape[0] * part.shape[1] < wh[0] * wh[1]:
+        part, after = np.array(part), None
+        colour.paint(part)
+    else:
+        after = colour
+    image = np.asarray(warp(part), np.uint8)
+    if after is not None:
+        after.paint(image)
+    return image
 
 
 @dataclass(frozen=True)
@@ -160,6 +214,15 @@ class _Snapped:
     @property
     def shift(self) -> float:
         return self.target_start - self.factor * self.start
+
+    def cut(self, length: int, flipped: bool) -> tuple[slice, slice]:
+        """Return the part of the target within [0, length), counted from its start and from 0.
+
+        flipped: the latter counts from `length` backwards.
+        """
+        low, high = max(self.target_start, 0), min(self.target_stop, length)
+        place = slice(length - high, length - low) if flipped else slice(low, high)
+        return slice(low - self.target_start, high - self.target_start), place
 
 
 def _snap(start: int, stop: int, factor: float, shift: float, length: int) -> _Snapped | None:
@@ -189,24 +252,31 @@ def _closest(candidates: range, factor: float, shift: float) -> int:
     return best
 
 
-def _draw_freely(tile: Tile, matrix: Matrix, out: Image, load: Callable[[int], Image]) -> Matrix | None:
+def _draw_freely(
+    tile: Tile, warp: Warp, out: Image, load: Load, colour: ColourJitter | None
+) -> Matrix | None:
     """Warp one tile with its edge pixels replicated, and copy it to where it covers the output.
 
     Returns the map, None if the tile is not visible.
     """
+    matrix = _flipped(warp.matrix, warp.flips, (out.shape[0], out.shape[1]))
     region = _covered_region(tile, matrix, out)
     if region is None:
         return None
     x1, y1, x2, y2 = region
     (left, top), (start_x, start_y, stop_x, stop_y) = tile.origin_xy, tile.span_xyxy
-    part = load(tile.number)[start_y - top : stop_y - top, start_x - left : stop_x - left]
+    part = load(tile.number, stop_y - top)[start_y - top : stop_y - top, start_x - left : stop_x - left]
     to_region = _for_indices(_translation(-x1, -y1) @ matrix @ _translation(start_x, start_y))
     wh = (x2 - x1, y2 - y1)
     whole = np.full(part.shape[:2], 255, np.uint8)
     covered = cv2.warpPerspective(whole, to_region, wh, flags=cv2.INTER_NEAREST)
-    picture = cv2.warpPerspective(
-        part, to_region, wh, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-    )
+
+    def moved(image: Image) -> MatLike:
+        return cv2.warpPerspective(
+            image, to_region, wh, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )
+
+    picture = _warped(part, wh, moved, colour)
     cv2.copyTo(picture, covered, out[y1:y2, x1:x2])
     return matrix
 
@@ -233,36 +303,3 @@ def _translation(x: float, y: float) -> Matrix:
 def _for_indices(matrix: Matrix) -> Matrix:
     """Convert a map for OpenCV, whose coordinates are 0 at the centre of the first pixel."""
     return _translation(-0.5, -0.5) @ matrix @ _translation(0.5, 0.5)
-
-
-def warp_boxes(boxes: Boxes, matrices: Matrix, scale: float, out_hw: tuple[int, int]) -> Boxes:
-    """Warp boxes and clip them to the output, dropping those of which too little is left.
-
-    Args:
-        boxes: (n, 5).
-        matrices: a map (3, 3), or one for each box (n, 3, 3).
-        scale: scale factor of the maps.
-        out_hw: height and width of the output, pixels.
-    """
-    if not len(boxes):
-        return boxes
-    corners = np.ones((len(boxes), 4, 3))
-    corners[..., :2] = boxes[:, [1, 2, 3, 4, 1, 4, 3, 2]].reshape(-1, 4, 2)
-    moved = corners @ np.swapaxes(matrices, -1, -2)
-    places = moved[..., :2] / moved[..., 2:]
-    after = np.concatenate([places.min(1), places.max(1)], 1)
-    after = after.clip(0, [out_hw[1], out_hw[0]] * 2)
-    keep = box_candidates(boxes[:, 1:] * scale, after)
-    return np.concatenate([boxes[:, :1], after], 1)[keep].astype(np.float32)
-
-
-def box_candidates(before: NDArray[np.floating], after: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """Return a mask (n,) of the boxes (n, 4) that are still worth learning after augmentation.
-
-    Both sides above 2 px, more than a tenth of the area left, neither side 100 times the other.
-    """
-    size_before, size_after = before[:, 2:] - before[:, :2], after[:, 2:] - after[:, :2]
-    area_ratio = size_after.prod(1) / (size_before.prod(1) + _EPS)
-    aspect = size_after.max(1) / (size_after.min(1) + _EPS)
-    keep = (size_after > _MIN_SIDE_PX).all(1) & (area_ratio > _MIN_AREA_RATIO) & (aspect < _MAX_ASPECT)
-    return np.asarray(keep, np.bool_)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.config.files import read_regular
+from utils.datasets.partial import declared_hw, scan_count, top_of_jpeg
 
 Image = NDArray[np.uint8]
 
@@ -23,6 +25,8 @@ _REDUCED = (
     (4, cv2.IMREAD_REDUCED_COLOR_4),
     (2, cv2.IMREAD_REDUCED_COLOR_2),
 )
+# Decoded in excess: with subsampled colours the last row depends on the one that would follow.
+_SPARE_ROWS = 4
 _CUT_OFF = "the file is cut off"
 _PNG_START, _PNG_END = b"\x89PNG", b"IEND\xaeB`\x82"
 # Allows 20,000 x 20,000 px. A file of a megabyte may declare any size and decompress to it.
@@ -31,7 +35,6 @@ MAX_BYTES = 2**31
 # Pixels times scans, about ten seconds of decoding. A JPEG may consist of any number of scans of a few
 # bytes each; real files have about ten.
 MAX_SCANNED = 2**37
-_JPEG_SCAN = b"\xff\xda"
 _JPEG_PADDING = re.compile(rb"\xff+")
 # Before the frame header. A file of MAX_BYTES holds at most half as many of full length.
 MAX_SEGMENTS = 2**16
@@ -75,8 +78,11 @@ def decode_image(content: bytes, flags: int = cv2.IMREAD_COLOR) -> Image:
     width, height = declared_wh(content)
     if width * height > MAX_PIXELS:
         raise UnreadableImageError(f"{width} x {height} px are more than {MAX_PIXELS:,} pixels")
-    if _is_jpeg(content) and width * height * content.count(_JPEG_SCAN) > MAX_SCANNED:
-        raise UnreadableImageError(f"{content.count(_JPEG_SCAN)} scans would take minutes to decode")
+    # Counting takes a while; there cannot be more scans than pairs of bytes.
+    if _is_jpeg(content) and width * height * (len(content) // 2) > MAX_SCANNED:
+        scans = scan_count(content)
+        if width * height * scans > MAX_SCANNED:
+            raise UnreadableImageError(f"{scans} scans would take minutes to decode")
     image = _decoded(content, flags)
     if image is None and _lacks_only_its_end(content):
         image = _decoded(_with_jpeg_end(content), flags)
@@ -124,7 +130,8 @@ def declared_wh(content: bytes) -> tuple[int, int]:
     elif content.startswith(b"GIF8") and len(content) >= 10:
         width, height = struct.unpack("<HH", content[6:10])
     elif _is_jpeg(content):
-        width, height = _jpeg_wh(content)
+        frame = _jpeg_frame(content)
+        height, width = (0, 0) if frame is None else declared_hw(content, frame)
     else:
         width = height = 0
     return int(width), int(height)
@@ -160,40 +167,88 @@ def read_for_evaluation(path: str | Path, wh: tuple[int, int]) -> Image:
     return _resized(image, wh, cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
-def read_for_training(path: str | Path, original_wh: tuple[int, int], wh: tuple[int, int]) -> Image:
+def read_for_training(
+    path: str | Path, original_wh: tuple[int, int], wh: tuple[int, int], rows: int | None = None
+) -> Image:
     """Read an image and scale it from `original_wh` to `wh` pixels, as fast as possible.
 
     A JPEG at least twice as large as needed is decoded at half, a quarter or an eighth of its size;
     the rest is linear interpolation.
 
+    Args:
+        path: the file.
+        original_wh: its width and height, pixels.
+        wh: width and height after scaling.
+        rows: how many are needed, from the top; the image returned may lack some of the others. None: all.
+
     Raises:
         UnreadableImageError: if the file is missing or is not an image.
     """
     content = _read_checked(path)
-    flags = cv2.IMREAD_COLOR
+    factor, flags = 1, cv2.IMREAD_COLOR
     if _is_jpeg(content):
         surplus = min(original_wh[0] / wh[0], original_wh[1] / wh[1])
-        flags = next((flag for factor, flag in _REDUCED if surplus >= factor), flags)
+        factor, flags = next((pair for pair in _REDUCED if surplus >= pair[0]), (factor, flags))
+        top = None if rows is None else _read_top(content, original_wh, wh, rows, (factor, flags))
+        if top is not None:
+            return top
     return _resized(decode_image(content, flags), wh, cv2.INTER_LINEAR)
 
 
-def _jpeg_wh(content: bytes) -> tuple[int, int]:
-    """Return the size in the first frame header; segments are a marker, a length and that many bytes.
+def _read_top(
+    content: bytes,
+    original_wh: tuple[int, int],
+    wh: tuple[int, int],
+    rows: int,
+    reduced: tuple[int, int],
+) -> Image | None:
+    """Decode a JPEG's first rows, at least `rows` after scaling, None if that is impossible or saves little.
 
-    Skips padding and stray bytes between segments, as decoders do: otherwise a few of them would hide
-    the size.
+    The result equals that part of the whole image: it ends where a whole number of decoded rows becomes a
+    whole number of scaled ones.
+
+    Args:
+        content: the file.
+        original_wh: as in `read_for_training`, like `wh` and `rows`.
+        wh: width and height after scaling.
+        rows: how many are needed.
+        reduced: the factor by which it is decoded smaller, and OpenCV's flag for that.
+    """
+    factor, flags = reduced
+    height = -(-original_wh[1] // factor)
+    step = wh[1] // math.gcd(height, wh[1])
+    # The interpolation of a row reaches into the next decoded one.
+    scaled = -(-(rows + math.ceil(wh[1] / height)) // step) * step
+    kept = scaled * height // wh[1]
+    declared = (kept + _SPARE_ROWS) * factor
+    if scaled >= wh[1] or declared >= original_wh[1]:
+        return None
+    frame = _jpeg_frame(content)
+    if frame is None or declared_hw(content, frame) != original_wh[::-1]:
+        return None
+    top = top_of_jpeg(content, frame, declared)
+    image = None if top is None else _decoded(top, flags)
+    if image is None or image.shape[:2] != (kept + _SPARE_ROWS, -(-original_wh[0] // factor)):
+        return None
+    return _resized(image[:kept], (wh[0], scaled), cv2.INTER_LINEAR)
+
+
+def _jpeg_frame(content: bytes) -> int | None:
+    """Return the place of the first frame header's marker code, None if there is none.
+
+    Segments are a marker, a length and that many bytes. Skips padding and stray bytes between segments,
+    as decoders do: otherwise a few of them would hide the header.
     """
     place = 2
     for _ in range(MAX_SEGMENTS):
         start = content.find(b"\xff", place)
         padding = _JPEG_PADDING.match(content, start) if start >= 0 else None
         if padding is None or padding.end() + 8 > len(content):
-            return 0, 0
+            return None
         place = padding.end()
         marker = content[place]
         if marker in _JPEG_FRAMES:
-            height, width = struct.unpack(">HH", content[place + 4 : place + 8])
-            return width, height
+            return place
         place += 1
         if marker not in _JPEG_BARE:
             place += int.from_bytes(content[place : place + 2], "big")
@@ -254,7 +309,7 @@ def _with_jpeg_end(content: bytes, more: bytes = b"") -> bytes:
 
 def _has_end(content: bytes, mark: bytes) -> bool:
     # Cameras append bytes after the end, hence "anywhere in the second half".
-    return mark in content[len(content) // 2 :]
+    return content.rfind(mark, len(content) // 2) >= 0
 
 
 def _is_jpeg(content: bytes) -> bool:

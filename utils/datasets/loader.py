@@ -1,8 +1,4 @@
-"""Batches for training and for evaluation.
-
-Images stay uint8 and channels-last in memory, as decoded and as the network needs them, so a batch is
-never transposed.
-"""
+"""The data loaders of training and of evaluation, and their worker processes."""
 
 from __future__ import annotations
 
@@ -10,176 +6,27 @@ import multiprocessing
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from utils.batch import Batch, Letterbox
-from utils.datasets.augment import AugmentSettings, fit_letterbox, flip, jitter_colour, mix
-from utils.datasets.geometry import Boxes, random_warp, warp_canvas
-from utils.datasets.images import Image, UnreadableImageError, fitting_wh, read_for_evaluation
+from utils.batch import Batch
+from utils.datasets.augment import AugmentSettings
 from utils.datasets.index import DatasetIndex
-from utils.datasets.labels import Labels
-from utils.datasets.mosaic import ImageInfo, mosaic_tiles, normalise_boxes, place_boxes, single_tile
+from utils.datasets.samples import AugmentedDataset, DetectionDataset, Lost
 from utils.datasets.sampling import BatchOrder, TrainingOrder, rect_groups
-from utils.datasets.store import CacheKind, ImageStore, LostImageError
+from utils.datasets.store import CacheKind, ImageStore
 from utils.datasets.workers import is_worker_death, outlive_signals, usable_cpus, without_sigchld_handler
 from utils.device import dead_worker
 from utils.distributed import processes_here, rank, world_size
 from utils.errors import UserError
 from utils.reporting.console import warning
 
-__all__ = [
-    "AugmentSettings",
-    "BatchLoader",
-    "DetectionDataset",
-    "TrainLoader",
-    "eval_loader",
-    "fit_letterbox",
-    "train_loader",
-]
-
-_SAMPLE_STREAM, _SPARE_STREAM = 1, 2
-_TILES = 4
-_TRIES = 20  # with half of all images lost, one sample in a million fails
-
-Lost = tuple[tuple[str, str], ...]  # files and why they cannot be read
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One image of a batch, without its pixels.
-
-    number: of the image, for a mosaic that of the first. labels: (n, 5), normalised to the batch image.
-    letterbox: its placement, None if it was augmented. lost: files that could not be read.
-    """
-
-    number: int
-    labels: Labels
-    letterbox: Letterbox | None = None
-    lost: Lost = ()
-
-
-class DetectionDataset(Dataset[Batch | UserError]):
-    """Assembles whole batches: images (B, 3, H, W) uint8 RGB with their targets.
-
-    If an image can no longer be read, the error is returned, not raised: the DataLoader would pass an
-    exception on as the text of its traceback.
-    """
-
-    def __init__(self, index: DatasetIndex, image_size: int) -> None:
-        self.index, self.image_size = index, image_size
-
-    def __getitem__(self, order: BatchOrder) -> Batch | UserError:
-        """The batch of an order, or the error if an image cannot be read."""
-        count, (height, width) = len(order.rows), order.shape_hw
-        # Unlike torch, NumPy requests huge pages, which halves the time of the first write.
-        images = np.empty((count, height, width, 3), np.uint8)
-        try:
-            samples = [self.make_sample(order, place, images[place]) for place in range(count)]
-        except UserError as error:
-            return error
-        targets = [np.zeros((0, 6), np.float32)]
-        for place, sample in enumerate(samples):
-            column = np.full((len(sample.labels), 1), place, np.float32)
-            targets.append(np.concatenate([column, sample.labels], 1))
-        own = np.array([sample.number for sample in samples], np.int64)
-        return Batch(
-            images=torch.from_numpy(images).permute(0, 3, 1, 2),
-            targets=torch.from_numpy(np.concatenate(targets)),
-            labelled=torch.from_numpy(self.index.labelled[own]),
-            paths=tuple(self.index.paths[number] for number in own),
-            letterboxes=tuple(sample.letterbox for sample in samples if sample.letterbox is not None),
-            lost=tuple(lost for sample in samples for lost in sample.lost),
-        )
-
-    def make_sample(self, order: BatchOrder, place: int, out: Image) -> Sample:
-        """Write one letterboxed image (RGB) to `out`."""
-        number = int(order.rows[place, 0])
-        path, (width, height) = self.index.paths[number], self.index.sizes_wh[number]
-        new_wh = fitting_wh(int(width), int(height), self.image_size, order.shape_hw)
-        try:
-            image = read_for_evaluation(path, new_wh)
-        except UnreadableImageError as error:
-            # No replacement: metrics over fewer images would not be comparable.
-            raise LostImageError(number, path, str(error)) from error
-        used = fit_letterbox(image, (int(height), int(width)), out)
-        shown_wh = (round(used.scale[1] * width), round(used.scale[0] * height))
-        boxes = place_boxes(self.index.labels[number], shown_wh, (int(used.pad[1]), int(used.pad[0])))
-        return Sample(number, normalise_boxes(boxes, out.shape[1::-1]), used)
-
-
-class AugmentedDataset(DetectionDataset):
-    """Assembles augmented batches for training, from mosaics or single images."""
-
-    def __init__(self, index: DatasetIndex, store: ImageStore, augment: AugmentSettings, seed: int) -> None:
-        super().__init__(index, store.image_size)
-        self.store, self.augment, self.seed = store, augment, seed
-
-    def make_sample(self, order: BatchOrder, place: int, out: Image) -> Sample:
-        """Write one augmented image (RGB) to `out`, replacing source images that cannot be read.
-
-        Raises:
-            UserError: if several replacements cannot be read either.
-        """
-        position, row = int(order.positions[place]), order.rows[place].copy()
-        lost: list[LostImageError] = []
-        while True:
-            rng = np.random.default_rng((self.seed, order.epoch, position, _SAMPLE_STREAM))
-            try:
-                image, boxes = self._augmented(row, out.shape[:2], rng)
-                break
-            except LostImageError as error:
-                lost.append(error)
-            spare_rng = np.random.default_rng((self.seed, order.epoch, position, _SPARE_STREAM, len(lost)))
-            row[row == lost[-1].number] = self._spare(lost, spare_rng)
-        boxes = flip(image, boxes, self.augment, rng)
-        jitter_colour(image, self.augment, rng, out)
-        labels = normalise_boxes(boxes, out.shape[1::-1])
-        return Sample(int(row[0]), labels, lost=tuple((error.path, error.reason) for error in lost))
-
-    def _spare(self, lost: Sequence[LostImageError], rng: np.random.Generator) -> int:
-        """Draw a replacement for the last lost image, labelled if that was, from those not lost."""
-        latest, labelled = lost[-1], self.index.labelled
-        gone = [error.number for error in lost]
-        pool = np.setdiff1d(np.flatnonzero(labelled == labelled[latest.number]), gone)
-        if not len(pool) or len(lost) >= _TRIES:
-            raise UserError(
-                f"cannot be read any longer ({latest.reason}), and neither can any of {len(lost)} tried",
-                latest.path,
-                "see whether the disk is still there, then go on with --resume",
-            )
-        return int(rng.choice(pool))
-
-    def _augmented(
-        self, row: NDArray[np.int64], out_hw: tuple[int, int], rng: np.random.Generator
-    ) -> tuple[Image, Boxes]:
-        if len(row) > 1 and rng.random() < self.augment.mosaic:
-            sample = self._mosaic(row[:_TILES], out_hw, rng)
-            if rng.random() < self.augment.mixup:
-                sample = mix(sample, self._mosaic(row[_TILES:], out_hw, rng), rng)
-            return sample
-        out_wh = (out_hw[1], out_hw[0])
-        warp = random_warp(self.augment.warp, out_wh, out_wh, rng)
-        return warp_canvas([single_tile(self._picture(row[0]), out_wh)], warp, out_hw, self.store.load)
-
-    def _mosaic(
-        self, numbers: NDArray[np.int64], out_hw: tuple[int, int], rng: np.random.Generator
-    ) -> tuple[Image, Boxes]:
-        pictures = [self._picture(number) for number in rng.permutation(numbers)]
-        tiles = mosaic_tiles(pictures, self.image_size, rng)
-        canvas_wh = (2 * self.image_size, 2 * self.image_size)
-        warp = random_warp(self.augment.warp, canvas_wh, (out_hw[1], out_hw[0]), rng)
-        return warp_canvas(tiles, warp, out_hw, self.store.load)
-
-    def _picture(self, number: np.int64) -> ImageInfo:
-        width, height = self.store.wh[number]
-        return ImageInfo(int(number), (int(width), int(height)), self.index.labels[int(number)])
+__all__ = ["AugmentSettings", "BatchLoader", "TrainLoader", "eval_loader", "train_loader"]
 
 
 class BatchLoader(DataLoader[Any]):

@@ -80,8 +80,12 @@ class ImageStore:
         self._file: Path | None = None
         self.notes: list[str] = []
 
-    def load(self, number: int) -> Image:
+    def load(self, number: int, rows: int | None = None) -> Image:
         """Return the image with a number; must not be written to.
+
+        Args:
+            number: of the image.
+            rows: how many are needed, from the top; the image may lack some of the others. None: all.
 
         Raises:
             LostImageError: if its file has been removed or damaged since the index was built.
@@ -89,7 +93,7 @@ class ImageStore:
         if self._file is not None and self._memory is None:
             self._map(self._file)
         if self._memory is None:
-            return self._read(number)
+            return self._read(number, rows)
         if self._view is None:
             self._view = self._memory.numpy()
         width, height = self.wh[number].tolist()
@@ -173,12 +177,12 @@ class ImageStore:
         """Pickle the path of a cache file instead of its content, for workers that are not forked."""
         return self.__dict__ | {"_view": None} | ({"_memory": None} if self._file is not None else {})
 
-    def _read(self, number: int) -> Image:
-        width, height = self._original_wh[number]
-        scaled_width, scaled_height = self.wh[number]
+    def _read(self, number: int, rows: int | None = None) -> Image:
+        width, height = self._original_wh[number].tolist()
+        scaled_width, scaled_height = self.wh[number].tolist()
         try:
             return read_for_training(
-                self._paths[number], (int(width), int(height)), (int(scaled_width), int(scaled_height))
+                self._paths[number], (width, height), (scaled_width, scaled_height), rows
             )
         except UnreadableImageError as error:
             raise LostImageError(number, self._paths[number], str(error)) from error
