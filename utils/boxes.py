@@ -126,6 +126,10 @@ class NmsRules:
 MAX_JOINT_NMS = 1 << 14
 
 
+# Above 1000 boxes torchvision runs NMS for each class instead of offsetting classes, which is exact.
+_FIRST_CANDIDATES = 2048
+
+
 class Kept(NamedTuple):
     """The detections of one image after NMS, most confident first.
 
@@ -238,17 +242,33 @@ def _suppress_together(
 
 
 def _suppress_image(detections: Tensor, rows: Tensor, rules: NmsRules) -> Kept:
-    if len(detections) > rules.max_candidates:
-        best = detections[:, 4].topk(rules.max_candidates).indices
-        detections, rows = detections[best], rows[best]
+    """Run NMS on the candidates of one image, best first, until `max_det` are kept.
+
+    A candidate is affected only by better ones, so that the rest need not be looked at: an untrained
+    network may have ten thousands, and the time grows quadratically.
+    """
     if len(detections) == 0:
         return Kept(detections, rows)
+    confidence = detections[:, 4]
+    if len(detections) > rules.max_candidates:
+        best = confidence.topk(rules.max_candidates).indices
+    else:
+        best = confidence.argsort(descending=True, stable=True)
+    detections, rows = detections[best], rows[best]
+    count = max(_FIRST_CANDIDATES, 4 * rules.max_det)
+    while True:
+        kept = _survivors(detections[:count], rules)[: rules.max_det]
+        if len(kept) == rules.max_det or count >= len(detections):
+            return Kept(detections[kept], rows[kept])
+        count *= 4
+
+
+def _survivors(detections: Tensor, rules: NmsRules) -> Tensor:
+    """Return the indices of the detections (n, 6), sorted by confidence, that NMS keeps, in their order."""
     boxes, confidence = detections[:, :4], detections[:, 4]
     if rules.agnostic:
-        kept = nms(boxes, confidence, rules.iou_thres)
-    else:
-        # batched_nms offsets each class by its index times the largest coordinate: with negative
-        # coordinates, adjacent classes could still overlap.
-        kept = batched_nms(boxes - boxes.min(), confidence, detections[:, 5].long(), rules.iou_thres)
-    kept = kept[: rules.max_det]
-    return Kept(detections[kept], rows[kept])
+        return nms(boxes, confidence, rules.iou_thres)
+    # batched_nms offsets each class by its index times the largest coordinate: with negative
+    # coordinates, adjacent classes could still overlap.
+    kept: Tensor = batched_nms(boxes - boxes.min(), confidence, detections[:, 5].long(), rules.iou_thres)
+    return kept.sort().values

@@ -150,6 +150,37 @@ def test_images_together_keep_what_each_keeps_alone(agnostic: bool, multi_label:
             assert torch.equal(alone.detections, shared.detections) and torch.equal(alone.rows, shared.rows)
 
 
+@pytest.mark.parametrize("agnostic", [False, True])
+@pytest.mark.parametrize("side", [30.0, 300.0, 3000.0])
+def test_looking_at_the_best_first_keeps_what_looking_at_all_does(monkeypatch, agnostic, side) -> None:
+    """With small boxes the first few yield enough, with large ones all have to be looked at."""
+    predictions = _predictions(seed=15, rows=3000, classes=3)
+    predictions[..., 2:4] *= side / 100
+    rules = NmsRules(conf_thres=0.01, iou_thres=0.3, agnostic=agnostic, multi_label=True, max_det=60)
+    monkeypatch.setattr(boxes, "_FIRST_CANDIDATES", 1 << 20)
+    everything = suppress(predictions, rules)
+    monkeypatch.setattr(boxes, "_FIRST_CANDIDATES", 1)
+    for a, b in zip(everything, suppress(predictions, rules), strict=True):
+        assert torch.equal(a.detections, b.detections) and torch.equal(a.rows, b.rows)
+        assert (len(a.rows) < 60) == (side > 1000)
+
+
+def test_ten_thousands_of_candidates_take_no_longer_than_some_hundred(monkeypatch) -> None:
+    """As an untrained network makes them: only what can be among the results is compared."""
+    compared = []
+
+    def counted(boxes_xyxy: torch.Tensor, *others: Any) -> torch.Tensor:
+        compared.append(len(boxes_xyxy))
+        return original(boxes_xyxy, *others)
+
+    original = boxes.batched_nms
+    monkeypatch.setattr(boxes, "batched_nms", counted)
+    predictions = _predictions(seed=16, rows=18_900, classes=3, images=1)
+    (kept,) = non_max_suppression(predictions, 0.001, 0.6, multi_label=True)
+    assert len(kept) == 300
+    assert sum(compared) <= 2048
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_and_cpu_keep_the_same() -> None:
     predictions = _predictions(seed=13, rows=3000, classes=20)
