@@ -266,9 +266,11 @@ def _suppress_image(detections: Tensor, rows: Tensor, rules: NmsRules) -> Kept:
 def _survivors(detections: Tensor, rules: NmsRules) -> Tensor:
     """Return the indices of the detections (n, 6), sorted by confidence, that NMS keeps, in their order."""
     boxes, confidence = detections[:, :4], detections[:, 4]
+    kept: Tensor
     if rules.agnostic:
-        return nms(boxes, confidence, rules.iou_thres)
-    # batched_nms offsets each class by its index times the largest coordinate: with negative
-    # coordinates, adjacent classes could still overlap.
-    kept: Tensor = batched_nms(boxes - boxes.min(), confidence, detections[:, 5].long(), rules.iou_thres)
+        kept = nms(boxes, confidence, rules.iou_thres)
+    else:
+        # batched_nms offsets each class by its index times the largest coordinate: with negative
+        # coordinates, adjacent classes could still overlap.
+        kept = batched_nms(boxes - boxes.min(), confidence, detections[:, 5].long(), rules.iou_thres)
     return kept.sort().values
