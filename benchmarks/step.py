@@ -120,7 +120,8 @@ class Bench:
         ema = ModelEma(model)
         losses: list[Loss] = [detection]
         if distilled:
-            given = DistillOptions(teacher=(str(self.teacher_file),), batch_size=self.count, **distilled)  # type: ignore[arg-type]
+            known: dict[str, Any] = {"teacher": (str(self.teacher_file),), "batch_size": self.count}
+            given = DistillOptions(**known | distilled)
             context = LossContext(
                 model=model,
                 ema=ema.model,
