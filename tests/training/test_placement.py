@@ -9,8 +9,8 @@ from torch.utils import backend_registration
 
 CASES = [
     "plain", "response", "l2", "kl", "objectness", "boxes", "boxes, soft", "cwd", "score-l2, auto", "pkd",
-    "larger view", "ordinary step", "unlabelled images", "teacher of some classes", "teachers of different classes",
-    "evaluation", "detection", "something misplaced",
+    "larger view", "ordinary step", "unlabelled images", "teacher of some classes",
+    "teachers of different classes", "evaluation", "detection", "something misplaced",
 ]  # fmt: skip
 
 
