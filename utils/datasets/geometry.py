@@ -153,8 +153,12 @@ def _draw_upright(
         cv2.flip(image[rows, columns], _FLIP_CODES[warp.flips], dst=out[to_rows, to_columns])
     else:
         out[to_rows, to_columns] = image[rows, columns]
-    snapped = np.array([[across.factor, 0, across.shift], [0, down.factor, down.shift], [0, 0, 1]])
-    return _flipped(snapped, warp.flips, (height, width)), (to_rows, to_columns)
+    (y_factor, y_shift), (x_factor, x_shift) = (
+        down.factor_and_shift(height, warp.flips[0]),
+        across.factor_and_shift(width, warp.flips[1]),
+    )
+    used = np.array([[x_factor, 0.0, x_shift], [0.0, y_factor, y_shift], [0.0, 0.0, 1.0]])
+    return used, (to_rows, to_columns)
 
 
 def _fill_around(places: list[Place], level: int, out: Image) -> None:
@@ -207,13 +211,11 @@ class _Snapped:
     target_start: int
     target_stop: int
 
-    @property
-    def factor(self) -> float:
-        return (self.target_stop - self.target_start) / (self.stop - self.start)
-
-    @property
-    def shift(self) -> float:
-        return self.target_start - self.factor * self.start
+    def factor_and_shift(self, length: int, flipped: bool) -> tuple[float, float]:
+        """Return the map from the canvas to an output of this length, flipped or not."""
+        factor = (self.target_stop - self.target_start) / (self.stop - self.start)
+        shift = self.target_start - factor * self.start
+        return (-factor, length - shift) if flipped else (factor, shift)
 
     def cut(self, length: int, flipped: bool) -> tuple[slice, slice]:
         """Return the part of the target within [0, length), counted from its start and from 0.

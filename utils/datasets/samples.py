@@ -155,28 +155,25 @@ class AugmentedDataset(DetectionDataset):
 
         Everything is drawn before anything is loaded, so that each tile is handled only once.
         """
-        out_hw = (out.shape[0], out.shape[1])
-        is_mosaic = len(row) > 1 and rng.random() < self.augment.mosaic
-        scenes, share = (
-            [self._mosaic(row[:_TILES], out_hw, rng) if is_mosaic else self._single(row[0], out_hw, rng)],
-            1.0,
-        )
-        if is_mosaic and rng.random() < self.augment.mixup:
-            scenes.append(self._mosaic(row[_TILES:], out_hw, rng))
-            share = mixup_share(rng)
+        out_hw, second, share = (out.shape[0], out.shape[1]), None, 1.0
+        if len(row) > 1 and rng.random() < self.augment.mosaic:
+            first = self._mosaic(row[:_TILES], out_hw, rng)
+            if rng.random() < self.augment.mixup:
+                second, share = self._mosaic(row[_TILES:], out_hw, rng), mixup_share(rng)
+        else:
+            first = self._single(row[0], out_hw, rng)
         flips, colour = random_flips(self.augment, rng), random_jitter(self.augment.hsv, rng)
-        if len(scenes) == 1:
-            return self._paint(scenes[0], flips, colour, place, out)
+        if second is None:
+            return self._paint(first, flips, colour, place, out)
         other = np.empty_like(out)
-        tiles = self._paint(scenes[0], flips, None, place, out) + self._paint(
-            scenes[1], flips, None, place, other
-        )
-        # Colours change after mixing: before, the result would be another.
+        tiles = self._paint(first, flips, None, place, out)
+        tiles += self._paint(second, flips, None, place, other)
+        # Not before mixing, which would give other colours.
         cv2.addWeighted(out, share, other, 1 - share, 0.0, dst=out)
         colour.paint(out)
         return tiles
 
-    def _paint(  # noqa: PLR0913 - called in one place
+    def _paint(  # noqa: PLR0913 - a step of _draw
         self, scene: Scene, flips: tuple[bool, bool], colour: ColourJitter | None, place: int, out: Image
     ) -> tuple[PlacedTile, ...]:
         warp = replace(scene.warp, flips=flips)
