@@ -147,6 +147,21 @@ def usual_runs(teacher: str) -> tuple[Arm, ...]:
     """Return plain training, each preset, and the default with other weights, schedules and with features."""
     plain, *variants = long_runs(teacher)
     ratios = (with_ratio("half", ".5", teacher), with_ratio("2", "2", teacher))
+    # The run of `boxes` warns of the teacher's gradient and suggests these two.
+    advised = (
+        Arm(
+            "boxes-advised",
+            "`boxes`, `--distill-ratio .08`",
+            ("--distill-loss", "boxes", "--distill-ratio", ".08"),
+            teacher,
+        ),
+        Arm(
+            "boxes-auto",
+            "`boxes`, `--distill-ratio auto`",
+            ("--distill-loss", "boxes", "--distill-ratio", "auto"),
+            teacher,
+        ),
+    )
     factor = Arm(
         "constant-factor",
         "`response`, no gradient through the factor of its cross-entropies",
@@ -154,7 +169,7 @@ def usual_runs(teacher: str) -> tuple[Arm, ...]:
         teacher,
         ablation="constant-factor",
     )
-    return (plain, *other_presets(teacher), *variants, *ratios, factor)
+    return (plain, *other_presets(teacher), *advised, *variants, *ratios, factor)
 
 
 def knowing(image_size: int) -> tuple[Arm, ...]:
