@@ -126,8 +126,9 @@ class NmsRules:
 MAX_JOINT_NMS = 1 << 14
 
 
-# Above 1000 boxes torchvision runs NMS for each class instead of offsetting classes, which is exact.
+# On a CPU torchvision offsets the classes of up to 1000 boxes, and above runs NMS for each, which is exact.
 _FIRST_CANDIDATES = 2048
+_FINITE = (1e6, -1e6)  # pixels, instead of infinity
 
 
 class Kept(NamedTuple):
@@ -229,8 +230,8 @@ def _suppress_together(
     Images and classes are offset so as not to overlap, in float64: with large offsets float32 loses
     fractions of a pixel.
     """
-    # NaN or inf in one image must not shift the boxes of others.
-    boxes = candidates[:, :4].double().nan_to_num(0.0, 1e6, -1e6)
+    # NaN or inf in one box must not shift all others.
+    boxes = candidates[:, :4].double().nan_to_num(0.0, *_FINITE)
     group = image if rules.agnostic else image * (candidates[:, 5].max() + 1) + candidates[:, 5]
     low, high = boxes.aminmax()
     apart = boxes - low + group.double()[:, None] * (high - low + 1)
@@ -245,7 +246,7 @@ def _suppress_image(detections: Tensor, rows: Tensor, rules: NmsRules) -> Kept:
     """Run NMS on the candidates of one image, best first, until `max_det` are kept.
 
     A candidate is affected only by better ones, so that the rest need not be looked at: an untrained
-    network may have ten thousands, and the time grows quadratically.
+    network may have tens of thousands, and the time grows quadratically.
     """
     if len(detections) == 0:
         return Kept(detections, rows)
@@ -265,7 +266,8 @@ def _suppress_image(detections: Tensor, rows: Tensor, rules: NmsRules) -> Kept:
 
 def _survivors(detections: Tensor, rules: NmsRules) -> Tensor:
     """Return the indices of the detections (n, 6), sorted by confidence, that NMS keeps, in their order."""
-    boxes, confidence = detections[:, :4], detections[:, 4]
+    # NaN or inf in one box must not keep others from suppressing each other; float64 for large offsets.
+    boxes, confidence = detections[:, :4].double().nan_to_num(0.0, *_FINITE), detections[:, 4].double()
     kept: Tensor
     if rules.agnostic:
         kept = nms(boxes, confidence, rules.iou_thres)

@@ -165,7 +165,7 @@ def test_looking_at_the_best_first_keeps_what_looking_at_all_does(monkeypatch, a
         assert (len(a.rows) < 60) == (side > 1000)
 
 
-def test_ten_thousands_of_candidates_take_no_longer_than_some_hundred(monkeypatch) -> None:
+def test_tens_of_thousands_of_candidates_take_no_longer_than_some_hundred(monkeypatch) -> None:
     """As an untrained network makes them: only what can be among the results is compared."""
     compared = []
 
@@ -179,6 +179,31 @@ def test_ten_thousands_of_candidates_take_no_longer_than_some_hundred(monkeypatc
     (kept,) = non_max_suppression(predictions, 0.001, 0.6, multi_label=True)
     assert len(kept) == 300
     assert sum(compared) <= 2048
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("place", [0, 1, 2, 3])
+def test_a_box_that_is_no_number_does_not_protect_others(agnostic, broken, place) -> None:
+    rows = torch.tensor(
+        [[100.0, 100, 50, 50, 0.9, 0.9], [101, 100, 50, 50, 0.9, 0.8], [0, 0, 9, 9, 0.95, 0.9]]
+    )
+    rows[2, place] = broken
+    (kept,) = suppress(rows[None], NmsRules(agnostic=agnostic))
+    assert kept.rows.tolist() in ([2, 0], [0])
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+@pytest.mark.parametrize("classes", [1, 4])
+def test_equal_confidences_keep_the_order_of_the_predictions(agnostic, classes) -> None:
+    predictions = _predictions(seed=17, rows=4000, classes=classes, images=1)
+    predictions[..., 4] = (predictions[..., 4] * 4).ceil() / 4
+    predictions[..., 5:] = 0
+    predictions[0, torch.arange(4000), 5 + torch.arange(4000) % classes] = 1.0
+    (kept,) = suppress(predictions, NmsRules(conf_thres=0.01, agnostic=agnostic, max_det=4000))
+    assert len(kept.rows) > 300
+    by_confidence = sorted(range(len(kept.rows)), key=lambda i: (-kept.detections[i, 4], kept.rows[i]))
+    assert by_confidence == list(range(len(kept.rows)))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

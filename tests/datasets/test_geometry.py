@@ -199,6 +199,22 @@ def test_colours_change_as_if_after_the_warp(kind):
     assert max(np.abs(means)) < 0.4
 
 
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_colours_change_where_there_are_fewer_pixels(monkeypatch, kind):
+    painted = []
+    monkeypatch.setattr(ColourJitter, "paint", lambda _, image: painted.append(image.shape[:2]))
+    tile, out = Tile(0, (40, 40), (0, 0), (0, 0, 40, 40)), np.zeros((100, 100, 3), np.uint8)
+    slant = 0.0 if kind == "upright" else 0.01
+    for factor in (0.5, 2.0):
+        matrix = np.array([[factor, slant, 0], [0, factor, 0], [0, 0, 1]])
+        warp_canvas(
+            [tile], Warp(matrix, factor), out, lambda *_: np.zeros((40, 40, 3), np.uint8), ColourJitter()
+        )
+    shrunk, original = painted
+    assert original == (40, 40)
+    assert max(shrunk) <= 21
+
+
 def test_grey_is_filled_around_the_tiles_and_nowhere_else():
     """Whatever the tiles cover, with the level that the change of colours gives."""
     for seed in range(40):

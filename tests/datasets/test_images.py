@@ -208,11 +208,37 @@ def test_the_first_rows_equal_those_of_the_whole_picture(tmp_path, capfd, subsam
     assert capfd.readouterr() == ("", "")  # libjpeg reports what it holds to be damage
 
 
+@pytest.mark.parametrize("subsampling", SUBSAMPLING)
+def test_an_enlarged_part_ends_where_the_next_rows_no_longer_matter(tmp_path, subsampling):
+    wh, rng = (64, 96), np.random.default_rng(0)
+    content = cv2.imencode(
+        ".jpg",
+        rng.integers(0, 256, (wh[1], wh[0], 3), dtype=np.uint8),
+        [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, subsampling],
+    )[1].tobytes()
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    for factor in (1, 2, 3):
+        scaled = (wh[0] * factor, wh[1] * factor)
+        whole, cut = read_for_training(path, wh, scaled), 0
+        for rows in range(1, scaled[1] + 1):
+            part = read_for_training(path, wh, scaled, rows)
+            assert np.array_equal(part[:rows], whole[:rows])
+            cut += len(part) < scaled[1]
+        assert cut > scaled[1] // 2
+
+
 def with_restarts(content: bytes) -> bytes:
     """A JPEG with restart markers, one for each row of blocks."""
     return cv2.imencode(
         ".jpg", cv2.imdecode(np.frombuffer(content, np.uint8), 1), [cv2.IMWRITE_JPEG_RST_INTERVAL, 4]
     )[1].tobytes()
+
+
+def before_scan(content: bytes, segment: bytes) -> bytes:
+    """The file with a segment behind its frame header, where decoders still look for them."""
+    place = content.index(b"\xff\xda")
+    return content[:place] + segment + content[place:]
 
 
 def progressive(content: bytes) -> bytes:
@@ -226,11 +252,20 @@ def progressive(content: bytes) -> bytes:
         progressive,
         with_restarts,
         lambda content: with_orientation(content, 3),
+        lambda content: before_scan(content, with_orientation(b"\xff\xd8", 3)[2:]),
         lambda content: content + content,
         lambda content: content + b"\0" * 50 + b"\xff\xd9",
         lambda content: content[:2] + b"\xff\xe5\0\4\xff\xda" + content[2:],
     ],
-    ids=["progressive", "restarts", "rotated", "two images", "second end", "a scan's marker in a segment"],
+    ids=[
+        "progressive",
+        "restarts",
+        "rotated",
+        "rotated late",
+        "two images",
+        "second end",
+        "a scan's marker in a segment",
+    ],
 )
 def test_a_jpeg_that_cannot_be_cut_is_read_whole(tmp_path, capfd, change):
     path, wh = tmp_path / "a.jpg", (96, 96)

@@ -48,7 +48,7 @@ class ColourJitter:
         else:
             levels = np.arange(256)[:, None] * self.factors
             levels[:, 0] %= _HUES
-            cv2.LUT(pixels, levels.clip(0, 255).astype(np.uint8)[None], dst=pixels)
+            cv2.LUT(pixels, levels.round().clip(0, 255).astype(np.uint8)[None], dst=pixels)
         cv2.cvtColor(pixels, cv2.COLOR_HSV2RGB, dst=pixels)
 
 

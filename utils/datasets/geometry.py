@@ -188,8 +188,8 @@ def _warped(
     """Return a part of an image warped to a width and height, with changed colours.
 
     Colours are changed before or after, whenever there are fewer pixels: augmentation spends most of its
-    time on them. Up to rounding the order makes no difference, except where interpolation would mix
-    colours that a factor takes out of range.
+    time on them. Before an enlargement the pixels that are interpolated between two different colours come
+    out slightly different than after it, since hue and saturation are not linear.
     """
     if colour is not None and part.shape[0] * part.shape[1] < wh[0] * wh[1]:
         part, after = np.array(part), None

@@ -204,7 +204,7 @@ def _read_top(
 ) -> Image | None:
     """Decode a JPEG's first rows, at least `rows` after scaling, None if that is impossible or saves little.
 
-    The result equals that part of the whole image: it ends where a whole number of decoded rows becomes a
+    The first `rows` equal those of the whole image. It ends where a whole number of decoded rows becomes a
     whole number of scaled ones.
 
     Args:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _SEQUENTIAL = frozenset({0xC0, 0xC1})
-_START_OF_SCAN, _END_OF_IMAGE, _RESTART_INTERVAL = 0xDA, 0xD9, 0xDD
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _EXIF = b"Exif\0\0"
 
 
@@ -58,12 +58,14 @@ def top_of_jpeg(content: bytes, frame: int, rows: int) -> bytes | None:
         frame: place of the frame header's marker code.
         rows: fewer than the image has, more than 0.
     """
-    if content[frame] not in _SEQUENTIAL or content.find(_EXIF, 0, frame) >= 0:
+    if content[frame] not in _SEQUENTIAL:
         return None
     places, codes = markers(content)
     scans = np.flatnonzero(codes == _START_OF_SCAN)
     # Nothing but the end may follow the scan's start: no other scan, no restart marker within it.
-    if len(scans) != 1 or codes[scans[0] + 1 :].tolist() != [_END_OF_IMAGE] or _RESTART_INTERVAL in codes:
+    if len(scans) != 1 or codes[scans[0] + 1 :].tolist() != [_END_OF_IMAGE]:
+        return None
+    if content.find(_EXIF, 0, int(places[scans[0]])) >= 0:
         return None
     height = frame + 4
     return content[:height] + struct.pack(">H", rows) + content[height + 2 : places[-1] - 1]
