@@ -18,12 +18,11 @@ import cv2
 import numpy as np
 import torch
 
+from benchmarks.conventional import ConventionalLoader
 from benchmarks.measure import load, medians, ms, parser, table
-from utils.batch import FILL
 from utils.config.dataset import load_dataset_config
 from utils.config.hyperparameters import Hyperparameters
-from utils.datasets.geometry import random_warp
-from utils.datasets.images import Image, scaled_wh
+from utils.datasets.images import scaled_wh
 from utils.datasets.index import DatasetIndex, build_index
 from utils.datasets.loader import AugmentSettings, TrainLoader, train_loader
 
@@ -39,70 +38,6 @@ def yardstick(index: DatasetIndex, size: int) -> Callable[[], None]:
             image = cv2.imread(index.paths[number])
             assert image is not None
             cv2.resize(image, scaled_wh(image.shape[1], image.shape[0], size))
-
-    return run
-
-
-def conventional(
-    index: DatasetIndex, size: int, augment: AugmentSettings, images: list[Image] | None
-) -> Callable[[], None]:
-    """Return a function that makes mosaics the conventional way, without their boxes.
-
-    images: scaled, of all numbers; None: read from files.
-    """
-    rng = np.random.default_rng(0)
-
-    def load(number: int) -> Image:
-        if images is not None:
-            return images[number]
-        image = np.asarray(cv2.imread(index.paths[number]), np.uint8)
-        wh = scaled_wh(image.shape[1], image.shape[0], size)
-        return image if image.shape[1::-1] == wh else np.asarray(cv2.resize(image, wh), np.uint8)
-
-    def canvas() -> Image:
-        whole = np.full((2 * size, 2 * size, 3), FILL, np.uint8)
-        numbers, (x, y) = rng.integers(len(index), size=4), rng.uniform(size / 2, 1.5 * size, 2).astype(int)
-        for place, image in enumerate(load(int(number)) for number in numbers):
-            height, width = image.shape[:2]
-            across, down = (
-                min(width, 2 * size - x if place % 2 else x),
-                min(height, 2 * size - y if place > 1 else y),
-            )
-            rows = (
-                (slice(y, y + down), slice(0, down))
-                if place > 1
-                else (slice(y - down, y), slice(-down, None))
-            )
-            columns = (
-                (slice(x, x + across), slice(0, across))
-                if place % 2
-                else (slice(x - across, x), slice(-across, None))
-            )
-            whole[rows[0], columns[0]] = image[rows[1], columns[1]]
-        return whole
-
-    def recolour(image: Image) -> None:
-        factors = 1 + rng.uniform(-1, 1, 3) * augment.hsv
-        levels = np.arange(256)
-        tables = [levels * factors[0] % 180, *((levels * factor).clip(0, 255) for factor in factors[1:])]
-        channels = cv2.split(cv2.cvtColor(image, cv2.COLOR_BGR2HSV))
-        parts = [
-            cv2.LUT(channel, table.astype(np.uint8)) for channel, table in zip(channels, tables, strict=True)
-        ]
-        cv2.cvtColor(cv2.merge(parts), cv2.COLOR_HSV2BGR, dst=image)
-
-    def run() -> None:
-        batch = []
-        for _ in range(SAMPLES):
-            warp = random_warp(augment.warp, (2 * size, 2 * size), (size, size), rng)
-            image = np.asarray(
-                cv2.warpAffine(canvas(), warp.matrix[:2], (size, size), borderValue=(FILL,) * 3), np.uint8
-            )
-            recolour(image)
-            if rng.random() < augment.fliplr:
-                image = np.fliplr(image)
-            batch.append(torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)[::-1])))
-        torch.stack(batch)
 
     return run
 
@@ -142,7 +77,7 @@ def main() -> None:
             work[kind] = samples(loader)
             store = loader.dataset.store
             images = [np.array(store.load(number)) for number in range(len(index))] if cache else None
-            work[f"conventional {kind}"] = conventional(index, size, augment, images)
+            work[f"conventional {kind}"] = ConventionalLoader(index, size, augment, images, SAMPLES)
         times = medians(work, given.rounds, torch.device("cpu"), clock=time.thread_time)
         for name in ("files", "memory"):
             each = (ms(times[kind] / SAMPLES) for kind in (name, "yardstick", f"conventional {name}"))

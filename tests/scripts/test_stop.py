@@ -242,11 +242,12 @@ def overdone(path):
 def test_a_run_computes_in_float32_where_reduced_precision_disagrees(
     which, small_set, tmp_path, monkeypatch, capfd
 ):
-    monkeypatch.setattr(setup, "amp_dtype", lambda *_: torch.bfloat16)
+    monkeypatch.setattr("utils.training.precision.cpu_computes_bf16", lambda: True)
     kinds = []
     real = Trainer.run_batch
     monkeypatch.setattr(Trainer, "run_batch", lambda self, *a: kinds.append(self.amp_dtype) or real(self, *a))
-    weights, words = overdone(tmp_path / "overdone.pt"), words_of(small_set, tmp_path, "--epochs", 1)
+    weights = overdone(tmp_path / "overdone.pt")
+    words = words_of(small_set, tmp_path, "--epochs", 1, "--amp-dtype", "bf16")
     if which == "teacher":
         train(*words, "--teacher", weights, kind=DistillOptions)
         which = f"teacher {weights}"
