@@ -21,7 +21,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from benchmarks.step import PROGRESS, Bench
 from models.checkpoint import save_checkpoint
 from models.yolo import Model
-from utils.batch import Letterbox, Progress
+from tests.training.presets import PRESETS, SAMPLED
+from utils.batch import Letterbox
 from utils.evaluation.evaluate import EvaluationSettings, evaluate
 from utils.inference.hub import ready
 
@@ -30,18 +31,9 @@ HOME = torch.device("cpu")
 # These move values between memories.
 TRANSFERS = {"aten::_to_copy", "aten::copy_"}
 GATHERING = ("stack", "cat", "index", "gather", "scatter")
-SAMPLED = Progress(0, 0, 100, 100)
-PRESETS = {
-    "plain": {},
-    "response": {"distill_loss": "response"},
-    "l2": {"distill_loss": "l2"},
-    "kl": {"distill_loss": "kl"},
-    "objectness": {"distill_loss": "objectness"},
+CASES = PRESETS | {
     "boxes": {"distill_loss": "boxes"},
     "boxes, soft": {"distill_loss": "boxes", "soft_loss": True},
-    "cwd": {"distill_loss": "response", "feature_loss": "cwd"},
-    "score-l2, auto": {"distill_loss": "l2", "feature_loss": "score-l2", "distill_ratio": "auto"},
-    "pkd": {"distill_loss": "l2", "feature_loss": "pkd"},
     "larger view": {"distill_loss": "response", "teacher_img_size": 128},
 }
 
@@ -201,7 +193,7 @@ def misplaced(bench):
 
 def cases():
     """Every case by name, a function of a bench."""
-    found = {name: lambda bench, options=options: step(bench, **options) for name, options in PRESETS.items()}
+    found = {name: lambda bench, options=options: step(bench, **options) for name, options in CASES.items()}
 
     found["ordinary step"] = lambda bench: step(bench, kinds=(PROGRESS,), distill_loss="response")
 

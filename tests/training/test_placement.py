@@ -7,10 +7,12 @@ import sys
 import pytest
 from torch.utils import backend_registration
 
+from tests.training.presets import PRESETS
+
 CASES = [
-    "plain", "response", "l2", "kl", "objectness", "boxes", "boxes, soft", "cwd", "score-l2, auto", "pkd",
-    "larger view", "ordinary step", "unlabelled images", "teacher of some classes",
-    "teachers of different classes", "evaluation", "detection", "something misplaced",
+    *PRESETS, "boxes", "boxes, soft", "larger view", "ordinary step", "unlabelled images",
+    "teacher of some classes", "teachers of different classes", "evaluation", "detection",
+    "something misplaced",
 ]  # fmt: skip
 
 

@@ -6,22 +6,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 
 from benchmarks.step import PROGRESS, Bench
-from utils.batch import Progress
+from tests.training.presets import PRESETS, SAMPLED
 from utils.losses import detection
 from utils.training.capture import WARM_CALLS
 from utils.training.loop import EpochHooks
 
-PRESETS = {
-    "plain": {},
-    "response": {"distill_loss": "response"},
-    "l2": {"distill_loss": "l2"},
-    "kl": {"distill_loss": "kl"},
-    "objectness": {"distill_loss": "objectness"},
-    "cwd": {"distill_loss": "response", "feature_loss": "cwd"},
-    "score-l2, auto": {"distill_loss": "l2", "feature_loss": "score-l2", "distill_ratio": "auto"},
-    "pkd": {"distill_loss": "l2", "feature_loss": "pkd"},
-}
-SAMPLED = Progress(0, 0, 100, 100)  # a step that measures gradient ratios
 # What reads a value back, or has a result of a size that only the values tell.
 WAITS = {
     "_local_scalar_dense",
