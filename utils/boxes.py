@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.ops import batched_nms, nms
+from torchvision.ops import nms
 
 Boxes = TypeVar("Boxes", Tensor, NDArray[Any])
 IouKind = Literal["iou", "giou", "diou", "ciou"]
@@ -126,8 +126,8 @@ class NmsRules:
 MAX_JOINT_NMS = 1 << 14
 
 
-# On a CPU torchvision offsets the classes of up to 1000 boxes, and above runs NMS for each, which is exact.
-_FIRST_CANDIDATES = 2048
+# So many of the best candidates mostly contain all results of an evaluation.
+_CANDIDATES_PER_RESULT = 5
 _FINITE = (1e6, -1e6)  # pixels, instead of infinity
 
 
@@ -248,31 +248,43 @@ def _suppress_image(detections: Tensor, rows: Tensor, rules: NmsRules) -> Kept:
     A candidate is affected only by better ones, so that the rest need not be looked at: an untrained
     network may have tens of thousands, and the time grows quadratically.
     """
-    if len(detections) == 0:
-        return Kept(detections, rows)
-    confidence = detections[:, 4]
-    if len(detections) > rules.max_candidates:
-        best = confidence.topk(rules.max_candidates).indices
-    else:
-        best = confidence.argsort(descending=True, stable=True)
-    detections, rows = detections[best], rows[best]
-    count = max(_FIRST_CANDIDATES, 4 * rules.max_det)
+    most, count = min(len(detections), rules.max_candidates), _CANDIDATES_PER_RESULT * max(rules.max_det, 1)
     while True:
-        kept = _survivors(detections[:count], rules)[: rules.max_det]
-        if len(kept) == rules.max_det or count >= len(detections):
+        best = _best(detections[:, 4], min(count, most))
+        kept = best[_survivors(detections[best], rules)[: rules.max_det]]
+        if len(kept) == rules.max_det or count >= most:
             return Kept(detections[kept], rows[kept])
         count *= 4
 
 
+def _best(confidence: Tensor, count: int) -> Tensor:
+    """Return the indices (count,) of the highest values, descending, equal ones in their order."""
+    if count == len(confidence):
+        return confidence.argsort(descending=True, stable=True)
+    if count == 0:
+        return torch.zeros(0, dtype=torch.long, device=confidence.device)
+    # Sorting everything would take longer.
+    lowest = confidence.topk(count).values[-1]
+    chosen = (confidence >= lowest).nonzero(as_tuple=True)[0]
+    return chosen[confidence[chosen].argsort(descending=True, stable=True)[:count]]
+
+
 def _survivors(detections: Tensor, rules: NmsRules) -> Tensor:
     """Return the indices of the detections (n, 6), sorted by confidence, that NMS keeps, in their order."""
-    # NaN or inf in one box must not keep others from suppressing each other; float64 for large offsets.
-    boxes, confidence = detections[:, :4].double().nan_to_num(0.0, *_FINITE), detections[:, 4].double()
+    # NaN or inf in one box must not keep others from suppressing each other.
+    boxes, confidence = detections[:, :4].nan_to_num(0.0, *_FINITE), detections[:, 4]
     kept: Tensor
-    if rules.agnostic:
+    if rules.agnostic or len(detections) == 0:
         kept = nms(boxes, confidence, rules.iou_thres)
-    else:
-        # batched_nms offsets each class by its index times the largest coordinate: with negative
-        # coordinates, adjacent classes could still overlap.
-        kept = batched_nms(boxes - boxes.min(), confidence, detections[:, 5].long(), rules.iou_thres)
+        return kept.sort().values
+    # Class by class: n boxes take n^2 comparisons, and offsets that separate classes would cost digits.
+    order = detections[:, 5].argsort(stable=True)
+    counts = torch.bincount(detections[:, 5].long()).tolist()
+    kept = torch.cat(
+        [
+            own[nms(boxes[own], confidence[own], rules.iou_thres)]
+            for own in torch.split(order, counts)
+            if len(own)
+        ]
+    )
     return kept.sort().values
