@@ -67,7 +67,15 @@ class OnDevice(TorchDispatchMode):
     """Lets tensors be created on the device, and moved there."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        return computed(function, args, kwargs or {})
+        kwargs = kwargs or {}
+        if Pretended not in types and not is_there(kwargs.get("device")):
+            return function(*args, **kwargs)
+        return computed(function, args, kwargs)
+
+
+def is_there(device):
+    """Whether this names the pretended device."""
+    return device is not None and torch.device(device).type == NAME
 
 
 def computed(function, args, kwargs):
@@ -82,7 +90,7 @@ def computed(function, args, kwargs):
         raise MisplacedError(f"{name} of {[(tensor.device.type, tuple(tensor.shape)) for tensor in tensors]}")
     plain = tree_map(lambda leaf: leaf.held if isinstance(leaf, Pretended) else leaf, (args, kwargs))
     asked = kwargs.get("device")
-    asked_for = asked is not None and torch.device(asked).type == NAME
+    asked_for = is_there(asked)
     lands = asked_for if asked is not None else bool(there)
     if name == "aten::copy_":
         lands = isinstance(args[0], Pretended)
@@ -125,9 +133,8 @@ def install():
     create = torch.tensor
 
     def tensor(data, *, device=None, **others):
-        if device is None or torch.device(device).type != NAME:
-            return create(data, device=device, **others)
-        return create(data, **others).to(device)
+        made = create(data, device=None if is_there(device) else device, **others)
+        return made.to(device) if is_there(device) else made
 
     torch.tensor = tensor
     return library
