@@ -230,16 +230,21 @@ def _suppress_together(
     Images and classes are offset so as not to overlap, in float64: with large offsets float32 loses
     fractions of a pixel.
     """
-    # NaN or inf in one box must not shift all others.
-    boxes = candidates[:, :4].double().nan_to_num(0.0, *_FINITE)
     group = image if rules.agnostic else image * (candidates[:, 5].max() + 1) + candidates[:, 5]
-    low, high = boxes.aminmax()
-    apart = boxes - low + group.double()[:, None] * (high - low + 1)
+    apart = _apart(candidates[:, :4], group)
     kept = nms(apart, candidates[:, 4].double(), rules.iou_thres)
     kept = kept[image[kept].argsort(stable=True)]  # best first within each image
     counts = torch.bincount(image[kept], minlength=count).tolist()
     parts = zip(torch.split(candidates[kept], counts), torch.split(row[kept], counts), strict=True)
     return [Kept(detections[: rules.max_det], rows[: rules.max_det]) for detections, rows in parts]
+
+
+def _apart(boxes: Tensor, group: Tensor) -> Tensor:
+    """Return boxes (n, 4) in float64, offset so that those of different groups (n,) do not overlap."""
+    # NaN or inf in one box must not shift all others.
+    wide = boxes.double().nan_to_num(0.0, *_FINITE)
+    low, high = wide.aminmax()
+    return wide - low + group.double()[:, None] * (high - low + 1)
 
 
 def _suppress_image(detections: Tensor, rows: Tensor, rules: NmsRules) -> Kept:
@@ -271,20 +276,27 @@ def _best(confidence: Tensor, count: int) -> Tensor:
 
 def _survivors(detections: Tensor, rules: NmsRules) -> Tensor:
     """Return the indices of the detections (n, 6), sorted by confidence, that NMS keeps, in their order."""
-    # NaN or inf in one box must not keep others from suppressing each other.
-    boxes, confidence = detections[:, :4].nan_to_num(0.0, *_FINITE), detections[:, 4]
-    kept: Tensor
     if rules.agnostic or len(detections) == 0:
-        kept = nms(boxes, confidence, rules.iou_thres)
-        return kept.sort().values
-    # Class by class: n boxes take n^2 comparisons, and offsets that separate classes would cost digits.
+        # NaN or inf in one box must not keep others from suppressing each other.
+        return _sorted(nms(detections[:, :4].nan_to_num(0.0, *_FINITE), detections[:, 4], rules.iou_thres))
+    by_class = _at_once if detections.device.type == "cuda" else _one_by_one
+    return _sorted(by_class(detections, rules.iou_thres))
+
+
+def _sorted(indices: Tensor) -> Tensor:
+    return indices.sort().values
+
+
+def _at_once(detections: Tensor, iou_thres: float) -> Tensor:
+    """Run NMS on all classes together, since on a GPU each call synchronises."""
+    kept: Tensor = nms(_apart(detections[:, :4], detections[:, 5]), detections[:, 4].double(), iou_thres)
+    return kept
+
+
+def _one_by_one(detections: Tensor, iou_thres: float) -> Tensor:
+    """Run NMS on each class: n boxes take n^2 comparisons."""
+    boxes, confidence = detections[:, :4].nan_to_num(0.0, *_FINITE), detections[:, 4]
     order = detections[:, 5].argsort(stable=True)
     counts = torch.bincount(detections[:, 5].long()).tolist()
-    kept = torch.cat(
-        [
-            own[nms(boxes[own], confidence[own], rules.iou_thres)]
-            for own in torch.split(order, counts)
-            if len(own)
-        ]
-    )
-    return kept.sort().values
+    groups = [own for own in torch.split(order, counts) if len(own)]
+    return torch.cat([own[nms(boxes[own], confidence[own], iou_thres)] for own in groups])

@@ -165,6 +165,17 @@ def test_looking_at_the_best_first_keeps_what_looking_at_all_does(monkeypatch, a
         assert (len(a.rows) < 60) == (side > 1000)
 
 
+def test_all_classes_at_once_keep_what_each_keeps_alone(monkeypatch) -> None:
+    """As on a GPU, where an image has too many candidates for all images to be taken together."""
+    predictions = _predictions(seed=18, rows=3000, classes=7)
+    predictions[0, :3, :4] -= 200
+    rules = NmsRules(conf_thres=0.01, iou_thres=0.4, multi_label=True)
+    one_by_one = suppress(predictions, rules)
+    monkeypatch.setattr(boxes, "_one_by_one", boxes._at_once)
+    for a, b in zip(one_by_one, suppress(predictions, rules), strict=True):
+        assert torch.equal(a.detections, b.detections) and torch.equal(a.rows, b.rows)
+
+
 def test_tens_of_thousands_of_candidates_take_no_longer_than_some_hundred(monkeypatch) -> None:
     """As an untrained network makes them: only what can be among the results is compared."""
     compared = []
