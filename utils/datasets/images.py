@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.config.files import read_regular
-from utils.datasets.partial import declared_hw, scan_count, top_of_jpeg
+from utils.datasets.partial import declared_hw, top_of_jpeg
 
 Image = NDArray[np.uint8]
 
@@ -35,6 +35,7 @@ MAX_BYTES = 2**31
 # Pixels times scans, about ten seconds of decoding. A JPEG may consist of any number of scans of a few
 # bytes each; real files have about ten.
 MAX_SCANNED = 2**37
+_JPEG_SCAN = b"\xff\xda"
 _JPEG_PADDING = re.compile(rb"\xff+")
 # Before the frame header. A file of MAX_BYTES holds at most half as many of full length.
 MAX_SEGMENTS = 2**16
@@ -80,7 +81,7 @@ def decode_image(content: bytes, flags: int = cv2.IMREAD_COLOR) -> Image:
         raise UnreadableImageError(f"{width} x {height} px are more than {MAX_PIXELS:,} pixels")
     # Counting takes a while; there cannot be more scans than pairs of bytes.
     if _is_jpeg(content) and width * height * (len(content) // 2) > MAX_SCANNED:
-        scans = scan_count(content)
+        scans = content.count(_JPEG_SCAN)
         if width * height * scans > MAX_SCANNED:
             raise UnreadableImageError(f"{scans} scans would take minutes to decode")
     image = _decoded(content, flags)

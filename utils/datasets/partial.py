@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 _SEQUENTIAL = frozenset({0xC0, 0xC1})
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _EXIF = b"Exif\0\0"
+# Finding markers may take eight bytes of memory for each byte of a file.
+_MAX_BYTES = 1 << 24
 
 
-def markers(content: bytes) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+def _markers(content: bytes) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
     """Return the places and codes of all that look like markers, also within segments.
 
     A hundred bytes of image data have one or two 0xff, which makes searching for a pair of bytes slow.
@@ -28,11 +30,6 @@ def markers(content: bytes) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
     codes = values[places]
     is_marker = codes != 0
     return places[is_marker], codes[is_marker]
-
-
-def scan_count(content: bytes) -> int:
-    """Return the number of scans of a JPEG, or more."""
-    return int((markers(content)[1] == _START_OF_SCAN).sum())
 
 
 def declared_hw(content: bytes, frame: int) -> tuple[int, int]:
@@ -58,9 +55,9 @@ def top_of_jpeg(content: bytes, frame: int, rows: int) -> bytes | None:
         frame: place of the frame header's marker code.
         rows: fewer than the image has, more than 0.
     """
-    if content[frame] not in _SEQUENTIAL:
+    if content[frame] not in _SEQUENTIAL or len(content) > _MAX_BYTES:
         return None
-    places, codes = markers(content)
+    places, codes = _markers(content)
     scans = np.flatnonzero(codes == _START_OF_SCAN)
     # Nothing but the end may follow the scan's start: no other scan, no restart marker within it.
     if len(scans) != 1 or codes[scans[0] + 1 :].tolist() != [_END_OF_IMAGE]:
