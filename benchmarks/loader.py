@@ -76,15 +76,14 @@ def main() -> None:
             kind = "memory" if cache else "files"
             work[kind] = samples(loader)
             store = loader.dataset.store
-            images = [np.array(store.load(number)) for number in range(len(index))] if cache else None
+            images = [store.load(number) for number in range(len(index))] if cache else None
             work[f"conventional {kind}"] = ConventionalLoader(index, size, augment, images, SAMPLES)
         times = medians(work, given.rounds, torch.device("cpu"), clock=time.thread_time)
         for name in ("files", "memory"):
-            each = (ms(times[kind] / SAMPLES) for kind in (name, "yardstick", f"conventional {name}"))
-            shares = (times[name] / times[kind] for kind in ("yardstick", f"conventional {name}"))
-            mine, yard, usual = each
-            of_yardstick, of_usual = (f"{share:.2f}" for share in shares)
-            rows.append([f"{size} px, from {name}", mine, yard, of_yardstick, usual, of_usual])
+            row = [f"{size} px, from {name}", ms(times[name] / SAMPLES)]
+            for other in ("yardstick", f"conventional {name}"):
+                row += [ms(times[other] / SAMPLES), f"{times[name] / times[other]:.2f}"]
+            rows.append(row)
     head = ["a mosaic sample", "median", "yardstick", "ratio", "conventional", "ratio to that"]
     table(head, rows)
 

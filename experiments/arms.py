@@ -148,19 +148,14 @@ def usual_runs(teacher: str) -> tuple[Arm, ...]:
     plain, *variants = long_runs(teacher)
     ratios = (with_ratio("half", ".5", teacher), with_ratio("2", "2", teacher))
     # The run of `boxes` warns of the teacher's gradient and suggests these two.
-    advised = (
+    advised = tuple(
         Arm(
-            "boxes-advised",
-            "`boxes`, `--distill-ratio .08`",
-            ("--distill-loss", "boxes", "--distill-ratio", ".08"),
+            f"boxes-{name}",
+            f"`boxes`, `--distill-ratio {ratio}`",
+            ("--distill-loss", "boxes", "--distill-ratio", ratio),
             teacher,
-        ),
-        Arm(
-            "boxes-auto",
-            "`boxes`, `--distill-ratio auto`",
-            ("--distill-loss", "boxes", "--distill-ratio", "auto"),
-            teacher,
-        ),
+        )
+        for name, ratio in (("advised", ".08"), ("auto", "auto"))
     )
     factor = Arm(
         "constant-factor",

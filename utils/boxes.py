@@ -124,8 +124,6 @@ class NmsRules:
 
 # Candidates up to which a GPU runs NMS on all images at once: memory and time grow quadratically.
 MAX_JOINT_NMS = 1 << 14
-
-
 # So many of the best candidates mostly contain all results of an evaluation.
 _CANDIDATES_PER_RESULT = 5
 _FINITE = (1e6, -1e6)  # pixels, instead of infinity

@@ -124,6 +124,31 @@ def test_the_middle_of_every_box_has_the_colour_of_its_class(index, mosaic, rect
     assert count > 30
 
 
+def test_a_mixture_shows_two_mosaics_and_has_the_boxes_of_both(index, monkeypatch):
+    """With a share of one or none it shows a single mosaic, of those that it otherwise blends."""
+
+    def batch(share: float) -> Batch:
+        monkeypatch.setattr("utils.datasets.samples.mixup_share", lambda _: share)
+        augment = replace(PLAIN, mixup=1.0)
+        return next(
+            iter(train_loader(index, image_size=96, batch_size=8, augment=augment, workers=0, seed=3))
+        )
+
+    first, second, both = batch(1.0), batch(0.0), batch(0.25)
+    assert torch.equal(first.targets, both.targets) and torch.equal(second.targets, both.targets)
+    blend = 0.25 * first.images.float() + 0.75 * second.images.float()
+    assert (both.images.float() - blend).abs().max() <= 0.5
+    shown = [set(), set()]
+    for number, target in enumerate(both.targets.tolist()):
+        place, label = int(target[0]), int(target[1])
+        x, y = (int(value * 96) for value in target[2:4])
+        for seen, one in zip(shown, (first, second), strict=True):
+            if one.images[place, :, y, x].argmax() == label and one.images[place, label, y, x] > 160:
+                seen.add(number)
+    assert shown[0] | shown[1] == set(range(len(both.targets)))
+    assert shown[0] - shown[1] and shown[1] - shown[0]
+
+
 def test_rect_training_uses_little_padding_and_every_picture_once(index):
     batches = list(make(index, augment=AugmentSettings(), rect=True))
     assert sorted(path for batch in batches for path in batch.paths) == sorted(index.paths)
