@@ -44,9 +44,11 @@ def many_images(source: Path, count: int, folder: Path) -> list[Path]:
 class Bare:
     """The network alone, up to its raw outputs, on preprocessed images in the batches of detect.py."""
 
-    def __init__(self, weights: str, pictures: Sequence[Path], size: int, device: torch.device) -> None:
-        self.model = prepare_model(build_model(read_checkpoint(resolve_weights(weights))), device)
-        self.predictor = Predictor(self.model, NmsRules())
+    def __init__(
+        self, weights: str, pictures: Sequence[Path], size: int, device: torch.device, half: bool
+    ) -> None:
+        self.model = prepare_model(build_model(read_checkpoint(resolve_weights(weights))), device, half)
+        self.predictor = Predictor(self.model, NmsRules(), half=half)
         detector = Detector(self.predictor, self.model.names, (size, size))
         prepared = [detector.prepare(Frame(read_image(path), str(path))).pixels for path in pictures]
         groups = in_groups(prepared, lambda pixels: pixels.shape, detector.batch)
@@ -65,6 +67,7 @@ def main() -> None:
     options.add_argument("--source", type=Path, default=Path("data/images"))
     options.add_argument("--pictures", type=int, default=100)
     options.add_argument("--img", type=int, default=640)
+    options.add_argument("--half", action="store_true", help="float16, on a GPU")
     given = options.parse_args()
     device = device_of(given.device)
     with tempfile.TemporaryDirectory() as name:
@@ -77,7 +80,7 @@ def main() -> None:
         def detect(folder: Path) -> Callable[[], object]:
             options = DetectOptions(
                 weights=(given.weights,), source=str(folder), imgsz=(given.img,), device=given.device,
-                project=Path(name) / "out",
+                project=Path(name) / "out", half=given.half,
             )  # fmt: skip
 
             def run() -> None:
@@ -87,7 +90,7 @@ def main() -> None:
             return run
 
         work: dict[str, Callable[[], object]] = {
-            "network": Bare(given.weights, pictures[0], given.img, device),
+            "network": Bare(given.weights, pictures[0], given.img, device, given.half),
             "once": detect(folders[0]),
             "twice": detect(folders[1]),
         }

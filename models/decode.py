@@ -80,6 +80,35 @@ def decode_above(
     return sorted_by_image(*together) if len(levels[0]) > 1 else together
 
 
+def decode_best(
+    levels: Sequence[Tensor], anchors_px: Tensor, strides: Tensor, most: int
+) -> tuple[Tensor, Tensor]:
+    """Decode each image's `most` predictions of the highest confidence, objectness times best class score.
+
+    Return rows (B, n), those of `decode`, and predictions (B, n, 6) float32, best first: centre x, y, width,
+    height in px, confidence, class. n is `most` or N, if that is smaller. The shapes depend on no values, so
+    that nothing has to be waited for on a GPU.
+    """
+    cells, level_of, anchor_of = _grid(
+        tuple((level.shape[2], level.shape[3]) for level in levels), levels[0].shape[1], levels[0].device
+    )
+    classes, confidences, boxes = [], [], []
+    for level in levels:
+        best, label = level[..., 5:].max(-1)
+        confidences.append((level[..., 4].float().sigmoid() * best.float().sigmoid()).flatten(1))
+        classes.append(label.flatten(1))
+        boxes.append(level[..., :4].flatten(1, 3))
+    # NaN would come first.
+    confidence, row = torch.cat(confidences, 1).nan_to_num(0.0).topk(min(most, len(cells)))
+    raw = torch.cat(boxes, 1).gather(1, row[..., None].expand(-1, -1, 4)).float()
+    strides_px = strides.float()[level_of][row][..., None]
+    # In grid units, relative to the corner that `cells` gives without the half cell.
+    found = boxes_cxcywh_grid(raw, anchors_px.float().reshape(-1, 2)[anchor_of][row])
+    centres = (found[..., :2] + cells[row] + 0.5) * strides_px
+    label = torch.cat(classes, 1).gather(1, row)
+    return row, torch.cat((centres, found[..., 2:], confidence[..., None], label[..., None].float()), -1)
+
+
 def sorted_by_image(image: Tensor, row: Tensor, predictions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Sort predictions (C, 5 + K) by their image index (C,), keeping their order within an image."""
     order = image.argsort(stable=True)

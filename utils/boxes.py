@@ -194,6 +194,30 @@ def suppress_rows(image: Tensor, row: Tensor, predictions: Tensor, count: int, r
     ]
 
 
+@torch.no_grad()
+def suppress_best(best: Tensor, row: Tensor, count: int, rules: NmsRules) -> list[Kept] | None:
+    """As `suppress`, in main memory, given each image's best predictions; waits for a GPU once.
+
+    best: (B, n, 6) centre x, y, width, height, confidence and best class, most confident first, of `count`
+    predictions. row: (B, n), for `Kept.rows`. Return None if an image may have more above the threshold.
+    """
+    assert not rules.multi_label
+    # In one tensor, as every copy has to be waited for; float32 is exact for integers below 2^24.
+    here = torch.cat((best.float(), row[..., None].float()), -1).cpu()
+    above = (here[..., 4] > rules.conf_thres).sum(1).tolist()
+    if max(above, default=0) == best.shape[1] < count:
+        return None
+    kept = []
+    for found, passing in zip(here, above, strict=True):
+        candidates = found[:passing]
+        candidates = candidates[candidates[:, 6].argsort()]  # of equal ones the first prediction counts
+        if rules.classes is not None:
+            candidates = candidates[torch.isin(candidates[:, 5], torch.tensor(list(rules.classes)).float())]
+        detections = torch.cat((cxcywh_to_xyxy(candidates[:, :4]), candidates[:, 4:6]), 1)
+        kept.append(_suppress_image(detections, candidates[:, 6].long(), rules))
+    return kept
+
+
 def _candidates(
     image: Tensor, row: Tensor, predictions: Tensor, rules: NmsRules
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,22 +12,16 @@ from torch import nn
 from utils.batch import Batch, StudentOutput
 from utils.distillation.features import GAINS as GAINS_OF_FEATURES
 from utils.distillation.features import FeatureLoss
-from utils.distillation.presets import DenseOutputs, ObjectnessGated, PseudoBoxes
+from utils.distillation.presets import DenseOutputs, ObjectnessGated
+from utils.distillation.pseudo_boxes import PseudoBoxes
 from utils.distillation.response import Response
 from utils.distillation.teacher import TeacherOutput
 from utils.losses.detection import DetectionLoss, LossGains
 
+STRIDES = torch.tensor([8.0, 16.0])
 SHARES = (3, 2)  # images of each rank
 GAINS = LossGains()
 ANCHORS = torch.tensor([[[2.0, 3.0], [3.0, 2.0], [4.0, 4.0]], [[3.0, 4.0], [5.0, 5.0], [6.0, 4.0]]])
-
-
-def decoded(levels):
-    """Boxes of 8 px cells; enough for teacher's detections."""
-    from models.decode import decode
-
-    strides = torch.tensor([8.0, 16.0])
-    return decode(levels, ANCHORS * strides.view(-1, 1, 1), strides)
 
 
 def losses():
@@ -37,8 +31,8 @@ def losses():
         "kl": DenseOutputs(GAINS, "kl", 20.0),
         "objectness": ObjectnessGated(GAINS),
         "response": Response(GAINS, ANCHORS),
-        "boxes": PseudoBoxes(DetectionLoss(ANCHORS, 3, GAINS), decoded, soft=False, **pseudo),
-        "boxes, soft": PseudoBoxes(DetectionLoss(ANCHORS, 3, GAINS), decoded, soft=True, **pseudo),
+        "boxes": PseudoBoxes(DetectionLoss(ANCHORS, 3, GAINS), STRIDES, soft=False, **pseudo),
+        "boxes, soft": PseudoBoxes(DetectionLoss(ANCHORS, 3, GAINS), STRIDES, soft=True, **pseudo),
         "response, a class unknown": Response(GAINS, ANCHORS, complete=False),
         "objectness, a class unknown": ObjectnessGated(GAINS, complete=False),
     }

@@ -9,7 +9,7 @@ from utils.batch import Batch, Progress, StudentOutput
 from utils.distillation.balance import GradientBalance
 from utils.distillation.diagnosis import Diagnosis
 from utils.distillation.distiller import Distiller
-from utils.distillation.presets import PseudoBoxes
+from utils.distillation.pseudo_boxes import PseudoBoxes
 from utils.distillation.schedule import DistillSchedule
 from utils.losses.recipe import EpochReport
 

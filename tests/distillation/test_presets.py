@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from utils.batch import Batch, StudentOutput
+from utils.distillation import pseudo_boxes as pseudo_boxes_module
 from utils.distillation.matching import anchors_rescaled
-from utils.distillation.presets import DenseOutputs, ObjectnessGated, PseudoBoxes
+from utils.distillation.presets import DenseOutputs, ObjectnessGated
+from utils.distillation.pseudo_boxes import PseudoBoxes, logits_of
 from utils.distillation.response import Response, ResponseGains, focused_cross_entropy
 from utils.distillation.teacher import TeacherOutput
 from utils.losses.detection import DetectionLoss, LossGains
@@ -34,20 +36,10 @@ DENSE = {
 }
 
 
-class Decoder:
-    """As much of a student as pseudo-boxes need: decoding with the default anchors."""
-
-    def decode_levels(self, levels):
-        from models.decode import decode
-
-        strides = torch.tensor(STRIDES, dtype=torch.float32)
-        return decode(levels, ANCHORS_GRID * strides.view(3, 1, 1), strides)
-
-
 def pseudo_boxes(soft=False, confidence=0.25):
     detection = DetectionLoss(ANCHORS_GRID, 3, GAINS)
     return PseudoBoxes(
-        detection, Decoder().decode_levels, confidence=confidence, overlap=0.45, soft=soft, temperature=2.0
+        detection, torch.tensor(STRIDES), confidence=confidence, overlap=0.45, soft=soft, temperature=2.0
     )
 
 
@@ -164,10 +156,23 @@ def test_pseudo_targets_are_the_teachers_detections_with_their_logits():
     teacher = tuple(torch.full((1, 3, 64 // s, 64 // s, 8), -10.0) for s in STRIDES)
     # One object: cell (3, 2) of the middle level, anchor 1 (62 x 45 px), in the middle of the cell.
     teacher[1][0, 1, 2, 3] = torch.tensor([0.0, 0.0, 0.0, 0.0, 5.0, -3.0, 6.0, -2.0])
-    targets, logits = pseudo_boxes().pseudo_targets(batch_of(1, 64), TeacherOutput(teacher))
+    preset, batch = pseudo_boxes(), batch_of(1, 64)
+    targets, rows = preset.pseudo_targets(batch, TeacherOutput(teacher))
     wanted = torch.tensor([[0, 1, 3.5 * 16 / 64, 2.5 * 16 / 64, 62 / 64, 45 / 64]])
     torch.testing.assert_close(targets, wanted, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(logits, torch.tensor([[-3.0, 6.0, -2.0]]))
+    assigned = preset.detection.assign(targets, teacher, batch.labelled, padded=True)
+    logits, real = logits_of(teacher, assigned, rows), assigned.mask > 0
+    assert real.any() and not logits[~real].any()
+    torch.testing.assert_close(logits[real], torch.tensor([[-3.0, 6.0, -2.0]]).expand(int(real.sum()), 3))
+
+
+def test_more_detections_than_candidates_are_found_all_the_same(monkeypatch):
+    teacher, batch = TeacherOutput(levels_of(1, scale=4, size=64)), batch_of(size=64)
+    expected = pseudo_boxes().pseudo_targets(batch, teacher)
+    monkeypatch.setattr(pseudo_boxes_module, "MAX_CANDIDATES", 5)
+    for found, wanted in zip(pseudo_boxes().pseudo_targets(batch, teacher), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+    assert len(expected[1]) > 10
 
 
 def test_pseudo_boxes_equal_the_ground_truth_loss_for_the_same_boxes():
@@ -264,7 +269,7 @@ def test_the_class_term_of_a_matched_cell_is_what_its_formula_says(temperature):
     # In the middle of its cell it has no neighbour to share it with, and it fits its own anchor alone.
     detection = DetectionLoss(ANCHORS_GRID, 3, LossGains(cls=0.5, anchor_t=1.1))
     preset = PseudoBoxes(
-        detection, Decoder().decode_levels, confidence=0.25, overlap=0.45, soft=temperature is not None,
+        detection, torch.tensor(STRIDES), confidence=0.25, overlap=0.45, soft=temperature is not None,
         temperature=temperature or 1.0,
     )  # fmt: skip
     terms = preset(batch_of(1, 64), StudentOutput((), student), TeacherOutput(teacher))
@@ -335,7 +340,7 @@ def test_where_the_teacher_lacks_a_class_its_background_says_nothing(name):
         "response": Response(GAINS, ANCHORS_GRID, complete=False),
         "objectness": ObjectnessGated(GAINS, complete=False),
         "boxes": PseudoBoxes(
-            detection, Decoder().decode_levels, confidence=0.25, overlap=0.45, soft=False, temperature=2.0
+            detection, torch.tensor(STRIDES), confidence=0.25, overlap=0.45, soft=False, temperature=2.0
         ),
     }
     teacher = levels_of(1, size=64)

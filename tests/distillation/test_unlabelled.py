@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from models.decode import decode
 from utils.batch import Batch, StudentOutput
-from utils.distillation.presets import DenseOutputs, ObjectnessGated, PseudoBoxes
+from utils.distillation.presets import DenseOutputs, ObjectnessGated
+from utils.distillation.pseudo_boxes import PseudoBoxes
 from utils.distillation.response import Response
 from utils.distillation.teacher import TeacherOutput
 from utils.losses.detection import DetectionLoss, LossGains
@@ -15,14 +15,10 @@ ANCHORS_GRID = torch.tensor([[[2.0, 2.0], [3.0, 5.0]], [[4.0, 4.0], [6.0, 3.0]]]
 GAINS = LossGains()
 
 
-def decoded(levels):
-    return decode(levels, ANCHORS_GRID * STRIDES.view(2, 1, 1), STRIDES)
-
-
 PRESETS = {
     "response": Response(GAINS, ANCHORS_GRID),
     "boxes": PseudoBoxes(
-        DetectionLoss(ANCHORS_GRID, 3, GAINS), decoded, confidence=0.25, overlap=0.45, soft=False,
+        DetectionLoss(ANCHORS_GRID, 3, GAINS), STRIDES, confidence=0.25, overlap=0.45, soft=False,
         temperature=1.0,
     ),
     "objectness": ObjectnessGated(GAINS),

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from models.decode import decode
 from models.yolo import Model
 from utils.batch import Batch, Progress, StudentOutput
 from utils.config.options import DistillOptions
@@ -112,7 +113,8 @@ def test_levels_that_a_teacher_shares_keep_their_anchors_and_balance(kind, scale
     torch.testing.assert_close(balanced.anchors_grid, head.anchors[rows])
     if kind == "boxes":  # logits of 0: in the middle of their cells, as large as their anchors
         strides = [(8, 16, 32)[row] for row in rows]
-        decoded = preset.decode([torch.zeros(1, 3, 64 // stride, 64 // stride, 9) for stride in strides])
+        levels = [torch.zeros(1, 3, 64 // stride, 64 // stride, 9) for stride in strides]
+        decoded = decode(levels, preset.anchors_px, preset.strides)
         first = torch.tensor([strides[0] / 2, strides[0] / 2, *(head.anchors[rows[0], 0] * strides[0])])
         torch.testing.assert_close(decoded[0, 0, :4], first)
         assert decoded.shape[1] == sum(3 * (64 // stride) ** 2 for stride in strides)

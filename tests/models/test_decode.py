@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from models.decode import boxes_cxcywh_grid, decode, decode_above
+from models.decode import boxes_cxcywh_grid, decode, decode_above, decode_best
 
 ANCHORS = torch.tensor([[[10.0, 20.0], [30.0, 40.0]], [[50.0, 60.0], [70.0, 80.0]]])
 STRIDES = torch.tensor([8.0, 16.0])
@@ -41,6 +41,23 @@ def test_those_above_a_threshold_are_decoded_as_among_all(least):
     assert torch.equal(image, expected[0]) and torch.equal(row, expected[1])
     torch.testing.assert_close(found, decoded[expected])
     assert least in (0.99, 1.0) or len(image) > 5
+
+
+@pytest.mark.parametrize("most", [1, 10, 1000])
+def test_the_best_are_decoded_as_among_all(most):
+    levels = raw_levels()
+    levels[1][1, 0, 0, 0, 4] = float("nan")
+    decoded = decode(levels, ANCHORS, STRIDES)
+    rows, found = decode_best(levels, ANCHORS, STRIDES, most)
+    best, label = (decoded[..., 5:] * decoded[..., 4:5]).max(-1)
+    best = best.nan_to_num(0.0)
+    expected, _ = best.topk(min(most, best.shape[1]))
+    torch.testing.assert_close(found[..., 4], expected)
+    for image in range(2):
+        own, real = decoded[image, rows[image]], expected[image] > 0
+        torch.testing.assert_close(found[image, real, :4], own[real, :4], rtol=1e-5, atol=1e-4)
+        assert torch.equal(found[image, real, 5], label[image, rows[image]][real].float())
+        assert len(set(rows[image].tolist())) == rows.shape[1]
 
 
 def test_every_prediction_follows_the_definition():

@@ -109,7 +109,7 @@ class Watched:
         (None, {}, 20),
         (None, {"fl_gamma": 1.5, "label_smoothing": 0.1, "cls_pw": 0.7}, 20),
         (None, {}, 1),
-        *((preset, {}, 20) for preset in PRESETS),
+        *((preset, {}, 20) for preset in (*PRESETS, "boxes")),
     ],
 )
 def test_losses_on_their_tensors_alone_have_the_same_terms_and_gradients(preset, gains, classes):
@@ -208,8 +208,8 @@ def test_recorded_losses_have_the_terms_and_gradients_of_the_losses(preset):
         for number, batch in enumerate(batches):
             values.append(trainer.run_batch(batch, SAMPLED if number % 5 == 4 else PROGRESS))
         if replayed:
-            dense = [] if preset in (None, "boxes") else [trainer.step.losses[1].preset]
-            records = [len(loss._replayed._replays) for loss in (trainer.step.losses[0], *dense)]
+            others = [] if preset is None else [trainer.step.losses[1].preset]
+            records = [len(loss._replayed._replays) for loss in (trainer.step.losses[0], *others)]
             assert records == [2, 1][: len(records)]
         gradients = [p.grad for p in trainer.step.parameters() if p.grad is not None]
         found.append(([{k: float(v.detach()) for k, v in value.items()} for value in values], gradients))

@@ -15,7 +15,8 @@ from utils.distillation.balance import GradientBalance
 from utils.distillation.diagnosis import Diagnosis
 from utils.distillation.ensemble import Teachers
 from utils.distillation.features import FeatureLoss
-from utils.distillation.presets import DensePreset, Preset, PseudoBoxes, ahead_of
+from utils.distillation.presets import Preset, ahead_of
+from utils.distillation.pseudo_boxes import PseudoBoxes
 from utils.distillation.schedule import DistillSchedule
 from utils.distillation.teacher import TeacherInStudentFrame, fitted
 from utils.errors import UserError
@@ -170,8 +171,8 @@ class Distiller(nn.Module):
                 member.body = replayed(member.body)
 
     def replay_terms(self, replayed: Callable[[TermsOfTensors], TermsOfTensors]) -> None:
-        """Wrap the terms of a dense preset in `replayed`."""
-        if isinstance(self.preset, DensePreset):
+        """Wrap the terms of the preset in `replayed`."""
+        if self.preset is not None:
             self.preset.replay_terms(replayed)
 
     def compute_in(self, dtype: torch.dtype) -> None:

@@ -1,6 +1,6 @@
 """Losses between the outputs of student and teacher.
 
-Shapes: B images, A anchors, H W grid, K classes, N predictions per image, M targets, P pairs.
+Shapes: B images, A anchors, H W grid, K classes.
 Notation: o objectness logit, z class logits, b raw box; S student, T teacher; w = sigmoid(o_T).
 """
 
@@ -11,14 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import Literal, Protocol, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from utils.batch import Batch, StudentOutput
-from utils.boxes import NmsRules, suppress, xyxy_to_cxcywh
 from utils.distillation.teacher import TeacherOutput
-from utils.losses.assignment import Pairs
-from utils.losses.detection import DetectionLoss, LossGains
+from utils.losses.detection import LossGains
 from utils.losses.recipe import Terms
 from utils.losses.terms import TermsOfTensors, softmax_divergence
 
@@ -34,6 +31,10 @@ class Preset(Protocol):
         A preset may have `ahead(batch, teacher)`, which returns a function from the student's output to the
         terms. Its GPU work overlaps with the student's forward pass, and it may synchronise.
         """
+        ...
+
+    def replay_terms(self, replayed: Callable[[TermsOfTensors], TermsOfTensors]) -> None:
+        """Wrap the computation of the terms in `replayed`."""
         ...
 
 
@@ -132,66 +133,3 @@ class ObjectnessGated(DensePreset):
             obj = obj + (objectness if self.complete else objectness * weight).mean()
             cls = cls + ((student[..., 5:] - teacher[..., 5:]).square().mean(-1) * weight).mean()
         return {"box": box * self.gains.box, "obj": obj * self.gains.obj, "cls": cls * self.gains.cls}
-
-
-class PseudoBoxes:
-    """The teacher's detections serve as extra targets (preset `boxes`).
-
-    Box and objectness losses are those of the ground-truth loss; the class loss compares the student's class
-    logits at the assigned cells with the logits of the teacher's detection: squared error, or KL divergence
-    of softmax with temperature (`soft`).
-    """
-
-    names: tuple[str, ...] = ("box", "obj", "cls")
-
-    def __init__(
-        self,
-        detection: DetectionLoss,
-        decode: Callable[[Sequence[Tensor]], Tensor],
-        *,
-        confidence: float,
-        overlap: float,
-        soft: bool,
-        temperature: float,
-    ) -> None:
-        """`confidence` and `overlap` are the teacher's NMS thresholds.
-
-        detection: the ground-truth loss for the compared levels and classes. decode: maps the teacher's raw
-        levels to predictions (B, N, 5 + C) in px.
-        """
-        self.detection, self.decode = detection, decode
-        self.rules = NmsRules(conf_thres=confidence, iou_thres=overlap)
-        self.soft, self.temperature = soft, temperature
-
-    def __call__(self, batch: Batch, student: StudentOutput, teacher: TeacherOutput) -> dict[str, Tensor]:
-        """Return the three terms of the ground-truth loss against the teacher's detections."""
-        return self.ahead(batch, teacher)(student)
-
-    def ahead(self, batch: Batch, teacher: TeacherOutput) -> Terms:
-        """Find the detections, which synchronises with the GPU; return a function that computes the terms."""
-        targets, logits = self.pseudo_targets(batch, teacher)
-        # On the CPU, like the labels: otherwise the number of pairs would need further synchronisation.
-        here, everywhere = targets.cpu(), torch.ones_like(batch.labelled)
-
-        def against_teacher(student_logits: Tensor, pairs: Pairs) -> Tensor:
-            teacher_logits = logits[pairs.target]
-            if self.soft:
-                return softmax_divergence(student_logits, teacher_logits, self.temperature)[:, None]
-            return F.mse_loss(student_logits, teacher_logits, reduction="none")
-
-        return lambda student: self.detection.terms(here, student.levels, everywhere, against_teacher)
-
-    @torch.no_grad()
-    def pseudo_targets(self, batch: Batch, teacher: TeacherOutput) -> tuple[Tensor, Tensor]:
-        """Return targets (M, 6) as in `Batch.targets`, and the class logits (M, K) of each detection."""
-        levels = tuple(level.float() for level in teacher.levels)
-        decoded = self.decode(levels)
-        kept = suppress(decoded, self.rules)
-        height, width = batch.images.shape[2:]
-        image = torch.cat([k.rows.new_full((len(k.rows),), i) for i, k in enumerate(kept)])
-        detections = torch.cat([k.detections for k in kept])
-        x, y, w, h = xyxy_to_cxcywh(detections[:, :4]).unbind(1)
-        boxes = (x / width, y / height, w / width, h / height)
-        targets = torch.stack((image.to(x), detections[:, 5], *boxes), 1)
-        raw = torch.cat([level.flatten(1, 3) for level in levels], 1)
-        return targets, raw[image, torch.cat([k.rows for k in kept]), 5:]

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import cast
 
 from torch import nn
 
-from models.decode import decode
 from models.places import resolve_weights
 from models.yolo import Model
 from utils.config.options import OWN_AVERAGE, DistillOptions
@@ -20,7 +18,8 @@ from utils.distillation.diagnosis import Diagnosis
 from utils.distillation.distiller import Distiller
 from utils.distillation.ensemble import Teachers
 from utils.distillation.features import FeatureLoss
-from utils.distillation.presets import DenseOutputs, ObjectnessGated, Preset, PseudoBoxes
+from utils.distillation.presets import DenseOutputs, ObjectnessGated, Preset
+from utils.distillation.pseudo_boxes import PseudoBoxes
 from utils.distillation.response import Response, ResponseGains
 from utils.distillation.schedule import DistillSchedule
 from utils.distillation.teacher import Teacher, TeacherInStudentFrame
@@ -203,7 +202,6 @@ def build_preset(options: DistillOptions, context: LossContext, teachers: Teache
             context.say(f"weights of distillation's box, objectness and class terms: {weights} ({classes})")
             return Response(gains, anchors, term_weights, balance=balance, complete=complete)
         case "boxes":
-            strides = context.model.stride[rows]
             return PseudoBoxes(
                 DetectionLoss(
                     anchors,
@@ -214,7 +212,7 @@ def build_preset(options: DistillOptions, context: LossContext, teachers: Teache
                     # A single shared class still has to be told from classes that the teacher lacks.
                     has_class_term=len(context.names) > 1,
                 ).to(context.device),
-                partial(decode, anchors_px=anchors * strides.view(-1, 1, 1), strides=strides),
+                context.model.stride[rows],
                 confidence=options.t_conf_thres,
                 overlap=options.t_nms_thres,
                 soft=options.soft_loss,

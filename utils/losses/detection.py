@@ -143,8 +143,9 @@ class DetectionLoss(nn.Module):
     ) -> dict[str, Tensor]:
         """Return the three weighted float32 scalars; their sum times the batch size is minimised."""
         if self._replayed is None or not self.training:
-            return self.terms(batch.targets, output.levels, batch.labelled, self._against_labels)
-        assigned = self._assign(batch.targets, output.levels, batch.labelled, padded=True)
+            assigned = self.assign(batch.targets, output.levels, batch.labelled)
+            return self.compare(output.levels, assigned, self._against_labels)
+        assigned = self.assign(batch.targets, output.levels, batch.labelled, padded=True)
         return dict(zip(self.names, self._replayed(output.levels, assigned.tensors()).unbind(), strict=True))
 
     def replay_terms(self, replayed: Callable[[TermsOfTensors], TermsOfTensors]) -> None:
@@ -164,21 +165,14 @@ class DetectionLoss(nn.Module):
         targets = smoothed_one_hot(pairs.label, self.class_count, self.gains.label_smoothing)
         return binary_cross_entropy(logits, targets, self.gains.cls_pw, self.gains.fl_gamma)
 
-    def terms(
-        self, targets: Tensor, levels: Sequence[Tensor], labelled: Tensor, class_loss: ClassLoss
-    ) -> dict[str, Tensor]:
-        """Return box, objectness and class term of raw levels against targets (M, 6).
-
-        labelled: (B,) bool, the images whose background counts. class_loss: maps the pairs' class logits
-        (P, K) to an elementwise loss (P, K).
-        Targets in CPU memory are assigned there: on a GPU the number of pairs would need a synchronisation.
-        """
-        return self.compare(levels, self._assign(targets, levels, labelled), class_loss)
-
-    def _assign(
+    def assign(
         self, targets: Tensor, levels: Sequence[Tensor], labelled: Tensor, *, padded: bool = False
     ) -> AssignedTargets:
-        """Assign the targets; return them on the device of the levels."""
+        """Assign targets (M, 6) to cells of levels of these shapes; return them on the levels' device.
+
+        labelled: (B,) bool, the images whose background counts. Targets in CPU memory are assigned there: on
+        a GPU the number of pairs would need a synchronisation.
+        """
         device = levels[0].device
         grids = [(level.shape[2], level.shape[3]) for level in levels]
         found = assign_targets(targets, self._anchors_on(targets.device), grids, self.gains.anchor_t)
@@ -197,7 +191,10 @@ class DetectionLoss(nn.Module):
     def compare(
         self, levels: Sequence[Tensor], assigned: AssignedTargets, class_loss: ClassLoss
     ) -> dict[str, Tensor]:
-        """Return box, objectness and class term of raw levels against their assigned targets."""
+        """Return box, objectness and class term of raw levels against their assigned targets.
+
+        class_loss: maps the pairs' class logits (P, K) to an elementwise loss (P, K).
+        """
         pairs, counts, images = assigned.pairs, assigned.normalisers[:-1], assigned.normalisers[-1]
         picked = pairs.pick(levels).float()
         if assigned.mask is not None:  # padding may point at an infinite output, and 0 * inf is NaN
