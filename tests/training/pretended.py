@@ -30,6 +30,9 @@ NAME = "pretended"
 HOME = torch.device("cpu")
 # These move values between memories.
 TRANSFERS = {"aten::_to_copy", "aten::copy_"}
+# A host waits for a device at these: they read values, or only values tell the size of their result.
+READING = {"_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "_unique2", "bincount"}
+waits: list[str] = []
 GATHERING = ("stack", "cat", "index", "gather", "scatter")
 CASES = PRESETS | {
     "boxes": {"distill_loss": "boxes"},
@@ -53,6 +56,7 @@ class Pretended(torch.Tensor):
         return self
 
     def tolist(self):
+        waits.append("tolist")
         return self.held.tolist()
 
     def numpy(self, **_):
@@ -94,10 +98,22 @@ def computed(function, args, kwargs):
     lands = asked_for if asked is not None else bool(there)
     if name == "aten::copy_":
         lands = isinstance(args[0], Pretended)
+    if there and is_waited_for(name, args, kwargs, lands):
+        waits.append(name)
     out = function(*plain[0], **plain[1] | ({"device": HOME} if asked_for else {}))
     if lands:
         out = tree_map(lambda leaf: Pretended(leaf) if isinstance(leaf, torch.Tensor) else leaf, out)
     return return_and_correct_aliasing(function, args, kwargs, out) if there else out
+
+
+def is_waited_for(name, args, kwargs, lands):
+    """Whether a host waits for an operation on tensors of the device."""
+    if name in TRANSFERS:
+        given = kwargs.get("non_blocking") or (name == "aten::copy_" and len(args) > 2 and args[2])
+        return not lands and not given
+    indices = args[1] if name in {"aten::index", "aten::index_put_", "aten::_index_put_impl_"} else ()
+    by_mask = any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
+    return by_mask or name.removeprefix("aten::") in READING
 
 
 class DeviceModule(registration._DummyBackendModule):
@@ -154,7 +170,10 @@ def step(bench, batch=None, kinds=(SAMPLED,), **options):
     trainer, batch = bench.trainer(**options), bench.batch if batch is None else batch
     for progress in kinds:
         here = batch.to(bench.device).to_float()
+        waits.clear()
         terms = trainer.run_batch(here, progress)
+        # Only the detections of the preset `boxes` have to be read, those of all images at once.
+        assert len(waits) == (options.get("distill_loss") == "boxes"), waits
         trainer.meters.update(terms)
         trainer.guard.check(here, progress, terms)
         trainer.guard.restore_buffers()
