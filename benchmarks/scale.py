@@ -34,7 +34,7 @@ from utils.config.hyperparameters import Hyperparameters
 from utils.datasets.index import build_index
 from utils.datasets.loader import AugmentSettings, train_loader
 from utils.training.capture import WARM_CALLS
-from utils.training.replayed import replay_frozen
+from utils.training.replayed import capture_places, replay_frozen
 
 # Small all-reduces per step: normalisers of the detection loss, and buffers; `response` adds its normaliser.
 SMALL_ALLREDUCES, SMALL_ALLREDUCES_DISTILLED = 2, 3
@@ -118,7 +118,7 @@ def measured(given: argparse.Namespace, device: torch.device) -> tuple[Pieces, P
     # The student runs without a CUDA graph, as under DistributedDataParallel, which does not work with one.
     plain, distilled = bench.trainer(), bench.trainer(distill_loss="response")
     if device.type == "cuda":
-        replay_frozen(distilled, print)
+        replay_frozen(distilled, capture_places(distilled), print)
     alone = [
         bench.with_cuda_graphs(bench.trainer()),
         bench.with_cuda_graphs(bench.trainer(distill_loss="response")),

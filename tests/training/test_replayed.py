@@ -8,10 +8,11 @@ import torch
 from benchmarks.step import PROGRESS, Bench
 from utils.batch import Progress
 from utils.distillation.distiller import Distiller
-from utils.training.capture import WARM_CALLS, capture_key
+from utils.training.capture import WARM_CALLS, CapturePlace, capture_key
 from utils.training.replayed import (
     Replayed,
     ReplayedStudent,
+    capture_places,
     recorded,
     replay_frozen,
     replay_step,
@@ -96,11 +97,11 @@ def test_a_cpu_records_nothing():
 def test_frozen_teachers_alone_are_replayed():
     bench = Bench("demo-student", "demo-teacher", 64, 2, torch.device("cpu"))
     trainer = bench.trainer(distill_loss="l2")
-    replay_frozen(trainer, pytest.fail)
+    replay_frozen(trainer, capture_places(trainer), pytest.fail)
     assert isinstance(teacher_of(trainer).body, Replayed)
     trainer = bench.trainer(distill_loss="l2")
     teacher_of(trainer)._fingerprint = None  # somebody else's, which goes on changing
-    replay_frozen(trainer, pytest.fail)
+    replay_frozen(trainer, capture_places(trainer), pytest.fail)
     assert not isinstance(teacher_of(trainer).body, Replayed)
 
 
@@ -150,7 +151,7 @@ def test_a_cuda_graph_has_the_maps_of_the_network():
     with torch.no_grad(), torch.autocast("cuda", trainer.amp_dtype):
         batches = [torch.rand(shape, device="cuda").to(memory_format=torch.channels_last) for _ in range(3)]
         network.forward_features(batches[0])
-        replay = recorded(network.forward_features, batches[0])
+        replay = recorded(network.forward_features, batches[0], CapturePlace(batches[0].device))
         for images in batches:
             for expected, found in zip(network.forward_features(images), replay(images), strict=True):
                 torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)

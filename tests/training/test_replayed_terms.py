@@ -8,8 +8,8 @@ import torch
 from benchmarks.step import PROGRESS, Bench
 from utils.batch import Progress, StudentOutput
 from utils.losses.assignment import assign_targets
-from utils.training.capture import WARM_CALLS
-from utils.training.replayed import replay_losses
+from utils.training.capture import WARM_CALLS, CapturePlace
+from utils.training.replayed import capture_places, replay_frozen, replay_losses
 from utils.training.replayed_terms import MAX_CAPTURES, ReplayedTerms, recorded_terms
 
 SAMPLED = Progress(0, 0, 100, 100)
@@ -174,7 +174,8 @@ def test_the_benchmarks_teacher_sees_objects():
 def test_recorded_terms_have_values_and_gradients_of_the_function():
     function = lambda a, b: torch.stack(((a[0].float().sigmoid() * b[0]).sum(), (a[0].float() ** 2).mean()))  # noqa: E731
     first = torch.rand(4, 5, device="cuda").to(torch.bfloat16).requires_grad_()
-    record = recorded_terms(function, [first], [torch.rand(4, 5, device="cuda")])
+    beside = [torch.rand(4, 5, device="cuda")]
+    record = recorded_terms(function, [first], beside, CapturePlace(first.device))
     for weight in (1.0, 3.0):
         given = torch.randn(4, 5, device="cuda").to(torch.bfloat16).requires_grad_()
         beside, value_gradient = torch.rand(4, 5, device="cuda"), torch.tensor([weight, 0.5], device="cuda")
@@ -185,10 +186,11 @@ def test_recorded_terms_have_values_and_gradients_of_the_function():
 
 
 @needs_cuda
+@pytest.mark.parametrize("features", ["none", "cwd"])
 @pytest.mark.parametrize("preset", [None, *PRESETS, "boxes"])
-def test_recorded_losses_have_the_terms_and_gradients_of_the_losses(preset):
+def test_recorded_losses_have_the_terms_and_gradients_of_the_losses(preset, features):
     bench = Bench("demo-student", "demo-teacher", 64, 4, torch.device("cuda:0"))
-    options = {"distill_loss": preset} if preset else {}
+    options = {"distill_loss": preset, "feature_loss": features} if preset else {}
     generator, found = torch.Generator().manual_seed(0), []
     batches = []
     for count in (12, 3, 30, 12, 0, 70, 12, 12, 5, 30, 30, 30, 12, 30):  # pairs of several kinds
@@ -203,7 +205,10 @@ def test_recorded_losses_have_the_terms_and_gradients_of_the_losses(preset):
         trainer = bench.trainer(**options)
         trainer.schedule = replace(trainer.schedule, nominal_batch=10**6)
         if replayed:
-            replay_losses(trainer, pytest.fail)
+            # In the memory of the teacher's pass, whose maps must remain for what comes after the terms.
+            places = capture_places(trainer)
+            replay_frozen(trainer, places, pytest.fail)
+            replay_losses(trainer, places, pytest.fail)
         values = []
         for number, batch in enumerate(batches):
             values.append(trainer.run_batch(batch, SAMPLED if number % 5 == 4 else PROGRESS))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,18 +23,41 @@ def capture_key(*tensors: Tensor) -> tuple[object, ...]:
     return precision, *((given.shape, given.stride(), given.dtype) for given in tensors)
 
 
+class CapturePlace:
+    """The stream and the memory pool of graphs that are replayed one after the other.
+
+    Each may use the memory that an earlier one needs only during its replay. So what a graph leaves for later
+    must stay referenced while others are captured, and must not be needed any more when it, or one captured
+    before it, is replayed the next time.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """Create nothing yet: the device may have no streams."""
+        self.device = device
+
+    @cached_property
+    def stream(self) -> torch.cuda.Stream:
+        """The stream to capture on: memory is only shared within one."""
+        return torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+
+    @cached_property
+    def pool(self) -> Any:
+        """The handle of the memory pool."""
+        return torch.cuda.graph_pool_handle()
+
+
 @contextmanager
-def captured(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream, pool: Any = None) -> Iterator[None]:
+def captured(graph: torch.cuda.CUDAGraph, place: CapturePlace) -> Iterator[None]:
     """Capture the work launched within the context into a graph.
 
     On failure it restores what torch does not: the previous stream, and the random generator, which torch
     leaves in its capturing state.
     """
-    before = torch.cuda.current_stream(stream.device)
+    before = torch.cuda.current_stream(place.stream.device)
     generator = torch.cuda.default_generators[before.device.index]
     untouched = generator.clone_state()
     try:
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode=CAPTURE_MODE):
+        with torch.cuda.graph(graph, place.pool, place.stream, CAPTURE_MODE):
             yield
     except BaseException:
         generator.graphsafe_set_state(untouched)

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -21,9 +22,17 @@ from torch import Tensor
 from models.yolo import Model
 from utils.errors import reason_of
 from utils.losses.recipe import Body
-from utils.training.capture import WARM_CALLS, capture_key, captured, lacks_room, on_stream, reserved_memory
+from utils.training.capture import (
+    WARM_CALLS,
+    CapturePlace,
+    capture_key,
+    captured,
+    lacks_room,
+    on_stream,
+    reserved_memory,
+)
 from utils.training.loop import Trainer, cudnn_autotuning
-from utils.training.replayed_terms import ReplayedTerms
+from utils.training.replayed_terms import ReplayedTerms, recorded_terms
 
 Record = Callable[[Body, Tensor], Body]
 Warn = Callable[[str], None]
@@ -36,10 +45,9 @@ class Replayed:
     valid until the next call.
     """
 
-    def __init__(self, body: Body, warn: Warn, record: Record | None = None) -> None:
-        """`warn` gets a message if capture fails, after which the body runs eagerly."""
-        self._body, self._warn = body, warn
-        self._record = recorded if record is None else record
+    def __init__(self, body: Body, warn: Warn, record: Record) -> None:
+        """`warn` gets a message if `record`, which captures, fails; then the body runs eagerly."""
+        self._body, self._warn, self._record = body, warn, record
         self._replay: Body | None = None
         self._seen: tuple[object, ...] = ()  # what the graph is valid for
         self._calls: Counter[tuple[object, ...]] = Counter()
@@ -78,17 +86,16 @@ class ReplayedStudent:
 
 
 @torch.no_grad()
-def recorded(body: Body, images: Tensor) -> Body:
+def recorded(body: Body, images: Tensor, place: CapturePlace) -> Body:
     """Capture the body as a CUDA graph for images like these.
 
     Raises RuntimeError if something in it cannot be captured.
     """
     given = images.clone(memory_format=torch.preserve_format)
-    stream = torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]
     graph = torch.cuda.CUDAGraph()
-    with on_stream(stream):
+    with on_stream(place.stream):
         body(given)  # per-stream set-up of libraries must not be captured
-    with captured(graph, stream):
+    with captured(graph, place):
         maps = body(given)
 
     def replay(images: Tensor) -> tuple[Tensor, ...]:
@@ -156,16 +163,16 @@ def recorded_training(body: Body, images: Tensor, parameters: Sequence[Tensor]) 
         return tuple(torch.zeros_like(level) if level.requires_grad else None for level in maps)
 
     given = images.clone(memory_format=torch.preserve_format)
-    stream = torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]
-    with on_stream(stream):
+    place = CapturePlace(images.device)
+    with on_stream(place.stream):
         for _ in range(WARM_CALLS):
             maps = body(given)
             parameter_gradients(maps, zeros(maps))
     forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-    with captured(forward, stream):
+    with captured(forward, place):
         maps = body(given)
     map_gradients = zeros(maps)
-    with captured(backward, stream, forward.pool()):
+    with captured(backward, place):
         found = zip(parameters, parameter_gradients(maps, map_gradients), strict=True)
         grown = [(p.grad, new) for p, new in found if p.grad is not None and new is not None]
         torch._foreach_add_([kept for kept, _ in grown], [new for _, new in grown])
@@ -233,27 +240,33 @@ def _student_body(trainer: Trainer, images: Tensor) -> tuple[Body | None, str]:
     return ReplayedStudent(model, replay, key, trainer.step.body), ""
 
 
-def replay_frozen(trainer: Trainer, warn: Warn) -> None:
+def capture_places(trainer: Trainer) -> list[CapturePlace]:
+    """Return a place for each loss: its terms follow its frozen networks, whose outputs they read."""
+    return [CapturePlace(trainer.device) for _ in trainer.step.losses]
+
+
+def replay_frozen(trainer: Trainer, places: Sequence[CapturePlace], warn: Warn) -> None:
     """Let the losses run their frozen networks as CUDA graphs."""
-    for loss in trainer.step.losses:
+    for loss, place in zip(trainer.step.losses, places, strict=True):
         replay_networks = getattr(loss, "replay_networks", None)
         if replay_networks is not None:
-            replay_networks(lambda body: Replayed(body, warn))
+            replay_networks(partial(Replayed, warn=warn, record=partial(recorded, place=place)))
 
 
-def replay_losses(trainer: Trainer, warn: Warn) -> None:
+def replay_losses(trainer: Trainer, places: Sequence[CapturePlace], warn: Warn) -> None:
     """Let the losses compute their terms as CUDA graphs, as far as they can."""
-    for loss in trainer.step.losses:
+    for loss, place in zip(trainer.step.losses, places, strict=True):
         replay_terms = getattr(loss, "replay_terms", None)
         if replay_terms is not None:
-            replay_terms(lambda terms: ReplayedTerms(terms, warn))
+            replay_terms(partial(ReplayedTerms, warn=warn, record=partial(recorded_terms, place=place)))
 
 
 def replay_step(trainer: Trainer, shape: tuple[int, int, int, int], warn: Warn) -> None:
     """Let the networks and losses of a trainer run as CUDA graphs, on a GPU with a fixed batch shape."""
+    places = capture_places(trainer)
     if trainer.device.type == "cuda" and trainer.fixed_shapes:
-        replay_frozen(trainer, warn)
+        replay_frozen(trainer, places, warn)
     if replays_student(trainer):
         images = torch.zeros(shape, device=trainer.device).to(memory_format=torch.channels_last)
         if replay_student(trainer, images, warn):
-            replay_losses(trainer, warn)
+            replay_losses(trainer, places, warn)

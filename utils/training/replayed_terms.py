@@ -19,6 +19,7 @@ from utils.errors import reason_of
 from utils.losses.terms import TermsOfTensors
 from utils.training.capture import (
     WARM_CALLS,
+    CapturePlace,
     capture_key,
     captured,
     lacks_room,
@@ -36,12 +37,9 @@ class ReplayedTerms:
     Other inputs, and those that need no gradient, are computed eagerly.
     """
 
-    def __init__(
-        self, terms: TermsOfTensors, warn: Callable[[str], None], record: Record | None = None
-    ) -> None:
-        """`warn` gets a message if capture fails, after which nothing more is captured."""
-        self._terms, self._warn = terms, warn
-        self._record = recorded_terms if record is None else record
+    def __init__(self, terms: TermsOfTensors, warn: Callable[[str], None], record: Record) -> None:
+        """`warn` gets a message if `record`, which captures, fails; then nothing more is captured."""
+        self._terms, self._warn, self._record = terms, warn, record
         self._replays: dict[tuple[object, ...], TermsOfTensors] = {}
         self._calls: Counter[tuple[object, ...]] = Counter()
         self._max_captures = MAX_CAPTURES
@@ -115,30 +113,33 @@ class _Passes(torch.autograd.Function):
 
 
 def recorded_terms(
-    terms: TermsOfTensors, trained: Sequence[Tensor], others: Sequence[Tensor]
+    terms: TermsOfTensors, trained: Sequence[Tensor], others: Sequence[Tensor], place: CapturePlace
 ) -> TermsOfTensors:
     """Capture the function's forward and backward pass as CUDA graphs for tensors like these.
 
-    Raises RuntimeError if something in it cannot be captured.
+    place: of graphs whose outputs the function may read; nothing of its own is needed after its backward
+    pass but the gradients, by the work enqueued next. Raises RuntimeError if something cannot be captured.
     """
-    given = tuple(_kept(tensor).requires_grad_() for tensor in trained)
-    beside = tuple(_kept(tensor) for tensor in others)
-    stream = torch.cuda.Stream(trained[0].device)  # type: ignore[no-untyped-call]
+    examples = [tensor.detach() for tensor in (*trained, *others)]
     precision = torch.get_autocast_dtype("cuda")
     # Autocast's weight cache must not become part of a graph.
     with torch.autocast("cuda", precision, torch.is_autocast_enabled("cuda"), cache_enabled=False):
-        with on_stream(stream):
-            value = terms(given, beside)
+        with on_stream(place.stream):
+            given = [tensor.clone(memory_format=torch.preserve_format).requires_grad_() for tensor in trained]
+            value = terms(given, others)
             torch.autograd.grad(value, given, torch.zeros_like(value))
+            del given, value
         forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with captured(forward, stream):
+        with captured(forward, place):
+            # The inputs lie in the graph's own memory, which may be shared with the teacher's pass.
+            inputs = [torch.empty_like(tensor) for tensor in examples]
+            given = [tensor.requires_grad_() for tensor in inputs[: len(trained)]]
+            beside = inputs[len(trained) :]
             value = terms(given, beside)
-        value_gradient = torch.zeros_like(value)
-        with captured(backward, stream, forward.pool()):
+            value_gradient = torch.zeros_like(value)
+        with captured(backward, place):
             given_gradients = torch.autograd.grad(value, given, value_gradient)
-    record = _TermsRecord(given, beside, value.detach(), value_gradient, given_gradients, forward, backward)
+    record = _TermsRecord(
+        tuple(given), tuple(beside), value.detach(), value_gradient, given_gradients, forward, backward
+    )
     return lambda trained, others: cast(Tensor, _Passes.apply(record, others, *trained))
-
-
-def _kept(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone(memory_format=torch.preserve_format)
