@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.measure import clock_of, device_of, medians, ms, parser, table
@@ -47,6 +48,8 @@ PRESETS: dict[str, dict[str, object]] = {
 }
 OBJECTS = 12  # per image
 CELLS_OF_AN_OBJECT = 3
+# Standard deviation of the teacher's objectness logits: a trained network is certain of most cells.
+CERTAINTY = 8.0
 # In the middle of an epoch, at a step where the gradient ratio is not sampled.
 PROGRESS = Progress(2510, 25, 100, 100)
 SAMPLED = Progress(2525, 25, 100, 100)  # a step where it is sampled
@@ -83,29 +86,39 @@ class Bench:
         return model
 
     def _batch(self) -> Batch:
-        images = torch.randint(0, 256, (self.count, self.size, self.size, 3), dtype=torch.uint8)
+        # Patches of colour: of noise, a network sees the same everywhere.
+        patches = torch.randint(0, 256, (self.count, 3, max(self.size // 32, 2), max(self.size // 32, 2)))
+        images = F.interpolate(patches.float(), size=(self.size, self.size), mode="bilinear").byte()
         targets = torch.rand(self.count * OBJECTS, 6)
         targets[:, 0] = torch.arange(self.count).repeat_interleave(OBJECTS)
         targets[:, 1] = torch.randint(0, len(self.names), (len(targets),))
         targets[:, 4:] = targets[:, 4:] * 0.3 + 0.05
-        batch = Batch(images.permute(0, 3, 1, 2), targets, torch.ones(self.count, dtype=torch.bool))
+        batch = Batch(
+            images.to(memory_format=torch.channels_last), targets, torch.ones(self.count, dtype=torch.bool)
+        )
         return batch.pin_memory() if self.device.type == "cuda" else batch
 
     @torch.no_grad()
     def _seeing(self, model: Model) -> Model:
-        """Scale the head of a randomly initialised network so that it detects a few cells per label."""
+        """Change the head of a randomly initialised network so that it detects a few cells per label."""
         model.eval().to(memory_format=torch.channels_last)
-        levels = model.forward_head(model.forward_features(self.batch.to_float().images))
-        seen = torch.cat([level[..., 4].flatten() for level in levels])
-        last = seen.topk(min(CELLS_OF_AN_OBJECT * OBJECTS * self.count, len(seen))).values[-1]
-        width = seen.std().clamp(min=1e-6)
-        for convolution in model.head.m:
+        features = model.forward_features(self.batch.to_float().images)
+        scores = []
+        for convolution, maps in zip(model.head.m, features, strict=True):
             assert isinstance(convolution, nn.Conv2d) and convolution.bias is not None
-            rows = convolution.weight.view(model.head.na, -1, *convolution.weight.shape[1:])
+            rows = convolution.weight.view(model.head.na, -1, maps.shape[1])
             biases = convolution.bias.view(model.head.na, -1)
-            rows[:, 4] /= width
-            biases[:, 4] = (biases[:, 4] - last) / width  # above an objectness of a half
-            biases[:, 5:] = 2.0
+            # Without what all cells have in common, which reduced precision would leave little beside.
+            common = F.normalize(maps.mean((0, 2, 3)), dim=0)
+            weights = rows[:, 4] - (rows[:, 4] @ common)[:, None] * common
+            weights /= torch.einsum("ac,bchw->abhw", weights, maps).flatten(1).std(1)[:, None].clamp(min=1e-6)
+            rows[:, 4], biases[:, 4], biases[:, 5:] = weights * CERTAINTY, 0.0, 2.0
+            scores.append(torch.einsum("ac,bchw->abhw", rows[:, 4], maps).flatten())
+        wanted = min(CELLS_OF_AN_OBJECT * OBJECTS * self.count, sum(map(len, scores)))
+        least = torch.cat(scores).topk(wanted).values[-1]
+        for convolution in model.head.m:
+            # Above an objectness of a half.
+            cast(Tensor, convolution.bias).view(model.head.na, -1)[:, 4] = -least
         return model
 
     def trainer(self, precision: str = "auto", **distilled: object) -> Trainer:

@@ -122,8 +122,8 @@ class NmsRules:
     max_candidates: int = 30_000
 
 
-# Candidates up to which a GPU runs NMS on all images at once: memory and time grow quadratically.
-MAX_JOINT_NMS = 1 << 14
+# Candidates up to which NMS runs on all images at once: memory and time grow quadratically.
+MAX_JOINT_NMS, MAX_JOINT_NMS_ON_CPU = 1 << 14, 1 << 10
 # So many of the best candidates mostly contain all results of an evaluation.
 _CANDIDATES_PER_RESULT = 5
 _FINITE = (1e6, -1e6)  # pixels, instead of infinity
@@ -184,14 +184,7 @@ def suppress_rows(image: Tensor, row: Tensor, predictions: Tensor, count: int, r
     image: (C,) index of its image out of `count`, ascending. row: (C,) its index there, for `Kept.rows`.
     """
     image, row, candidates = _candidates(image, row, predictions, rules)
-    if image.device.type == "cuda" and 0 < len(image) <= min(MAX_JOINT_NMS, rules.max_candidates):
-        return _suppress_together(image, row, candidates, count, rules)
-    counts = torch.bincount(image, minlength=count).tolist()
-    # `image` ascends, so a single split separates the images.
-    return [
-        _suppress_image(detections, rows, rules)
-        for detections, rows in zip(torch.split(candidates, counts), torch.split(row, counts), strict=True)
-    ]
+    return _suppress_all(image, row, candidates, count, rules)
 
 
 @torch.no_grad()
@@ -204,18 +197,28 @@ def suppress_best(best: Tensor, row: Tensor, count: int, rules: NmsRules) -> lis
     assert not rules.multi_label
     # In one tensor, as every copy has to be waited for; float32 is exact for integers below 2^24.
     here = torch.cat((best.float(), row[..., None].float()), -1).cpu()
-    above = (here[..., 4] > rules.conf_thres).sum(1).tolist()
-    if max(above, default=0) == best.shape[1] < count:
+    passing = here[..., 4] > rules.conf_thres
+    if best.shape[1] < count and bool(passing.all(1).any()):
         return None
-    kept = []
-    for found, passing in zip(here, above, strict=True):
-        candidates = found[:passing]
-        candidates = candidates[candidates[:, 6].argsort()]  # of equal ones the first prediction counts
-        if rules.classes is not None:
-            candidates = candidates[torch.isin(candidates[:, 5], torch.tensor(list(rules.classes)).float())]
-        detections = torch.cat((cxcywh_to_xyxy(candidates[:, :4]), candidates[:, 4:6]), 1)
-        kept.append(_suppress_image(detections, candidates[:, 6].long(), rules))
-    return kept
+    if rules.classes is not None:
+        passing &= torch.isin(here[..., 5], torch.tensor(list(rules.classes)).float())
+    image, place = passing.nonzero(as_tuple=True)
+    # Of equally confident ones the first prediction counts.
+    order = (image * count + here[image, place, 6].long()).argsort()
+    image, found = image[order], here[image, place][order]
+    candidates = torch.cat((cxcywh_to_xyxy(found[:, :4]), found[:, 4:6]), 1)
+    return _suppress_all(image, found[:, 6].long(), candidates, len(best), rules)
+
+
+def _suppress_all(image: Tensor, row: Tensor, candidates: Tensor, count: int, rules: NmsRules) -> list[Kept]:
+    """Run NMS on candidates (C, 6) of `count` images, together if they are few; `image` (C,) ascends."""
+    limit = MAX_JOINT_NMS if image.device.type == "cuda" else MAX_JOINT_NMS_ON_CPU
+    if 0 < len(image) <= min(limit, rules.max_candidates):
+        return _suppress_together(image, row, candidates, count, rules)
+    # `image` ascends, so a single split separates the images.
+    counts = torch.bincount(image, minlength=count).tolist()
+    parts = zip(torch.split(candidates, counts), torch.split(row, counts), strict=True)
+    return [_suppress_image(detections, rows, rules) for detections, rows in parts]
 
 
 def _candidates(

@@ -63,17 +63,18 @@ class Pairs:
         Also return a mask (P,) float32: 1 for real pairs, 0 for padding, whose indices are all 0.
         """
         width = max(least, 1 << max(max(self.counts) - 1, 0).bit_length())
-        offsets = torch.arange(len(self.counts)).repeat_interleave(torch.tensor(self.counts))
-        places = torch.arange(len(self)) + offsets * width
-        starts = torch.tensor(self.counts).cumsum(0) - torch.tensor(self.counts)
-        places = places - starts[offsets]
         total = width * len(self.counts)
         indices, boxes, mask = (
             torch.zeros(8, total, dtype=torch.int64),
             torch.ones(total, 4),
             torch.zeros(total),
         )
-        indices[:, places], boxes[places], mask[places] = self.indices(), self.boxes, 1.0
+        own = zip(
+            self.indices().split(list(self.counts), 1), self.boxes.split(list(self.counts)), strict=True
+        )
+        for first, (level_indices, level_boxes) in zip(range(0, total, width), own, strict=True):
+            end = first + len(level_boxes)
+            indices[:, first:end], boxes[first:end], mask[first:end] = level_indices, level_boxes, 1.0
         return Pairs.of(indices, boxes, (width,) * len(self.counts)), mask
 
     def __len__(self) -> int:
@@ -104,34 +105,48 @@ def assign_targets(
     anchors_grid: (L, A, 2) in grid units of each level. grids_hw: (rows, columns) of the L levels.
     """
     device = targets.device
-    sides = torch.tensor([(columns, rows) for rows, columns in grids_hw], device=device)[:, None]  # (L, 1, 2)
-    boxes = targets[None, :, 2:6] * sides.repeat(1, 1, 2)  # (L, M, 4)
-    centres = boxes[..., :2]
+    sides = torch.tensor([(columns, rows) for rows, columns in grids_hw], device=device)  # (L, 2)
+    boxes = targets[None, :, 2:6] * sides.repeat(1, 2)[:, None]  # (L, M, 4)
     ratio = boxes[:, :, None, 2:] / anchors_grid[:, None]
-    fits = torch.maximum(ratio, 1 / ratio).amax(3) < ratio_limit  # (L, M, A)
+    furthest = torch.maximum(ratio, 1 / ratio)
+    fits = torch.maximum(furthest[..., 0], furthest[..., 1]) < ratio_limit  # (L, M, A)
 
-    steps = torch.tensor(_NEIGHBOURS, device=device)[:, None]  # (5, 1, 2)
-    own = centres.long()
-    cells = own[:, None] + steps  # (L, 5, M, 2): column, row
-    # A neighbour is used if the centre lies in the half of the cell next to it.
-    side = centres - own - 0.5
-    near = ((steps * side[:, None]).sum(3) > 0) | (steps == 0).all(2)
-    inside = ((cells >= 0) & (cells < sides[:, None])).all(3)
-    level, step, target, anchor = (fits[:, None] & (near & inside)[..., None]).nonzero(as_tuple=True)
+    own = boxes[..., :2].long()
+    cells = own[:, None] + torch.tensor(_NEIGHBOURS, device=device)[:, None]  # (L, 5, M, 2): column, row
+    near = _near_cells(boxes[..., 0] - own[..., 0], boxes[..., 1] - own[..., 1])
+    inside = (cells >= 0) & (cells < sides[:, None, None])
+    used = near & inside[..., 0] & inside[..., 1]
+    hits = (fits[:, None] & used[..., None]).flatten().nonzero()[:, 0]  # of (L, 5, M, A)
 
-    cell = cells[level, step, target]
+    count, anchors = len(targets), anchors_grid.shape[1]
+    placed, anchor = hits // anchors, hits % anchors  # `placed`: of (L, 5, M)
+    level = placed // max(count * len(_NEIGHBOURS), 1)
+    target = placed % max(count, 1)
+    # By rows of two dimensions: indexing with several tensors takes several times as long.
+    cell = cells.reshape(-1, 2).index_select(0, placed)
+    box = boxes.reshape(-1, 4).index_select(0, level * count + target)
+    image, label = targets[:, :2].long().index_select(0, target).unbind(1)
     column, row = cell.unbind(1)
     per_anchor = torch.tensor([rows * columns for rows, columns in grids_hw], device=device)
-    before = anchors_grid.shape[1] * (per_anchor.cumsum(0) - per_anchor)  # predictions of earlier levels
+    before = anchors * (per_anchor.cumsum(0) - per_anchor)  # predictions of earlier levels
+    of_level = torch.stack((before, per_anchor, sides[:, 0]), 1).index_select(0, level)
     return Pairs(
-        image=targets[target, 0].long(),
+        image=image,
         anchor=anchor,
         row=row,
         column=column,
         level=level,
-        place=before[level] + anchor * per_anchor[level] + row * sides[level, 0, 0] + column,
+        place=of_level[:, 0] + anchor * of_level[:, 1] + row * of_level[:, 2] + column,
         target=target,
-        label=targets[target, 1].long(),
-        boxes=torch.cat((centres[level, target] - cell, boxes[level, target, 2:]), 1),
+        label=label,
+        boxes=torch.cat((box[:, :2] - cell, box[:, 2:]), 1),
         counts=tuple(torch.bincount(level, minlength=len(grids_hw)).tolist()),
     )
+
+
+def _near_cells(x: Tensor, y: Tensor) -> Tensor:
+    """Return which of the `_NEIGHBOURS` are near a centre at (x, y) (L, M) in its cell: (L, 5, M) bool.
+
+    A neighbour is near if the centre lies in the half of the cell next to it.
+    """
+    return torch.stack((torch.ones_like(x, dtype=torch.bool), x < 0.5, y < 0.5, x > 0.5, y > 0.5), 1)

@@ -93,6 +93,7 @@ def recorded(body: Body, images: Tensor, place: CapturePlace) -> Body:
     """
     given = images.clone(memory_format=torch.preserve_format)
     graph = torch.cuda.CUDAGraph()
+    torch.cuda.empty_cache()  # what earlier calls left: memory is not shared between streams
     with on_stream(place.stream):
         body(given)  # per-stream set-up of libraries must not be captured
     with captured(graph, place):
