@@ -57,7 +57,7 @@ def peak_mib(device: torch.device) -> float:
 
 def of_steps(given: argparse.Namespace) -> None:
     """Print the memory before the first step of one kind and the peak, as JSON."""
-    from utils.training.capture import WARM_CALLS
+    from utils.cuda_graphs.capture import WARM_CALLS
 
     device = select_device(given.device)
     bench = Bench(given.student, given.teacher, given.img, given.batch, device)

@@ -31,9 +31,9 @@ from benchmarks.measure import device_of, medians, parser, table
 from benchmarks.step import Bench
 from utils.config.dataset import load_dataset_config
 from utils.config.hyperparameters import Hyperparameters
+from utils.cuda_graphs.capture import WARM_CALLS
 from utils.datasets.index import build_index
 from utils.datasets.loader import AugmentSettings, train_loader
-from utils.training.capture import WARM_CALLS
 from utils.training.replayed import capture_places, replay_frozen
 
 # Small all-reduces per step: normalisers of the detection loss, and buffers; `response` adds its normaliser.

@@ -7,13 +7,12 @@ import torch
 
 from benchmarks.step import PROGRESS, Bench
 from utils.batch import Progress
+from utils.cuda_graphs.capture import WARM_CALLS, CapturePlace, capture_key
+from utils.cuda_graphs.frozen import Replayed, recorded
 from utils.distillation.distiller import Distiller
-from utils.training.capture import WARM_CALLS, CapturePlace, capture_key
 from utils.training.replayed import (
-    Replayed,
     ReplayedStudent,
     capture_places,
-    recorded,
     replay_frozen,
     replay_step,
 )
@@ -77,7 +76,7 @@ def test_what_cannot_be_recorded_runs_as_it_is_and_is_told_once():
     for _ in range(WARM_CALLS + 3):
         assert torch.equal(replayed(images)[0], images * 2)
     assert warnings == [
-        "the teacher's forward pass cannot be recorded (operation not permitted when stream is capturing): "
+        "the network's forward pass cannot be recorded (operation not permitted when stream is capturing): "
         "it runs as it is"
     ]
 

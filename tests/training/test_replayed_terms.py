@@ -7,8 +7,8 @@ import torch
 
 from benchmarks.step import PROGRESS, Bench
 from utils.batch import Progress, StudentOutput
+from utils.cuda_graphs.capture import WARM_CALLS, CapturePlace
 from utils.losses.assignment import assign_targets
-from utils.training.capture import WARM_CALLS, CapturePlace
 from utils.training.replayed import capture_places, replay_frozen, replay_losses
 from utils.training.replayed_terms import MAX_CAPTURES, ReplayedTerms, recorded_terms
 

@@ -7,8 +7,8 @@ from tqdm import tqdm
 
 from benchmarks.step import PROGRESS, Bench
 from tests.training.presets import PRESETS, SAMPLED
+from utils.cuda_graphs.capture import WARM_CALLS
 from utils.losses import detection
-from utils.training.capture import WARM_CALLS
 from utils.training.loop import EpochHooks
 
 # What reads a value back, or has a result of a size that only the values tell.

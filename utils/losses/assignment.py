@@ -70,7 +70,9 @@ class Pairs:
             torch.zeros(total),
         )
         own = zip(
-            self.indices().split(list(self.counts), 1), self.boxes.split(list(self.counts)), strict=True
+            torch.split(self.indices(), list(self.counts), 1),
+            torch.split(self.boxes, list(self.counts)),
+            strict=True,
         )
         for first, (level_indices, level_boxes) in zip(range(0, total, width), own, strict=True):
             end = first + len(level_boxes)

@@ -9,7 +9,6 @@ same kernels on the same tensors.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,9 +19,7 @@ import torch
 from torch import Tensor
 
 from models.yolo import Model
-from utils.errors import reason_of
-from utils.losses.recipe import Body
-from utils.training.capture import (
+from utils.cuda_graphs.capture import (
     WARM_CALLS,
     CapturePlace,
     capture_key,
@@ -31,44 +28,13 @@ from utils.training.capture import (
     on_stream,
     reserved_memory,
 )
+from utils.cuda_graphs.frozen import Replayed, recorded
+from utils.errors import reason_of
+from utils.losses.recipe import Body
 from utils.training.loop import Trainer, cudnn_autotuning
 from utils.training.replayed_terms import ReplayedTerms, recorded_terms
 
-Record = Callable[[Body, Tensor], Body]
 Warn = Callable[[str], None]
-
-
-class Replayed:
-    """The body of a frozen network, captured for the first input shape it has seen a few batches of.
-
-    Batches of other shapes are computed eagerly. All replays return the same memory: the feature maps are
-    valid until the next call.
-    """
-
-    def __init__(self, body: Body, warn: Warn, record: Record) -> None:
-        """`warn` gets a message if `record`, which captures, fails; then the body runs eagerly."""
-        self._body, self._warn, self._record = body, warn, record
-        self._replay: Body | None = None
-        self._seen: tuple[object, ...] = ()  # what the graph is valid for
-        self._calls: Counter[tuple[object, ...]] = Counter()
-
-    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the feature maps for images (B, 3, H, W), without gradient."""
-        key = capture_key(images)
-        if self._replay is not None:
-            return self._replay(images) if key == self._seen else self._body(images)
-        self._calls[key] += 1
-        if self._calls[key] <= WARM_CALLS:
-            return self._body(images)
-        self._seen = key
-        try:
-            self._replay = self._record(self._body, images)
-        except RuntimeError as error:
-            self._warn(
-                f"the teacher's forward pass cannot be recorded ({reason_of(error)}): it runs as it is"
-            )
-            self._replay = self._body
-        return self._replay(images)
 
 
 class ReplayedStudent:
@@ -83,28 +49,6 @@ class ReplayedStudent:
         is_step = self._model.training and torch.is_grad_enabled()
         body = self._replay if is_step and capture_key(images) == self._key else self._body
         return body(images)
-
-
-@torch.no_grad()
-def recorded(body: Body, images: Tensor, place: CapturePlace) -> Body:
-    """Capture the body as a CUDA graph for images like these.
-
-    Raises RuntimeError if something in it cannot be captured.
-    """
-    given = images.clone(memory_format=torch.preserve_format)
-    graph = torch.cuda.CUDAGraph()
-    torch.cuda.empty_cache()  # what earlier calls left: memory is not shared between streams
-    with on_stream(place.stream):
-        body(given)  # per-stream set-up of libraries must not be captured
-    with captured(graph, place):
-        maps = body(given)
-
-    def replay(images: Tensor) -> tuple[Tensor, ...]:
-        given.copy_(images)
-        graph.replay()
-        return maps
-
-    return replay
 
 
 @dataclass(frozen=True)

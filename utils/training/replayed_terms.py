@@ -15,9 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from utils.errors import reason_of
-from utils.losses.terms import TermsOfTensors
-from utils.training.capture import (
+from utils.cuda_graphs.capture import (
     WARM_CALLS,
     CapturePlace,
     capture_key,
@@ -26,6 +24,8 @@ from utils.training.capture import (
     on_stream,
     reserved_memory,
 )
+from utils.errors import reason_of
+from utils.losses.terms import TermsOfTensors
 
 MAX_CAPTURES = 3  # kinds of inputs that are captured: the memory of each stays allocated
 Record = Callable[[TermsOfTensors, Sequence[Tensor], Sequence[Tensor]], TermsOfTensors]
