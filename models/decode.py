@@ -80,14 +80,12 @@ def decode_above(
     return sorted_by_image(*together) if len(levels[0]) > 1 else together
 
 
-def decode_best(
-    levels: Sequence[Tensor], anchors_px: Tensor, strides: Tensor, most: int
-) -> tuple[Tensor, Tensor]:
+def decode_best(levels: Sequence[Tensor], anchors_px: Tensor, strides: Tensor, most: int) -> Tensor:
     """Decode each image's `most` predictions of the highest confidence, objectness times best class score.
 
-    Return rows (B, n), those of `decode`, and predictions (B, n, 6) float32, best first: centre x, y, width,
-    height in px, confidence, class. n is `most` or N, if that is smaller. The shapes depend on no values, so
-    that nothing has to be waited for on a GPU.
+    Return (B, n, 7) float32, best first: centre x, y, width, height in px, confidence, class, and the row
+    among those of `decode`. n is `most` or N, if that is smaller. The shapes depend on no values, so that
+    nothing has to be waited for on a GPU.
     """
     cells, level_of, anchor_of = _grid(
         tuple((level.shape[2], level.shape[3]) for level in levels), levels[0].shape[1], levels[0].device
@@ -106,7 +104,8 @@ def decode_best(
     found = boxes_cxcywh_grid(raw, anchors_px.float().reshape(-1, 2)[anchor_of][row])
     centres = (found[..., :2] + cells[row] + 0.5) * strides_px
     label = torch.cat(classes, 1).gather(1, row)
-    return row, torch.cat((centres, found[..., 2:], confidence[..., None], label[..., None].float()), -1)
+    # In one tensor, as every copy to main memory has to be waited for; float32 is exact up to 2^24.
+    return torch.cat((centres, found[..., 2:], torch.stack((confidence, label, row), -1)), -1)
 
 
 def sorted_by_image(image: Tensor, row: Tensor, predictions: Tensor) -> tuple[Tensor, Tensor, Tensor]:

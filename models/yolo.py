@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from models.common import Concat, Conv
 from models.config import Config, read_config
-from models.decode import decode, decode_above
+from models.decode import decode, decode_above, decode_best
 from models.layers import ACTIVATION_KEYS, Port, build_layers, check_parameters, replace_activation
 from utils.batch import FILL
 from utils.errors import UserError, reason_of
@@ -219,6 +219,10 @@ class Model(nn.Module):
     def decode_above(self, levels: Sequence[Tensor], least: float) -> tuple[Tensor, Tensor, Tensor]:
         """Return image (C,), row (C,) and prediction (C, 5 + K) where objectness is above `least`, 0..1."""
         return decode_above(levels, self.anchors_px, self.stride, least)
+
+    def decode_best(self, levels: Sequence[Tensor], most: int) -> Tensor:
+        """Return each image's `most` best (B, n, 7): box, confidence, class, row; see `models.decode`."""
+        return decode_best(levels, self.anchors_px, self.stride, most)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...] | tuple[Tensor, tuple[Tensor, ...]]:
         """Return the raw levels in training mode, (decoded, raw levels) in evaluation mode."""

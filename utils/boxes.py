@@ -126,6 +126,8 @@ class NmsRules:
 MAX_JOINT_NMS, MAX_JOINT_NMS_ON_CPU = 1 << 14, 1 << 10
 # So many of the best candidates mostly contain all results of an evaluation.
 _CANDIDATES_PER_RESULT = 5
+# Predictions of an image that `suppress_best` is given.
+MOST_OF_BEST = 1024
 _FINITE = (1e6, -1e6)  # pixels, instead of infinity
 
 
@@ -188,24 +190,22 @@ def suppress_rows(image: Tensor, row: Tensor, predictions: Tensor, count: int, r
 
 
 @torch.no_grad()
-def suppress_best(best: Tensor, row: Tensor, count: int, rules: NmsRules) -> list[Kept] | None:
-    """As `suppress`, in main memory, given each image's best predictions; waits for a GPU once.
+def suppress_best(best: Tensor, count: int, rules: NmsRules) -> list[Kept] | None:
+    """As `suppress`, in main memory, given each image's most confident predictions alone.
 
-    best: (B, n, 6) centre x, y, width, height, confidence and best class, most confident first, of `count`
-    predictions. row: (B, n), for `Kept.rows`. Return None if an image may have more above the threshold.
+    best: (B, n, 7) centre x, y, width, height, confidence, best class and row of the most confident of
+    `count` predictions, in main memory. Return None if an image may have more above the threshold.
     """
     assert not rules.multi_label
-    # In one tensor, as every copy has to be waited for; float32 is exact for integers below 2^24.
-    here = torch.cat((best.float(), row[..., None].float()), -1).cpu()
-    passing = here[..., 4] > rules.conf_thres
+    passing = best[..., 4] > rules.conf_thres
     if best.shape[1] < count and bool(passing.all(1).any()):
         return None
     if rules.classes is not None:
-        passing &= torch.isin(here[..., 5], torch.tensor(list(rules.classes)).float())
+        passing &= torch.isin(best[..., 5], torch.tensor(list(rules.classes)).float())
     image, place = passing.nonzero(as_tuple=True)
     # Of equally confident ones the first prediction counts.
-    order = (image * count + here[image, place, 6].long()).argsort()
-    image, found = image[order], here[image, place][order]
+    order = (image * count + best[image, place, 6].long()).argsort()
+    image, found = image[order], best[image, place][order]
     candidates = torch.cat((cxcywh_to_xyxy(found[:, :4]), found[:, 4:6]), 1)
     return _suppress_all(image, found[:, 6].long(), candidates, len(best), rules)
 

@@ -176,12 +176,12 @@ def test_all_classes_at_once_keep_what_each_keeps_alone(monkeypatch) -> None:
         assert torch.equal(a.detections, b.detections) and torch.equal(a.rows, b.rows)
 
 
-def _best(predictions: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _best(predictions: torch.Tensor, most: int) -> torch.Tensor:
     scores, label = (predictions[..., 5:] * predictions[..., 4:5]).max(-1)
     confidence, row = scores.topk(min(most, scores.shape[1]))
     picked = [predictions[image, rows, :4] for image, rows in enumerate(row)]
-    labels = label.gather(1, row)[..., None].float()
-    return torch.cat((torch.stack(picked), confidence[..., None], labels), -1), row
+    facts = torch.stack((confidence, label.gather(1, row), row), -1)
+    return torch.cat((torch.stack(picked), facts), -1)
 
 
 @pytest.mark.parametrize("agnostic", [False, True])
@@ -194,13 +194,13 @@ def test_the_best_alone_keep_what_all_predictions_keep(agnostic, wanted) -> None
     rules = NmsRules(conf_thres=0.3, agnostic=agnostic, classes=wanted, max_det=40)
     expected = suppress(predictions, rules)
     for most in (400, 800, 5000):
-        kept = suppress_best(*_best(predictions, most), 800, rules)
+        kept = suppress_best(_best(predictions, most), 800, rules)
         for a, b in zip(expected, kept, strict=True):
             assert torch.equal(a.detections, b.detections) and torch.equal(a.rows, b.rows)
     passing = int((predictions[..., 5:].amax(-1) * predictions[..., 4] > 0.3).sum(1).max())
     assert 50 < passing < 400
-    assert suppress_best(*_best(predictions, passing), 800, rules) is None  # there may be more
-    assert suppress_best(*_best(predictions, passing + 1), 800, rules) is not None
+    assert suppress_best(_best(predictions, passing), 800, rules) is None  # there may be more
+    assert suppress_best(_best(predictions, passing + 1), 800, rules) is not None
 
 
 def test_tens_of_thousands_of_candidates_take_no_longer_than_some_hundred(monkeypatch) -> None:

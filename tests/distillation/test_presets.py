@@ -169,7 +169,7 @@ def test_pseudo_targets_are_the_teachers_detections_with_their_logits():
 def test_more_detections_than_candidates_are_found_all_the_same(monkeypatch):
     teacher, batch = TeacherOutput(levels_of(1, scale=4, size=64)), batch_of(size=64)
     expected = pseudo_boxes().pseudo_targets(batch, teacher)
-    monkeypatch.setattr(pseudo_boxes_module, "MAX_CANDIDATES", 5)
+    monkeypatch.setattr(pseudo_boxes_module, "MOST_OF_BEST", 5)
     for found, wanted in zip(pseudo_boxes().pseudo_targets(batch, teacher), expected, strict=True):
         torch.testing.assert_close(found, wanted)
     assert len(expected[1]) > 10

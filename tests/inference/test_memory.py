@@ -69,7 +69,7 @@ def test_other_errors_stay_what_they_are() -> None:
 @pytest.mark.parametrize(
     ("script", "options", "place", "words", "fix"),
     [
-        (detect, DetectOptions, "utils.inference.detector.Detector.detect", ["--nosave"], "--imgsz"),
+        (detect, DetectOptions, "utils.inference.detector.Detector.start", ["--nosave"], "--imgsz"),
         (export, ExportOptions, "utils.export.run.torchscript_content", [], "--batch-size"),
         (compare, CompareOptions, "utils.comparison.run.run_compare", ["--runs", "x"], "--batch-size"),
     ],

@@ -11,6 +11,8 @@ def printable(text: str, keep: str = "") -> str:
     These are control and formatting characters (escape sequences, line breaks, changes of the writing
     direction), lone surrogates and unassigned code points.
     """
+    if text.isprintable():  # as nearly all text, a thousand times as fast
+        return text
     return "".join(c if _is_harmless(c) or c in keep else _written_out(c) for c in text)
 
 

@@ -14,17 +14,13 @@ from torch import Tensor
 
 from models.decode import decode, decode_best
 from utils.batch import Batch, StudentOutput
-from utils.boxes import Kept, NmsRules, suppress, suppress_best, xyxy_to_cxcywh
+from utils.boxes import MOST_OF_BEST, Kept, NmsRules, suppress, suppress_best, xyxy_to_cxcywh
 from utils.device import to_device
 from utils.distillation.teacher import TeacherOutput
 from utils.losses.assignment import Pairs
 from utils.losses.detection import AssignedTargets, DetectionLoss
 from utils.losses.recipe import Terms
 from utils.losses.terms import TermsOfTensors, softmax_divergence
-
-# Predictions per image that are candidates for NMS; an image with more of them above the threshold takes
-# longer.
-MAX_CANDIDATES = 1024
 
 
 class PseudoBoxes:
@@ -108,9 +104,8 @@ class PseudoBoxes:
 
     def _detections(self, levels: Sequence[Tensor]) -> list[Kept]:
         """Return the detections of each image, mostly in main memory."""
-        row, best = decode_best(levels, self.anchors_px, self.strides, MAX_CANDIDATES)
-        count = sum(level[0, ..., 0].numel() for level in levels)
-        kept = suppress_best(best, row, count, self.rules)
+        best = decode_best(levels, self.anchors_px, self.strides, MOST_OF_BEST).cpu()
+        kept = suppress_best(best, sum(level[0, ..., 0].numel() for level in levels), self.rules)
         return suppress(decode(levels, self.anchors_px, self.strides), self.rules) if kept is None else kept
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from utils.batch import Letterbox
 from utils.inference.exported import ExportedNetwork
 from utils.inference.frames import Frame
-from utils.inference.predictor import Predictor, rescale_detections
+from utils.inference.predictor import Predictor, rescale_each
 from utils.inference.preprocess import letterbox_image
 from utils.words import found_in_words
 
@@ -61,18 +61,36 @@ class Detector:
 
         All prepared images must have the same shape.
         """
-        watch = self.predictor.watch
-        watch.start()
-        pixels = torch.cat([one.pixels for one in group]) if len(group) > 1 else group[0].pixels
-        images = pixels.to(self.predictor.device).float().div_(255)
-        watch.lap("preprocess")
-        watch.seconds["preprocess"] += sum(one.seconds for one in group)
-        found = self.predictor.predict(images)
-        self.found += sum(map(len, found))
-        return [
-            rescale_detections(boxes.cpu(), one.letterbox) for boxes, one in zip(found, group, strict=True)
-        ]
+        return self.start(group)()
+
+    def start(self, group: Sequence[Prepared]) -> Callable[[], list[Tensor]]:
+        """Start `detect`; return a function that completes it. A GPU computes meanwhile.
+
+        The pixels may be overwritten once that function has returned.
+        """
+        begun = time.perf_counter()
+        images = joined([one.pixels for one in group], self.predictor.device).float().div_(255)
+        own = time.perf_counter() - begun
+        self.predictor.watch.add("preprocess", own + sum(one.seconds for one in group))
+        complete = self.predictor.begin(images)
+
+        def finish() -> list[Tensor]:
+            found = [boxes.cpu() for boxes in complete()]
+            self.found += sum(map(len, found))
+            return rescale_each(found, [one.letterbox for one in group])
+
+        return finish
 
     def in_words(self, detections: Tensor) -> str:
         """Count the detections per class, as in "2 persons, 1 dog"."""
         return found_in_words([int(label) for label in detections[:, 5].tolist()], self.names) or "nothing"
+
+
+def joined(pixels: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Return images (1, 3, H, W) of main memory as one batch on a device."""
+    if device.type != "cuda":
+        return (torch.cat(list(pixels)) if len(pixels) > 1 else pixels[0]).to(device)
+    # From pinned memory a copy is only enqueued.
+    shape = (len(pixels), *pixels[0].shape[1:])
+    pinned = torch.empty(shape, dtype=pixels[0].dtype, memory_format=torch.channels_last, pin_memory=True)
+    return torch.cat(list(pixels), out=pinned).to(device, non_blocking=True)

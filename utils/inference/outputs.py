@@ -82,7 +82,15 @@ class Outputs:
         For an image, returns a function that draws and saves it, which any thread may call. All other output
         depends on the order of the frames and is written at once.
         """
-        stem = self._stems.name(frame.source, _stem(frame.source), series=frame.number is not None)
+        path = self.record(frame, detections)
+        if self.choice.images and frame.number is not None:
+            self._video_for(frame).write(draw())
+        return None if path is None else lambda: write_image(path, draw())
+
+    def record(self, frame: Frame, detections: Tensor) -> Path | None:
+        """Write all output of a frame but the frame itself; return the path for that if it is an image."""
+        own_stem = _stem(frame.source)
+        stem = self._stems.name(frame.source, own_stem, series=frame.number is not None)
         name = stem if frame.number is None else f"{stem}_{frame.number + 1}"
         if self.labels is not None:
             self.labels.write(name, detections, (frame.image.shape[0], frame.image.shape[1]))
@@ -90,13 +98,9 @@ class Outputs:
             self.crops.write(name, frame.image, detections)
         if self.table is not None:
             self.table.write(frame, detections)
-        if not self.choice.images:
+        if not self.choice.images or frame.number is not None:
             return None
-        if frame.number is not None:
-            self._video_for(frame).write(draw())
-            return None
-        path = self.folder / self._files.name(frame.source, _stem(frame.source), image_suffix(frame.source))
-        return lambda: write_image(path, draw())
+        return self.folder / self._files.name(frame.source, own_stem, image_suffix(frame.source))
 
     def _video_for(self, frame: Frame) -> VideoWriter:
         if frame.source not in self._videos:

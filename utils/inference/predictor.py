@@ -6,8 +6,10 @@ Shapes: B images, N predictions per image, K classes, D rows of detections, n de
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import partial
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -15,13 +17,17 @@ from torch import Tensor
 from models.ensemble import Network
 from models.yolo import Model
 from utils.batch import Letterbox, StudentOutput
-from utils.boxes import NmsRules, suppress, suppress_rows
+from utils.boxes import MOST_OF_BEST, NmsRules, suppress, suppress_best, suppress_rows
+from utils.cuda_graphs.capture import CapturePlace
+from utils.cuda_graphs.frozen import Replayed, recorded
 from utils.device import describe_device
 from utils.inference.exported import ExportedNetwork
+from utils.losses.recipe import Body
 from utils.reporting.console import Console
 
 Phase = Literal["preprocess", "inference", "nms"]
 PHASES: tuple[Phase, ...] = ("preprocess", "inference", "nms")
+MAX_REPLAYED_SHAPES = 4
 
 
 def prepare_model(model: Model, device: torch.device, half: bool = False) -> Model:
@@ -69,10 +75,15 @@ class Stopwatch:
         self._start = self._now()
 
     def lap(self, phase: Phase) -> None:
-        """End a phase and start the next; `last` holds the seconds that it took."""
+        """End a phase and start the next."""
         now = self._now()
-        self.last[phase], self._start = now - self._start, now
-        self.seconds[phase] += self.last[phase]
+        self.add(phase, now - self._start)
+        self._start = now
+
+    def add(self, phase: Phase, seconds: float) -> None:
+        """Count time that a phase took; `last` holds what was added last."""
+        self.last[phase] = seconds
+        self.seconds[phase] += seconds
 
     def milliseconds_per_image(self) -> dict[Phase, float]:
         """Return the mean time of each phase."""
@@ -112,11 +123,18 @@ class Predictor:
     """
 
     def __init__(
-        self, model: Network | ExportedNetwork, rules: NmsRules, *, half: bool = False, augment: bool = False
+        self,
+        model: Network | ExportedNetwork,
+        rules: NmsRules,
+        *,
+        half: bool = False,
+        augment: bool = False,
+        warn: Callable[[str], None] | None = None,
     ) -> None:
         """`half`: run the forward pass in float16 (CUDA only); `augment`: use test-time augmentation.
 
-        Neither is available for exported networks.
+        Neither is available for exported networks. warn: given this, the network's passes are run as CUDA
+        graphs on a GPU, for shapes seen repeatedly; it gets a message if that fails.
         """
         self.model, self.rules, self.augment = model, rules, augment
         exported = isinstance(model, ExportedNetwork)
@@ -125,21 +143,61 @@ class Predictor:
         self.half = half
         assert not half or self.device.type == "cuda", "float16 is for CUDA alone"
         self.watch = Stopwatch(self.device)
+        on_gpu = self.device.type == "cuda"
+        self.best_alone = on_gpu and isinstance(model, Model) and not (augment or rules.multi_label)
+        self._body: Body | None = None
+        if warn is not None and on_gpu and not (exported or augment):
+            record = partial(recorded, place=CapturePlace(self.device))
+            self._body = Replayed(cast(Network, model).forward_features, warn, record, MAX_REPLAYED_SHAPES)
 
-    @torch.no_grad()
     def predict(self, images: Tensor) -> list[Tensor]:
         """Return the detections, B tensors (n, 6): x1, y1, x2, y2 in px of the batch, confidence, class.
 
         images: (B, 3, H, W) RGB, float 0..1, on the model's device; H and W multiples of the largest
         stride.
         """
+        return self.begin(images)()
+
+    @torch.no_grad()
+    def begin(self, images: Tensor) -> Callable[[], list[Tensor]]:
+        """Start `predict`; return a function that completes it.
+
+        On a GPU it is only enqueued where possible, so that other work can be done meanwhile, also the next
+        call of this method.
+        """
+        self.watch.images += len(images)
+        if self.best_alone:
+            return self._enqueued(images)
         self.watch.start()
         passed = self.forward(images)
         self.watch.lap("inference")
         detections = self.suppress(passed)
         self.watch.lap("nms")
-        self.watch.images += len(images)
-        return detections
+        return lambda: detections
+
+    def _enqueued(self, images: Tensor) -> Callable[[], list[Tensor]]:
+        """Enqueue the forward pass and the copy of the best predictions; NMS runs in main memory."""
+        model = cast(Model, self.model)
+        marks = [_mark(self.device)]
+        levels = self.forward(images).levels
+        marks.append(_mark(self.device))
+        best = model.decode_best(levels, MOST_OF_BEST).to("cpu", non_blocking=True)
+        marks.append(_mark(self.device))
+
+        def complete() -> list[Tensor]:
+            last = marks[-1]
+            if last is not None:
+                last.synchronize()
+                self.watch.add("inference", _seconds_between(marks[0], marks[1]))
+            begun = time.perf_counter()
+            kept = suppress_best(best, sum(level[0, ..., 0].numel() for level in levels), self.rules)
+            if kept is None:
+                kept = suppress(model.decode_levels(levels), self.rules)
+            detections = [one.detections for one in kept]
+            self.watch.add("nms", _seconds_between(marks[1], last) + time.perf_counter() - begun)
+            return detections
+
+        return complete
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> ForwardOutput:
@@ -149,7 +207,7 @@ class Predictor:
         with torch.autocast(self.device.type, torch.float16, enabled=self.half):
             if self.augment:
                 return ForwardOutput(decoded=self.model.forward_augmented(images))
-            features = self.model.forward_features(images)
+            features = (self._body or self.model.forward_features)(images)
             return ForwardOutput(features, self.model.forward_head(features))
 
     def suppress(self, passed: ForwardOutput) -> list[Tensor]:
@@ -177,6 +235,21 @@ class Predictor:
         return rows[allowed][: self.rules.max_det]
 
 
+def _mark(device: torch.device) -> torch.cuda.Event | None:
+    """Record a point in the work of a GPU; None on a CPU, where nothing is enqueued."""
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def _seconds_between(first: torch.cuda.Event | None, second: torch.cuda.Event | None) -> float:
+    if first is None or second is None:
+        return 0.0
+    return float(first.elapsed_time(second)) / 1000
+
+
 def rescale_boxes(boxes_xyxy_px: Tensor, letterbox: Letterbox) -> Tensor:
     """Map boxes (n, 4) from a batch image to pixels of the original image, clipped to it."""
     pad, scale = _by_corner(letterbox.pad, boxes_xyxy_px), _by_corner(letterbox.scale, boxes_xyxy_px)
@@ -194,6 +267,18 @@ def rescale_detections(detections: Tensor, letterbox: Letterbox) -> Tensor:
     """Map the boxes of detections (n, 6) from a batch image to pixels of the original image."""
     boxes = rescale_boxes(detections[:, :4], letterbox)
     return torch.cat((boxes, detections[:, 4:]), dim=1)
+
+
+def rescale_each(found: Sequence[Tensor], letterboxes: Sequence[Letterbox]) -> list[Tensor]:
+    """Return `rescale_detections` of each image; together that takes far fewer operations."""
+    together = torch.cat(list(found))
+    counts = [len(one) for one in found]
+    facts = [(*box.pad, *box.scale, *box.original_hw) for box in letterboxes]
+    # Six numbers of each detection's image, height before width.
+    own = together.new_tensor(facts).repeat_interleave(torch.tensor(counts, device=together.device), 0)
+    pads, scales, limits = (own[:, first : first + 2].flip(1).repeat(1, 2) for first in (0, 2, 4))
+    boxes = ((together[:, :4] - pads) / scales).clamp(min=0).minimum(limits)
+    return list(torch.split(torch.cat((boxes, together[:, 4:]), 1), counts))
 
 
 def _by_corner(height_width: tuple[float, float], like: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from utils.batch import Letterbox
@@ -36,6 +37,21 @@ def letterbox_image(
     image: (H, W, 3) BGR. Returns (1, 3, H', W') uint8 RGB, with H' and W' as small as possible (or those of
     `size_hw` if `whole`), and the letterbox to map boxes back.
     """
+    out, letterbox = letterbox_pixels(image, size_hw, stride, whole)
+    return as_batch(out), letterbox
+
+
+def letterbox_pixels(
+    image: Image,
+    size_hw: tuple[int, int],
+    stride: int,
+    whole: bool = False,
+    place: NDArray[np.uint8] | None = None,
+) -> tuple[Image, Letterbox]:
+    """As `letterbox_image`, for pixels (H', W', 3) RGB.
+
+    place: contiguous memory (n,), large enough, to put them into.
+    """
     height, width = image.shape[:2]
     factor = min(size_hw[0] / height, size_hw[1] / width)
     new_hw = max(round(height * factor), 1), max(round(width * factor), 1)
@@ -43,6 +59,11 @@ def letterbox_image(
         method = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
         image = np.asarray(cv2.resize(image, (new_hw[1], new_hw[0]), interpolation=method), np.uint8)
     out_h, out_w = size_hw if whole else (math.ceil(side / stride) * stride for side in new_hw)
-    out = np.empty((out_h, out_w, 3), np.uint8)
-    letterbox = fit_letterbox(image, (height, width), out)
-    return torch.from_numpy(out).permute(2, 0, 1)[None], letterbox
+    pixels = np.empty(out_h * out_w * 3, np.uint8) if place is None else place[: out_h * out_w * 3]
+    out = pixels.reshape(out_h, out_w, 3)
+    return out, fit_letterbox(image, (height, width), out)
+
+
+def as_batch(pixels: Image) -> Tensor:
+    """Return pixels (H, W, 3) as a batch (1, 3, H, W) in the same memory."""
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None]

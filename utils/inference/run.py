@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,8 +26,16 @@ from utils.inference.backends import (
     open_networks,
 )
 from utils.inference.detector import Detector, Prepared
+from utils.inference.drawing import DrawStyle, draw_detections
 from utils.inference.exported import ExportedNetwork, check_names, has_own_names
 from utils.inference.frames import Frame, FrameSource
+from utils.inference.image_workers import (
+    LEAST_IMAGES,
+    ImageWorkers,
+    WorkerSettings,
+    are_plain_images,
+    worker_count,
+)
 from utils.inference.outputs import LABELS, OutputChoice, Outputs
 from utils.inference.pipeline import BackgroundTasks, in_groups, map_ahead
 from utils.inference.predictor import Predictor
@@ -36,17 +44,7 @@ from utils.inference.sources import FileSource, PendingFrame, Unreadable, open_s
 from utils.inference.streams import StreamSource
 from utils.inference.viewer import Viewer
 from utils.reporting.console import Console
-from utils.reporting.draw import draw_boxes
 from utils.words import counted
-
-
-@dataclass(frozen=True)
-class DrawStyle:
-    """Options for drawing boxes."""
-
-    line_thickness: int = 3
-    hide_labels: bool = False
-    hide_conf: bool = False
 
 
 @advice_on_memory("a smaller --imgsz needs less")
@@ -58,7 +56,6 @@ def run_detect(options: DetectOptions, console: Console | None = None) -> Path |
     if place != options.source:
         console.info(f"{options.source} is not in this folder: these are the images that ship, {place}")
     source = open_source(place, options.vid_stride, console.warn)
-    detector = _detector(options, device, console)
     choice = OutputChoice(
         images=not options.nosave,
         labels=options.save_txt,
@@ -67,12 +64,16 @@ def run_detect(options: DetectOptions, console: Console | None = None) -> Path |
         table=options.save_csv,
         vid_stride=options.vid_stride,
     )
-    if options.dry_run:
-        _say_what_would_be_done(options, source, detector, choice, console)
-        return None
     style = DrawStyle(options.line_thickness, options.hide_labels, options.hide_conf)
     viewer = Viewer(options.view_img, console.warn)
     with ExitStack() as stack:
+        workers = _image_workers(options, source, choice, device)
+        if workers is not None:
+            stack.enter_context(workers)
+        detector = _detector(options, device, console)
+        if options.dry_run:
+            _say_what_would_be_done(options, source, detector, choice, console)
+            return None
         folder = outputs = None
         if choice.anything:
             folder = next_run_folder(Path(options.project), options.name, options.exist_ok)
@@ -80,7 +81,13 @@ def run_detect(options: DetectOptions, console: Console | None = None) -> Path |
                 stack.enter_context(_gone_if_unused(folder))
             outputs = stack.enter_context(Outputs(folder, detector.names, choice, source.files))
         stack.callback(viewer.close)
-        count = _detect_all(source, detector, _Results(detector, style, outputs, viewer), console)
+        results = _Results(detector, style, outputs, viewer)
+        settings = WorkerSettings(detector.size_hw, detector.stride, detector.whole, detector.names, style)
+        if workers is not None and workers.configure(settings):
+            assert isinstance(source, FileSource)
+            count = _detect_by_workers(source, results, workers, console)
+        else:
+            count = _detect_all(source, results, console)
         _summarise(source, detector, count, console)
     if outputs is not None:
         labels = (
@@ -134,7 +141,7 @@ def _detector(options: DetectOptions, device: torch.device, console: Console) ->
     if wrong:
         raise UsageError(f"there is no class {wrong[0]}", "--classes", f"0 to {len(names) - 1} in {weights}")
     console.info(f"{weights} on {network_in_words(network, device, size_hw)}")
-    predictor = Predictor(network, _rules(options), half=half, augment=options.augment)
+    predictor = Predictor(network, _rules(options), half=half, augment=options.augment, warn=console.warn)
     return Detector(predictor, names, size_hw)
 
 
@@ -171,8 +178,31 @@ def _remark_on_nms(network: ExportedNetwork, options: DetectOptions, console: Co
         console.warn(f"--{name.replace('_', '-')} has no effect: {network.path} has NMS inside")
 
 
-def _detect_all(source: FrameSource, detector: Detector, results: _Results, console: Console) -> int:
+def _image_workers(
+    options: DetectOptions, source: FrameSource, choice: OutputChoice, device: torch.device
+) -> ImageWorkers | None:
+    """Return processes that read and write many images beside a GPU; None where threads serve better."""
+    if not isinstance(source, FileSource) or options.dry_run or options.view_img or choice.crops:
+        return None
+    count = worker_count(device)
+    if count < 2 or len(source.paths) < LEAST_IMAGES or not are_plain_images(source.paths):
+        return None
+    return ImageWorkers(source.paths, (options.imgsz[0], options.imgsz[-1]), count)
+
+
+def _detect_by_workers(source: FileSource, results: _Results, workers: ImageWorkers, console: Console) -> int:
+    """As `_detect_all`, with images read, drawn and written by other processes."""
+    count, detector, outputs = 0, results.detector, results.outputs
+    for one, detections in _detected(workers.prepared(source), detector, detector.batch, console):
+        path = None if outputs is None else outputs.record(one.frame, detections)
+        workers.finish(detections.numpy(), path)
+        count += 1
+    return count
+
+
+def _detect_all(source: FrameSource, results: _Results, console: Console) -> int:
     """Run detection on every frame and return their number. Ends early if the user quits the viewer."""
+    detector = results.detector
     # Of a live source only the newest frame matters, so there is no reading ahead and no batching.
     batch = 1 if isinstance(source, StreamSource) or results.viewer.enabled else detector.batch
     count, threads = 0, _threads(detector)
@@ -182,20 +212,38 @@ def _detect_all(source: FrameSource, detector: Detector, results: _Results, cons
         else map(detector.prepare, source)
     )
     with BackgroundTasks(2 * batch + threads, threads) as behind:
-        for group in in_groups(prepared, lambda one: one.pixels.shape, batch):
-            found = detector.detect(group)
-            milliseconds = 1000 * detector.predictor.watch.last["inference"] / len(group)
-            for one, detections in zip(group, found, strict=True):
-                frame = one.frame
-                height, width = one.pixels.shape[2:]
-                console.info(
-                    f"{frame.place} {frame.source}: {height}x{width}, {detector.in_words(detections)}, "
-                    f"{milliseconds:.1f} ms"
-                )
-                count += 1
-                if not results.take(frame, detections, behind):
-                    return count
+        for one, detections in _detected(prepared, detector, batch, console):
+            count += 1
+            if not results.take(one.frame, detections, behind):
+                return count
     return count
+
+
+def _detected(
+    prepared: Iterable[Prepared], detector: Detector, batch: int, console: Console
+) -> Iterator[tuple[Prepared, Tensor]]:
+    """Yield each frame with its detections, and report it; a GPU computes the next batch meanwhile."""
+    ahead = 1 if batch > 1 and detector.predictor.best_alone else 0
+    started: deque[tuple[list[Prepared], Callable[[], list[Tensor]]]] = deque()
+
+    def completed() -> Iterator[tuple[Prepared, Tensor]]:
+        group, finish = started.popleft()
+        found = finish()
+        milliseconds = 1000 * detector.predictor.watch.last["inference"] / len(group)
+        height, width = group[0].pixels.shape[2:]
+        for one, detections in zip(group, found, strict=True):
+            console.info(
+                f"{one.frame.place} {one.frame.source}: {height}x{width}, {detector.in_words(detections)}, "
+                f"{milliseconds:.1f} ms"
+            )
+            yield one, detections
+
+    for group in in_groups(prepared, lambda one: one.pixels.shape, batch):
+        started.append((group, detector.start(group)))
+        if len(started) > ahead:
+            yield from completed()
+    while started:
+        yield from completed()
 
 
 def _threads(detector: Detector) -> int:
@@ -251,18 +299,9 @@ class _Results:
         return self.outputs.write(frame, detections, draw)
 
     def _drawn(self, frame: Frame, detections: Tensor, *, in_place: bool = False) -> Image:
-        """Draw a frame's boxes, the most confident on top; in place only if nothing else needs the frame."""
-        flipped = detections.flip(0).numpy()
-        return draw_boxes(
-            frame.image if in_place else frame.image.copy(),
-            flipped[:, :4],
-            flipped[:, 5].astype(np.int64),
-            self.detector.names,
-            flipped[:, 4],
-            line_thickness=self.style.line_thickness,
-            hide_labels=self.style.hide_labels,
-            hide_conf=self.style.hide_conf,
-        )
+        """Draw a frame's boxes; in place only if nothing else needs the frame."""
+        image = frame.image if in_place else frame.image.copy()
+        return draw_detections(image, detections.numpy(), self.detector.names, self.style)
 
 
 def _summarise(source: FrameSource, detector: Detector, count: int, console: Console) -> None:

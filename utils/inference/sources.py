@@ -65,7 +65,7 @@ class PendingFrame:
 
     def load(self) -> Frame | Unreadable:
         """Return the frame, reading the image if necessary."""
-        return _picture(self.path, self.place) if self.found is None else self.found
+        return read_picture(self.path, self.place) if self.found is None else self.found
 
 
 @dataclass
@@ -147,7 +147,8 @@ class FileSource:
             self.warn(f"{source}: ended after {number} of {total} frames, the file may be cut off")
 
 
-def _picture(path: str, place: str) -> Frame | Unreadable:
+def read_picture(path: str, place: str) -> Frame | Unreadable:
+    """Read an image file, or fetch one from its address; `place` as in `Frame`."""
     try:
         image = decode_image(fetch(path)) if is_address(path) else read_image(path)
     except UnreadableImageError as error:

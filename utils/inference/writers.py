@@ -15,7 +15,7 @@ from utils.boxes import xyxy_to_cxcywh
 from utils.config.files import refusals
 from utils.datasets.images import IMAGE_SUFFIXES, Image
 from utils.errors import UserError
-from utils.inference.frames import Frame, file_name, is_utf8, suffix_of
+from utils.inference.frames import Frame, file_name, is_utf8
 from utils.words import counted
 
 # OpenCV reads more image formats than it writes, and which depends on its build. Left out are those for
@@ -193,7 +193,8 @@ def crop_of(image: Image, box_xyxy_px: Sequence[float]) -> Image:
 
 def image_suffix(source: str) -> str:
     """Return the suffix for saving an image: its own, as spelled, if OpenCV can write it, else .jpg."""
-    return Path(file_name(source)).suffix if suffix_of(source) in _WRITABLE else ".jpg"
+    own = Path(file_name(source)).suffix
+    return own if own.lower() in _WRITABLE else ".jpg"
 
 
 def write_image(path: Path, image: Image) -> None:

@@ -1,0 +1,200 @@
+"""Images read, drawn and written by other processes: the same files as by threads, all errors told."""
+
+import os
+import signal
+import time
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from utils.config.options import DetectOptions
+from utils.errors import UserError
+from utils.inference import image_workers, run
+from utils.inference.drawing import DrawStyle
+from utils.inference.image_workers import ImageWorkers, WorkerSettings, are_plain_images, worker_count
+from utils.inference.sources import FileSource
+from utils.reporting.console import Console
+
+WEIGHTS = "weights/demo_student.pt"
+SETTINGS = WorkerSettings((64, 64), 32, False, ("a", "b"), DrawStyle())
+
+
+@pytest.fixture(autouse=True)
+def soon_over():
+    """A test that waits for a process that waits for it ends all the same."""
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+
+
+def images(folder, count=40, sides=((48, 64), (64, 48), (30, 90))):
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for number in range(count):
+        height, width = sides[number // 7 % len(sides)]
+        picture = random.integers(0, 256, (height, width, 3), np.uint8)
+        cv2.circle(picture, (width // 2, height // 2), 12, (40, 40, 220), -1)
+        cv2.imwrite(str(folder / f"{number:03d}.png"), picture)
+    return folder
+
+
+def use_workers(monkeypatch, count=3):
+    monkeypatch.setattr(run, "worker_count", lambda _: count)
+    monkeypatch.setattr(run, "LEAST_IMAGES", 10)
+
+
+def detect(source, project, **options):
+    given = dict(save_txt=True, save_conf=True, save_csv=True, conf_thres=0.01, imgsz=(64,), device="cpu")
+    said = []
+    console = Console()
+    console.info = console.warn = said.append
+    options = DetectOptions(weights=(WEIGHTS,), source=str(source), project=project, **(given | options))
+    folder = run.run_detect(options, console)
+    written = [] if folder is None else [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in written}, said
+
+
+@pytest.mark.parametrize("budget", [1 << 30, 0])
+def test_files_are_those_that_threads_write(tmp_path, monkeypatch, budget):
+    source = images(tmp_path / "in")
+    (source / "017.png").write_bytes(b"nothing")
+    (source / "000.png").write_bytes(b"")
+    expected, told = detect(source, tmp_path / "threads")
+    use_workers(monkeypatch)
+    monkeypatch.setattr(image_workers, "BUDGET_BYTES", budget)  # too small, and images are read again
+    monkeypatch.setattr(run, "_detect_all", None)
+    found, said = detect(source, tmp_path / "workers")
+    assert len(expected) > 60 and found == expected
+    # The same but for times and folders.
+    lines = [[line.rpartition(",")[0] for line in text if "/40 " in line] for text in (told, said)]
+    assert lines[0] == lines[1] and len(lines[0]) == 38
+    assert [line for line in said if "skipped" in line] == [line for line in told if "skipped" in line]
+    assert any("detections" not in line and "17.png" in line for line in said if "skipped" in line)
+
+
+def test_nothing_is_written_where_nothing_is_wanted(tmp_path, monkeypatch):
+    source = images(tmp_path / "in", 12)
+    use_workers(monkeypatch)
+    found, said = detect(
+        source, tmp_path / "out", nosave=True, save_txt=False, save_conf=False, save_csv=False
+    )
+    assert not found and not (tmp_path / "out").exists()
+    assert sum("/12 " in line for line in said) == 12
+
+
+@pytest.mark.parametrize(
+    "options", [{"save_crop": True}, {"dry_run": True}, {"source": "a.mp4"}, {"source": "http://a/b.jpg"}]
+)
+def test_what_needs_the_images_here_uses_threads(tmp_path, monkeypatch, options):
+    source = images(tmp_path / "in", 12)
+    use_workers(monkeypatch)
+    monkeypatch.setattr(run, "ImageWorkers", None)
+    if "source" in options:
+        assert not are_plain_images([str(source / "000.png"), options["source"]])
+    else:
+        detect(source, tmp_path / "out", **options)
+
+
+def test_a_cpu_has_no_workers():
+    assert worker_count(torch.device("cpu")) == 0
+
+
+def test_an_image_larger_than_was_reserved_is_left_to_threads(tmp_path, monkeypatch):
+    """An exported network of a fixed size may have another than the options."""
+    source = images(tmp_path / "in", 12)
+    use_workers(monkeypatch)
+    real = ImageWorkers
+
+    def small(paths, _size, count):
+        return real(paths, (1, 1), count)
+
+    monkeypatch.setattr(run, "ImageWorkers", small)
+    found, _ = detect(source, tmp_path / "out", imgsz=(256,))
+    assert len([name for name in found if name.endswith(".png")]) == 12
+
+
+def test_an_image_that_cannot_be_written_ends_the_run_with_its_reason(tmp_path, monkeypatch):
+    source = images(tmp_path / "in", 60)
+    use_workers(monkeypatch)
+    out = tmp_path / "out" / "exp"
+    (out / "033.png").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"033\.png: cannot be written"):
+        detect(source, tmp_path / "out", exist_ok=True)
+    assert (out / "020.png").is_file()
+
+
+def test_a_worker_that_is_killed_ends_the_run(tmp_path, monkeypatch):
+    source = images(tmp_path / "in", 60)
+    use_workers(monkeypatch)
+    begin = ImageWorkers.configure
+
+    def killed(self, settings):
+        os.kill(self._processes[1].pid, signal.SIGKILL)
+        return begin(self, settings)
+
+    monkeypatch.setattr(ImageWorkers, "configure", killed)
+    with pytest.raises(UserError, match="a process that reads and writes images has ended"):
+        detect(source, tmp_path / "out")
+
+
+def test_workers_end_with_an_error_of_the_network(tmp_path, monkeypatch):
+    source = images(tmp_path / "in", 60)
+    use_workers(monkeypatch)
+    started = []
+    create = ImageWorkers.__init__
+
+    def remembered(self, *given):
+        create(self, *given)
+        started.extend(self._processes)
+
+    def failing(*_):
+        raise ValueError("the network fails")
+
+    monkeypatch.setattr(ImageWorkers, "__init__", remembered)
+    monkeypatch.setattr(run.Detector, "start", failing)
+    with pytest.raises(ValueError, match="the network fails"):
+        detect(source, tmp_path / "out")
+    assert len(started) == 3 and not any(process.is_alive() for process in started)
+
+
+def test_workers_do_not_outlive_the_process_that_started_them(tmp_path):
+    source = FileSource([str(path) for path in sorted(images(tmp_path / "in", 60).iterdir())])
+    child = os.fork()
+    if child == 0:
+        workers = ImageWorkers(source.paths, (64, 64), 2)
+        (tmp_path / "pids").write_text(" ".join(str(process.pid) for process in workers._processes))
+        workers.configure(SETTINGS)
+        next(workers.prepared(source))
+        os._exit(0)
+    os.waitpid(child, 0)
+    for pid in map(int, (tmp_path / "pids").read_text().split()):
+        limit = time.monotonic() + 20
+        while os.path.exists(f"/proc/{pid}") and _state(pid) != "Z" and time.monotonic() < limit:
+            time.sleep(0.05)
+        assert not os.path.exists(f"/proc/{pid}") or _state(pid) == "Z"
+
+
+def _state(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stream:
+            return stream.read().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
+
+
+def test_an_interrupt_leaves_what_was_found_written(tmp_path):
+    """Ctrl-C reaches all processes; the workers leave it to the one with the network."""
+    source = FileSource([str(path) for path in sorted(images(tmp_path / "in", 60).iterdir())])
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(KeyboardInterrupt), ImageWorkers(source.paths, (64, 64), 3) as workers:
+        workers.configure(SETTINGS)
+        for number, one in enumerate(workers.prepared(source)):
+            workers.finish(np.zeros((0, 6), np.float32), out / os.path.basename(one.frame.source))
+            if number == 20:
+                for process in workers._processes:
+                    os.kill(process.pid, signal.SIGINT)
+                raise KeyboardInterrupt
+    assert len(list(out.iterdir())) == 21
