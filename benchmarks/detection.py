@@ -44,11 +44,8 @@ def many_images(source: Path, count: int, folder: Path) -> list[Path]:
 class Bare:
     """The network alone, up to its raw outputs, on preprocessed images in the batches of detect.py."""
 
-    def __init__(
-        self, weights: str, pictures: Sequence[Path], size: int, device: torch.device, half: bool
-    ) -> None:
-        self.model = prepare_model(build_model(read_checkpoint(resolve_weights(weights))), device, half)
-        self.predictor = Predictor(self.model, NmsRules(), half=half)
+    def __init__(self, predictor: Predictor, pictures: Sequence[Path], size: int) -> None:
+        self.model, self.predictor = predictor.model, predictor
         detector = Detector(self.predictor, self.model.names, (size, size))
         prepared = [detector.prepare(Frame(read_image(path), str(path))).pixels for path in pictures]
         groups = in_groups(prepared, lambda pixels: pixels.shape, detector.batch)
@@ -89,15 +86,23 @@ def main() -> None:
 
             return run
 
+        model = build_model(read_checkpoint(resolve_weights(given.weights)))
+        model = prepare_model(model, device, given.half)
+        plain = Predictor(model, NmsRules(), half=given.half)
         work: dict[str, Callable[[], object]] = {
-            "network": Bare(given.weights, pictures[0], given.img, device, given.half),
+            "network": Bare(plain, pictures[0], given.img),
             "once": detect(folders[0]),
             "twice": detect(folders[1]),
         }
+        if device.type == "cuda":
+            replayed = Predictor(model, NmsRules(), half=given.half, warn=print)
+            work["replayed"] = Bare(replayed, pictures[0], given.img)
         times = medians(work, given.rounds, device, warm=1)
     # The startup, including loading the weights, is in both and cancels out.
     steady = times["twice"] - times["once"]
     rates = {"the network alone": times["network"], "detect.py": steady}
+    if "replayed" in times:
+        rates["the network alone, as a CUDA graph"] = times["replayed"]
     rows = [[name, f"{given.pictures / seconds:.1f} images/s"] for name, seconds in rates.items()]
     rows.append(["ratio", f"{times['network'] / steady:.0%}"])
     table([f"{given.weights}, {given.img} px", "median"], rows)

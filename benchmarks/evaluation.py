@@ -32,6 +32,9 @@ def share_of_network(weights: str, data: Path, split: str, size: int, rounds: in
     device = device_of(device_name)
     model = prepare_model(build_model(read_checkpoint(resolve_weights(weights))), device)
     index = build_index(load_dataset_config(data), split)
+    if model.nc != len(index.names):
+        count = len(index.names)
+        raise SystemExit(f"{weights} has {model.nc} classes, {data} {count}: give --weights trained on it")
     loader = eval_loader(index, image_size=size, batch_size=32, workers=2, stride=model.size_multiple)
     batches: list[Batch] = list(loader)
     settings = EvaluationSettings()

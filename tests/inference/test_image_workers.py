@@ -11,9 +11,10 @@ import torch
 
 from utils.config.options import DetectOptions
 from utils.errors import UserError
-from utils.inference import image_workers, run
+from utils.inference import detector, image_workers, run
 from utils.inference.drawing import DrawStyle
 from utils.inference.image_workers import ImageWorkers, WorkerSettings, are_plain_images, worker_count
+from utils.inference.predictor import Predictor
 from utils.inference.sources import FileSource
 from utils.reporting.console import Console
 
@@ -40,6 +41,19 @@ def images(folder, count=40, sides=((48, 64), (64, 48), (30, 90))):
     return folder
 
 
+def values_of(files):
+    texts = [content.decode() for name, content in files.items() if name.endswith(".txt")]
+    return [float(value) for text in texts for value in text.split()]
+
+
+class BestAlone(Predictor):
+    """Detects as on a GPU."""
+
+    def __init__(self, *given, **options):
+        super().__init__(*given, **options)
+        self.best_alone = True
+
+
 def use_workers(monkeypatch, count=3):
     monkeypatch.setattr(run, "worker_count", lambda _: count)
     monkeypatch.setattr(run, "LEAST_IMAGES", 10)
@@ -56,17 +70,25 @@ def detect(source, project, **options):
     return {str(path.relative_to(folder)): path.read_bytes() for path in written}, said
 
 
-@pytest.mark.parametrize("budget", [1 << 30, 0])
-def test_files_are_those_that_threads_write(tmp_path, monkeypatch, budget):
+@pytest.mark.parametrize(("budget", "best_alone"), [(1 << 30, False), (0, False), (1 << 30, True)])
+def test_files_are_those_that_threads_write(tmp_path, monkeypatch, budget, best_alone):
     source = images(tmp_path / "in")
     (source / "017.png").write_bytes(b"nothing")
     (source / "000.png").write_bytes(b"")
+    monkeypatch.setattr(detector, "BATCH_ON_CPU", 4)
     expected, told = detect(source, tmp_path / "threads")
     use_workers(monkeypatch)
     monkeypatch.setattr(image_workers, "BUDGET_BYTES", budget)  # too small, and images are read again
     monkeypatch.setattr(run, "_detect_all", None)
+    if best_alone:  # as on a GPU, which computes a batch while the one before is completed
+        monkeypatch.setattr(run, "Predictor", BestAlone)
     found, said = detect(source, tmp_path / "workers")
-    assert len(expected) > 60 and found == expected
+    assert len(expected) > 60
+    if best_alone:  # another order of operations
+        assert list(found) == list(expected)
+        assert values_of(found) == pytest.approx(values_of(expected), abs=1e-4)
+    else:
+        assert found == expected
     # The same but for times and folders.
     lines = [[line.rpartition(",")[0] for line in text if "/40 " in line] for text in (told, said)]
     assert lines[0] == lines[1] and len(lines[0]) == 38

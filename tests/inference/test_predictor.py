@@ -9,6 +9,7 @@ import torch
 
 from models.yolo import Model
 from utils.boxes import NmsRules, non_max_suppression
+from utils.inference import predictor as predictor_module
 from utils.inference.predictor import Predictor, half_precision, prepare_model
 
 CFG = Path(__file__).parents[2] / "models" / "yolov5n.yaml"
@@ -77,6 +78,23 @@ class _Heard:
 
     def warn(self, message: str) -> None:
         self.said.append(message)
+
+
+@pytest.mark.parametrize("most", [5, 1024])
+def test_the_best_alone_give_the_detections_of_all(model: Model, monkeypatch, most: int) -> None:
+    """As on a GPU, from which only the best are copied; five are too few."""
+    monkeypatch.setattr(predictor_module, "MOST_OF_BEST", most)
+    prepared = prepare_model(model, torch.device("cpu"))
+    batches = [torch.rand(3, 3, 96, 64), torch.rand(2, 3, 64, 64)]
+    expected = [Predictor(prepared, RULES).predict(images) for images in batches]
+    predictor = Predictor(prepared, RULES)
+    predictor.best_alone = True
+    complete = [predictor.begin(images) for images in batches]  # both before the first is completed
+    for wanted, finish in zip(expected, complete, strict=True):
+        found = finish()
+        assert [len(one) for one in found] == [len(one) for one in wanted] and max(map(len, found)) > 5
+        torch.testing.assert_close(found, wanted)
+    assert predictor.watch.images == 5 and predictor.watch.seconds["nms"] > 0
 
 
 def test_half_precision_is_for_cuda_and_says_so() -> None:

@@ -1,6 +1,8 @@
 """One rank's part of test_ranks.py: the gradient of a step, as data-parallel training adds it up.
 
-python rank_step.py RANK RANKS STORE OUT
+python rank_step.py RANK RANKS STORE OUT [exchange]
+
+exchange: the gradients after the backward pass, as where that is a CUDA graph.
 """
 
 import sys
@@ -19,6 +21,7 @@ from utils.distillation.response import Response
 from utils.distillation.teacher import Teacher
 from utils.losses.detection import DetectionLoss, LossGains
 from utils.training.ema import ModelEma
+from utils.training.exchange import GradientExchange
 from utils.training.guard import StepGuard
 from utils.training.loop import Trainer
 from utils.training.optimizer import RateSchedule, build_optimizer
@@ -26,6 +29,20 @@ from utils.training.setup import in_parallel
 from utils.training.step import TrainingStep
 
 IMAGES, TOGETHER, NAMES = 7, 4, ["a", "b", "c"]
+
+
+class ForbidCollectives:
+    """Stands for a CUDA graph, within which ranks cannot exchange anything."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __call__(self, *given):
+        reduce, dist.all_reduce = dist.all_reduce, None
+        try:
+            return self.inner(*given)
+        finally:
+            dist.all_reduce = reduce
 
 
 def network(seed):
@@ -54,7 +71,7 @@ def batch_of(numbers):
     return Batch(images[numbers], torch.cat(rows), labelled[numbers])
 
 
-def trainer():
+def trainer(exchanged):
     student = network(0)
     detection = DetectionLoss(student.head.anchors, 3, LossGains())
     teachers = Teachers([Teacher(network(1))], student, NAMES)
@@ -71,10 +88,14 @@ def trainer():
     ema = ModelEma(student)
     optimizer = build_optimizer([step], "SGD", rate=0.1, momentum=0.9, weight_decay=0.0)
     schedule = RateSchedule(0.1, 1.0, False, 0.9, 0, 0.9, 0.1, TOGETHER, nominal_batch=10_000)
+    exchange = GradientExchange(step) if exchanged else None
+    if exchanged:
+        for loss in step.losses:
+            loss.replay_terms(ForbidCollectives)
     return Trainer(
         step=step, optimizer=optimizer, schedule=schedule, ema=ema, device=torch.device("cpu"),
         scaler=torch.amp.GradScaler("cpu", init_scale=1.0), guard=StepGuard([student]),
-        parallel=in_parallel(step, torch.device("cpu")),
+        parallel=None if exchanged else in_parallel(step, torch.device("cpu")), exchange=exchange,
     )  # fmt: skip
 
 
@@ -82,7 +103,10 @@ def main():
     rank, ranks, store, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
     if ranks > 1:
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
-    run, order = trainer(), TrainingOrder(IMAGES, TOGETHER // ranks, (64, 64), seed=0)
+    run, order = (
+        trainer("exchange" in sys.argv[5:]),
+        TrainingOrder(IMAGES, TOGETHER // ranks, (64, 64), seed=0),
+    )
     order.mosaic_until = 0
     losses = []
     for step, numbers in enumerate(batch.rows[:, 0].tolist() for batch in order):

@@ -16,13 +16,15 @@ SCRIPT = Path(__file__).with_name("rank_step.py")
     "a smaller last batch, images without objects or without labels, on two ranks",
     "losses and gradients match those of a single process with the same batches",
 )
-def test_two_ranks_have_the_losses_and_gradients_of_one_process(tmp_path):
+@pytest.mark.parametrize("how", ["", "exchange"])
+def test_two_ranks_have_the_losses_and_gradients_of_one_process(tmp_path, how):
     """Distillation with features, an uneven last batch, images without objects and without labels."""
     runs = [(0, 1, "alone.pt"), (0, 2, "first.pt"), (1, 2, "second.pt")]
     store = str(tmp_path / "store")
     started = [
         subprocess.Popen(
-            [sys.executable, SCRIPT, str(rank), str(ranks), store, str(tmp_path / name)],
+            [sys.executable, SCRIPT, str(rank), str(ranks), store, str(tmp_path / name)]
+            + ([how] if how and ranks > 1 else []),
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, cwd=ROOT,
             stderr=subprocess.PIPE, text=True,
         )

@@ -54,20 +54,28 @@ class DensePreset(ABC):
 
     def __call__(self, batch: Batch, student: StudentOutput, teacher: TeacherOutput) -> dict[str, Tensor]:
         """Return the three terms, float32 scalars."""
+        shared = self.shared(teacher.levels)
         if self._replayed is None:
-            return self.terms(student.levels, teacher.levels)
-        values = self._replayed(student.levels, teacher.levels).unbind()
+            return self.terms(student.levels, teacher.levels, *shared)
+        values = self._replayed(student.levels, (*teacher.levels, *shared)).unbind()
         return dict(zip(self.names, values, strict=True))
 
+    def shared(self, teacher_levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return what the terms need from other ranks, which cannot be exchanged within a CUDA graph."""
+        return ()
+
     @abstractmethod
-    def terms(self, student_levels: Sequence[Tensor], teacher_levels: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Return the three terms of raw levels, float32 scalars."""
+    def terms(
+        self, student_levels: Sequence[Tensor], teacher_levels: Sequence[Tensor], *shared: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the three terms of raw levels, float32 scalars; `shared` as from the method."""
 
     def replay_terms(self, replayed: Callable[[TermsOfTensors], TermsOfTensors]) -> None:
         """Wrap the computation of the terms in `replayed`."""
 
-        def in_order(student_levels: Sequence[Tensor], teacher_levels: Sequence[Tensor]) -> Tensor:
-            terms = self.terms(student_levels, teacher_levels)
+        def in_order(student_levels: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
+            count = len(student_levels)
+            terms = self.terms(student_levels, others[:count], *others[count:])
             return torch.stack([terms[name] for name in self.names])
 
         self._replayed = replayed(in_order)
@@ -86,7 +94,9 @@ class DenseOutputs(DensePreset):
         """`gains` as applied by the ground-truth loss; `temperature` is that of the KL divergence."""
         self.gains, self.class_loss, self.temperature = gains, class_loss, temperature
 
-    def terms(self, student_levels: Sequence[Tensor], teacher_levels: Sequence[Tensor]) -> dict[str, Tensor]:
+    def terms(
+        self, student_levels: Sequence[Tensor], teacher_levels: Sequence[Tensor], *shared: Tensor
+    ) -> dict[str, Tensor]:
         """Return the three terms, each a mean over cells, summed over levels."""
         box, obj, cls = torch.zeros(3, device=student_levels[0].device).unbind()
         for student_level, teacher_level in zip(student_levels, teacher_levels, strict=True):
@@ -122,7 +132,9 @@ class ObjectnessGated(DensePreset):
         """
         self.gains, self.complete = gains, complete
 
-    def terms(self, student_levels: Sequence[Tensor], teacher_levels: Sequence[Tensor]) -> dict[str, Tensor]:
+    def terms(
+        self, student_levels: Sequence[Tensor], teacher_levels: Sequence[Tensor], *shared: Tensor
+    ) -> dict[str, Tensor]:
         """Return the three terms, each a mean over cells, summed over levels."""
         box, obj, cls = torch.zeros(3, device=student_levels[0].device).unbind()
         for student_level, teacher_level in zip(student_levels, teacher_levels, strict=True):

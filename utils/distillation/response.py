@@ -18,6 +18,7 @@ from models.decode import boxes_cxcywh_grid
 from utils.boxes import aligned_iou
 from utils.config.options_distill import FEW_CLASSES, TERM_WEIGHTS
 from utils.distillation.presets import DensePreset
+from utils.distributed import is_distributed
 from utils.losses.detection import LossGains, global_normaliser, level_balance
 from utils.losses.terms import differentiated_at_once
 
@@ -104,7 +105,16 @@ class Response(DensePreset):
         self.concatenate_levels: bool | None = None  # None: on a GPU only
         self._constants: dict[Any, tuple[Tensor, Tensor]] = {}
 
-    def terms(self, student_levels: Sequence[Tensor], teacher_levels: Sequence[Tensor]) -> dict[str, Tensor]:
+    def shared(self, teacher_levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return the normaliser if it is a sum over ranks; in a single process `terms` has all it takes."""
+        if not is_distributed():
+            return ()
+        weights = [level[..., 4].float().sigmoid().sum() for level in teacher_levels]
+        return (global_normaliser(torch.stack(weights).sum(), len(teacher_levels[0])),)
+
+    def terms(
+        self, student_levels: Sequence[Tensor], teacher_levels: Sequence[Tensor], *shared: Tensor
+    ) -> dict[str, Tensor]:
         """Return the three terms, float32 scalars."""
         box, obj, cls, total_weight = torch.zeros(4, device=student_levels[0].device).unbind()
         for cells in self._cells(student_levels, teacher_levels):
@@ -118,7 +128,10 @@ class Response(DensePreset):
             box = box + differentiated_at_once(box_sum, student_box)
             cls = cls + self.class_sum(student_cls, teacher_cls, weight)
             obj = obj + self.objectness_sum(student_obj, teacher_obj, cells.share)
-        total_weight = global_normaliser(total_weight, len(student_levels[0]))
+        if shared:
+            (total_weight,) = shared
+        else:
+            total_weight = global_normaliser(total_weight, len(student_levels[0]), over_ranks=False)
         return {
             "box": box / total_weight * self.box,
             "obj": obj * self.obj,

@@ -20,6 +20,7 @@ from utils.datasets.loader import TrainLoader
 from utils.distributed import from_all, world_size
 from utils.training.delayed_read import DelayedRead
 from utils.training.ema import ModelEma
+from utils.training.exchange import GradientExchange
 from utils.training.guard import StepGuard
 from utils.training.optimizer import RateSchedule
 from utils.training.step import TrainingStep
@@ -139,8 +140,9 @@ class Trainer:
     pending: batches whose gradients await the next update. done: finished batches of the epoch, with their
     means in `meters` and the time they took in `seconds`; not 0 when resuming in the middle of an epoch.
     between_steps: whether all of this state belongs to the same batch, as it does except within a step.
-    parallel: the step in DistributedDataParallel, None in a single process. fixed_shapes: whether all
-    batches but the last have one shape. autotune_cudnn: whether to use cuDNN autotuning.
+    parallel: the step in DistributedDataParallel; exchange: averages gradients over ranks instead. Both are
+    None in a single process. fixed_shapes: whether all batches but the last have one shape. autotune_cudnn:
+    whether to use cuDNN autotuning.
     persistent_gradients: whether updates zero the gradients instead of setting them to None.
     """
 
@@ -159,6 +161,7 @@ class Trainer:
     seconds: float = 0.0
     between_steps: bool = True
     parallel: nn.Module | None = None
+    exchange: GradientExchange | None = None
     fixed_shapes: bool = False
     autotune_cudnn: bool = False
     persistent_gradients: bool = False
@@ -166,6 +169,7 @@ class Trainer:
     def __post_init__(self) -> None:
         """Collect the parameters that every update needs."""
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.persistent_gradients |= self.exchange is not None
 
     def run_epoch(
         self,
@@ -222,10 +226,14 @@ class Trainer:
 
     def run_batch(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Run forward and backward pass, and an update once enough gradients have accumulated."""
+        if self.exchange is not None:
+            self.exchange.before_forward()
         with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
             terms: dict[str, Tensor] = (self.parallel or self.step)(batch, progress)
         total = torch.stack([value.float() for value in terms.values()]).sum()
         self.scaler.scale(total * (len(batch.images) * world_size())).backward()  # type: ignore[no-untyped-call]
+        if self.exchange is not None:
+            self.exchange.after_backward()
         gauges = self.step.measured(progress)
         self.pending += 1
         if self.pending >= self.schedule.accumulate(progress):

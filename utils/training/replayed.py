@@ -145,7 +145,7 @@ def temporary_training_mode(model: Model) -> Iterator[None]:
 def replays_student(trainer: Trainer) -> bool:
     """Return whether the student can be replayed: on a GPU, with a fixed batch shape and trained layers.
 
-    Not under DistributedDataParallel: it exchanges gradients during the backward pass.
+    Not under DistributedDataParallel, which exchanges gradients during the backward pass.
     """
     layers = trainer.step.model.model[:-1]  # --freeze may leave only the head to train
     trains = any(parameter.requires_grad for layer in layers for parameter in layer.parameters())

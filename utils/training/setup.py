@@ -30,6 +30,7 @@ from utils.losses.detection import DetectionLoss, LossGains
 from utils.reporting.console import Console
 from utils.training.autoanchor import check_anchors
 from utils.training.ema import ModelEma
+from utils.training.exchange import GradientExchange
 from utils.training.guard import INTERVAL, StepGuard
 from utils.training.loop import MultiScale, Trainer
 from utils.training.optimizer import RateSchedule, build_optimizer
@@ -331,6 +332,9 @@ def build_trainer(
         nominal_batch=hyp.nbs,
     )
     dtype = amp_dtype(options.amp, options.amp_dtype, device)
+    fixed_shapes = not (options.rect or options.multi_scale)
+    # Within a CUDA graph batch norms could not exchange their statistics.
+    graphs = device.type == "cuda" and options.cuda_graphs and fixed_shapes and not options.sync_bn
     return Trainer(
         step=step,
         optimizer=optimizer,
@@ -341,8 +345,9 @@ def build_trainer(
         scaler=torch.amp.GradScaler(device.type, init_scale=65536.0 if dtype is torch.float16 else 1.0),
         guard=StepGuard([step.model, ema.model], interval=1 if device.type == "cpu" else INTERVAL),
         amp_dtype=dtype,
-        parallel=in_parallel(step, device),
-        fixed_shapes=not (options.rect or options.multi_scale),
+        parallel=None if graphs else in_parallel(step, device),
+        exchange=GradientExchange(step) if graphs and is_distributed() else None,
+        fixed_shapes=fixed_shapes,
         multi_scale=MultiScale(image_size, step.model.size_multiple, options.seed)
         if options.multi_scale
         else None,

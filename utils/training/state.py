@@ -273,5 +273,8 @@ def _restore(content: dict[str, Any], trainer: Trainer) -> None:
     parameters = [p for group in trainer.optimizer.param_groups for p in group["params"]]
     scale = trainer.scaler.get_scale()
     for parameter, gradient in zip(parameters, content["gradients"], strict=True):
-        parameter.grad = None if gradient is None else gradient.to(parameter) * scale
+        if parameter.grad is not None:  # it persists
+            parameter.grad.copy_(torch.zeros(()) if gradient is None else gradient.to(parameter) * scale)
+        elif gradient is not None:
+            parameter.grad = gradient.to(parameter) * scale
     torch.set_rng_state(content["torch_rng"])
