@@ -47,7 +47,7 @@ PRESETS: dict[str, dict[str, object]] = {
     "boxes": {"distill_loss": "boxes"},
 }
 OBJECTS = 12  # per image
-CELLS_OF_AN_OBJECT = 3
+CELLS_OF_AN_OBJECT = 1  # above an objectness of a half: about twice as many detections as labels
 # Standard deviation of the teacher's objectness logits: a trained network is certain of most cells.
 CERTAINTY = 8.0
 # In the middle of an epoch, at a step where the gradient ratio is not sampled.

@@ -128,6 +128,8 @@ MAX_JOINT_NMS, MAX_JOINT_NMS_ON_CPU = 1 << 14, 1 << 10
 _CANDIDATES_PER_RESULT = 5
 # Predictions of an image that `suppress_best` is given.
 MOST_OF_BEST = 1024
+# Pairs of boxes that a CPU compares in the time of a call of NMS.
+_PAIRS_OF_A_CLASS = 40_000
 _FINITE = (1e6, -1e6)  # pixels, instead of infinity
 
 
@@ -304,8 +306,16 @@ def _survivors(detections: Tensor, rules: NmsRules) -> Tensor:
     if rules.agnostic or len(detections) == 0:
         # NaN or inf in one box must not keep others from suppressing each other.
         return _sorted(nms(detections[:, :4].nan_to_num(0.0, *_FINITE), detections[:, 4], rules.iou_thres))
-    by_class = _at_once if detections.device.type == "cuda" else _one_by_one
-    return _sorted(by_class(detections, rules.iou_thres))
+    if detections.device.type == "cuda" or len(detections) ** 2 <= _PAIRS_OF_A_CLASS * _class_count(
+        detections
+    ):
+        return _sorted(_at_once(detections, rules.iou_thres))
+    return _sorted(_one_by_one(detections, rules.iou_thres))
+
+
+def _class_count(detections: Tensor) -> int:
+    """Return the number of classes that detections (n, 6) have."""
+    return int(torch.bincount(detections[:, 5].long()).count_nonzero())
 
 
 def _sorted(indices: Tensor) -> Tensor:
@@ -313,7 +323,7 @@ def _sorted(indices: Tensor) -> Tensor:
 
 
 def _at_once(detections: Tensor, iou_thres: float) -> Tensor:
-    """Run NMS on all classes together, since on a GPU each call synchronises."""
+    """Run NMS on all classes together: on a GPU each call synchronises, and on a CPU it takes a while."""
     kept: Tensor = nms(_apart(detections[:, :4], detections[:, 5]), detections[:, 4].double(), iou_thres)
     return kept
 

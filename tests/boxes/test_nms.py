@@ -170,8 +170,9 @@ def test_all_classes_at_once_keep_what_each_keeps_alone(monkeypatch) -> None:
     predictions = _predictions(seed=18, rows=3000, classes=7)
     predictions[0, :3, :4] -= 200
     rules = NmsRules(conf_thres=0.01, iou_thres=0.4, multi_label=True)
+    monkeypatch.setattr(boxes, "_PAIRS_OF_A_CLASS", 0)
     one_by_one = suppress(predictions, rules)
-    monkeypatch.setattr(boxes, "_one_by_one", boxes._at_once)
+    monkeypatch.setattr(boxes, "_PAIRS_OF_A_CLASS", 1 << 60)
     for a, b in zip(one_by_one, suppress(predictions, rules), strict=True):
         assert torch.equal(a.detections, b.detections) and torch.equal(a.rows, b.rows)
 

@@ -1,30 +1,31 @@
-"""One rank's part of test_exchange.py: steps on a GPU that two ranks share, with CUDA graphs and without.
+"""One rank's part of test_exchange.py: batches on a GPU that two ranks share, with CUDA graphs and without.
 
 python exchange_on_gpu.py RANK STORE OUT
 """
 
 import sys
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
 
 from benchmarks.step import PROGRESS, Bench
+from utils.cuda_graphs.capture import WARM_CALLS
 from utils.training.replayed import ReplayedStudent
 
-STEPS = 8
 
-
-def weights_after(bench, preset, replayed):
+def gradients_after(bench, preset, replayed):
+    """The gradients that some batches add up to. Updates would amplify rounding a thousandfold."""
     trainer = bench.trainer(distill_loss=preset)
-    trainer.amp_dtype = None
+    trainer.amp_dtype, trainer.schedule = None, replace(trainer.schedule, nominal_batch=10**6)
     assert trainer.exchange is not None and trainer.parallel is None
     if replayed:
         bench.with_cuda_graphs(trainer)
         assert isinstance(trainer.step.body, ReplayedStudent)
-    step = bench.step(trainer, PROGRESS)
-    for _ in range(STEPS):
-        step()
-    return {name: value.cpu() for name, value in trainer.step.model.state_dict().items()}
+    batch = bench.batch.to(bench.device).to_float()
+    for _ in range(WARM_CALLS + 2):
+        trainer.run_batch(batch, PROGRESS)
+    return {name: value.grad.cpu() for name, value in trainer.step.model.named_parameters()}
 
 
 def main():
@@ -36,7 +37,7 @@ def main():
     torch.manual_seed(rank)
     bench.batch = bench._batch()
     found = {
-        preset: [weights_after(bench, preset, replayed) for replayed in (False, True)]
+        preset: [gradients_after(bench, preset, replayed) for replayed in (False, True)]
         for preset in ("response", "boxes")
     }
     torch.save(found, out)

@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).with_name("exchange_on_gpu.py")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_ranks_with_cuda_graphs_train_as_without(tmp_path):
+def test_ranks_with_cuda_graphs_have_the_gradients_of_those_without(tmp_path):
     started = [
         subprocess.Popen(
             [sys.executable, SCRIPT, str(rank), str(tmp_path / "store"), str(tmp_path / f"{rank}.pt")],
@@ -27,10 +27,7 @@ def test_ranks_with_cuda_graphs_train_as_without(tmp_path):
         assert process.returncode == 0, errors
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     for preset, (expected, found) in first.items():
-        statistics = [name for name in expected if "running" in name]
-        assert statistics
         for name, value in expected.items():
-            scale = float(value.float().abs().max()) + 1e-6
-            torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-3 * scale)
-            if name not in statistics:  # the first rank's are given to all before the next step
-                assert torch.equal(second[preset][1][name], found[name])
+            scale = float(value.abs().max())
+            torch.testing.assert_close(found[name], value, rtol=1e-2, atol=1e-2 * scale + 1e-6)
+            assert torch.equal(second[preset][1][name], found[name])

@@ -202,6 +202,7 @@ def test_recorded_losses_have_the_terms_and_gradients_of_the_losses(preset, feat
     small = replace(batches[0], images=batches[0].images[:1], labelled=batches[0].labelled[:1], targets=first)
     batches[-2:-2] = [small]
     for replayed in (False, True):
+        torch.manual_seed(1)  # the projections of features are random
         trainer = bench.trainer(**options)
         trainer.schedule = replace(trainer.schedule, nominal_batch=10**6)
         if replayed:
@@ -219,8 +220,6 @@ def test_recorded_losses_have_the_terms_and_gradients_of_the_losses(preset, feat
         gradients = [p.grad for p in trainer.step.parameters() if p.grad is not None]
         found.append(([{k: float(v.detach()) for k, v in value.items()} for value in values], gradients))
     for expected, other in zip(*(values for values, _ in found), strict=True):
-        # The maps of an untrained network hardly vary: what does is partly rounding, of other kernels.
-        assert other.pop("distill_feature", 0) == pytest.approx(expected.pop("distill_feature", 0), rel=0.05)
         assert other == pytest.approx(expected, rel=0.01, abs=1e-4, nan_ok=True)
     for expected, other in zip(*(gradients for _, gradients in found), strict=True):
         assert float((other - expected).norm()) <= 0.05 * float(expected.norm()) + 1e-4
