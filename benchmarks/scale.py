@@ -3,12 +3,12 @@
 No run of several GPUs: pieces that one machine can measure (a step, the loader, the bytes of the gradients),
 put together with bandwidths that are assumed. The table marks which is which; give your own by options.
 
-A step of N GPUs takes max(computing + meetings + what of the exchange is not hidden, making a batch). One GPU
-replays its student's passes; several, which exchange gradients within the backward pass, do not. The
+A step of N GPUs takes max(computing + meetings + what of the exchange is not hidden, making a batch). The
 exchange is a ring all-reduce: each GPU sends and receives 2 (N - 1) / N times the bytes, over the slowest
-link, with a latency for each of its 2 (N - 1) turns. It begins when the first gradients are there, so that it
-hides behind the backward pass. Meetings are the small sums that a step waits for, the normalisers of the
-losses and the buffers of the network: trees, 2 log2(N) turns each.
+link, with a latency for each of its 2 (N - 1) turns. With CUDA graphs it follows the backward pass; without,
+`--within-backward`, it begins when the first gradients are there and hides behind that pass. Meetings are the
+small sums that a step waits for, the normalisers of the losses and the buffers of the network: trees,
+2 log2(N) turns each.
 
 Source of the estimate: Patarasuk and Yuan, Bandwidth optimal all-reduce algorithms for clusters of
 workstations, 2009, section 3.
@@ -20,7 +20,7 @@ import argparse
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,14 +45,12 @@ BACKWARD_SHARE = 2 / 3  # of a plain step: two matrix products in the backward p
 class Pieces:
     """The measured performance of one GPU and one core.
 
-    step_s: seconds of a step without communication, as run by each of several GPUs. alone_s: of a step with
-    a single GPU. overlap_s: of the backward pass, which hides communication. gradient_bytes: of the student,
-    float32. batch: images per step and GPU. samples_s: training samples per second and core.
-    small_allreduces: those that a step waits for.
+    step_s: seconds of a step without communication. overlap_s: of the backward pass that hides communication.
+    gradient_bytes: of the student, float32. batch: images per step and GPU. samples_s: training samples per
+    second and core. small_allreduces: those that a step waits for.
     """
 
     step_s: float
-    alone_s: float
     overlap_s: float
     gradient_bytes: int
     batch: int
@@ -102,31 +100,26 @@ def estimate(pieces: Pieces, machine: Machine, counts: list[int]) -> Iterator[Es
         machines = -(-gpus // machine.gpus)
         exposed = max(exchange_s(pieces, machine, gpus) - pieces.overlap_s, 0.0)
         small = pieces.small_allreduces * 2 * math.ceil(math.log2(gpus)) * machine.latency_us * 1e-6
-        own = pieces.alone_s if gpus == 1 else pieces.step_s
-        computing = own + small + exposed
+        computing = pieces.step_s + small + exposed
         loading = gpus * pieces.batch / (pieces.samples_s * machine.cores * machines)
         seconds = max(computing, loading)
         limit = (
             "loader" if loading > computing else "exchange" if exposed > 0.05 * pieces.step_s else "network"
         )
-        yield Estimate(gpus, gpus * pieces.batch / seconds, pieces.alone_s / seconds, limit)
+        yield Estimate(gpus, gpus * pieces.batch / seconds, pieces.step_s / seconds, limit)
 
 
 def measured(given: argparse.Namespace, device: torch.device) -> tuple[Pieces, Pieces]:
     """Measure the pieces of a plain and of a distilled run (`response`)."""
     bench = Bench(given.student, given.teacher, given.img, given.batch, device)
-    # The student runs without a CUDA graph, as under DistributedDataParallel, which does not work with one.
     plain, distilled = bench.trainer(), bench.trainer(distill_loss="response")
-    if device.type == "cuda":
-        replay_frozen(distilled, capture_places(distilled), print)
-    alone = [
-        bench.with_cuda_graphs(bench.trainer()),
-        bench.with_cuda_graphs(bench.trainer(distill_loss="response")),
-    ]
-    work = {"plain": plain, "distilled": distilled, "plain alone": alone[0], "distilled alone": alone[1]}
-    times = medians(
-        {name: bench.step(trainer) for name, trainer in work.items()}, given.rounds, device, WARM_CALLS + 2
-    )
+    if given.within_backward:
+        if device.type == "cuda":
+            replay_frozen(distilled, capture_places(distilled), print)
+    else:
+        plain, distilled = bench.with_cuda_graphs(plain), bench.with_cuda_graphs(distilled)
+    work = {"plain": bench.step(plain), "distilled": bench.step(distilled)}
+    times = medians(work, given.rounds, device, WARM_CALLS + 2)
     size = sum(4 * p.numel() for p in plain.step.model.parameters() if p.requires_grad)
     index, hyp = build_index(load_dataset_config(given.data), "train"), Hyperparameters()
     augment = AugmentSettings(**{name: getattr(hyp, name) for name in AugmentSettings.__dataclass_fields__})
@@ -135,20 +128,8 @@ def measured(given: argparse.Namespace, device: torch.device) -> tuple[Pieces, P
     )
     cpu = torch.device("cpu")
     batch_s = medians({"": samples(loader)}, max(given.rounds, 5), cpu, clock=time.thread_time)[""]
-    overlap = BACKWARD_SHARE * times["plain"]
     rate = SAMPLES / batch_s
-    return (
-        Pieces(times["plain"], times["plain alone"], overlap, size, given.batch, rate, SMALL_ALLREDUCES),
-        Pieces(
-            times["distilled"],
-            times["distilled alone"],
-            overlap,
-            size,
-            given.batch,
-            rate,
-            SMALL_ALLREDUCES_DISTILLED,
-        ),
-    )
+    return pieces_of(given, (times["plain"], times["distilled"]), size, rate)
 
 
 def options_given() -> argparse.Namespace:
@@ -167,10 +148,10 @@ def options_given() -> argparse.Namespace:
     options.add_argument("--between", type=float, default=3.0, help="the same between machines, assumed")
     options.add_argument("--latency", type=float, default=20.0, help="microseconds a turn, assumed")
     options.add_argument(
-        "--step-ms", type=float, nargs=2, help="plain and distilled step of several GPUs, in place of timing"
+        "--step-ms", type=float, nargs=2, help="plain and distilled step, in place of timing"
     )
     options.add_argument(
-        "--alone-ms", type=float, nargs=2, help="the same of a single GPU; default: as of several"
+        "--within-backward", action="store_true", help="without CUDA graphs: gradients overlap with that pass"
     )
     options.add_argument(
         "--samples", type=float, help="training samples a second and core, in place of timing"
@@ -187,7 +168,7 @@ def main() -> None:
         *(
             [
                 f"{kind} step",
-                f"{1000 * one.step_s:.1f} ms, of a single GPU {1000 * one.alone_s:.1f} ms",
+                f"{1000 * one.step_s:.1f} ms",
                 origin,
             ]
             for kind, one in zip(("plain", "distilled"), pieces, strict=True)
@@ -197,7 +178,7 @@ def main() -> None:
         [
             "backward pass that hides the exchange",
             f"{1000 * pieces[0].overlap_s:.1f} ms",
-            "assumed: 2/3 of a step",
+            "assumed: 2/3 of a step" if given.within_backward else "the exchange follows it",
         ],
         [
             "small sums that a step waits for",
@@ -230,12 +211,17 @@ def pieces_from_options(given: argparse.Namespace) -> tuple[Pieces, Pieces]:
     size = sum(4 * parameter.numel() for parameter in Model(f"models/{given.student}.yaml").parameters())
     if given.samples is None:
         raise SystemExit("--step-ms needs --samples too")
-    steps = [ms / 1000 for ms in given.step_ms]
-    alone = [ms / 1000 for ms in given.alone_ms or given.step_ms]
-    overlap = BACKWARD_SHARE * steps[0]
+    return pieces_of(given, [ms / 1000 for ms in given.step_ms], size, given.samples)
+
+
+def pieces_of(
+    given: argparse.Namespace, steps: Sequence[float], size: int, samples_s: float
+) -> tuple[Pieces, Pieces]:
+    """Return the pieces of a plain and of a distilled run from the seconds of their steps."""
+    overlap = BACKWARD_SHARE * steps[0] if given.within_backward else 0.0
     return (
-        Pieces(steps[0], alone[0], overlap, size, given.batch, given.samples, SMALL_ALLREDUCES),
-        Pieces(steps[1], alone[1], overlap, size, given.batch, given.samples, SMALL_ALLREDUCES_DISTILLED),
+        Pieces(steps[0], overlap, size, given.batch, samples_s, SMALL_ALLREDUCES),
+        Pieces(steps[1], overlap, size, given.batch, samples_s, SMALL_ALLREDUCES_DISTILLED),
     )
 
 

@@ -9,7 +9,6 @@ from benchmarks.scale import Machine, Pieces, estimate, exchange_s
 MACHINE = Machine(gpus=8, cores=16, inside_gb_s=20, between_gb_s=2, latency_us=10)
 PIECES = Pieces(
     step_s=0.1,
-    alone_s=0.1,
     overlap_s=0.06,
     gradient_bytes=40_000_000,
     batch=16,
@@ -40,7 +39,8 @@ def test_it_says_what_it_stops_at(changed, limit, pictures):
     assert pictures is None or eight.images_s == pytest.approx(pictures)
 
 
-def test_what_a_single_gpu_records_counts_against_several():
-    one, two = estimate(Pieces(**{**vars(PIECES), "alone_s": 0.08, "small_allreduces": 0}), MACHINE, [1, 2])
-    assert one.images_s == pytest.approx(200) and one.efficiency == 1
-    assert two.images_s == pytest.approx(320) and two.efficiency == pytest.approx(0.8)
+def test_an_exchange_after_the_backward_pass_takes_its_whole_time():
+    given = {**vars(PIECES), "overlap_s": 0.0, "small_allreduces": 0}
+    one, two = estimate(Pieces(**given), MACHINE, [1, 2])
+    assert one.efficiency == 1
+    assert two.efficiency == pytest.approx(0.1 / (0.1 + 0.04 / 20 + 2e-5))
