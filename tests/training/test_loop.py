@@ -295,7 +295,8 @@ def in_float16():
     return trainer
 
 
-def test_the_loss_scale_goes_on_with_a_run(tmp_path):
+@pytest.mark.parametrize("persistent", [False, True])
+def test_the_loss_scale_goes_on_with_a_run(tmp_path, persistent):
     """Stopped between two batches of an update, after a skipped one has halved the scale."""
     whole, cut, other = in_float16(), in_float16(), in_float16()
     other.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
@@ -313,7 +314,12 @@ def test_the_loss_scale_goes_on_with_a_run(tmp_path):
         cut.run_epoch(Loader(batches), 0, 1, Bar, EpochHooks(after=leave))
     run = RunState(0, 0.0, 0, [], "TrainOptions", {}, {}, [], {}, "")
     save_state(tmp_path / "state.pt", run, cut)
+    if persistent:  # in the memory that a CUDA graph, or an exchange between ranks, knows
+        other.keep_gradients()
+    kept = [parameter.grad for parameter in other.step.model.parameters()]
     restore(read_state(tmp_path / "state.pt"), other)
+    if persistent:
+        assert all(p.grad is own for p, own in zip(other.step.model.parameters(), kept, strict=True))
     assert other.pending == 1 and other.scaler.get_scale() == 2.0**5
     assert other.scaler.state_dict() == cut.scaler.state_dict() and other.scaler._get_growth_tracker() == 1
     other.run_epoch(Loader(batches), 0, 1, Bar)
