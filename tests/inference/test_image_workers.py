@@ -119,8 +119,12 @@ def test_what_needs_the_images_here_uses_threads(tmp_path, monkeypatch, options)
         detect(source, tmp_path / "out", **options)
 
 
-def test_a_cpu_has_no_workers():
-    assert worker_count(torch.device("cpu")) == 0
+@pytest.mark.parametrize(
+    ("device", "cpus", "count"), [("cpu", 64, 0), ("cuda", 3, 0), ("cuda", 4, 3), ("cuda", 64, 16)]
+)
+def test_workers_are_for_a_gpu_and_leave_a_cpu_to_it(monkeypatch, device, cpus, count):
+    monkeypatch.setattr(image_workers, "usable_cpus", lambda: cpus)
+    assert worker_count(torch.device(device)) == count
 
 
 def test_an_image_larger_than_was_reserved_is_left_to_threads(tmp_path, monkeypatch):

@@ -40,7 +40,7 @@ from utils.inference.preprocess import as_batch, letterbox_pixels
 from utils.inference.sources import FileSource, Unreadable, read_picture
 from utils.inference.writers import write_image
 
-MOST_WORKERS = 16
+LEAST_WORKERS, MOST_WORKERS = 3, 16
 # With fewer images, starting processes takes longer than they save.
 LEAST_IMAGES = 100
 _COARSEST = 128  # px: no stride is larger
@@ -77,9 +77,12 @@ class _Failed(NamedTuple):
 def worker_count(device: torch.device) -> int:
     """Return how many processes to start: none on a CPU, where the network needs most of the time.
 
-    Two CPUs are left to the process with the network.
+    One CPU is left to the process with the network. On so few that threads serve as well, there are none.
     """
-    return min(usable_cpus() - 2, MOST_WORKERS) if device.type == "cuda" and hasattr(os, "fork") else 0
+    if device.type != "cuda" or not hasattr(os, "fork"):
+        return 0
+    count = min(usable_cpus() - 1, MOST_WORKERS)
+    return count if count >= LEAST_WORKERS else 0
 
 
 def are_plain_images(paths: Sequence[str]) -> bool:

@@ -185,7 +185,7 @@ def _image_workers(
     if not isinstance(source, FileSource) or options.dry_run or options.view_img or choice.crops:
         return None
     count = worker_count(device)
-    if count < 2 or len(source.paths) < LEAST_IMAGES or not are_plain_images(source.paths):
+    if not count or len(source.paths) < LEAST_IMAGES or not are_plain_images(source.paths):
         return None
     return ImageWorkers(source.paths, (options.imgsz[0], options.imgsz[-1]), count)
 

@@ -125,7 +125,7 @@ def recorded_terms(
     # Autocast's weight cache must not become part of a graph.
     with torch.autocast("cuda", precision, torch.is_autocast_enabled("cuda"), cache_enabled=False):
         with on_stream(place.stream):
-            given = [tensor.clone(memory_format=torch.preserve_format).requires_grad_() for tensor in trained]
+            given = [tensor.detach().requires_grad_() for tensor in trained]
             value = terms(given, others)
             torch.autograd.grad(value, given, torch.zeros_like(value))
             del given, value
