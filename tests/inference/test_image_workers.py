@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import time
 
 import cv2
@@ -11,9 +12,10 @@ import torch
 
 from utils.config.options import DetectOptions
 from utils.errors import UserError
-from utils.inference import detector, image_workers, run
+from utils.inference import detector, image_process, image_workers, run
 from utils.inference.drawing import DrawStyle
-from utils.inference.image_workers import ImageWorkers, WorkerSettings, are_plain_images, worker_count
+from utils.inference.image_process import WorkerSettings
+from utils.inference.image_workers import ImageWorkers, are_plain_images, worker_count
 from utils.inference.predictor import Predictor
 from utils.inference.sources import FileSource
 from utils.reporting.console import Console
@@ -151,6 +153,88 @@ def test_an_image_that_cannot_be_written_ends_the_run_with_its_reason(tmp_path, 
     assert (out / "020.png").is_file()
 
 
+@pytest.mark.parametrize(("count", "batch"), [(2, 16), (6, 16), (3, 64)])
+def test_images_that_only_some_workers_can_read_keep_nobody_waiting(tmp_path, monkeypatch, count, batch):
+    """A batch is then mostly one worker's, or larger than what all of them keep ready."""
+    source = images(tmp_path / "in", 200)
+    for number in range(0, 200, 2) if batch == 16 else ():
+        (source / f"{number:03d}.png").write_bytes(b"nothing")
+    use_workers(monkeypatch, count)
+    monkeypatch.setattr(run, "Predictor", BestAlone)
+    monkeypatch.setattr(detector, "BATCH_ON_CPU", batch)
+    found, _ = detect(source, tmp_path / "out", save_txt=False, save_conf=False, save_csv=False)
+    assert len(found) == (100 if batch == 16 else 200)
+
+
+def test_a_run_of_unreadable_images_and_many_detections_do_not_block_each_other(tmp_path):
+    """Both ends of a pipe would wait for the other to read."""
+    good = [str(path) for path in sorted(images(tmp_path / "in", 20).iterdir())]
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"nothing")
+    source = FileSource([*good, *[str(bad)] * 800], warn=lambda _: None)
+    many = np.zeros((30_000, 6), np.float32)
+    with ImageWorkers(source.paths, (64, 64), 2) as workers:
+        workers.configure(SETTINGS)
+        waiting = [one for one, _ in zip(workers.prepared(source), range(20), strict=False)]
+        time.sleep(1)
+        for _ in waiting:
+            workers.finish(many, None)
+
+
+def test_what_was_found_before_an_interrupt_is_written_where_nothing_was_yet(tmp_path, monkeypatch):
+    source = images(tmp_path / "in", 60)
+    use_workers(monkeypatch)
+    monkeypatch.setattr(detector, "BATCH_ON_CPU", 4)
+    draw, start, begun = image_process.draw_detections, run.Detector.start, []
+
+    def slowly(*given):
+        time.sleep(0.3)
+        return draw(*given)
+
+    def interrupted(self, group):
+        begun.append(group)
+        if len(begun) == 2:
+            raise KeyboardInterrupt
+        return start(self, group)
+
+    monkeypatch.setattr(image_process, "draw_detections", slowly)
+    monkeypatch.setattr(run.Detector, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        detect(source, tmp_path / "out", save_txt=False, save_conf=False, save_csv=False)
+    assert len(list((tmp_path / "out" / "exp").iterdir())) == 4
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "told"),
+    [
+        (OSError("no font"), RuntimeError, "no font"),
+        (cv2.error("Failed to allocate 9 bytes"), UserError, "out of memory"),
+        (MemoryError(), UserError, "out of memory"),
+    ],
+)
+def test_an_error_of_a_worker_ends_the_run_and_is_told(tmp_path, monkeypatch, error, kind, told):
+    def failing(*_):
+        raise error
+
+    source = images(tmp_path / "in", 60)
+    use_workers(monkeypatch)
+    monkeypatch.setattr(image_process, "draw_detections", failing)
+    with pytest.raises(kind, match=told):
+        detect(source, tmp_path / "out")
+
+
+def test_a_system_without_room_for_workers_uses_threads(tmp_path, monkeypatch):
+    source = images(tmp_path / "in", 12)
+    use_workers(monkeypatch)
+
+    def refused(*_):
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(image_workers.mmap, "mmap", refused)
+    found, _ = detect(source, tmp_path / "out")
+    assert len([name for name in found if name.endswith(".png")]) == 12
+
+
 def test_a_worker_that_is_killed_ends_the_run(tmp_path, monkeypatch):
     source = images(tmp_path / "in", 60)
     use_workers(monkeypatch)
@@ -210,8 +294,9 @@ def _state(pid):
         return "Z"
 
 
-def test_an_interrupt_leaves_what_was_found_written(tmp_path):
-    """Ctrl-C reaches all processes; the workers leave it to the one with the network."""
+@pytest.mark.parametrize("kind", ["INT", "TERM"])
+def test_an_interrupt_leaves_what_was_found_written(tmp_path, kind):
+    """It may reach all processes; the workers leave it to the one with the network."""
     source = FileSource([str(path) for path in sorted(images(tmp_path / "in", 60).iterdir())])
     out = tmp_path / "out"
     out.mkdir()
@@ -220,7 +305,8 @@ def test_an_interrupt_leaves_what_was_found_written(tmp_path):
         for number, one in enumerate(workers.prepared(source)):
             workers.finish(np.zeros((0, 6), np.float32), out / os.path.basename(one.frame.source))
             if number == 20:
-                for process in workers._processes:
-                    os.kill(process.pid, signal.SIGINT)
+                # From another process: of their parent they accept it.
+                pids = [str(process.pid) for process in workers._processes]
+                subprocess.run(["kill", f"-{kind}", *pids], check=True)
                 raise KeyboardInterrupt
     assert len(list(out.iterdir())) == 21

@@ -8,7 +8,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from utils.cuda_graphs.capture import WARM_CALLS, CapturePlace, capture_key, captured, on_stream
+from utils.cuda_graphs.capture import (
+    WARM_CALLS,
+    CapturePlace,
+    capture_key,
+    captured,
+    lacks_room,
+    on_stream,
+    reserved_memory,
+)
 from utils.errors import reason_of
 from utils.losses.recipe import Body
 
@@ -40,14 +48,22 @@ class Replayed:
             if self._calls[key] <= WARM_CALLS or len(self._replays) >= self._shapes:
                 return self._body(images)
             try:
-                self._replays[key] = self._record(self._body, images)
-            except RuntimeError as error:
+                self._replays[key] = self._recorded(images)
+            except RuntimeError as error:  # includes out of memory
                 self._warn(
                     f"the network's forward pass cannot be recorded ({reason_of(error)}): it runs as it is"
                 )
                 self._shapes = 0
                 return self._body(images)
         return self._replays[key](images)
+
+    def _recorded(self, images: Tensor) -> Body:
+        """Capture the body. Raises RuntimeError if that fails, or leaves too little memory for the rest."""
+        before = reserved_memory(images.device)
+        replay = self._record(self._body, images)
+        if lacks_room(images.device, before):
+            raise RuntimeError("the GPU has too little memory")
+        return replay
 
 
 @torch.no_grad()
@@ -58,7 +74,6 @@ def recorded(body: Body, images: Tensor, place: CapturePlace) -> Body:
     """
     given = images.clone(memory_format=torch.preserve_format)
     graph = torch.cuda.CUDAGraph()
-    torch.cuda.empty_cache()  # what earlier calls left: memory is not shared between streams
     with on_stream(place.stream):
         body(given)  # per-stream set-up of libraries must not be captured
     with captured(graph, place):

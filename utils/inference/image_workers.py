@@ -11,34 +11,28 @@ import math
 import mmap
 import multiprocessing
 import os
-import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing.connection import Connection
 from pathlib import Path
-from time import perf_counter
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from utils.batch import Letterbox
 from utils.config.addresses import is_address, without_password
 from utils.datasets.images import IMAGE_SUFFIXES, Image
 from utils.datasets.workers import usable_cpus
 from utils.errors import UserError
 from utils.inference.detector import BATCH_ON_GPU, Prepared
-from utils.inference.drawing import DrawStyle, draw_detections
 from utils.inference.frames import Frame, suffix_of
+from utils.inference.image_process import Failed, Found, Free, ImageProcess, Lost, WorkerSettings
 from utils.inference.pipeline import BUDGET_BYTES
-from utils.inference.preprocess import as_batch, letterbox_pixels
-from utils.inference.sources import FileSource, Unreadable, read_picture
-from utils.inference.writers import write_image
+from utils.inference.preprocess import as_batch
+from utils.inference.sources import FileSource, Unreadable
 
 LEAST_WORKERS, MOST_WORKERS = 3, 16
 # With fewer images, starting processes takes longer than they save.
@@ -46,40 +40,12 @@ LEAST_IMAGES = 100
 _COARSEST = 128  # px: no stride is larger
 
 
-@dataclass(frozen=True)
-class WorkerSettings:
-    """How to letterbox images, and how to draw boxes."""
-
-    size_hw: tuple[int, int]
-    stride: int
-    whole: bool
-    names: Sequence[str]
-    style: DrawStyle
-
-
-class _Ready(NamedTuple):
-    """An image whose pixels are in a slot. seconds: what that took."""
-
-    slot: int
-    pixels_hw: tuple[int, int]
-    letterbox: Letterbox
-    seconds: float
-
-
-class _Failed(NamedTuple):
-    """An error that ends the run."""
-
-    what: str
-    where: str
-    fix: str
-
-
 def worker_count(device: torch.device) -> int:
     """Return how many processes to start: none on a CPU, where the network needs most of the time.
 
     One CPU is left to the process with the network. On so few that threads serve as well, there are none.
     """
-    if device.type != "cuda" or not hasattr(os, "fork"):
+    if device.type != "cuda" or not hasattr(os, "fork") or multiprocessing.current_process().daemon:
         return 0
     count = min(usable_cpus() - 1, MOST_WORKERS)
     return count if count >= LEAST_WORKERS else 0
@@ -91,41 +57,49 @@ def are_plain_images(paths: Sequence[str]) -> bool:
 
 
 class ImageWorkers:
-    """Worker processes for images; use it in a `with` block.
+    """Processes for images, the i-th of n for the images i, i + n, i + 2 n, ...; use it in a `with` block.
 
     Start them early: a process that uses a GPU takes longer to fork. Then call `configure`, iterate over
     `prepared`, and call `finish` for every image in that order.
     """
 
     def __init__(self, paths: Sequence[str], most_hw: tuple[int, int], count: int) -> None:
-        """`most_hw`: the largest size in px of letterboxed images."""
+        """`most_hw`: the largest size in px of letterboxed images. Raises OSError if the system refuses."""
         sides = (math.ceil(side / _COARSEST) * _COARSEST for side in most_hw)
         self._slot_bytes = 3 * math.prod(sides)
-        # A batch is read ahead while two are with the network, which need all of their images at once.
+        # Mostly enough for two batches with the network and one that is read ahead.
         self._depth = math.ceil(3 * BATCH_ON_GPU / count) + 2
         self._paths = paths
         memory = mmap.mmap(-1, count * self._depth * self._slot_bytes)
         self._slots = np.frombuffer(memory, np.uint8).reshape(count, self._depth, self._slot_bytes)
         self._connections: list[Connection] = []
-        self._processes = []
+        self._processes: list[Any] = []
+        self._taken = [0] * count  # slots of each whose pixels are still needed here
+        self._owed: deque[tuple[int, int | None]] = deque()  # of each image to finish: its process and slot
+        try:
+            for number in range(count):
+                self._start(number, paths[number::count], BUDGET_BYTES // count)
+        except OSError:
+            self._close()
+            raise
+
+    def _start(self, number: int, paths: Sequence[str], budget: int) -> None:
         context: Any = multiprocessing.get_context("fork")
-        for number in range(count):
-            own, theirs = context.Pipe()
-            self._connections.append(own)
-            work = _Worker(theirs, paths[number::count], self._slots[number], BUDGET_BYTES // count)
-            process = context.Process(target=work.run, args=(tuple(self._connections),), daemon=True)
-            process.start()
-            theirs.close()
-            self._processes.append(process)
-        self._owed: deque[Connection] = deque()
+        own, theirs = context.Pipe()
+        self._connections.append(own)
+        work = ImageProcess(theirs, paths, self._slots[number], budget)
+        process = context.Process(target=work.run, args=(tuple(self._connections),), daemon=True)
+        process.start()
+        theirs.close()
+        self._processes.append(process)
 
     def configure(self, settings: WorkerSettings) -> bool:
-        """Let the workers begin; return False if the shared memory is too small for these images."""
+        """Let the processes begin; return False if the shared memory is too small for these images."""
         sides = (math.ceil(side / settings.stride) * settings.stride for side in settings.size_hw)
         if 3 * math.prod(sides) > self._slot_bytes:
             return False
-        for connection in self._connections:
-            self._send(connection, settings)
+        for number in range(len(self._connections)):
+            self._send(number, settings)
         return True
 
     def prepared(self, source: FileSource) -> Iterator[Prepared]:
@@ -135,25 +109,40 @@ class ImageWorkers:
         """
         for index, path in enumerate(self._paths):
             number = index % len(self._connections)
-            connection = self._connections[number]
-            found = self._receive(connection)
-            if isinstance(found, str):
-                source.skip(Unreadable(path, found))
+            found = self._receive(number)
+            if isinstance(found, Lost):
+                self._send(number, Free(found.slot))
+                source.skip(Unreadable(path, found.reason))
                 continue
             height, width = found.pixels_hw
             pixels = self._slots[number, found.slot, : height * width * 3].reshape(height, width, 3)
+            pixels, slot = self._kept(number, pixels, found.slot)
+            self._owed.append((number, slot))
             place = f"{index + 1}/{len(self._paths)}"
             frame = Frame(_shape_alone(found.letterbox.original_hw), without_password(path), place=place)
-            self._owed.append(connection)
             yield Prepared(frame, as_batch(pixels), found.letterbox, found.seconds)
+
+    def _kept(self, number: int, pixels: Image, slot: int) -> tuple[Image, int | None]:
+        """Leave pixels in their slot, unless their process would have none left: it must go on meanwhile.
+
+        That happens where one process has most images of a batch, because others are unreadable.
+        """
+        if self._taken[number] + 1 < self._depth:
+            self._taken[number] += 1
+            return pixels, slot
+        own = pixels.copy()
+        self._send(number, Free(slot))
+        return own, None
 
     def finish(self, detections: NDArray[np.float32], path: Path | None) -> None:
         """Let the next image be drawn and written to `path`, if that is given.
 
         detections: (n, 6) in its pixels.
         """
-        given = (detections.tobytes(), None if path is None else str(path))
-        self._send(self._owed.popleft(), given)
+        number, slot = self._owed.popleft()
+        if slot is not None:
+            self._taken[number] -= 1
+        self._send(number, Found(detections.tobytes(), None if path is None else str(path), slot))
 
     def __enter__(self) -> ImageWorkers:
         return self
@@ -161,118 +150,47 @@ class ImageWorkers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Wait until all is written that `finish` was called for; a second call does nothing."""
+        numbers = range(len(self._connections)) if kind is None else ()
         try:
-            for connection in self._connections if kind is None else ():
-                self._send(connection, None)
-            for connection in self._connections if kind is None else ():
-                while self._receive(connection) is not None:
+            for number in numbers:
+                self._send(number, None)
+            for number in numbers:
+                while self._receive(number) is not None:
                     pass
         finally:
-            # Without its other end each worker writes what it has been given, and ends.
-            for connection in self._connections:
-                connection.close()
-            for process in self._processes:
-                process.join()
+            self._close()
 
-    def _send(self, connection: Connection, message: object) -> None:
+    def _close(self) -> None:
+        # Without its other end each process writes what it has been given, and ends.
+        for connection in self._connections:
+            connection.close()
+        for process in self._processes:
+            process.join()
+        self._connections, self._processes = [], []
+
+    def _send(self, number: int, message: object) -> None:
         try:
-            connection.send(message)
+            self._connections[number].send(message)
         except OSError:
             while True:
-                self._receive(connection)  # ends with the reason, if the worker has told it
+                self._receive(number)  # ends with the reason, if the process has told it
 
-    def _receive(self, connection: Connection) -> Any:
+    def _receive(self, number: int) -> Any:
         try:
-            message = connection.recv()
+            message = self._connections[number].recv()
         except (EOFError, OSError):
-            raise self._lost() from None
-        if isinstance(message, _Failed):
-            raise UserError(*message)
+            fix = "start it again; if memory is short, close other programs"
+            what = "a process that reads and writes images has ended"
+            raise UserError(what, "detection", fix) from None
+        if isinstance(message, Failed):
+            if message.fix:
+                raise UserError(*message)
+            raise RuntimeError(f"in a process that reads and writes images:\n{message.what}")
         return message
-
-    def _lost(self) -> UserError:
-        fix = "start it again; if memory is short, close other programs"
-        return UserError("a process that reads and writes images has ended", "detection", fix)
 
 
 @lru_cache(maxsize=64)
 def _shape_alone(height_width: tuple[int, int]) -> Image:
     """Return an image of that size that takes no memory."""
     return np.broadcast_to(np.zeros((), np.uint8), (*height_width, 3))
-
-
-class _Worker:
-    """What one process does."""
-
-    def __init__(
-        self, connection: Connection, paths: Sequence[str], slots: NDArray[np.uint8], budget: int
-    ) -> None:
-        """`budget`: bytes of images to keep for drawing; others are read again."""
-        self._connection, self._paths, self._slots, self._budget = connection, paths, slots, budget
-        # Of each image with the network: its path, and the image unless it has to be read again.
-        self._waiting: deque[tuple[str, Image | None]] = deque()
-
-    def run(self, others: Sequence[Connection]) -> None:
-        """Work until all images are written, or the process with the network is gone.
-
-        others: inherited ends of pipes, which would keep workers from noticing that.
-        """
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other process decides
-        for other in others:
-            other.close()
-        with suppress(EOFError, OSError):  # of the pipe, whose other end is gone
-            settings = self._connection.recv()
-            try:
-                self._work(settings)
-            except OSError:  # of sending: what has come before can still be written
-                while self._finish_one(settings):
-                    pass
-            except UserError as error:
-                self._connection.send(_Failed(error.what, error.where, error.fix))
-            except MemoryError:
-                self._connection.send(_Failed("out of memory", "main memory", "a smaller --imgsz needs less"))
-
-    def _work(self, settings: WorkerSettings | None) -> None:
-        if settings is None:
-            self._connection.send(None)
-            return
-        count = 0
-        for path in self._paths:
-            while len(self._waiting) == len(self._slots) or (self._waiting and self._connection.poll()):
-                if not self._finish_one(settings):
-                    return
-            begun = perf_counter()
-            found = read_picture(path, "")
-            if isinstance(found, Unreadable):
-                self._connection.send(found.reason)
-                continue
-            slot = count % len(self._slots)
-            pixels, letterbox = letterbox_pixels(
-                found.image, settings.size_hw, settings.stride, settings.whole, self._slots[slot]
-            )
-            held = sum(image.nbytes for _, image in self._waiting if image is not None)
-            keeps = held + found.image.nbytes <= self._budget
-            self._waiting.append((path, found.image if keeps else None))
-            hw = (pixels.shape[0], pixels.shape[1])
-            self._connection.send(_Ready(slot, hw, letterbox, perf_counter() - begun))
-            count += 1
-        while self._finish_one(settings):
-            pass
-
-    def _finish_one(self, settings: WorkerSettings) -> bool:
-        """Draw and write the oldest image; return False if there is none to come."""
-        message = self._connection.recv()
-        if message is None:
-            self._connection.send(None)
-            return False
-        given, target = message
-        path, image = self._waiting.popleft()
-        if target is not None:
-            found = read_picture(path, "") if image is None else None
-            if isinstance(found, Unreadable):
-                raise UserError(f"cannot be read any more ({found.reason})", path, "start it again")
-            image = found.image if found is not None else image
-            assert image is not None
-            detections = np.frombuffer(given, np.float32).reshape(-1, 6)
-            write_image(Path(target), draw_detections(image, detections, settings.names, settings.style))
-        return True

@@ -29,10 +29,10 @@ from utils.inference.detector import Detector, Prepared
 from utils.inference.drawing import DrawStyle, draw_detections
 from utils.inference.exported import ExportedNetwork, check_names, has_own_names
 from utils.inference.frames import Frame, FrameSource
+from utils.inference.image_process import WorkerSettings
 from utils.inference.image_workers import (
     LEAST_IMAGES,
     ImageWorkers,
-    WorkerSettings,
     are_plain_images,
     worker_count,
 )
@@ -80,6 +80,8 @@ def run_detect(options: DetectOptions, console: Console | None = None) -> Path |
             if not options.exist_ok:
                 stack.enter_context(_gone_if_unused(folder))
             outputs = stack.enter_context(Outputs(folder, detector.names, choice, source.files))
+            if workers is not None:  # they write into the folder, which goes if nothing is in it
+                stack.push(workers.__exit__)
         stack.callback(viewer.close)
         results = _Results(detector, style, outputs, viewer)
         settings = WorkerSettings(detector.size_hw, detector.stride, detector.whole, detector.names, style)
@@ -187,7 +189,10 @@ def _image_workers(
     count = worker_count(device)
     if not count or len(source.paths) < LEAST_IMAGES or not are_plain_images(source.paths):
         return None
-    return ImageWorkers(source.paths, (options.imgsz[0], options.imgsz[-1]), count)
+    try:
+        return ImageWorkers(source.paths, (options.imgsz[0], options.imgsz[-1]), count)
+    except OSError:  # too little memory, or too many processes
+        return None
 
 
 def _detect_by_workers(source: FileSource, results: _Results, workers: ImageWorkers, console: Console) -> int:
