@@ -84,9 +84,9 @@ def decode_best(levels: Sequence[Tensor], anchors_px: Tensor, strides: Tensor, m
     """Decode each image's `most` predictions of the highest confidence, objectness times best class score.
 
     Return (B, n, 7) float32, best first: centre x, y, width, height in px, confidence, class, and the row
-    among those of `decode`. The class is that of the highest logit, also where several scores round to the same
-    number. n is `most` or N, if that is smaller. The shapes depend on no values, so that
-    nothing has to be waited for on a GPU.
+    among those of `decode`. n is `most` or N, if that is smaller. The class is that of the highest logit,
+    even where several scores round to the same number. The shapes depend on no values, so that nothing has
+    to be waited for on a GPU.
     """
     cells, level_of, anchor_of = _grid(
         tuple((level.shape[2], level.shape[3]) for level in levels), levels[0].shape[1], levels[0].device
