@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+_T = TypeVar("_T")
 WARM_CALLS = 3  # before capture, for cuDNN to find its kernels, which must not be captured
 # Other threads keep working during capture, such as the loader's pin-memory thread.
 CAPTURE_MODE = "thread_local"
@@ -78,7 +79,21 @@ def on_stream(stream: torch.cuda.Stream) -> Iterator[None]:
         before.wait_stream(stream)
 
 
-def reserved_memory(device: torch.device) -> int:
+def captured_with_room(device: torch.device, capture: Callable[[], _T]) -> _T:
+    """Return the result of `capture`.
+
+    Raises RuntimeError if it cannot be captured, or if too little GPU memory would be free beside it.
+    """
+    before = _reserved_memory(device)
+    made = capture()
+    if _lacks_room(device, before):
+        del made  # the exception keeps this frame
+        torch.cuda.empty_cache()
+        raise RuntimeError("the GPU has too little memory")
+    return made
+
+
+def _reserved_memory(device: torch.device) -> int:
     """Return the bytes of GPU memory this process holds, without free cached blocks; 0 on a CPU."""
     if device.type != "cuda":
         return 0
@@ -86,9 +101,9 @@ def reserved_memory(device: torch.device) -> int:
     return torch.cuda.memory_reserved(device)
 
 
-def lacks_room(device: torch.device, before: int) -> bool:
+def _lacks_room(device: torch.device, before: int) -> bool:
     """Return whether too little GPU memory is free beside what was captured since it held `before` bytes."""
     if device.type != "cuda":
         return False
-    taken = reserved_memory(device) - before
+    taken = _reserved_memory(device) - before
     return torch.cuda.mem_get_info(device)[0] < FREE_MEMORY_RATIO * taken

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,9 +14,8 @@ from utils.cuda_graphs.capture import (
     CapturePlace,
     capture_key,
     captured,
-    lacks_room,
+    captured_with_room,
     on_stream,
-    reserved_memory,
 )
 from utils.errors import reason_of
 from utils.losses.recipe import Body
@@ -48,7 +48,8 @@ class Replayed:
             if self._calls[key] <= WARM_CALLS or len(self._replays) >= self._shapes:
                 return self._body(images)
             try:
-                self._replays[key] = self._recorded(images)
+                capture = partial(self._record, self._body, images)
+                self._replays[key] = captured_with_room(images.device, capture)
             except RuntimeError as error:  # includes out of memory
                 self._warn(
                     f"the network's forward pass cannot be recorded ({reason_of(error)}): it runs as it is"
@@ -56,14 +57,6 @@ class Replayed:
                 self._shapes = 0
                 return self._body(images)
         return self._replays[key](images)
-
-    def _recorded(self, images: Tensor) -> Body:
-        """Capture the body. Raises RuntimeError if that fails, or leaves too little memory for the rest."""
-        before = reserved_memory(images.device)
-        replay = self._record(self._body, images)
-        if lacks_room(images.device, before):
-            raise RuntimeError("the GPU has too little memory")
-        return replay
 
 
 @torch.no_grad()

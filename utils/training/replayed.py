@@ -24,9 +24,8 @@ from utils.cuda_graphs.capture import (
     CapturePlace,
     capture_key,
     captured,
-    lacks_room,
+    captured_with_room,
     on_stream,
-    reserved_memory,
 )
 from utils.cuda_graphs.frozen import Replayed, recorded
 from utils.errors import reason_of
@@ -159,30 +158,23 @@ def replay_student(trainer: Trainer, images: Tensor, warn: Warn) -> bool:
     or if something cannot be captured. From here on gradients accumulate in persistent tensors.
     """
     trainer.keep_gradients()
-    before = reserved_memory(trainer.device)
-    body, problem = _student_body(trainer, images)
-    if body is not None and lacks_room(trainer.device, before):
-        body, problem = None, "the GPU has too little memory"
-        torch.cuda.empty_cache()
-    if body is None:
-        warn(f"the network's passes cannot be recorded ({problem}): they run as they are")
+    try:
+        trainer.step.body = captured_with_room(trainer.device, partial(_student_body, trainer, images))
+    except RuntimeError as error:  # includes out of memory
+        warn(f"the network's passes cannot be recorded ({reason_of(error)}): they run as they are")
         return False
-    trainer.step.body = body
     return True
 
 
-def _student_body(trainer: Trainer, images: Tensor) -> tuple[Body | None, str]:
-    """Return the captured body, or why there is none."""
+def _student_body(trainer: Trainer, images: Tensor) -> Body:
+    """Return the captured body. Raises RuntimeError if something cannot be captured."""
     model, dtype = trainer.step.model, trainer.amp_dtype
     trained = [p for p in model.parameters() if p.requires_grad]
     precision = torch.autocast("cuda", dtype, enabled=dtype is not None, cache_enabled=False)
-    try:
-        with temporary_training_mode(model), cudnn_autotuning(trainer.autotune_cudnn), precision:
-            key = capture_key(images)
-            replay = recorded_training(trainer.step.body, images, trained)
-    except RuntimeError as error:  # includes out of memory
-        return None, reason_of(error)
-    return ReplayedStudent(model, replay, key, trainer.step.body), ""
+    with temporary_training_mode(model), cudnn_autotuning(trainer.autotune_cudnn), precision:
+        key = capture_key(images)
+        replay = recorded_training(trainer.step.body, images, trained)
+    return ReplayedStudent(model, replay, key, trainer.step.body)
 
 
 def capture_places(trainer: Trainer) -> list[CapturePlace]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -20,9 +21,8 @@ from utils.cuda_graphs.capture import (
     CapturePlace,
     capture_key,
     captured,
-    lacks_room,
+    captured_with_room,
     on_stream,
-    reserved_memory,
 )
 from utils.errors import reason_of
 from utils.losses.terms import TermsOfTensors
@@ -53,26 +53,14 @@ class ReplayedTerms:
             self._calls[key] += 1
             if self._calls[key] <= WARM_CALLS or len(self._replays) >= self._max_captures:
                 return self._terms(trained, others)
-            replay, problem = self._recorded(trained, others)
-            if replay is None:
-                self._warn(f"a loss cannot be recorded ({problem}): it runs as it is")
+            try:
+                capture = partial(self._record, self._terms, trained, others)
+                self._replays[key] = captured_with_room(trained[0].device, capture)
+            except RuntimeError as error:  # includes out of memory
+                self._warn(f"a loss cannot be recorded ({reason_of(error)}): it runs as it is")
                 self._max_captures = 0
                 return self._terms(trained, others)
-            self._replays[key] = replay
         return self._replays[key](trained, others)
-
-    def _recorded(
-        self, trained: Sequence[Tensor], others: Sequence[Tensor]
-    ) -> tuple[TermsOfTensors | None, str]:
-        """Return the captured function, or why there is none."""
-        before = reserved_memory(trained[0].device)
-        try:
-            replay = self._record(self._terms, trained, others)
-        except RuntimeError as error:  # includes out of memory
-            return None, reason_of(error)
-        if lacks_room(trained[0].device, before):
-            return None, "the GPU has too little memory"
-        return replay, ""
 
 
 @dataclass(frozen=True)
