@@ -306,16 +306,14 @@ def _survivors(detections: Tensor, rules: NmsRules) -> Tensor:
     if rules.agnostic or len(detections) == 0:
         # NaN or inf in one box must not keep others from suppressing each other.
         return _sorted(nms(detections[:, :4].nan_to_num(0.0, *_FINITE), detections[:, 4], rules.iou_thres))
-    if detections.device.type == "cuda" or len(detections) ** 2 <= _PAIRS_OF_A_CLASS * _class_count(
-        detections
-    ):
-        return _sorted(_at_once(detections, rules.iou_thres))
-    return _sorted(_one_by_one(detections, rules.iou_thres))
+    together = detections.device.type == "cuda" or _is_cheap_together(detections)
+    return _sorted((_at_once if together else _one_by_one)(detections, rules.iou_thres))
 
 
-def _class_count(detections: Tensor) -> int:
-    """Return the number of classes that detections (n, 6) have."""
-    return int(torch.bincount(detections[:, 5].long()).count_nonzero())
+def _is_cheap_together(detections: Tensor) -> bool:
+    """Return whether comparing all pairs of detections (n, 6) takes less than a call for each class."""
+    classes = int(torch.bincount(detections[:, 5].long()).count_nonzero())
+    return len(detections) ** 2 <= _PAIRS_OF_A_CLASS * classes
 
 
 def _sorted(indices: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from utils.evaluation.metrics import (
     match_detections,
 )
 from utils.inference.exported import ExportedNetwork
-from utils.inference.predictor import Phase, Predictor, rescale_boxes, rescale_detections
+from utils.inference.predictor import Phase, Predictor, rescale_boxes, rescale_each
 from utils.reporting.console import Console
 
 ValidationLoss = Callable[[Batch, StudentOutput], dict[str, Tensor]]
@@ -256,7 +256,7 @@ def in_original_pixels(found: list[Tensor], batch: Batch, single_cls: bool) -> l
     if single_cls:
         together[:, 5] = 0
     by_image = torch.split(together, [len(detections) for detections in found])
-    return [rescale_detections(*pair) for pair in zip(by_image, batch.letterboxes, strict=True)]
+    return rescale_each(by_image, batch.letterboxes)
 
 
 def labels_in_original_pixels(batch: Batch) -> list[Tensor]:

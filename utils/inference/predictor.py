@@ -254,7 +254,11 @@ def rescale_boxes(boxes_xyxy_px: Tensor, letterbox: Letterbox) -> Tensor:
     """Map boxes (n, 4) from a batch image to pixels of the original image, clipped to it."""
     pad, scale = _by_corner(letterbox.pad, boxes_xyxy_px), _by_corner(letterbox.scale, boxes_xyxy_px)
     limit = _by_corner(letterbox.original_hw, boxes_xyxy_px)
-    return ((boxes_xyxy_px - pad) / scale).clamp(min=0).minimum(limit)
+    return _rescaled(boxes_xyxy_px, pad, scale, limit)
+
+
+def _rescaled(boxes: Tensor, pad: Tensor, scale: Tensor, limit: Tensor) -> Tensor:
+    return ((boxes - pad) / scale).clamp(min=0).minimum(limit)
 
 
 def place_boxes(boxes_xyxy_px: Tensor, letterbox: Letterbox) -> Tensor:
@@ -263,21 +267,18 @@ def place_boxes(boxes_xyxy_px: Tensor, letterbox: Letterbox) -> Tensor:
     return boxes_xyxy_px * scale + pad
 
 
-def rescale_detections(detections: Tensor, letterbox: Letterbox) -> Tensor:
-    """Map the boxes of detections (n, 6) from a batch image to pixels of the original image."""
-    boxes = rescale_boxes(detections[:, :4], letterbox)
-    return torch.cat((boxes, detections[:, 4:]), dim=1)
-
-
 def rescale_each(found: Sequence[Tensor], letterboxes: Sequence[Letterbox]) -> list[Tensor]:
-    """Return `rescale_detections` of each image; together that takes far fewer operations."""
+    """Map the boxes of detections (n, 6) of each image from the batch's to pixels of the original image.
+
+    As `rescale_boxes`, for all images together, which takes far fewer operations.
+    """
     together = torch.cat(list(found))
     counts = [len(one) for one in found]
     facts = [(*box.pad, *box.scale, *box.original_hw) for box in letterboxes]
     # Six numbers of each detection's image, height before width.
     own = together.new_tensor(facts).repeat_interleave(torch.tensor(counts, device=together.device), 0)
     pads, scales, limits = (own[:, first : first + 2].flip(1).repeat(1, 2) for first in (0, 2, 4))
-    boxes = ((together[:, :4] - pads) / scales).clamp(min=0).minimum(limits)
+    boxes = _rescaled(together[:, :4], pads, scales, limits)
     return list(torch.split(torch.cat((boxes, together[:, 4:]), 1), counts))
 
 
