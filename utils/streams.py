@@ -23,7 +23,7 @@ _T = TypeVar("_T")
 
 @functools.cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """Return the high-priority side stream (kernels of a CUDA graph keep the priority of their capture)."""
+    """Return the high-priority side stream; for CUDA graphs see `CapturePlace`."""
     return torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
 
 

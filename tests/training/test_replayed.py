@@ -104,6 +104,13 @@ def test_frozen_teachers_alone_are_replayed():
     assert not isinstance(teacher_of(trainer).body, Replayed)
 
 
+def test_only_teachers_that_a_step_waits_for_take_precedence_on_a_gpu():
+    bench = Bench("demo-student", "demo-teacher", 64, 2, torch.device("cpu"))
+    for preset, awaited in (("l2", False), ("boxes", True)):
+        places = capture_places(bench.trainer(distill_loss=preset))
+        assert [place.urgent for place in places] == [False, awaited], preset
+
+
 def test_nothing_is_recorded_where_batches_have_many_shapes(monkeypatch):
     bench = Bench("demo-student", "demo-teacher", 64, 2, torch.device("cpu"))
     trainer = bench.trainer(distill_loss="l2")

@@ -175,6 +175,7 @@ def test_recorded_terms_have_values_and_gradients_of_the_function():
     function = lambda a, b: torch.stack(((a[0].float().sigmoid() * b[0]).sum(), (a[0].float() ** 2).mean()))  # noqa: E731
     first = torch.rand(4, 5, device="cuda").to(torch.bfloat16).requires_grad_()
     beside = [torch.rand(4, 5, device="cuda")]
+    function([first], beside).sum().backward()  # loads the kernels
     record = recorded_terms(function, [first], beside, CapturePlace(first.device))
     for weight in (1.0, 3.0):
         given = torch.randn(4, 5, device="cuda").to(torch.bfloat16).requires_grad_()

@@ -32,14 +32,19 @@ class CapturePlace:
     before it, is replayed the next time.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        """Create nothing yet: the device may have no streams."""
-        self.device = device
+    def __init__(self, device: torch.device, *, urgent: bool = False) -> None:
+        """Create nothing yet: the device may have no streams.
+
+        urgent: the GPU prefers the kernels of these graphs to concurrent ones. They keep the priority of the
+        stream they were captured on, whatever stream they are replayed on.
+        """
+        self.device, self.urgent = device, urgent
 
     @cached_property
     def stream(self) -> torch.cuda.Stream:
         """The stream to capture on: memory is only shared within one."""
-        return torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        priority = -1 if self.urgent else 0  # lower numbers come first
+        return torch.cuda.Stream(self.device, priority=priority)  # type: ignore[no-untyped-call]
 
     @cached_property
     def pool(self) -> Any:

@@ -84,6 +84,11 @@ class Distiller(nn.Module):
         self.gauges = () if self.balance is None else (f"{self.label}_ratio",)
         self._epoch_sums = _EpochSums()
 
+    @property
+    def awaits_networks(self) -> bool:
+        """Whether a step may wait for values computed from the teachers' output, see `Preset`."""
+        return hasattr(self.preset, "ahead")
+
     def readings(self) -> dict[str, Tensor]:
         """Return the adaptive weight under its name in `gauges`."""
         return {} if self.balance is None else dict.fromkeys(self.gauges, self.balance())

@@ -179,7 +179,8 @@ def _student_body(trainer: Trainer, images: Tensor) -> Body:
 
 def capture_places(trainer: Trainer) -> list[CapturePlace]:
     """Return a place for each loss: its terms follow its frozen networks, whose outputs they read."""
-    return [CapturePlace(trainer.device) for _ in trainer.step.losses]
+    awaited = [getattr(loss, "awaits_networks", False) for loss in trainer.step.losses]
+    return [CapturePlace(trainer.device, urgent=urgent) for urgent in awaited]
 
 
 def replay_frozen(trainer: Trainer, places: Sequence[CapturePlace], warn: Warn) -> None:

@@ -22,7 +22,6 @@ from utils.cuda_graphs.capture import (
     capture_key,
     captured,
     captured_with_room,
-    on_stream,
 )
 from utils.errors import reason_of
 from utils.losses.terms import TermsOfTensors
@@ -105,6 +104,10 @@ def recorded_terms(
 ) -> TermsOfTensors:
     """Capture the function's forward and backward pass as CUDA graphs for tensors like these.
 
+    Both must have run before, so that their kernels are loaded. They are not run once more on the stream of
+    the capture, as the networks are: losses use no library that is set up per stream, and it would take
+    their memory twice.
+
     place: of graphs whose outputs the function may read; nothing of its own is needed after its backward
     pass but the gradients, by the work enqueued next. Raises RuntimeError if something cannot be captured.
     """
@@ -112,11 +115,6 @@ def recorded_terms(
     precision = torch.get_autocast_dtype("cuda")
     # Autocast's weight cache must not become part of a graph.
     with torch.autocast("cuda", precision, torch.is_autocast_enabled("cuda"), cache_enabled=False):
-        with on_stream(place.stream):
-            given = [tensor.detach().requires_grad_() for tensor in trained]
-            value = terms(given, others)
-            torch.autograd.grad(value, given, torch.zeros_like(value))
-            del given, value
         forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with captured(forward, place):
             # The inputs lie in the graph's own memory, which may be shared with the teacher's pass.
