@@ -14,18 +14,21 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # importmode importlib knows no neighbours
-from script_server import STREAMS, Request, ScriptServer
+from script_server import Request, ScriptServer, Started, read_streams
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS_PER_SCRIPT = (
     550  # below the limit of a whole test, so that the output of a script that hangs is shown
 )
 RunScript = Callable[..., "subprocess.CompletedProcess[str]"]
+# Variables that no import looks at.
+SERVED = {"YOLO_CACHE_DIR", "PYTHONPATH", "COLUMNS", "WANDB_NOTES", "WANDB_PROJECT", "WANDB_FAILS_AT"}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -94,12 +97,6 @@ def _environment(added: Mapping[str, str]) -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests/strict_warnings"), **added}
 
 
-@pytest.fixture
-def script_environment(own_cache_folder: Path) -> dict[str, str]:
-    """The environment in which `run_script` runs scripts."""
-    return _environment({"YOLO_CACHE_DIR": str(own_cache_folder)})
-
-
 @pytest.fixture(scope="session")
 def script_server() -> Iterator[ScriptServer]:
     """Runs scripts in forks of a process that has the imports already."""
@@ -112,24 +109,28 @@ def script_server() -> Iterator[ScriptServer]:
 def run_script_session(tmp_path_factory: pytest.TempPathFactory, script_server: ScriptServer) -> RunScript:
     """Runs a script of the project as a person would: a process of its own, its output as text.
 
-    `run(name, *arguments, cwd=ROOT, env={})`; `env` is added to the environment. All runs of a
-    session share a cache folder; `run_script` has one of its own for each test. A script of
-    another folder, or with an environment that an import may look at, has a Python of its own.
+    `run(name, *arguments, cwd=ROOT, env={}, ranks=0)`; `env` is added to the environment, `ranks`
+    processes run it together. All runs of a session share a cache folder; `run_script` has one of its
+    own for each test. A script of another folder, or with an environment that an import may look at,
+    has a Python of its own.
     """
     shared_cache = tmp_path_factory.mktemp("script-cache")
 
     def run(
-        name: str, *arguments: object, cwd: Path = ROOT, env: Mapping[str, str] | None = None
+        name: str,
+        *arguments: object,
+        cwd: Path = ROOT,
+        env: Mapping[str, str] | None = None,
+        ranks: int = 0,
     ) -> subprocess.CompletedProcess[str]:
         argv = (str(ROOT / name), *map(str, arguments))
         environment = _environment({"YOLO_CACHE_DIR": str(shared_cache), **(env or {})})
-        if set(env or {}) - {"YOLO_CACHE_DIR"} or Path(argv[0]).parent != ROOT:
+        if set(env or {}) - SERVED or Path(argv[0]).parent != ROOT:
             return _run_alone(argv, cwd, environment)
         folder = tmp_path_factory.mktemp("script")
-        request = Request(argv, str(folder), str(cwd), environment)
+        request = Request(argv, str(folder), str(cwd), environment, ranks=ranks)
         answer = script_server.run(request, SECONDS_PER_SCRIPT)
-        said = [(folder / stream).read_text(encoding="utf-8", errors="replace") for stream in STREAMS]
-        return subprocess.CompletedProcess(argv, answer.code, *said)
+        return subprocess.CompletedProcess(argv, answer.code, *read_streams(folder))
 
     return run
 
@@ -156,30 +157,27 @@ def run_script(run_script_session: RunScript, own_cache_folder: Path) -> RunScri
     """As `run_script_session`, with the test's own cache folder."""
 
     def run(
-        name: str, *arguments: object, cwd: Path = ROOT, env: Mapping[str, str] | None = None
+        name: str, *arguments: object, env: Mapping[str, str] | None = None, **others: Any
     ) -> subprocess.CompletedProcess[str]:
         own = {"YOLO_CACHE_DIR": str(own_cache_folder), **(env or {})}
-        return run_script_session(name, *arguments, cwd=cwd, env=own)
+        return run_script_session(name, *arguments, env=own, **others)
 
     return run
 
 
 @pytest.fixture
-def start_script(own_cache_folder: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+def start_script(
+    tmp_path_factory: pytest.TempPathFactory, script_server: ScriptServer, own_cache_folder: Path
+) -> Iterator[Callable[..., Started]]:
     """Starts a script as `run_script` runs it and gives the process, ended with the test at the latest."""
-    started: list[subprocess.Popen[bytes]] = []
+    started: list[Started] = []
 
-    def start(name: str, *arguments: object) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(
-            [sys.executable, str(ROOT / name), *map(str, arguments)],
-            cwd=ROOT,
-            env=_environment({"YOLO_CACHE_DIR": str(own_cache_folder)}),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        started.append(process)
-        return process
+    def start(name: str, *arguments: object, cwd: Path = ROOT) -> Started:
+        argv = (str(ROOT / name), *map(str, arguments))
+        folder = str(tmp_path_factory.mktemp("script"))
+        environment = _environment({"YOLO_CACHE_DIR": str(own_cache_folder)})
+        started.append(script_server.start(Request(argv, folder, str(cwd), environment)))
+        return started[-1]
 
     yield start
     for process in started:

@@ -3,7 +3,9 @@
 A script sees what it sees when a person starts it: its own process, arguments, folder, environment and
 streams, Python's usual end. Only the seconds that the imports take are spent once.
 
-As a program it reads a request a line from standard input and writes an answer a line.
+As a program it reads a question a line from standard input and writes an answer a line. A question is a
+request to run a script to its end, one to start it, which is answered by its process, or such a process:
+whether it has ended.
 """
 
 from __future__ import annotations
@@ -15,11 +17,14 @@ import resource
 import runpy
 import select
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 STREAMS = ("out", "err")
@@ -28,13 +33,18 @@ MAX_ADDRESSES = 12 << 30  # of which the libraries take five; keeps a machine al
 
 @dataclass(frozen=True)
 class Request:
-    """A script to run. folder: gets its `out` and `err`. cpu_seconds: limits time and memory, 0 nothing."""
+    """A script to run.
+
+    folder: gets its `out` and `err`. cpu_seconds: limits time and memory, 0 nothing. ranks: so many
+    processes run it together, with the environment variables of torchrun; 0: one process without them.
+    """
 
     argv: tuple[str, ...]
     folder: str
     cwd: str
     environment: dict[str, str]
     cpu_seconds: int = 0
+    ranks: int = 0
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,48 @@ class Answer:
 
     code: int
     grown: int
+
+
+class Started:
+    """A script that runs; as much of `subprocess.Popen` as the tests need."""
+
+    def __init__(self, server: ScriptServer, request: Request) -> None:
+        self._server, self.folder = server, Path(request.folder)
+        self.returncode: int | None = None
+        self.pid: int = server.ask({"start": asdict(request)}, 60)
+
+    def poll(self) -> int | None:
+        """Gives the code it has ended with, if it has."""
+        if self.returncode is None:
+            self.returncode = self._server.ask({"poll": self.pid}, 60)
+        return self.returncode
+
+    def wait(self, timeout: float = 300) -> int:
+        """Waits for its end and gives the code. Raises TimeoutExpired."""
+        limit = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > limit:
+                raise subprocess.TimeoutExpired("a started script", timeout)
+            time.sleep(0.01)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        """Sends a signal, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Ends it at once."""
+        self.send_signal(signal.SIGKILL)
+
+    def said(self) -> list[str]:
+        """What it has written to its streams so far, to standard output and to standard error."""
+        return read_streams(self.folder)
+
+
+def read_streams(folder: Path) -> list[str]:
+    """What a script has written, to standard output and to standard error."""
+    return [(folder / stream).read_text(encoding="utf-8", errors="replace") for stream in STREAMS]
 
 
 class ScriptServer:
@@ -55,17 +107,25 @@ class ScriptServer:
 
     def run(self, request: Request, timeout: float) -> Answer:
         """Runs a script to its end. Raises TimeoutExpired after so many seconds; the script is dead then."""
+        return Answer(**self.ask({"run": asdict(request)}, timeout))
+
+    def start(self, request: Request) -> Started:
+        """Starts a script and does not wait for it."""
+        return Started(self, request)
+
+    def ask(self, question: Mapping[str, object], timeout: float) -> Any:
+        """Gives the answer to a question. Raises TimeoutExpired; then everything that ran is dead."""
         if self._process is None:
-            self._process = self._started()
+            self._process = self._begun()
         assert self._process.stdin is not None and self._process.stdout is not None
-        print(json.dumps(asdict(request)), file=self._process.stdin, flush=True)
+        print(json.dumps(question), file=self._process.stdin, flush=True)
         ready, _, _ = select.select([self._process.stdout], [], [], timeout)
         if not ready:
             self.close()
-            raise subprocess.TimeoutExpired(request.argv, timeout)
+            raise subprocess.TimeoutExpired(str(question), timeout)
         line = self._process.stdout.readline()
-        assert line, f"the server of scripts has died at {request.argv}"
-        return Answer(**json.loads(line))
+        assert line, f"the server of scripts has died at {question}"
+        return json.loads(line)
 
     def close(self) -> None:
         """Ends the server and what runs in it."""
@@ -74,7 +134,7 @@ class ScriptServer:
             self._process.communicate()
             self._process = None
 
-    def _started(self) -> subprocess.Popen[str]:
+    def _begun(self) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, __file__],
             cwd=ROOT,
@@ -98,18 +158,40 @@ def become(argv: Sequence[str], request: Request) -> None:
     os.chdir(request.cwd)
     os.environ.clear()
     os.environ.update(request.environment)
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # ignored if a shell runs the tests in the background
     if request.cpu_seconds:
         resource.setrlimit(resource.RLIMIT_AS, (MAX_ADDRESSES, MAX_ADDRESSES))
         resource.setrlimit(resource.RLIMIT_CPU, (request.cpu_seconds, request.cpu_seconds))
     sys.argv = [*argv]
-    sys.path[0] = str(ROOT)
+    sys.path[:1] = [str(ROOT), *filter(None, request.environment.get("PYTHONPATH", "").split(":"))]
+    if request.ranks:
+        become_ranks(request.ranks)
     runpy.run_path(argv[0], run_name="__main__")
 
 
+def become_ranks(count: int) -> None:
+    """Returns in each rank; the process that they are children of ends with them, by the highest code."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        master = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    os.environ |= {**master, "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    os.environ["TORCHELASTIC_RUN_ID"] = "none"  # of a launch that has no name
+    children = []
+    for rank in range(count):
+        child = os.fork()
+        if child == 0:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            return
+        children.append(child)
+    os._exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) % 256 for child in children))
+
+
 def serve() -> None:
-    """Answers requests until there are no more."""
+    """Answers questions until there are no more."""
     sys.path.insert(0, str(ROOT))
-    import scipy.cluster.vq  # noqa: F401
+    import torch._dynamo  # noqa: F401 - what an optimizer imports
 
     import utils.comparison.run
     import utils.distillation.recipe
@@ -124,12 +206,20 @@ def serve() -> None:
     gc.collect()
     gc.freeze()
     for line in sys.stdin:
-        request = Request(**json.loads(line))
+        [(kind, value)] = json.loads(line).items()
+        if kind == "poll":
+            pid, status = os.waitpid(value, os.WNOHANG)
+            print(json.dumps(os.waitstatus_to_exitcode(status) if pid else None), flush=True)
+            continue
+        request = Request(**value)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         child = os.fork()
         if child == 0:
             become((str(ROOT / request.argv[0]), *request.argv[1:]), request)
             return
+        if kind == "start":
+            print(child, flush=True)
+            continue
         _, status, usage = os.wait4(child, 0)
         answer = Answer(os.waitstatus_to_exitcode(status), max(usage.ru_maxrss - before, 0) * 1024)
         print(json.dumps(asdict(answer)), flush=True)

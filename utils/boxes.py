@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.ops import nms
+
+from utils.nms_operator import nms
 
 Boxes = TypeVar("Boxes", Tensor, NDArray[Any])
 IouKind = Literal["iou", "giou", "diou", "ciou"]
@@ -283,7 +284,7 @@ def _suppress_image(detections: Tensor, rows: Tensor, rules: NmsRules) -> Kept:
     most, count = min(len(detections), rules.max_candidates), _CANDIDATES_PER_RESULT * max(rules.max_det, 1)
     while True:
         best = _best(detections[:, 4], min(count, most))
-        kept = best[_survivors(detections[best], rules)[: rules.max_det]]
+        kept = best[survivors(detections[best], rules)[: rules.max_det]]
         if len(kept) == rules.max_det or count >= most:
             return Kept(detections[kept], rows[kept])
         count *= 4
@@ -301,8 +302,11 @@ def _best(confidence: Tensor, count: int) -> Tensor:
     return chosen[confidence[chosen].argsort(descending=True, stable=True)[:count]]
 
 
-def _survivors(detections: Tensor, rules: NmsRules) -> Tensor:
-    """Return the indices of the detections (n, 6), sorted by confidence, that NMS keeps, in their order."""
+def survivors(detections: Tensor, rules: NmsRules) -> Tensor:
+    """Return the indices of the detections (n, 6), sorted by confidence, that NMS keeps, in their order.
+
+    Only `iou_thres` and `agnostic` of the rules apply.
+    """
     if rules.agnostic or len(detections) == 0:
         # NaN or inf in one box must not keep others from suppressing each other.
         return _sorted(nms(detections[:, :4].nan_to_num(0.0, *_FINITE), detections[:, 4], rules.iou_thres))
@@ -322,8 +326,7 @@ def _sorted(indices: Tensor) -> Tensor:
 
 def _at_once(detections: Tensor, iou_thres: float) -> Tensor:
     """Run NMS on all classes together: on a GPU each call synchronises, and on a CPU it takes a while."""
-    kept: Tensor = nms(_apart(detections[:, :4], detections[:, 5]), detections[:, 4].double(), iou_thres)
-    return kept
+    return nms(_apart(detections[:, :4], detections[:, 5]), detections[:, 4].double(), iou_thres)
 
 
 def _one_by_one(detections: Tensor, iou_thres: float) -> Tensor:

@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # importmode importlib knows no neighbours
 from corpus import CASES
-from script_server import STREAMS, Request
+from script_server import STREAMS, Request, read_streams
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +53,7 @@ def results(tmp_path_factory, script_server):
         before = state_of(folder)
         request = Request(argv, str(folder), str(folder / "work"), environment, cpu_seconds=60)
         answer = script_server.run(request, 120)
-        said = {stream: (folder / stream).read_text(errors="replace") for stream in STREAMS}
+        said = dict(zip(STREAMS, read_streams(folder), strict=True))
         after = {"before": before, "after": state_of(folder), "folder": folder}
         found[name] = {"code": answer.code, "grown": answer.grown, **said, **after}
     return found

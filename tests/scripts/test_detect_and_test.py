@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -20,16 +20,7 @@ from models.yolo import Model
 
 REPOSITORY = Path(__file__).parents[2]
 NAMES = ["round thing", "a/b", "third"]
-
-
-def run_script(script: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Runs a script of the repository in another folder, without a display and without a network."""
-    environment = {key: value for key, value in os.environ.items() if "DISPLAY" not in key}
-    environment |= {"YOLO_CACHE_DIR": str(cwd / "cache"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(REPOSITORY / script), *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
+RunScript = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def assert_refused(result: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
@@ -78,7 +69,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return yaml
 
 
-def test_detect_writes_all_that_is_asked_for(tmp_path: Path, weights: Path) -> None:
+def test_detect_writes_all_that_is_asked_for(run_script: RunScript, tmp_path: Path, weights: Path) -> None:
     source = tmp_path / "in"
     source.mkdir()
     _picture(source / "one.jpg", 1)
@@ -148,7 +139,9 @@ def test_a_signal_leaves_a_video_that_can_be_played(
     assert capture.grab() and capture.get(cv2.CAP_PROP_FRAME_COUNT) >= 8
 
 
-def test_several_weights_form_an_ensemble(tmp_path: Path, weights: Path, data: Path) -> None:
+def test_several_weights_form_an_ensemble(
+    run_script: RunScript, tmp_path: Path, weights: Path, data: Path
+) -> None:
     other = Model(REPOSITORY / "models" / "hub" / "yolov5n6.yaml", nc=4)
     other.names = ["third", "unseen", *NAMES[:2]]
     save_checkpoint(tmp_path / "other.pt", model=other.eval(), epoch=0, best_fitness=None, meta={})
@@ -165,7 +158,9 @@ def test_several_weights_form_an_ensemble(tmp_path: Path, weights: Path, data: P
     assert json.loads((tmp_path / "runs/test/exp/tiny_predictions.json").read_text())
 
 
-def test_detect_with_nothing_to_save_leaves_nothing(tmp_path: Path, weights: Path) -> None:
+def test_detect_with_nothing_to_save_leaves_nothing(
+    run_script: RunScript, tmp_path: Path, weights: Path
+) -> None:
     _picture(tmp_path / "a.jpg", 1)
     result = run_script(
         "detect.py", "--weights", weights, "--source", "a.jpg", "--img", 70, "--nosave", cwd=tmp_path
@@ -188,7 +183,12 @@ def test_detect_with_nothing_to_save_leaves_nothing(tmp_path: Path, weights: Pat
     ],
 )
 def test_detect_refuses_what_cannot_work(
-    tmp_path: Path, weights: Path, arguments: list[str], code: int, words: tuple[str, ...]
+    run_script: RunScript,
+    tmp_path: Path,
+    weights: Path,
+    arguments: list[str],
+    code: int,
+    words: tuple[str, ...],
 ) -> None:
     _picture(tmp_path / "a.jpg", 1)
     (tmp_path / "broken.jpg").write_bytes(b"")
@@ -197,7 +197,9 @@ def test_detect_refuses_what_cannot_work(
     assert not list(tmp_path.glob("runs/detect/*"))
 
 
-def test_test_scores_and_writes_what_is_asked_for(tmp_path: Path, weights: Path, data: Path) -> None:
+def test_test_scores_and_writes_what_is_asked_for(
+    run_script: RunScript, tmp_path: Path, weights: Path, data: Path
+) -> None:
     before = {path: path.read_bytes() for path in data.parent.rglob("*") if path.is_file()}
     result = run_script(
         "test.py",
@@ -222,7 +224,9 @@ def test_test_scores_and_writes_what_is_asked_for(tmp_path: Path, weights: Path,
     assert {path: path.read_bytes() for path in data.parent.rglob("*") if path.is_file()} == before
 
 
-def test_test_has_other_tasks_and_ways(tmp_path: Path, weights: Path, data: Path) -> None:
+def test_test_has_other_tasks_and_ways(
+    run_script: RunScript, tmp_path: Path, weights: Path, data: Path
+) -> None:
     common = ("--weights", weights, "--data", data, "--img", 64, "--workers", 0)
     speed = run_script("test.py", *common, "--task", "speed", "--half", "--device", "cpu", cwd=tmp_path)
     assert speed.returncode == 0 and "ms inference" in speed.stdout + speed.stderr
@@ -234,7 +238,9 @@ def test_test_has_other_tasks_and_ways(tmp_path: Path, weights: Path, data: Path
     assert [path.name for path in (tmp_path / "runs/test/exp").iterdir()] == ["metrics.json"]
 
 
-def test_test_refuses_what_cannot_work(tmp_path: Path, weights: Path, data: Path) -> None:
+def test_test_refuses_what_cannot_work(
+    run_script: RunScript, tmp_path: Path, weights: Path, data: Path
+) -> None:
     two = data.with_name("two.yaml")
     two.write_text(data.read_text().replace(json.dumps(NAMES), '["x", "y"]'))
     common = ("--weights", weights, "--img", 64, "--workers", 0)
@@ -245,7 +251,9 @@ def test_test_refuses_what_cannot_work(tmp_path: Path, weights: Path, data: Path
     assert not (tmp_path / "runs").exists()
 
 
-def test_public_weights_detect_on_real_pictures(tmp_path: Path, public_yolov5n: Path, bccd_dir: Path) -> None:
+def test_public_weights_detect_on_real_pictures(
+    run_script: RunScript, tmp_path: Path, public_yolov5n: Path, bccd_dir: Path
+) -> None:
     pictures = sorted((bccd_dir / "JPEGImages").glob("*.jpg"))[:2]
     for picture in pictures:
         (tmp_path / picture.name).write_bytes(picture.read_bytes())

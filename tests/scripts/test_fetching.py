@@ -6,7 +6,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -87,29 +86,11 @@ def test_no_download_asks_nobody(script, data, mirror, run_script, tmp_path):
 @pytest.mark.fault(
     "several `torchrun` processes lack the same data and weights", "one downloads them, the others wait"
 )
-def test_of_several_ranks_one_fetches(data, mirror, own_cache_folder, tmp_path):
+def test_of_several_ranks_one_fetches(data, mirror, run_script, tmp_path):
     mirror.stalls["/yolov5x6.pt"] = 1000, 1.5
     mirror.stalls["/shapes.zip"] = 1000, 1.5
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    words = [
-        ROOT / "test.py",
-        "--data",
-        data,
-        "--weights",
-        "yolov5x6.pt",
-        *SMALL,
-        "--project",
-        tmp_path / "runs",
-    ]
-    done = subprocess.run(
-        [*launch, *map(str, words)],
-        cwd=tmp_path,
-        env={**os.environ, "YOLO_CACHE_DIR": str(own_cache_folder), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    words = ["--data", data, "--weights", "yolov5x6.pt", *SMALL, "--project", tmp_path / "runs"]
+    done = run_script("test.py", *words, cwd=tmp_path, ranks=2)
     assert done.returncode == 0, done.stderr
     counts = Counter(path for path, _ in mirror.asked)
     assert counts == {"/yolov5x6.pt": 1, "/shapes.zip": 1}

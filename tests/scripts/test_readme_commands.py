@@ -2,8 +2,6 @@
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -53,31 +51,24 @@ def workspace(tmp_path_factory, make_shapes):
     return folder
 
 
-def run(command, folder, environment, run_script):
+def run(command, folder, run_script):
     words = shlex.split(command)
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", MAKEFILE, re.MULTILINE), f"no such target: {command}"
         return
-    several = words[0] == "torchrun"
-    if several:
+    ranks = 2 if words[0] == "torchrun" else 0
+    if ranks:
         words = words[2:]  # --nproc_per_node 4
     script, arguments = words[1], words[2:]
     assert script in SHORTER, f"tests do not know how to run: {command}"
     arguments += RESUMED if "--resume" in arguments else SHORTER[script]
-    if several:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-        done = subprocess.run(
-            [*launcher, str(ROOT / script), *arguments],
-            cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
-    else:
-        done = run_script(script, *arguments, cwd=folder)
+    done = run_script(script, *arguments, cwd=folder, ranks=ranks)
     assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
 
 
 @pytest.mark.slow
-def test_every_command_of_the_readme_runs(workspace, script_environment, run_script):
+def test_every_command_of_the_readme_runs(workspace, run_script):
     listed = commands()
     assert len(listed) >= 10
     for command in listed:
-        run(command, workspace, script_environment, run_script)
+        run(command, workspace, run_script)

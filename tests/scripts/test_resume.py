@@ -40,6 +40,15 @@ def words_of(kind, small_set, teacher):
     return ["train_distill.py", *common, *taught, *schedule, *closing, "--optimizer", "AdamW"]
 
 
+@pytest.fixture(scope="module")
+def whole_plain(small_set, run_script_session, tmp_path_factory):
+    """The folder of a plain run that nothing happens to."""
+    project = tmp_path_factory.mktemp("whole")
+    done = run_script_session(*words_of("plain", small_set, None), "--project", project)
+    assert done.returncode == 0, done.stderr
+    return project / "exp"
+
+
 def state_of(folder):
     return torch.load(folder / "weights/state.pt", weights_only=True)
 
@@ -110,21 +119,18 @@ def test_a_run_that_is_killed_again_and_again_ends_like_one_that_never_stopped(
 )
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_a_run_with_its_state_saved_and_the_usual_code(
-    number, code, small_set, run_script, start_script, tmp_path, rows_of
+    number, code, small_set, whole_plain, run_script, start_script, tmp_path, rows_of
 ):
     words = words_of("plain", small_set, None)
     process = start_script(*words, "--project", tmp_path / "cut", "--save-every-steps", "3")
     folder = tmp_path / "cut" / "exp"
     wait_for_state(process, folder)
     process.send_signal(number)
-    output = process.communicate(timeout=60)
-    assert process.returncode == code, output
+    assert process.wait(60) == code, process.said()
     assert len(rows_of(folder)) < int(EPOCHS)
     done = run_script("train.py", "--resume", folder)
     assert done.returncode == 0, done.stderr
-    whole = run_script(*words, "--project", tmp_path / "whole")
-    assert whole.returncode == 0, whole.stderr
-    assert_same_run(tmp_path / "whole/exp", folder, rows_of)
+    assert_same_run(whole_plain, folder, rows_of)
 
 
 @pytest.mark.fault("the teacher has changed since the run began", "`--resume` is refused, naming the teacher")

@@ -16,11 +16,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from models.yolo import Model
 from utils.batch import Batch, Letterbox
-from utils.boxes import pairwise_iou
+from utils.boxes import NmsRules, pairwise_iou, survivors
 from utils.evaluation.evaluate import (
     EvaluationSettings,
     evaluation_mode,
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 
 PARTNER_CONFIDENCE = 0.05  # minimum confidence of a detection that can be another's partner
 OVERLAP = 0.5  # minimum IoU of partners
-NMS_IOU = 0.45  # NMS threshold: maximum IoU of two detections of a class, as in detect.py
+NMS_RULES = NmsRules(iou_thres=0.45)  # of detect.py
 SCENES = 6  # images that are shown
 MOST_IMAGES = 1000  # to compare: limits the cost of the other network to as many forward passes
 
@@ -93,12 +92,14 @@ def compare_detections(first: Tensor, second: Tensor) -> Difference:
 def as_shown(detections: Tensor) -> Tensor:
     """Return the detections (n, 6) that detect.py would keep; an evaluation keeps more for its curves."""
     detections = _best_of_each_box(detections[detections[:, 4] >= PARTNER_CONFIDENCE])
-    kept = batched_nms(detections[:, :4], detections[:, 4], detections[:, 5].long(), NMS_IOU)
-    return detections[kept]
+    return detections[survivors(detections, NMS_RULES)]
 
 
 def _best_of_each_box(detections: Tensor) -> Tensor:
-    """Return each box once with its best class: evaluation keeps all classes that pass, detection one."""
+    """Return each box once with its best class, most confident first.
+
+    Evaluation keeps all classes that pass, detection one.
+    """
     detections = detections[detections[:, 4].argsort(descending=True, stable=True)]
     boxes, place = torch.unique(detections[:, :4], dim=0, return_inverse=True)
     rows = torch.arange(len(detections), device=detections.device)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision  # noqa: F401 - registers the NMS operator that files with NMS inside call
 from torch import Tensor
 
+import utils.nms_operator  # noqa: F401 - files with NMS inside call its operator
 from models.torchscript import read_torchscript
 from utils.errors import UserError
 from utils.inference.exported import ExportedNetwork, first_words, last_words
