@@ -33,6 +33,8 @@ def _load_operator() -> None:
     Raises:
         ImportError: if torchvision is missing (ModuleNotFoundError) or does not match torch.
     """
+    if _is_registered():
+        return  # torchvision has been imported
     spec = importlib.util.find_spec("torchvision")
     folders = [] if spec is None else spec.submodule_search_locations or []
     for library in (file for folder in folders for file in sorted(Path(folder).glob("_C*"))):
