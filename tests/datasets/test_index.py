@@ -509,3 +509,19 @@ def test_bccd_has_its_known_splits_and_stays_untouched(bccd_dir):
     assert {split: len(index) for split, index in counts.items()} == {"train": 205, "val": 87, "test": 72}
     assert sum(index.class_counts() for index in counts.values()).tolist() == [4155, 372, 361]
     assert sorted(str(path) for path in bccd_dir.rglob("*")) == names
+
+
+@pytest.mark.parametrize("together", [1, 32])
+@pytest.mark.parametrize("count", [0, 1, 31, 64, 10_001])
+def test_what_threads_work_out_comes_in_order_and_waits_in_blocks(count, together):
+    done = []
+
+    def work(item: int) -> int:
+        done.append(item)
+        return -item
+
+    found = []
+    for value in index_module.each_in_parallel(work, range(count), together=together):
+        found.append(value)
+        assert len(done) - len(found) <= 4096, "results pile up"
+    assert found == [-item for item in range(count)]
