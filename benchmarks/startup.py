@@ -27,7 +27,7 @@ def commands(weights: str, data: str, image: str, size: str) -> dict[str, list[s
         IMPORT: ["-c", "import torch"],
         "`detect.py`, one image": ["detect.py", *common, "--source", image],
         "`test.py --dry-run`, one batch": ["test.py", *labelled, "--batch", "4"],
-        "`train.py --dry-run`, one step": ["train.py", *labelled, "--batch", "4"],
+        "`train.py --dry-run`, one step": ["train.py", *labelled, "--batch", "4", "--workers", "0"],
     }
 
 

@@ -6,15 +6,17 @@ need one operator, which is in the package's library.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.machinery
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor
+
+from utils.errors import reason_of
 
 __all__ = ["nms"]
 
@@ -28,27 +30,46 @@ def nms(boxes_xyxy: Tensor, confidence: Tensor, iou_thres: float) -> Tensor:
 
 
 def _load_operator() -> None:
-    """Register torchvision's operators with torch.
+    """Register torchvision's operators with torch, unless they are.
 
     Raises:
-        ImportError: if torchvision is missing (ModuleNotFoundError) or does not match torch.
+        ImportError: if torchvision is missing (ModuleNotFoundError), or cannot be loaded into this torch.
     """
-    if _is_registered():
-        return  # torchvision has been imported
-    spec = importlib.util.find_spec("torchvision")
-    folders = [] if spec is None else spec.submodule_search_locations or []
-    for library in (file for folder in folders for file in sorted(Path(folder).glob("_C*"))):
-        if library.name.endswith(tuple(importlib.machinery.EXTENSION_SUFFIXES)):
-            with contextlib.suppress(OSError):
-                torch.ops.load_library(library)  # type: ignore[no-untyped-call]
+    reason = "it has no NMS operator"
+    for library in _libraries():
+        if _is_registered():  # a second time ends the process
+            return
+        try:
+            torch.ops.load_library(library)  # type: ignore[no-untyped-call]
+        except OSError as error:
+            reason = reason_of(error.__cause__ or error)  # torch tells only the path
     if _is_registered():
         return
     try:
         importlib.import_module("torchvision")  # may have its library elsewhere
-    except RuntimeError as error:
-        raise ImportError("does not match torch", name="torchvision") from error
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:
+        raise _mismatch(reason) from error
     if not _is_registered():
-        raise ImportError("does not match torch", name="torchvision")
+        raise _mismatch(reason)
+
+
+def _libraries() -> Iterator[Path]:
+    """Yield the files of the package that may be the library of its operators."""
+    try:
+        spec = importlib.util.find_spec("torchvision")
+    except ValueError:  # a module that somebody else has put in its place
+        return
+    for folder in () if spec is None else spec.submodule_search_locations or ():
+        for file in sorted(Path(folder).glob("_C*")):
+            if file.name.endswith(tuple(importlib.machinery.EXTENSION_SUFFIXES)):
+                yield file
+
+
+def _mismatch(reason: str) -> ImportError:
+    version = torch.__version__
+    return ImportError(f"torchvision cannot be loaded into torch {version} ({reason})", name="torchvision")
 
 
 def _is_registered() -> bool:

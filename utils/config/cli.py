@@ -27,7 +27,7 @@ from utils.config.settings import Setting, settings_of
 from utils.config.signals import sigterm_as_interrupt
 from utils.config.suggestions import did_you_mean
 from utils.config.version import version_text
-from utils.errors import StoppedError, Terminated, UsageError, UserError
+from utils.errors import StoppedError, Terminated, UsageError, UserError, reason_of
 
 __all__ = ["exit_code_of", "parse", "run"]
 
@@ -70,9 +70,29 @@ def run(
 
 
 def _load_libraries() -> None:
-    """Import the slow libraries that every script needs; Ctrl-C meanwhile ends the process at once.
+    """Import the slow libraries that every script needs."""
+    name = ""
+    try:
+        for name in ("torch", "utils.nms_operator", "cv2"):
+            import_at_once(name)
+    except ImportError as error:
+        package = f"the package {error.name or name}"
+        fix = "pip install -r requirements.txt, or make setup and .venv/bin/python"
+        if isinstance(error, ModuleNotFoundError):
+            raise UserError("is not installed", package, fix) from error
+        if name == "cv2":
+            fix = "without a display, opencv-python-headless in the place of opencv-python may help"
+        raise UserError(f"cannot be imported ({reason_of(error)})", package, fix) from error
+    # Their hundred thousands of objects stay: no collection need look through them, nor the last one,
+    # which takes a tenth of the time of a short run.
+    if not gc.get_freeze_count():
+        gc.freeze()
 
-    An exception during the import would leave these libraries half loaded and raise unrelated errors.
+
+def import_at_once(name: str) -> None:
+    """Import a slow library; Ctrl-C meanwhile ends the process.
+
+    An exception during the import would leave it half loaded and raise unrelated errors.
     """
 
     def leave(*_: object) -> None:
@@ -80,18 +100,11 @@ def _load_libraries() -> None:
         os._exit(INTERRUPTED)
 
     if threading.current_thread() is not threading.main_thread():
+        importlib.import_module(name)
         return
     before = signal.signal(signal.SIGINT, leave)
     try:
-        for name in ("torch", "utils.nms_operator", "cv2"):
-            importlib.import_module(name)
-        # Their hundred thousands of objects stay: no collection need look through them, nor the last one,
-        # which takes a tenth of the time of a short run.
-        gc.freeze()
-    except ImportError as error:
-        what = "is not installed" if isinstance(error, ModuleNotFoundError) else one_line(str(error))
-        fix = "pip install -r requirements.txt, or make setup and .venv/bin/python"
-        raise UserError(what, f"the package {error.name}", fix) from error
+        importlib.import_module(name)
     finally:
         signal.signal(signal.SIGINT, before)
 
