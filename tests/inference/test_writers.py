@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -221,6 +222,34 @@ def test_pictures_of_the_same_name_do_not_overwrite_each_other(tmp_path: Path) -
     assert cv2.imread(str(tmp_path / "out" / "pic.png")).max() == 0
     assert cv2.imread(str(tmp_path / "out" / "pic_2.png")).min() == 1
     assert sorted(p.name for p in (tmp_path / "out" / "labels").iterdir()) == ["pic.txt", "pic_2.txt"]
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_an_image_its_label_file_and_its_rows_have_one_name(labels: bool, tmp_path: Path) -> None:
+    sources = ["c.jpg", "c.png", "s/c.jpg", "s/c_2.jpg", "s/t/c_2.jpg", "v_1.jpg", "d.pbm", "d.jpg"]
+    out, frames = tmp_path / "out", []
+    out.mkdir()
+    for number, name in enumerate(sources):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+        frames.append(Frame(np.full_like(IMAGE, 20 * number), str(tmp_path / name)))
+    choice = OutputChoice(labels=labels, table=True)
+    with Outputs(out, ["a", "b"], choice, [frame.source for frame in frames]) as outputs:
+        for number, frame in enumerate(frames):
+            # So many detections that an output file tells by itself what it is of.
+            write(outputs, frame, DETECTIONS[:1].repeat(number + 1, 1), frame.image)
+    drawn = [path for path in out.iterdir() if path.is_file() and path.suffix != ".csv"]
+    of_image = {path.stem: round(float(cv2.imread(str(path)).mean()) / 20) for path in drawn}
+    rows = [line.split(",")[0] for line in (out / "predictions.csv").read_text().splitlines()[1:]]
+    counts = Counter(rows)
+    assert list(counts.values()) == [1, 2, 3, 4, 5, 6, 7, 8]
+    if labels:
+        files = {path.stem: len(path.read_text().splitlines()) - 1 for path in (out / "labels").iterdir()}
+        assert files == of_image and len(files) == len(sources)
+        assert {Path(row).stem: count - 1 for row, count in counts.items()} == files
+    else:
+        assert {"c.jpg", "c.png", "c_2.jpg", "v_1.jpg"} <= set(rows)
+        assert len(drawn) == len(sources)
 
 
 def test_nothing_found_leaves_no_label_file(tmp_path: Path) -> None:

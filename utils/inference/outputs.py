@@ -89,24 +89,34 @@ class Outputs:
 
     def record(self, frame: Frame, detections: Tensor) -> Path | None:
         """Write all output of a frame but the frame itself; return the path for that if it is an image."""
-        own_stem = _stem(frame.source)
-        stem = self._stems.name(frame.source, own_stem, series=frame.number is not None)
+        stem, file = self._names(frame)
         name = stem if frame.number is None else f"{stem}_{frame.number + 1}"
         if self.labels is not None:
             self.labels.write(name, detections, (frame.image.shape[0], frame.image.shape[1]))
         if self.crops is not None:
             self.crops.write(name, frame.image, detections)
         if self.table is not None:
-            self.table.write(frame, detections)
-        if not self.choice.images or frame.number is not None:
-            return None
-        return self.folder / self._files.name(frame.source, own_stem, image_suffix(frame.source))
+            own = file_name(frame.source)
+            self.table.write(file.stem + Path(own).suffix if own else frame.source, frame.number, detections)
+        return file if self.choice.images and frame.number is None else None
+
+    def _names(self, frame: Frame) -> tuple[str, Path]:
+        """Return the stem of a source's label files and crops, and the path of its image or video.
+
+        `a.jpg` and `a.png` keep their names, unless there are label files or crops to tell apart.
+        """
+        series, own = frame.number is not None, _stem(frame.source)
+        suffix = ".mp4" if series else image_suffix(frame.source)
+        stem = self._stems.name(frame.source, own, series=series)
+        if self.choice.labels or self.choice.crops:
+            return stem, self.folder / f"{stem}{suffix}"
+        return stem, self.folder / self._files.name(frame.source, own, suffix)
 
     def _video_for(self, frame: Frame) -> VideoWriter:
         if frame.source not in self._videos:
             if not frame.live:
                 self._close_videos()  # the previous file has ended
-            path = self.folder / self._files.name(frame.source, _stem(frame.source), ".mp4")
+            path = self._names(frame)[1]
             self._videos[frame.source] = VideoWriter(path, frame.fps, self.choice.vid_stride)
         return self._videos[frame.source]
 

@@ -15,7 +15,7 @@ from utils.boxes import xyxy_to_cxcywh
 from utils.config.files import refusals
 from utils.datasets.images import IMAGE_SUFFIXES, Image
 from utils.errors import UserError
-from utils.inference.frames import Frame, file_name, is_utf8
+from utils.inference.frames import file_name, is_utf8
 from utils.words import counted
 
 # OpenCV reads more image formats than it writes, and which depends on its build. Left out are those for
@@ -146,15 +146,17 @@ class TableWriter:
             self._rows: Any = csv.writer(self._file)
             self._rows.writerow(self.COLUMNS)
 
-    def write(self, frame: Frame, detections: Tensor) -> None:
-        """Append the detections (n, 6) of a frame. Raises UserError if the system refuses."""
-        number = "" if frame.number is None else frame.number + 1  # as in the names of label files
-        source = file_name(frame.source) or frame.source
+    def write(self, image: str, frame: int | None, detections: Tensor) -> None:
+        """Append the detections (n, 6) of an image or of a video's frame, counted from 0.
+
+        Raises UserError if the system refuses.
+        """
+        number = "" if frame is None else frame + 1  # as in the names of label files
         for *box, confidence, label in detections.tolist():
             corners = [f"{value:.1f}" for value in box]
             name = self.names[int(label)]
             with refusals(_REFUSED, self.path):
-                self._rows.writerow([source, name, f"{confidence:.4f}", number, *corners])
+                self._rows.writerow([image, name, f"{confidence:.4f}", number, *corners])
 
     def close(self) -> None:
         """Close the file. Raises UserError if the system refuses to write the rest."""
