@@ -102,3 +102,19 @@ def test_values_that_look_like_options_are_all_kept():
     assert (again.teacher, again.weights) == (("--a.pt",), "--b.pt")
     several = command_of(DistillOptions(teacher=("a.pt", "--b.pt", "c.pt")))
     assert read(several, DistillOptions, "train_distill.py").teacher == ("a.pt", "./--b.pt", "c.pt")
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ([], False),
+        (["--soft-loss"], False),
+        (["--distill-loss", "response"], False),
+        (["--distill-loss", "l2"], True),
+    ],
+)
+def test_the_output_loss_is_named_where_it_would_be_another_without(words, named):
+    options = parse(DistillOptions, ["--teacher", "a.pt", *words])
+    line = command_of(options)
+    assert ("--distill-loss" in line) == named
+    assert read(line, DistillOptions, "train_distill.py") == options

@@ -231,3 +231,11 @@ def test_the_cache_folder_is_where_the_user_wants_it(monkeypatch: pytest.MonkeyP
     assert user_cache_dir() == Path("/caches/yolov5-distillation")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert user_cache_dir() == Path.home() / ".cache" / "yolov5-distillation"
+
+
+def test_a_process_that_holds_a_folder_ends_without_a_warning(tmp_path: Path) -> None:
+    code = f"from utils.config.files import Path, claim_folder; claim_folder(Path({str(tmp_path)!r}))"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "") and list(tmp_path.iterdir())

@@ -486,3 +486,16 @@ def test_fetching_splits_that_are_there_does_nothing(shipped, serving):
     serving.asked.clear()
     fetch_dataset(config, BOTH, print)
     assert serving.asked == []
+
+
+def test_a_split_that_is_missing_is_told_before_others_are_read(tmp_path):
+    """Wrong labels of `train` would be told first, and take long to find."""
+    for folder in ("images/train", "labels/train"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "images/train/a.jpg").write_bytes(b"")
+    (tmp_path / "labels/train/a.txt").write_text("wrong")
+    path = tmp_path / "mine.yaml"
+    path.write_text("path: .\ntrain: images/train\nval: images/vall\nnames: [a]\n")
+    told = refused(path)
+    assert "split 'val' is not there" in told and "images/vall" in told
+    assert get_dataset(path, None, ["train"], False, print).names == ["a"]

@@ -1,5 +1,6 @@
 """What is learnt from a teacher, and what is said of it."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -38,6 +39,10 @@ def test_teachers_without_a_class_for_the_student_are_told_with_the_feature_loss
     teachers = Teachers(strangers, student, ["dot", "cell"])
     assert build_preset(options, SimpleNamespace(say=said.append), teachers) is None
     assert said[0].startswith("cat.pt and dog.pt know none of the data's classes: only features are")
+    warned = []
+    asked = replace(options, distill_loss="boxes", given=frozenset({"distill_loss"}))
+    assert build_preset(asked, SimpleNamespace(say=said.append, warn=warned.append), teachers) is None
+    assert warned == said[:1]  # what was asked for is not done
 
 
 PRESETS_CLASS_GAIN = {

@@ -28,6 +28,7 @@ from utils.config.signals import sigterm_as_interrupt
 from utils.config.suggestions import did_you_mean
 from utils.config.version import version_text
 from utils.errors import StoppedError, Terminated, UsageError, UserError, reason_of
+from utils.words import counted
 
 __all__ = ["exit_code_of", "parse", "run"]
 
@@ -231,7 +232,14 @@ class _Reading:
         """Report an unknown option, skipping its values, or a word that belongs to no option."""
         if not word.startswith("-") or _is_number(word):
             place = f"{self.latest} takes no further value" if self.latest else "options start with --"
-            self.problems.append(f"{word!r}: not expected here, {place}")
+            more = 0
+            while queue and not queue[0].startswith("-"):
+                queue.pop(0)
+                more += 1
+            if more and self.latest and not _is_number(word):
+                place += "; quotes keep the shell from replacing a pattern: '*.jpg'"
+            words = f"{word!r} and {counted(more, 'more word')}" if more else repr(word)
+            self.problems.append(f"{words}: not expected here, {place}")
             return
         absent = self.options_class.absent.get(name.lstrip("-"))
         hint = did_you_mean("--" + name.lstrip("-"), [*self.known, *self.opposites], _NEAR_OPTION)

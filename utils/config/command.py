@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ def command(kind: type[Options], values: Mapping[str, Any], needed: frozenset[st
 
 def command_of(options: Options, leave_out: frozenset[str] = frozenset(), **changed: Any) -> str:
     """Return the command for these options, with those in `changed` replaced."""
+    if isinstance(options, DistillOptions) and options == replace(options, distill_loss=None):
+        leave_out |= {"distill_loss"}  # what it would be anyway
     values = {name: getattr(options, name) for name in settings_of(type(options)) if name not in leave_out}
     return command(type(options), {**values, **changed})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import stat
@@ -99,6 +100,13 @@ def try_claim(folder: Path) -> bool:
     else:
         stream.close()
     return is_locked is not False
+
+
+@atexit.register
+def _release_all() -> None:
+    """Close the locks held to the end: an open file there is a ResourceWarning."""
+    while _claims:
+        _claims.popitem()[1].close()
 
 
 def release_folder(folder: Path) -> None:

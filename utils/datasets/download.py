@@ -20,7 +20,7 @@ from utils.config.download import ArchiveStep, CocoStep, Step
 from utils.config.files import refusals, write_text_atomically
 from utils.config.suggestions import nearest_path
 from utils.datasets.coco_json import read_coco
-from utils.datasets.sources import is_split_there
+from utils.datasets.sources import is_split_there, list_sources
 from utils.errors import UserError
 from utils.fetch.lock import exclusive_lock
 from utils.fetch.part import check_room
@@ -51,6 +51,8 @@ def get_dataset(
             raise _not_fetched(config, missing[0], data_dir, may_fetch)
         fetch_dataset(config, missing, say)
     config = load_dataset_config(path, data_dir)
+    for split in missing_splits(config, splits):
+        list_sources(config, split, lambda _: None)  # says what is missing before other splits are read
     if config.note:
         say(config.note)
     return config

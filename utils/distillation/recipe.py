@@ -180,7 +180,8 @@ def build_preset(options: DistillOptions, context: LossContext, teachers: Teache
             )
         kind = "cwd" if options.feature_loss == "none" else options.feature_loss
         them = "it" if len(teachers.members) == 1 else "them"
-        context.say(f"{teachers.ignorance}: only features are learnt from {them} (--feature-loss {kind})")
+        tell = context.warn if "distill_loss" in options.given else context.say
+        tell(f"{teachers.ignorance}: only features are learnt from {them} (--feature-loss {kind})")
         return None
     if not options.with_gt_loss:
         refuse_untaught_parts(context, teachers)
