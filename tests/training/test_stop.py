@@ -27,7 +27,7 @@ def acted():
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_the_work_at_once(number, code, acted):
-    with pytest.raises(StoppedError, match="nothing was done that is not saved") as stopped, StopSignals():
+    with pytest.raises(StoppedError, match="nothing had begun, so nothing is lost") as stopped, StopSignals():
         send(number)
         pytest.fail("went on")
     assert stopped.value.exit_code == code

@@ -19,6 +19,7 @@ from utils.errors import UserError
 from utils.inference.exported import ExportedNetwork
 from utils.inference.facts import NmsInside
 from utils.inference.preprocess import letterbox_image
+from utils.words import counted
 
 
 @dataclass(frozen=True)
@@ -198,8 +199,11 @@ def _is_suppressed(found: Tensor, others: Tensor, nms: NmsInside, allowed: Toler
 
 def describe(result: Comparison, path: Path) -> str:
     """Describe the outcome in one line."""
-    compared = f"{result.detections} detections" if result.detections else f"{result.predictions} predictions"
+    count, what = (
+        (result.detections or result.predictions),
+        ("detection" if result.detections else "prediction"),
+    )
     return (
-        f"{path} agrees with PyTorch: {compared}, {result.shapes} shape{'s' if result.shapes > 1 else ''}, "
+        f"{path} agrees with PyTorch: {counted(count, what)}, {counted(result.shapes, 'shape')}, "
         f"scores within {result.score:.1g}, boxes within {result.box_px:.1g} px"
     )

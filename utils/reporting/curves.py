@@ -23,6 +23,7 @@ Floats = NDArray[np.float64]
 COLORS = ("0.35", *(PALETTE[name] for name in ("vermillion", "blue", "green", "purple", "orange", "sky")))
 STYLES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))  # next when the colours are used up
 FEW_EPOCHS = 15  # up to this many are marked individually
+NUMBERS_ACROSS = 4  # more beside one another overlap
 LABEL_WIDTH = 100  # characters
 
 
@@ -70,12 +71,13 @@ def plot_groups(
         panels = figure.subplots(
             1, 1 + with_points, squeeze=False, sharey=True, width_ratios=[4, 1][: 1 + with_points]
         )[0]
+        is_crowded = len(groups) > NUMBERS_ACROSS
         axes = panels[0]
         handles: list[Line2D] = []
         for place, (group, label, look) in enumerate(zip(groups, labels, _looks(), strict=False)):
             handles.append(_draw(axes, group, label, *look))
             if with_points:
-                _draw_points(panels[1], place, group, look[0])
+                _draw_points(panels[1], place, group, look[0], 90 if is_crowded else 0)
         for (name, score), style in zip(levels.items(), cycle(((0, (4, 3)), (0, (1, 2)))), strict=False):
             for panel in panels:
                 line = panel.axhline(
@@ -84,7 +86,7 @@ def plot_groups(
             handles.append(line)
         axes.set(xlabel="epoch", ylabel=ylabel)
         for panel in panels:
-            panel.margins(y=0.09)  # room for the numbers above the points
+            panel.margins(y=0.17 if is_crowded else 0.09)  # room for the numbers above the points
         axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
         axes.grid(alpha=0.3)
         if with_points:
@@ -129,8 +131,8 @@ def _together(curves: Sequence[Curve]) -> tuple[Floats, Floats]:
     return common, np.stack([curve.values[np.isin(curve.epochs, common)] for curve in curves])
 
 
-def _draw_points(axes: Axes, place: int, group: CurveGroup, color: str) -> None:
-    """Draw a point per run and a line at their mean, with its value above."""
+def _draw_points(axes: Axes, place: int, group: CurveGroup, color: str, rotation: int) -> None:
+    """Draw a point per run and a line at their mean, with its value above, rotated by so many degrees."""
     if not group.best:
         return
     best = np.array(group.best)
@@ -139,5 +141,5 @@ def _draw_points(axes: Axes, place: int, group: CurveGroup, color: str) -> None:
     axes.hlines(best.mean(), place - 0.35, place + 0.35, color=color, linewidth=2)
     axes.annotate(
         f"{best.mean():.3f}", (place, best.max()), (0, 5), textcoords="offset points", ha="center",
-        fontsize=8, color=color,
+        fontsize=8, color=color, rotation=rotation,
     )  # fmt: skip

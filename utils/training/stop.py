@@ -29,7 +29,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.wanted: int | None = None
-        self.how_to_go_on = "nothing was done that is not saved"
+        self.how_to_go_on = "nothing had begun, so nothing is lost"
         self._vote, self._noting = Vote(), False
         self._first: tuple[int, float] | None = None  # signal and time
         self._before: dict[int, Any] = {}
