@@ -66,12 +66,13 @@ test: $(INSTALLED_DEV) ## all tests, linters and types among them
 demo: $(INSTALLED) ## distil a small student on a generated set, score it, draw boxes (minutes)
 	$(RUN) -m experiments.demo
 
-bench: $(INSTALLED) ## time steps, loader, evaluation and memory on this machine; DEVICE=0 for a GPU (minutes)
+bench: $(INSTALLED) ## time steps, loader, evaluation, start and memory on this machine; DEVICE=0 for a GPU (minutes)
 	$(RUN) -m benchmarks.step --device $(DEVICE)
 	$(RUN) -m benchmarks.memory --device $(DEVICE)
 	$(RUN) -m benchmarks.loader
 	$(RUN) -m benchmarks.evaluation --device $(DEVICE)
 	$(RUN) -m benchmarks.detection --device $(DEVICE)
+	$(RUN) -m benchmarks.startup
 
 proof: $(INSTALLED) ## repeat the experiments of docs/experiments.md that are not recorded yet (hours; DEVICE=0 for a GPU)
 	$(RUN) -m experiments.run $(PLANS) --device $(DEVICE)

@@ -43,7 +43,9 @@ def main() -> None:
 
         def run(words: list[str]) -> None:
             place = [] if words[0] == "-c" else ["--project", folder]
-            subprocess.run([sys.executable, *words, *place], check=True, capture_output=True)
+            done = subprocess.run([sys.executable, *words, *place], capture_output=True, text=True)
+            if done.returncode:
+                raise SystemExit(done.stderr)  # such as: the data is not there
 
         listed = commands(given.weights, given.data, given.source, given.img)
         work: dict[str, Callable[[], object]] = {name: partial(run, words) for name, words in listed.items()}
