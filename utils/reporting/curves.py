@@ -71,7 +71,7 @@ def plot_groups(
         panels = figure.subplots(
             1, 1 + with_points, squeeze=False, sharey=True, width_ratios=[4, 1][: 1 + with_points]
         )[0]
-        is_crowded = len(groups) > NUMBERS_ACROSS
+        is_crowded = with_points and len(groups) > NUMBERS_ACROSS
         axes = panels[0]
         handles: list[Line2D] = []
         for place, (group, label, look) in enumerate(zip(groups, labels, _looks(), strict=False)):
