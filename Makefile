@@ -72,6 +72,7 @@ bench: $(INSTALLED) ## time steps, loader, evaluation, start and memory on this 
 	$(RUN) -m benchmarks.loader
 	$(RUN) -m benchmarks.evaluation --device $(DEVICE)
 	$(RUN) -m benchmarks.detection --device $(DEVICE)
+	$(RUN) -m utils.datasets.demo --out datasets/demo
 	$(RUN) -m benchmarks.startup
 
 proof: $(INSTALLED) ## repeat the experiments of docs/experiments.md that are not recorded yet (hours; DEVICE=0 for a GPU)

@@ -10,6 +10,7 @@ whether it has ended.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -62,9 +63,12 @@ class Started:
         self._server, self.folder = server, Path(request.folder)
         self.returncode: int | None = None
         self.pid: int = server.ask({"start": asdict(request)}, 60)
+        self._life = server.life
 
     def poll(self) -> int | None:
         """Gives the code it has ended with, if it has."""
+        if self._life != self._server.life:
+            self.returncode = -signal.SIGKILL  # it has ended with its server
         if self.returncode is None:
             self.returncode = self._server.ask({"poll": self.pid}, 60)
         return self.returncode
@@ -103,6 +107,7 @@ class ScriptServer:
     def __init__(self, environment: Mapping[str, str]) -> None:
         """`environment` is that of the imports."""
         self._environment = dict(environment)
+        self.life = 0  # counts the servers that have ended
         self._process: subprocess.Popen[str] | None = None
 
     def run(self, request: Request, timeout: float) -> Answer:
@@ -124,15 +129,19 @@ class ScriptServer:
             self.close()
             raise subprocess.TimeoutExpired(str(question), timeout)
         line = self._process.stdout.readline()
-        assert line, f"the server of scripts has died at {question}"
+        if not line:
+            self.close()
+            raise RuntimeError(f"the server of scripts has died at {question}")
         return json.loads(line)
 
     def close(self) -> None:
         """Ends the server and what runs in it."""
         if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.communicate()
             self._process = None
+            self.life += 1
 
     def _begun(self) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -172,7 +181,7 @@ def become(argv: Sequence[str], request: Request) -> None:
 
 
 def become_ranks(count: int) -> None:
-    """Returns in each rank; the process that they are children of ends with them, by the highest code."""
+    """Returns in each rank; their parent ends with them, by the code of the first that fails."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         master = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
@@ -185,7 +194,15 @@ def become_ranks(count: int) -> None:
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             return
         children.append(child)
-    os._exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) % 256 for child in children))
+    codes = []
+    for _ in range(count):
+        child, status = os.wait()
+        children.remove(child)
+        codes.append(os.waitstatus_to_exitcode(status) % 256)
+        if codes[-1]:
+            for other in children:  # as torchrun does; they would wait for this one
+                os.kill(other, signal.SIGTERM)
+    os._exit(next(filter(None, codes), 0))
 
 
 def serve() -> None:

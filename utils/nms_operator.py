@@ -24,8 +24,11 @@ __all__ = ["nms"]
 def nms(boxes_xyxy: Tensor, confidence: Tensor, iou_thres: float) -> Tensor:
     """Return the indices of the boxes (n, 4) that NMS keeps, most confident first.
 
-    confidence: (n,), of the dtype of the boxes. Same as `torchvision.ops.nms`.
+    confidence: (n,). Same as `torchvision.ops.nms`, in float32 if given less, autocast or not.
     """
+    if boxes_xyxy.dtype in (torch.float16, torch.bfloat16):
+        boxes_xyxy = boxes_xyxy.float()
+    confidence = confidence.to(boxes_xyxy.dtype)
     return cast(Tensor, torch.ops.torchvision.nms(boxes_xyxy, confidence, iou_thres))
 
 
@@ -44,6 +47,7 @@ def _load_operator() -> None:
         except OSError as error:
             reason = reason_of(error.__cause__ or error)  # torch tells only the path
     if _is_registered():
+        _check_cuda()
         return
     try:
         importlib.import_module("torchvision")  # may have its library elsewhere
@@ -65,6 +69,13 @@ def _libraries() -> Iterator[Path]:
         for file in sorted(Path(folder).glob("_C*")):
             if file.name.endswith(tuple(importlib.machinery.EXTENSION_SUFFIXES)):
                 yield file
+
+
+def _check_cuda() -> None:
+    """Raise ImportError if torch and torchvision were built for different major versions of CUDA."""
+    theirs, ours = str(torch.ops.torchvision._cuda_version()), torch.version.cuda
+    if ours is not None and theirs != "-1" and theirs[:-3] != ours.partition(".")[0]:
+        raise _mismatch(f"it was built for CUDA {theirs[:-3]}")
 
 
 def _mismatch(reason: str) -> ImportError:

@@ -3,9 +3,15 @@
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+
+from utils import nms_operator
+from utils.nms_operator import nms
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -71,7 +77,7 @@ def test_the_operator_is_registered_once_wherever_it_comes_from(tmp_path: Path) 
     import torchvision
 
     folder = Path(torchvision.__file__).parent
-    (library,) = [file for file in folder.glob("_C*") if file.suffix in (".so", ".pyd")]
+    library = next(file for file in folder.glob("_C*") if file.suffix in (".so", ".pyd"))
     twice = tmp_path / "torchvision"
     twice.mkdir()
     for name in (library.name, f"_C_of_old{library.suffix}"):
@@ -89,3 +95,23 @@ def test_the_operator_is_registered_once_wherever_it_comes_from(tmp_path: Path) 
     ):
         done = alone(f"import sys, torch, types; {before}; {nms}")
         assert done.returncode == 0, done.stderr
+
+
+def test_half_precision_is_computed_in_float32() -> None:
+    boxes, confidence = (
+        torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, 8], [20, 20, 30, 30]]),
+        torch.tensor([0.5, 0.75, 0.25]),
+    )
+    for dtype in (torch.float16, torch.bfloat16):
+        assert nms(boxes.to(dtype), confidence.to(dtype), 0.5).tolist() == [1, 2]
+        with torch.autocast("cpu", torch.bfloat16):
+            assert nms(boxes.to(dtype), confidence, 0.5).tolist() == [1, 2]
+
+
+def test_a_torchvision_for_another_cuda_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    operators = SimpleNamespace(_cuda_version=lambda: 12060)
+    monkeypatch.setattr(nms_operator.torch.ops, "torchvision", operators)
+    for cuda, fits in (("12.8", True), (None, True), ("13.0", False)):
+        monkeypatch.setattr(nms_operator.torch.version, "cuda", cuda)
+        with nullcontext() if fits else pytest.raises(ImportError, match="was built for CUDA 12"):
+            nms_operator._check_cuda()

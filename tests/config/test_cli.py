@@ -116,8 +116,8 @@ def test_values_may_be_many_optional_or_repeated() -> None:
         ("--no-rect", "--no-rect: no such option"),
         ("--img 640 480", "'480': not expected here, --img takes no further value"),
         ("--img 640 480 320", "'480' and 1 more word: not expected here, --img takes no further value"),
-        ("--data a.yaml b.yaml c.yaml", "'b.yaml' and 1 more word: not expected here, --data takes no "
-         "further value; quotes keep the shell from replacing a pattern: '*.jpg'"),
+        ("--data a.yaml data/voc.yaml data/bccd.yaml", "'data/voc.yaml' and 1 more word: not expected here, "
+         "--data takes no further value; quotes keep the shell from replacing a pattern: '*.jpg'"),
         ("--rect 1", "'1': not expected here, --rect takes no further value"),
         ("--rect=true", "--rect=true: --rect takes no value"),
         ("train", "'train': not expected here, options start with --"),

@@ -353,3 +353,20 @@ def test_public_weights_give_the_same_boxes_as_their_export(
     assert first.keys() == second.keys() and sum(map(len, first.values())) >= 7
     for name, rows in first.items():
         np.testing.assert_allclose(rows, second[name], atol=1e-4)
+
+
+def test_the_exporters_packages_are_imported_before_anything_is_written(
+    tmp_path: Path, exporting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C during an import ends the process at once, and would leave what is half written."""
+    seen = []
+
+    def imported(name: str) -> None:
+        seen.append((name, [path.name for path in tmp_path.iterdir()]))
+        if name == "onnxscript":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(export, "import_at_once", imported)
+    with pytest.raises(KeyboardInterrupt):
+        exporting("torchscript", "onnx")
+    assert seen == [("torch._dynamo", ["best.pt"]), ("onnxscript", ["best.pt"])]

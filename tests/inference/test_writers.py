@@ -252,6 +252,18 @@ def test_an_image_its_label_file_and_its_rows_have_one_name(labels: bool, tmp_pa
         assert len(drawn) == len(sources)
 
 
+@pytest.mark.parametrize(
+    ("source", "stem"),
+    [("rtsp://cam/stream.sdp", "rtsp___cam_stream.sdp"), ("rtsp://cam/", "rtsp___cam_"), ("0", "0")],
+)
+def test_rows_of_a_stream_have_the_name_of_its_label_files(source: str, stem: str, tmp_path: Path) -> None:
+    choice = OutputChoice(images=False, labels=True, table=True)
+    with Outputs(tmp_path, ["a", "b"], choice) as outputs:
+        outputs.record(Frame(IMAGE, source, number=4, live=True), DETECTIONS[:1])
+    assert [path.name for path in (tmp_path / "labels").iterdir()] == [f"{stem}_5.txt"]
+    assert f"\n{stem},b,0.9000,5," in (tmp_path / "predictions.csv").read_text()
+
+
 def test_nothing_found_leaves_no_label_file(tmp_path: Path) -> None:
     with Outputs(tmp_path, ["a", "b"], OutputChoice(images=False, labels=True)) as outputs:
         write(outputs, Frame(IMAGE, "x.jpg"), torch.zeros(0, 6), None)

@@ -6,6 +6,7 @@ and messages vary between Python versions. Here all problems are reported at onc
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import os
@@ -97,13 +98,16 @@ def import_at_once(name: str) -> None:
     """
 
     def leave(*_: object) -> None:
+        with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: it came while something was written
+            sys.stdout.flush()
         os.write(2, b"interrupted\n")
         os._exit(INTERRUPTED)
 
-    if threading.current_thread() is not threading.main_thread():
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before in (signal.SIG_IGN, None):
         importlib.import_module(name)
         return
-    before = signal.signal(signal.SIGINT, leave)
+    signal.signal(signal.SIGINT, leave)
     try:
         importlib.import_module(name)
     finally:
@@ -236,7 +240,7 @@ class _Reading:
             while queue and not queue[0].startswith("-"):
                 queue.pop(0)
                 more += 1
-            if more and self.latest and not _is_number(word):
+            if self.latest and os.path.exists(word):
                 place += "; quotes keep the shell from replacing a pattern: '*.jpg'"
             words = f"{word!r} and {counted(more, 'more word')}" if more else repr(word)
             self.problems.append(f"{words}: not expected here, {place}")

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from models.yolo import Model
-from utils.config.cli import import_at_once
 from utils.config.options_base import MAX_SIDE
 from utils.errors import UsageError
 from utils.export.network import ExportNetwork
@@ -29,8 +28,6 @@ def onnx_content(model: Model, facts: ExportFacts, opset: int, simplify: bool) -
     model: fused, in eval mode. Dimensions of `facts.shape` that are None are dynamic. Needs the packages
     onnx and onnxscript. Raises UsageError if onnx does not support `opset`, or not for this network.
     """
-    for name in ("torch._dynamo", "onnxscript"):  # what the exporter imports
-        import_at_once(name)
     _check_opset(opset)
     example, shapes = _example(model, facts)
     network = ExportNetwork(model, None if facts.nms is None else select_with(facts.nms)).eval()

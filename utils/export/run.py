@@ -20,6 +20,7 @@ import torch
 from models.checkpoint import build_model, read_checkpoint
 from models.places import resolve_weights
 from models.yolo import Model
+from utils.config.cli import import_at_once
 from utils.config.command import command
 from utils.config.files import refusals, replace_atomically, sync_folder
 from utils.config.options import DetectOptions, ExportOptions
@@ -53,7 +54,7 @@ def run_export(options: ExportOptions, console: Console | None = None) -> list[P
     then left unchanged, and the other formats are written all the same.
     """
     console = console or Console()
-    _check_packages(options.include)
+    _load_packages(options.include)
     device = select_device(options.device)
     weights = resolve_weights(options.weights, options.fetches)
     if is_exported(weights):
@@ -154,12 +155,18 @@ def _put_in_place(made: Path, path: Path) -> None:
         sync_folder(path.parent)
 
 
-def _check_packages(include: Sequence[str]) -> None:
-    """Raise UserError if packages are missing, before anything is written."""
+def _load_packages(include: Sequence[str]) -> None:
+    """Import what the exporters import, before anything is written: Ctrl-C may end the process at once.
+
+    Raises UserError if packages are missing.
+    """
     needed = dict.fromkeys(package for name in include for package in _PACKAGES[name])
     missing = [package for package in needed if not is_installed(package)]
     if missing:
         raise UserError(f"needs {', '.join(missing)}", "--include", f"pip install {' '.join(missing)}")
+    if "onnxscript" in needed:
+        for name in ("torch._dynamo", "onnxscript"):
+            import_at_once(name)
 
 
 def is_installed(package: str) -> bool:

@@ -96,8 +96,7 @@ class Outputs:
         if self.crops is not None:
             self.crops.write(name, frame.image, detections)
         if self.table is not None:
-            own = file_name(frame.source)
-            self.table.write(file.stem + Path(own).suffix if own else frame.source, frame.number, detections)
+            self.table.write(file.stem + _name_parts(frame.source)[1], frame.number, detections)
         return file if self.choice.images and frame.number is None else None
 
     def _names(self, frame: Frame) -> tuple[str, Path]:
@@ -126,8 +125,13 @@ class Outputs:
 
 
 def _stem(source: str) -> str:
-    """Return the stem of a file, local or remote; a stream's address or camera number as a file name."""
+    return _name_parts(source)[0]
+
+
+def _name_parts(source: str) -> tuple[str, str]:
+    """Return stem and suffix of a file, local or remote, or a stream's or camera's safe name and no suffix."""
     if is_remote_file(source):
-        return safe_name(Path(file_name(source)).stem)
+        name = Path(file_name(source))
+        return safe_name(name.stem), name.suffix
     path = Path(source)
-    return path.stem if path.suffix and os.path.isfile(path) else safe_name(source)
+    return (path.stem, path.suffix) if path.suffix and os.path.isfile(path) else (safe_name(source), "")
