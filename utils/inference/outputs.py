@@ -129,7 +129,7 @@ def _stem(source: str) -> str:
 
 
 def _name_parts(source: str) -> tuple[str, str]:
-    """Return stem and suffix of a file, local or remote, or a stream's or camera's safe name and no suffix."""
+    """Return stem and suffix of a file, local or remote; of a stream or camera a safe name, no suffix."""
     if is_remote_file(source):
         name = Path(file_name(source))
         return safe_name(name.stem), name.suffix
