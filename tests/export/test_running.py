@@ -370,3 +370,17 @@ def test_the_exporters_packages_are_imported_before_anything_is_written(
     with pytest.raises(KeyboardInterrupt):
         exporting("torchscript", "onnx")
     assert seen == [("torch._dynamo", ["best.pt"]), ("onnxscript", ["best.pt"])]
+
+
+@pytest.mark.parametrize(
+    ("seen", "told"),
+    [(0, "sees nothing in these images, so nothing was compared"), (1, "sees only 1 object in"), (5, "")],
+)
+def test_a_comparison_of_next_to_nothing_is_a_warning(
+    seen: int, told: str, exporting, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(export, "compare", lambda *_: Comparison(detections=seen, shapes=1))
+    exporting("torchscript")
+    output = capsys.readouterr()
+    assert ("agrees with PyTorch" in output.out) == (seen > 0)
+    assert ("with --source" in output.err) == bool(told) and told in output.err

@@ -38,8 +38,10 @@ from utils.inference.predictor import halved, in_words
 from utils.inference.preprocess import fitting_image_size
 from utils.inference.sources import open_source, resolve_default_source
 from utils.reporting.console import Console
+from utils.words import counted
 
 _SCRATCH, _ABANDONED_SECONDS = ".export-", 24 * 3600
+_FEW = 5  # so few predictions or detections show little
 # Packages beyond requirements.txt for writing a format and running it for the comparison.
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _PACKAGES = {"torchscript": (), "onnx": _ONNX_PACKAGES, "openvino": (*_ONNX_PACKAGES[:2], "openvino")}
@@ -127,11 +129,13 @@ def _export(makers: _Makers, name: str, weights: Path, check: _Check, console: C
             wanted = folder / Path(error.where).relative_to(scratch.name)
             raise UserError(error.what, wanted, error.fix) from error
         _put_in_place(made, path)
-    if result.predictions + result.detections:
+    seen = result.predictions + result.detections
+    if seen:
         console.info(describe(result, path))
-    else:
+    if seen < _FEW:
         fix = "name images in which it sees something with --source"
-        console.warn(f"{path}: the network sees nothing in these images, so nothing was compared; {fix}")
+        what, much = (f"only {counted(seen, 'object')}", "little") if seen else ("nothing", "nothing")
+        console.warn(f"{path}: the network sees {what} in these images, so {much} was compared; {fix}")
     return path
 
 
