@@ -216,7 +216,7 @@ def test_recorded_losses_have_the_terms_and_gradients_of_the_losses(preset, feat
             values.append(trainer.run_batch(batch, SAMPLED if number % 5 == 4 else PROGRESS))
         if replayed:
             others = [] if preset is None else [trainer.step.losses[1].preset]
-            records = [len(loss._replayed._replays) for loss in (trainer.step.losses[0], *others)]
+            records = [len(loss._replayed._captures.made) for loss in (trainer.step.losses[0], *others)]
             assert records == [2, 1][: len(records)]
         gradients = [p.grad for p in trainer.step.parameters() if p.grad is not None]
         found.append(([{k: float(v.detach()) for k, v in value.items()} for value in values], gradients))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
+
+from utils.errors import reason_of
 
 _T = TypeVar("_T")
 WARM_CALLS = 3  # before capture, for cuDNN to find its kernels, which must not be captured
@@ -96,6 +99,36 @@ def captured_with_room(device: torch.device, capture: Callable[[], _T]) -> _T:
         torch.cuda.empty_cache()
         raise RuntimeError("the GPU has too little memory")
     return made
+
+
+class Captures(Generic[_T]):
+    """What has been captured, for the first kinds of inputs that were seen a few times."""
+
+    def __init__(self, most: int, what: str, warn: Callable[[str], None]) -> None:
+        """most: the number of kinds; the memory of each stays allocated. `what` is captured: for the warning.
+
+        `warn` gets a message if a capture fails; then nothing more is captured.
+        """
+        self.made: dict[tuple[object, ...], _T] = {}
+        self._calls: Counter[tuple[object, ...]] = Counter()
+        self._most, self._what, self._warn = most, what, warn
+
+    def of(self, key: tuple[object, ...], device: torch.device, capture: Callable[[], _T]) -> _T | None:
+        """Return what was or now is captured for inputs of a kind; None if they are to be computed eagerly.
+
+        key: the kind, see `capture_key`.
+        """
+        if key not in self.made:
+            self._calls[key] += 1
+            if self._calls[key] <= WARM_CALLS or len(self.made) >= self._most:
+                return None
+            try:
+                self.made[key] = captured_with_room(device, capture)
+            except RuntimeError as error:  # includes out of memory
+                self._warn(f"{self._what} cannot be recorded ({reason_of(error)}): it runs as it is")
+                self._most = 0
+                return None
+        return self.made[key]
 
 
 def _reserved_memory(device: torch.device) -> int:

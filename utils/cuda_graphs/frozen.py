@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
@@ -10,14 +9,12 @@ import torch
 from torch import Tensor
 
 from utils.cuda_graphs.capture import (
-    WARM_CALLS,
     CapturePlace,
+    Captures,
     capture_key,
     captured,
-    captured_with_room,
     on_stream,
 )
-from utils.errors import reason_of
 from utils.losses.recipe import Body
 
 Record = Callable[[Body, Tensor], Body]
@@ -31,32 +28,14 @@ class Replayed:
     """
 
     def __init__(self, body: Body, warn: Callable[[str], None], record: Record, shapes: int = 1) -> None:
-        """`warn` gets a message if `record`, which captures, fails; then the body runs eagerly.
-
-        shapes: the number of input shapes that are captured; the memory of each stays allocated.
-        """
-        self._body, self._warn, self._record = body, warn, record
-        self._replays: dict[tuple[object, ...], Body] = {}  # by what the graph is valid for
-        self._calls: Counter[tuple[object, ...]] = Counter()
-        self._shapes = shapes
+        """`record` captures; `warn` gets a message if it fails. shapes: the number that is captured."""
+        self._body, self._record = body, record
+        self._captures = Captures[Body](shapes, "the network's forward pass", warn)
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the feature maps for images (B, 3, H, W), without gradient."""
-        key = capture_key(images)
-        if key not in self._replays:
-            self._calls[key] += 1
-            if self._calls[key] <= WARM_CALLS or len(self._replays) >= self._shapes:
-                return self._body(images)
-            try:
-                capture = partial(self._record, self._body, images)
-                self._replays[key] = captured_with_room(images.device, capture)
-            except RuntimeError as error:  # includes out of memory
-                self._warn(
-                    f"the network's forward pass cannot be recorded ({reason_of(error)}): it runs as it is"
-                )
-                self._shapes = 0
-                return self._body(images)
-        return self._replays[key](images)
+        capture = partial(self._record, self._body, images)
+        return (self._captures.of(capture_key(images), images.device, capture) or self._body)(images)
 
 
 @torch.no_grad()

@@ -7,7 +7,6 @@ launched as two graphs.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,13 +16,11 @@ import torch
 from torch import Tensor
 
 from utils.cuda_graphs.capture import (
-    WARM_CALLS,
     CapturePlace,
+    Captures,
     capture_key,
     captured,
-    captured_with_room,
 )
-from utils.errors import reason_of
 from utils.losses.terms import TermsOfTensors
 
 MAX_CAPTURES = 3  # kinds of inputs that are captured: the memory of each stays allocated
@@ -37,29 +34,17 @@ class ReplayedTerms:
     """
 
     def __init__(self, terms: TermsOfTensors, warn: Callable[[str], None], record: Record) -> None:
-        """`warn` gets a message if `record`, which captures, fails; then nothing more is captured."""
-        self._terms, self._warn, self._record = terms, warn, record
-        self._replays: dict[tuple[object, ...], TermsOfTensors] = {}
-        self._calls: Counter[tuple[object, ...]] = Counter()
-        self._max_captures = MAX_CAPTURES
+        """`record` captures; `warn` gets a message if it fails."""
+        self._terms, self._record = terms, record
+        self._captures = Captures[TermsOfTensors](MAX_CAPTURES, "a loss", warn)
 
     def __call__(self, trained: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
         """Return the terms (n,) for tensors that require a gradient and for others."""
         if not torch.is_grad_enabled() or not all(given.requires_grad for given in trained):
             return self._terms(trained, others)
-        key = capture_key(*trained, *others)
-        if key not in self._replays:
-            self._calls[key] += 1
-            if self._calls[key] <= WARM_CALLS or len(self._replays) >= self._max_captures:
-                return self._terms(trained, others)
-            try:
-                capture = partial(self._record, self._terms, trained, others)
-                self._replays[key] = captured_with_room(trained[0].device, capture)
-            except RuntimeError as error:  # includes out of memory
-                self._warn(f"a loss cannot be recorded ({reason_of(error)}): it runs as it is")
-                self._max_captures = 0
-                return self._terms(trained, others)
-        return self._replays[key](trained, others)
+        capture = partial(self._record, self._terms, trained, others)
+        replay = self._captures.of(capture_key(*trained, *others), trained[0].device, capture)
+        return (replay or self._terms)(trained, others)
 
 
 @dataclass(frozen=True)
