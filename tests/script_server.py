@@ -167,9 +167,8 @@ def become(argv: Sequence[str], request: Request) -> None:
     os.chdir(request.cwd)
     os.environ.clear()
     os.environ.update(request.environment)
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # ignored if a shell runs the tests in the background
+    # A shell that runs the tests in the background makes them ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if request.cpu_seconds:
         resource.setrlimit(resource.RLIMIT_AS, (MAX_ADDRESSES, MAX_ADDRESSES))
         resource.setrlimit(resource.RLIMIT_CPU, (request.cpu_seconds, request.cpu_seconds))
@@ -208,6 +207,7 @@ def become_ranks(count: int) -> None:
 def serve() -> None:
     """Answers questions until there are no more."""
     sys.path.insert(0, str(ROOT))
+    import scipy.cluster.vq  # noqa: F401
     import torch._dynamo  # noqa: F401 - what an optimizer imports
 
     import utils.comparison.run

@@ -38,17 +38,17 @@ def _load_operator() -> None:
     Raises:
         ImportError: if torchvision is missing (ModuleNotFoundError), or cannot be loaded into this torch.
     """
+    if _is_registered():  # a second time would end the process
+        return
     reason = "it has no NMS operator"
     for library in _libraries():
-        if _is_registered():  # a second time ends the process
-            return
         try:
             torch.ops.load_library(library)  # type: ignore[no-untyped-call]
         except OSError as error:
             reason = reason_of(error.__cause__ or error)  # torch tells only the path
-    if _is_registered():
-        _check_cuda()
-        return
+        if _is_registered():
+            _check_cuda()
+            return
     try:
         importlib.import_module("torchvision")  # may have its library elsewhere
     except ModuleNotFoundError:

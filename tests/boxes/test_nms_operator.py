@@ -83,7 +83,7 @@ def test_the_operator_is_registered_once_wherever_it_comes_from(tmp_path: Path) 
     for name in (library.name, f"_C_of_old{library.suffix}"):
         shutil.copy(library, twice / name)
     (twice / "__init__.py").write_text("")
-    nms = (
+    use = (
         "from utils.nms_operator import nms; assert nms(torch.eye(4)[:1], torch.ones(1), 0.5).tolist() == [0]"
     )
     in_its_place = "sys.modules['torchvision'] = types.ModuleType('torchvision')"
@@ -93,7 +93,7 @@ def test_the_operator_is_registered_once_wherever_it_comes_from(tmp_path: Path) 
         "import torchvision",
         f"torch.ops.load_library({str(library)!r}); {in_its_place}",
     ):
-        done = alone(f"import sys, torch, types; {before}; {nms}")
+        done = alone(f"import sys, torch, types; {before}; {use}")
         assert done.returncode == 0, done.stderr
 
 

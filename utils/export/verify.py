@@ -199,11 +199,9 @@ def _is_suppressed(found: Tensor, others: Tensor, nms: NmsInside, allowed: Toler
 
 def describe(result: Comparison, path: Path) -> str:
     """Describe the outcome in one line."""
-    count, what = (
-        (result.detections or result.predictions),
-        ("detection" if result.detections else "prediction"),
-    )
+    found, raw = counted(result.detections, "detection"), counted(result.predictions, "prediction")
+    compared = found if result.detections else raw
     return (
-        f"{path} agrees with PyTorch: {counted(count, what)}, {counted(result.shapes, 'shape')}, "
+        f"{path} agrees with PyTorch: {compared}, {counted(result.shapes, 'shape')}, "
         f"scores within {result.score:.1g}, boxes within {result.box_px:.1g} px"
     )
