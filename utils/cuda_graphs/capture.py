@@ -104,14 +104,15 @@ def captured_with_room(device: torch.device, capture: Callable[[], _T]) -> _T:
 class Captures(Generic[_T]):
     """What has been captured, for the first kinds of inputs that were seen a few times."""
 
-    def __init__(self, most: int, what: str, warn: Callable[[str], None]) -> None:
-        """most: the number of kinds; the memory of each stays allocated. `what` is captured: for the warning.
+    def __init__(self, most: int, problem: str, warn: Callable[[str], None]) -> None:
+        """most: the number of kinds; the memory of each stays allocated.
 
-        `warn` gets a message if a capture fails; then nothing more is captured.
+        `warn` gets `problem`, with the reason in the place of {}, if a capture fails; then nothing more is
+        captured.
         """
         self.made: dict[tuple[object, ...], _T] = {}
         self._calls: Counter[tuple[object, ...]] = Counter()
-        self._most, self._what, self._warn = most, what, warn
+        self._most, self._problem, self._warn = most, problem, warn
 
     def of(self, key: tuple[object, ...], device: torch.device, capture: Callable[[], _T]) -> _T | None:
         """Return what was or now is captured for inputs of a kind; None if they are to be computed eagerly.
@@ -125,7 +126,7 @@ class Captures(Generic[_T]):
             try:
                 self.made[key] = captured_with_room(device, capture)
             except RuntimeError as error:  # includes out of memory
-                self._warn(f"{self._what} cannot be recorded ({reason_of(error)}): it runs as it is")
+                self._warn(self._problem.format(reason_of(error)))
                 self._most = 0
                 return None
         return self.made[key]

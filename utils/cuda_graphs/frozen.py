@@ -30,7 +30,8 @@ class Replayed:
     def __init__(self, body: Body, warn: Callable[[str], None], record: Record, shapes: int = 1) -> None:
         """`record` captures; `warn` gets a message if it fails. shapes: the number that is captured."""
         self._body, self._record = body, record
-        self._captures = Captures[Body](shapes, "the network's forward pass", warn)
+        problem = "the network's forward pass cannot be recorded ({}): it runs as it is"
+        self._captures = Captures[Body](shapes, problem, warn)
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the feature maps for images (B, 3, H, W), without gradient."""

@@ -36,7 +36,8 @@ class ReplayedTerms:
     def __init__(self, terms: TermsOfTensors, warn: Callable[[str], None], record: Record) -> None:
         """`record` captures; `warn` gets a message if it fails."""
         self._terms, self._record = terms, record
-        self._captures = Captures[TermsOfTensors](MAX_CAPTURES, "a loss", warn)
+        problem = "a loss cannot be recorded ({}): it runs as it is"
+        self._captures = Captures[TermsOfTensors](MAX_CAPTURES, problem, warn)
 
     def __call__(self, trained: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
         """Return the terms (n,) for tensors that require a gradient and for others."""
