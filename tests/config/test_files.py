@@ -18,6 +18,7 @@ from utils.config.files import (
     one_at_a_time,
     remove_unfinished,
     replace_atomically,
+    run_folder_to_come,
     user_cache_dir,
     write_text_atomically,
 )
@@ -221,6 +222,32 @@ def test_a_file_where_the_runs_should_go_is_named(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("not a folder")
     with pytest.raises(UserError, match=r"runs/exp: the run's folder cannot be made"):
         next_run_folder(tmp_path / "runs", "exp")
+
+
+@pytest.mark.parametrize("exist_ok", [False, True])
+def test_a_folder_to_come_that_cannot_be_made_is_refused_and_no_other_is_made(
+    tmp_path: Path, exist_ok: bool
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(UserError, match=r"file/a/exp: the run's folder cannot be made \(Not a directory\)"):
+        run_folder_to_come(tmp_path / "file" / "a", "exp", exist_ok)
+    assert run_folder_to_come(tmp_path / "new" / "er", "exp", exist_ok) == tmp_path / "new" / "er" / "exp"
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_a_folder_to_come_where_nothing_may_be_written_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)  # the superuser may all
+    with pytest.raises(UserError, match="exp: the run's folder cannot be made"):
+        run_folder_to_come(tmp_path, "exp")
+
+
+def test_a_relative_folder_to_come_is_looked_up_from_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_folder_to_come(Path("runs"), "exp") == Path("runs/exp")
 
 
 def test_the_cache_folder_is_where_the_user_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,3 +135,20 @@ def test_a_truncated_and_a_missing_picture_are_named_and_left_out(data, run_scri
     warning = "\n".join(line for line in done.stderr.splitlines() if line.startswith("warning:"))
     assert "0.png" in warning and "9.png" in warning
     assert state_of(data.parent / "set") == before
+
+
+@pytest.mark.parametrize("script", ["train.py", "train_distill.py", "test.py", "detect.py"])
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)], ids=["run", "dry run"])
+def test_a_project_that_cannot_be_is_told_before_anything_is_looked_for(script, dry, run_script, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    given = ["--weights", tmp_path / "none.pt", "--project", tmp_path / "file" / "runs", *dry]
+    done = run_script(script, *given, *(["--teacher", "none.pt"] if script == "train_distill.py" else []))
+    assert done.returncode == 1
+    assert "file/runs/exp: the run's folder cannot be made" in done.stderr and "none.pt" not in done.stderr
+
+
+def test_a_run_that_writes_nothing_needs_no_folder(run_script, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    given = ["--weights", tmp_path / "none.pt", "--source", "data/images", "--project", tmp_path / "file"]
+    done = run_script("detect.py", *given, "--nosave")
+    assert done.returncode == 1 and "none.pt" in done.stderr and "folder" not in done.stderr

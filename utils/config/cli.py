@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from utils.config.absent_options import ABSENT_VALUES
+from utils.config.files import run_folder_to_come
 from utils.config.option_help import help_text, names_of, opposites_of
-from utils.config.options_base import Options
+from utils.config.options_base import Options, RunOptions
 from utils.config.printable import printable
 from utils.config.settings import Setting, settings_of
 from utils.config.signals import sigterm_as_interrupt
@@ -64,6 +65,9 @@ def run(
             options = parse(options_class, [word for word in words if word != DEBUG])
             for warning in options.warnings():
                 print(f"warning: {one_line(warning)}", file=sys.stderr)
+            if isinstance(options, RunOptions) and options.makes_folder:
+                # An impossible one is told at once, not after the preparations.
+                run_folder_to_come(options.project, options.name, options.exist_ok)
             _load_libraries()
             with sigterm_as_interrupt():
                 main(options)

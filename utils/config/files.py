@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import re
 import stat
@@ -20,6 +21,7 @@ if sys.platform != "win32":
     import fcntl
 
 _UNFINISHED = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")  # see `replace_atomically`
+_NO_RUN_FOLDER = "the run's folder cannot be made"
 CLAIM_NAME = ".lock"  # of the file that is locked in a claimed folder
 _claims: dict[Path, BinaryIO] = {}  # held until the process ends
 
@@ -258,7 +260,7 @@ def next_run_folder(project: Path, name: str, exist_ok: bool = False) -> Path:
         UserError: if the folder cannot be created.
     """
     first = project / name
-    with refusals("the run's folder cannot be made", first):
+    with refusals(_NO_RUN_FOLDER, first):
         first.parent.mkdir(parents=True, exist_ok=True)
         if exist_ok:
             first.mkdir(exist_ok=True)
@@ -267,9 +269,20 @@ def next_run_folder(project: Path, name: str, exist_ok: bool = False) -> Path:
 
 
 def run_folder_to_come(project: Path, name: str, exist_ok: bool = False) -> Path:
-    """Return the folder that `next_run_folder` would create now, without creating it."""
+    """Return the folder that `next_run_folder` would create now, without creating it.
+
+    Raises:
+        UserError: if it could not be created.
+    """
     first = project / name
-    return first if exist_ok else next(folder for folder in _numbered(first) if not os.path.lexists(folder))
+    folder = first if exist_ok else next(path for path in _numbered(first) if not os.path.lexists(path))
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    with refusals(_NO_RUN_FOLDER, folder):
+        if not existing.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    return folder
 
 
 def _numbered(first: Path) -> Iterator[Path]:

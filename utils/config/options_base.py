@@ -103,6 +103,11 @@ class RunOptions(Options):
     )
     exist_ok: bool = option(False, "write into a folder that exists already", group=RESULTS)
 
+    @property
+    def makes_folder(self) -> bool:
+        """Whether the run makes a folder `name` in `project`, or would without --dry-run."""
+        return True
+
     def contradictions(self) -> Iterator[str]:
         """Yield contradictions between options, as `--option: what is wrong`."""
         yield from super().contradictions()

@@ -89,6 +89,11 @@ class TestOptions(InferenceOptions):
     noplots: bool = option(False, "write no images and no charts", group=RESULTS)
     project: Path = run_folders("runs/test")
 
+    @property
+    def makes_folder(self) -> bool:
+        """Whether the test makes a folder; one of speed has nothing to write."""
+        return self.task != "speed"
+
     def warnings(self) -> Iterator[str]:
         """Yield warnings about options without effect or with an unexpected one."""
         yield from super().warnings()
@@ -143,6 +148,11 @@ class DetectOptions(InferenceOptions):
     hide_labels: bool = option(False, "draw boxes without class names", group=RESULTS)
     hide_conf: bool = option(False, "draw class names without confidences", group=RESULTS)
     project: Path = run_folders("runs/detect")
+
+    @property
+    def makes_folder(self) -> bool:
+        """Whether anything is to be written."""
+        return not self.nosave or self.save_txt or self.save_crop or self.save_csv
 
     def contradictions(self) -> Iterator[str]:
         """Yield contradictions between options, as `--option: what is wrong`."""

@@ -162,6 +162,11 @@ class TrainOptions(RunOptions):
     )
     dry_run: bool = dry_run_field("build everything, try a few batches, estimate time and memory of the run")
 
+    @property
+    def makes_folder(self) -> bool:
+        """Whether the run makes a new folder; an evolution goes on in one that exists."""
+        return self.resume is None and self.evolve is None and not self.check_data
+
     def share_of_unlabelled(self) -> float | None:
         """Return the unlabelled fraction of a batch, 0..1; None if each image comes once per epoch.
 

@@ -109,8 +109,10 @@ def _say_what_would_be_done(
     batches = [] if first is None else [first]
     evaluate(model, batches, names=index.names, settings=_settings(options, half))
     time_left = duration((time.monotonic() - begun) * len(loader))
-    folder = run_folder_to_come(Path(options.project), options.name, options.exist_ok)
-    place = "nothing would be written" if options.task == "speed" else f"results would be in {folder}"
+    place = "nothing would be written"
+    if options.makes_folder:
+        folder = run_folder_to_come(Path(options.project), options.name, options.exist_ok)
+        place = f"results would be in {folder}"
     sides = str(size) if isinstance(size, int) else " x ".join(map(str, size))
     console.info(
         f"dry run: all is ready, nothing was written; {counted(len(index), 'image')} in "
@@ -239,7 +241,7 @@ class _Report:
 
     def __post_init__(self) -> None:
         options = self.options
-        if options.task == "speed":
+        if not options.makes_folder:
             return
         if rank() == 0:
             self.folder = next_run_folder(Path(options.project), options.name, options.exist_ok)

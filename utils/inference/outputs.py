@@ -39,11 +39,6 @@ class OutputChoice:
     table: bool = False
     vid_stride: int = 1
 
-    @property
-    def anything(self) -> bool:
-        """Whether the run needs a folder at all."""
-        return self.images or self.labels or self.crops or self.table
-
 
 class Outputs:
     """Writes frames and their detections into a folder; use it in a `with` block."""

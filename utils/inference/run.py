@@ -72,10 +72,10 @@ def run_detect(options: DetectOptions, console: Console | None = None) -> Path |
             stack.enter_context(workers)
         detector = _detector(options, device, console)
         if options.dry_run:
-            _say_what_would_be_done(options, source, detector, choice, console)
+            _say_what_would_be_done(options, source, detector, console)
             return None
         folder = outputs = None
-        if choice.anything:
+        if options.makes_folder:
             folder = next_run_folder(Path(options.project), options.name, options.exist_ok)
             if not options.exist_ok:
                 stack.enter_context(_gone_if_unused(folder))
@@ -102,7 +102,7 @@ def run_detect(options: DetectOptions, console: Console | None = None) -> Path |
 
 
 def _say_what_would_be_done(
-    options: DetectOptions, source: FrameSource, detector: Detector, choice: OutputChoice, console: Console
+    options: DetectOptions, source: FrameSource, detector: Detector, console: Console
 ) -> None:
     """Run detection on the first frame; report the number of files and where results would be written."""
     frame = next(iter(source), None)
@@ -111,8 +111,10 @@ def _say_what_would_be_done(
         return
     (found,) = detector.detect([detector.prepare(frame)])
     files = counted(len(source.files), "file") if source.files else "live frames"
-    folder = run_folder_to_come(Path(options.project), options.name, options.exist_ok)
-    place = f"results would be in {folder}" if choice.anything else "nothing would be written"
+    place = "nothing would be written"
+    if options.makes_folder:
+        folder = run_folder_to_come(Path(options.project), options.name, options.exist_ok)
+        place = f"results would be in {folder}"
     console.info(
         f"dry run: all is ready, nothing was written; {files} from {options.source}, in the first "
         f"({frame.source}) {detector.in_words(found)}; {place}\n"
