@@ -23,8 +23,10 @@ from models.decode import decode, decode_above, decode_best
 from models.layers import ACTIVATION_KEYS, Port, build_layers, check_parameters, replace_activation
 from utils.batch import FILL
 from utils.errors import UserError, reason_of
+from utils.words import counted
 
 WITH_WEIGHTS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.MultiheadAttention)
+IMAGE_CHANNELS = 3
 AUGMENTED_SCALES = ((1.0, False), (0.83, True), (0.67, False))  # scale, mirrored
 
 
@@ -257,6 +259,13 @@ class Model(nn.Module):
         """
         self.head.keep_classes(numbers)
         self.nc, self.names = len(numbers), list(names)
+
+    def check_takes_colour(
+        self, place: object, fix: str = "images have three: use a network for them"
+    ) -> None:
+        """Raise UserError with `place` and `fix` unless images of three channels are its input."""
+        if self.channels != IMAGE_CHANNELS:
+            raise UserError(f"takes images of {counted(self.channels, 'channel')}", place, fix)
 
     def fuse(self) -> Model:
         """Fold batch norms into convolutions, irreversibly; sets the model to evaluation mode."""

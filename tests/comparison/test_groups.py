@@ -40,6 +40,12 @@ def test_seed_name_and_places_part_no_group_and_a_teacher_does(make_run, groups_
     assert [[run.folder for run in group.runs] for group in groups] == [runs[1:3], [runs[0], runs[3]]]
 
 
+@pytest.mark.parametrize("option", ["compile", "cuda_graphs"])
+def test_how_a_run_computes_parts_no_group(option, make_run, groups_of):
+    runs = [make_run(name, [0.5], seed=seed, **{option: seed == 1}) for name, seed in (("a", 0), ("b", 1))]
+    assert labels(groups_of(*runs)) == ["plain (2 seeds)"]
+
+
 def test_labels_say_in_words_what_differs_and_only_that(make_run, groups_of):
     groups = groups_of(
         make_run("a", [0.1] * 3, cos_lr=True, hyp={"lr0": 0.02}),

@@ -291,3 +291,15 @@ def test_what_is_missing_for_coco_is_said(tmp_path, monkeypatch, capsys, words, 
     if code == 1:
         assert main(["coco", "all.json", *words, "--out", "out"]) == 2
         assert "it is not clear which split all.json is" in capsys.readouterr().err
+
+
+def test_a_folder_of_images_within_a_name_does_not_part_a_picture_from_its_label(tmp_path):
+    names = {1: "images/a.jpg", 2: "a.jpg", 3: "sub/images/b.jpg"}
+    for name in names.values():
+        write_image(tmp_path / "coco" / name)
+    boxes = [box(number, 1, 0, 0, number * 10, 50) for number in names]
+    train = coco(tmp_path / "train.json", names, boxes)
+    out = tmp_path / "out"
+    assert main(["coco", str(train), "--images", str(tmp_path / "coco"), "--out", str(out)]) == 0
+    found = labels_of(out / "dataset.yaml", "train")
+    assert {name: len(rows) for name, rows in found.items()} == {"a": 1, "a-2": 1, "b": 1}

@@ -266,6 +266,15 @@ def test_coco_gets_its_labels_from_the_official_annotations(shipped, serving):
     assert (config.root / "val2017.txt").read_text().splitlines()[0] == "./images/val2017/000000000139.jpg"
 
 
+def test_annotations_whose_labels_would_not_be_found_are_refused(shipped, serving, monkeypatch):
+    inner = {"val": coco_json(COCO_NAMES, [139], []).replace(b"000000000139.", b"images/000000000139.")}
+    files = {f"annotations/instances_{part}2017.json": text for part, text in {**INSTANCES, **inner}.items()}
+    archive = packed(files, "zip")
+    monkeypatch.setitem(COCO, "annotations_trainval2017.zip", archive)
+    with pytest.raises(UserError, match="has a folder 'images' in its name: its label would not be found"):
+        fetched(shipped("coco"), ("val",))
+
+
 def test_lists_and_labels_without_the_pictures_are_not_taken_for_the_data(shipped, serving):
     path = shipped("coco")
     config = fetched(path)

@@ -134,6 +134,12 @@ def test_a_specialist_alone_says_what_it_would_say_without_the_others():
     torch.testing.assert_close(found, level, atol=1e-4, rtol=1e-4)
 
 
+def test_specialists_who_are_sure_of_background_give_numbers():
+    """The sigmoid of -120 is 0 in float32."""
+    found = specialists_level([torch.full((1, 1, 1, 2, 7), -120.0)] * 2, [torch.arange(2)] * 2, 2)
+    assert found.isfinite().all() and bool((found[..., 4:] < -10).all())
+
+
 def test_classes_in_another_order_are_averaged_with_their_own_kind(images):
     first, second = Teacher(network(1)), Teacher(network(2, names=["ring", "cell", "dot"]))
     teachers = Teachers([first, second], network(), NAMES)

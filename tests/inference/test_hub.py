@@ -266,7 +266,7 @@ def test_bare_networks_can_be_trained(tmp_path: Path) -> None:
     assert isinstance(network, Model) and all(p.requires_grad for p in network.parameters())
     fresh = load_or_create("yolov5n", pretrained=False, channels=1, classes=4, device="cpu")
     assert fresh.nc == 4 and fresh.channels == 1
-    with pytest.raises(UserError, match="takes 1 channels"):
+    with pytest.raises(UserError, match="takes images of 1 channel"):
         ready(fresh, "cpu")
     with pytest.raises(UserError, match="no such weight file"):
         load_or_create("yolov5z", device="cpu")

@@ -70,6 +70,13 @@ def test_a_pattern_and_a_list_give_what_they_name(folder: Path) -> None:
     assert [Path(f.source).name for f in open_source(str(listing))] == ["b.jpg", "a.png"]
 
 
+def test_what_a_list_names_twice_is_read_once(folder: Path) -> None:
+    listing = folder / "list.txt"
+    listing.write_text("clip.mp4\nb.jpg\n*.mp4\nb.jpg\n")
+    frames = [(Path(frame.source).name, frame.number) for frame in open_source(str(listing))]
+    assert frames == [("clip.mp4", 0), ("clip.mp4", 1), ("clip.mp4", 2), ("b.jpg", None)]
+
+
 def test_a_file_with_a_pattern_in_its_name_is_that_file(tmp_path: Path) -> None:
     path = tmp_path / "a[1].png"
     cv2.imwrite(str(path), np.zeros((5, 5, 3), np.uint8))

@@ -156,15 +156,23 @@ def wait_for_state(folder, *processes):
         time.sleep(0.02)
 
 
-def assert_same_end(first, second, rows_of):
-    """Same weights and scores; where it was killed, an epoch's means are those of the first process alone."""
+def assert_same_end(first, second, rows_of, means=True):
+    """Same weights and scores, and the same means of each epoch, but for rounding.
+
+    means: without them one epoch's may be others, where a killed run could only save the first process's.
+    """
     one, two = (torch.load(folder / "weights/state.pt", weights_only=True) for folder in (first, second))
     for part in ("model", "ema"):
         assert all(torch.equal(one[part][name], two[part][name]) for name in one[part])
     rows = list(zip(rows_of(first), rows_of(second), strict=True))
-    same = [{name for name in row if row[name] == other[name]} for row, other in rows]
+    same = [{name for name in row if is_near(row[name], other[name])} for row, other in rows]
     assert all("metrics/mAP_0.5" in names and "val/box_loss" in names for names in same)
-    assert sum(len(names) == len(rows[0][0]) for names in same) >= len(rows) - 1
+    assert sum(len(names) == len(rows[0][0]) for names in same) >= len(rows) - (not means)
+
+
+def is_near(first, second):
+    """Whether two cells of results.csv, with five digits, are the same but for the last one."""
+    return first == second or float(first) == pytest.approx(float(second), rel=1e-4)
 
 
 @pytest.mark.fault(
@@ -181,7 +189,7 @@ def test_a_rank_that_dies_ends_the_others_and_a_restart_goes_on_to_the_same_weig
     code, output = ended(process, seconds=200)
     assert code == 0, output
     assert [path.name for path in tmp_path.iterdir()] == ["exp"]
-    assert_same_end(whole("distilled"), folder, rows_of)
+    assert_same_end(whole("distilled"), folder, rows_of, means=False)
 
 
 @pytest.mark.fault(
@@ -232,7 +240,7 @@ def test_two_launchers_train_together_and_go_on_after_a_death(
         code, output = ended(agent, seconds=200)
         assert code == 0, output
     assert [path.name for path in tmp_path.iterdir()] == ["exp"]
-    assert_same_end(whole("plain"), folder, rows_of)
+    assert_same_end(whole("plain"), folder, rows_of, means=False)
 
 
 @pytest.mark.fault(

@@ -45,3 +45,13 @@ def test_means_of_the_look_before_have_the_names_of_then():
     meters.update({"ratio": torch.tensor(7.0)})
     assert meters.latest() == {"box": 1.0, "obj": 3.0}
     assert meters.latest() == meters.means() == {"box": 1.5, "obj": 4.0, "ratio": 7.0}
+
+
+def test_what_was_asked_for_can_be_forgotten():
+    delayed, value = DelayedRead(Copies()), torch.zeros(2)
+    assert delayed(value, "first") is None
+    delayed.forget()
+    value += 1
+    assert delayed(value, "second") is None
+    seen, tag = delayed(value, "third")
+    assert seen.tolist() == [1, 1] and tag == "second"

@@ -10,6 +10,7 @@ from torch import nn
 from utils.batch import Batch, Progress
 from utils.errors import UserError
 from utils.training import guard as guard_module
+from utils.training.delayed_read import DelayedRead
 from utils.training.ema import ModelEma
 from utils.training.guard import MAX_CONSECUTIVE_SKIPS, StepGuard
 from utils.training.loop import EpochHooks, Meters, MultiScale, Trainer
@@ -241,6 +242,21 @@ def test_statistics_of_batch_norms_that_a_broken_batch_has_spoilt_are_put_back()
     assert guard.check(batch_of(), Progress(5, 0, 9, 1), {}) is None  # not looked at yet
     assert "skipped" in guard.check(batch_of(), Progress(10, 0, 9, 1), {})
     assert torch.equal(norm.running_mean, good) and norm.running_var.isfinite().all()
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "a check later"])
+def test_each_skipped_update_is_told_once_however_late_the_counts_arrive(late):
+    guard, told = StepGuard([], interval=10), []
+    if late:
+        guard._delayed_counts = DelayedRead(lambda value: (value.clone(), lambda: True))
+    for step in range(60):
+        guard.record_norm(torch.tensor(float("nan") if step in (0, 11, 32) else 1.0))
+        warning = guard.check(batch_of(), Progress(step, 0, 60, 1), {})
+        if warning is not None:
+            told.append((step, warning.split("(")[1]))
+    # After a warning each step is looked at, until one was good.
+    steps = (10, 11, 50) if late else (0, 20, 40)
+    assert told == [(step, f"{number} so far)") for number, step in enumerate(steps, 1)]
 
 
 def test_what_a_restored_state_brought_is_what_a_broken_batch_is_mended_with():

@@ -7,10 +7,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from models.yolo import Model
 from utils.config.hyperparameters import Hyperparameters
 from utils.config.options import DistillOptions, TrainOptions
+from utils.datasets import sampling
 from utils.datasets.index import DatasetIndex
 from utils.datasets.sampling import RectGroups, TrainingOrder
 from utils.errors import UsageError, UserError
@@ -110,3 +112,69 @@ def test_pictures_that_are_to_be_scored_are_learnt_from_in_no_way(tmp_path):
     shutil.rmtree(tmp_path / "images/more")
     with pytest.raises(UserError, match="every image of 'unlabeled' is in another split too"):
         setup.read_data(distilled(data=data, unlabeled_share=0.5), print)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "images", "options", "refused"),
+    [
+        (2, 10, {}, True),  # two batches of two, and one image more for each
+        (2, 9, {}, True),  # five images for the first, four for the second
+        (2, 8, {}, False),
+        (2, 9, {"rect": True}, True),  # batches are made of all images together
+        (2, 10, {"rect": True}, False),
+        (3, 11, {"batch_size": 9}, True),
+        (3, 12, {"batch_size": 9}, True),
+        (3, 15, {"batch_size": 9}, False),
+    ],
+)
+def test_a_batch_of_a_single_picture_is_refused_whichever_process_would_have_it(
+    ranks, images, options, refused, monkeypatch
+):
+    monkeypatch.setattr(setup, "world_size", lambda: ranks)
+    monkeypatch.setattr(sampling, "world_size", lambda: ranks)
+    given = TrainOptions(**{"batch_size": 4, **options})
+    if not refused:
+        check_batches(given, index_of(images), 32, 32)
+        return
+    with pytest.raises(UsageError, match=f"with {images} images among {ranks} processes: a batch would be"):
+        check_batches(given, index_of(images), 32, 32)
+
+
+@pytest.mark.parametrize("share", [None, 0.4])
+@pytest.mark.parametrize("images", range(4, 30))
+def test_last_batches_are_as_large_as_the_orders_of_the_processes_say(images, share, monkeypatch):
+    ranks, batch = 3, 9
+    monkeypatch.setattr(setup, "world_size", lambda: ranks)
+    monkeypatch.setattr(sampling, "world_size", lambda: ranks)
+    index, sizes = index_of(images, 5 if share else 0), set()
+    for number in range(ranks):
+        monkeypatch.setattr(sampling, "rank", lambda number=number: number)
+        order = TrainingOrder(len(index), batch // ranks, (64, 64), 0, index.labelled, share)
+        sizes.add(len([*order][-1].rows))
+    options = distilled(batch_size=batch, unlabeled_share=share)
+    assert {size or batch // ranks for size in setup._images_of_last_batches(options, index)} == sizes
+
+
+def network_of(tmp_path, change):
+    content = yaml.safe_load(Path("models/yolov5n.yaml").read_text(encoding="utf-8"))
+    change(content)
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(content))
+    return TrainOptions(cfg=str(tmp_path / "own.yaml"), weights="")
+
+
+def test_a_network_for_images_of_other_channels_is_not_trained(tmp_path):
+    options = network_of(tmp_path, lambda content: content.update(ch=1))
+    with pytest.raises(UserError, match=r"own\.yaml: takes images of 1 channel; images have three"):
+        setup.build_network(options, Hyperparameters(), ["a"], Console())
+
+
+def test_a_head_of_more_levels_than_the_loss_has_weights_for_is_not_trained(tmp_path):
+    def six_levels(content):
+        head = content["head"]
+        head[-1] = [-1, 1, "Conv", [512, 3, 2]]
+        head += [[-1, 1, "Conv", [512, 3, 2]], [-1, 1, "Conv", [512, 3, 2]]]
+        head.append([[17, 20, 23, 24, 25, 26], 1, "Detect", ["nc", "anchors"]])
+        content["anchors"] = [[10, 13, 16, 30]] * 6
+
+    with pytest.raises(UserError, match="its head has 6 levels, the loss has weights for 5"):
+        setup.build_network(network_of(tmp_path, six_levels), Hyperparameters(), ["a"], Console())

@@ -34,6 +34,7 @@ def draw_disagreement(options: CompareOptions, console: Console) -> Path:
     )
     checkpoint = read_checkpoint(weights)
     student = build_model(checkpoint)
+    student.check_takes_colour(weights)
     fit_classes(student, WantedClasses(config.names, f"the data {config.yaml_path}"), weights, console)
     index = build_index(config, options.task)
     student = prepare_model(student, device)

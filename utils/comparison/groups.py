@@ -23,7 +23,7 @@ WITHOUT_EFFECT = frozenset(
     {
         *("seed", "name", "project", "exist_ok", "resume", "device", "workers", "cache", "data_dir"),
         *("nosave", "noval", "noplots", "save_period", "save_every_steps", "logger", "check_data", "hyp"),
-        *("download", "dry_run", "compile"),
+        *("download", "dry_run", "compile", "cuda_graphs"),
     }
 )
 TAUGHT_ONLY = frozenset(settings_of(DistillOptions)) - frozenset(settings_of(TrainOptions))

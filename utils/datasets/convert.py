@@ -197,13 +197,17 @@ def _write_item(item: Item, image: Path, labels: Path, name: str, link: bool) ->
 
 
 def _names_without_doubles(items: Sequence[Item]) -> Iterator[str]:
-    """Yield a name for each item, numbered where two would otherwise share a label file."""
+    """Yield a name for each item, numbered where two would otherwise share a label file.
+
+    Folders `images` in a name are left out: labels are looked for beside the last one of a path.
+    """
     taken: set[str] = set()
     for item in items:
-        path, number = PurePosixPath(item.name), 1
+        name = PurePosixPath(*(part for part in PurePosixPath(item.name).parts if part != "images"))
+        path, number = name, 1
         while str(path.with_suffix("")).casefold() in taken:
             number += 1
-            path = PurePosixPath(item.name).with_stem(f"{PurePosixPath(item.name).stem}-{number}")
+            path = name.with_stem(f"{name.stem}-{number}")
         taken.add(str(path.with_suffix("")).casefold())
         yield str(path)
 

@@ -12,7 +12,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from utils.config.cli import exit_code_of
 from utils.config.dataset import SPLITS, DatasetConfig, load_dataset_config, missing_data
@@ -209,6 +209,12 @@ class _Place:
         found = read_coco(annotations, self.config.names)
         for note in found.notes:
             self.say(note)
+        for image in found.images:
+            if "images" in PurePosixPath(image.name).parts[:-1]:
+                what = (
+                    f"its image {image.name} has a folder 'images' in its name: its label would not be found"
+                )
+                raise UserError(what, annotations, "rename the folder")
         if not os.path.exists(labels):
             ready = self.work / f"{labels.name}.labels"
             shutil.rmtree(ready, ignore_errors=True)

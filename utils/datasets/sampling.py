@@ -93,6 +93,16 @@ def unlabelled_of_epoch(labelled: int, share: float) -> int:
     return max(round(labelled * share / (1 - share)), 1)
 
 
+def images_of_rank(count: int, batch_size: int, number: int, ranks: int) -> int:
+    """Return how many of an epoch's `count` images a rank takes, every `ranks`-th from `number` on.
+
+    All ranks together take as many as a single process. Only a rank that would have no image for the last of
+    its batches, of `batch_size`, repeats one.
+    """
+    most, own = math.ceil(count / ranks), math.ceil((count - number) / ranks)
+    return own if math.ceil(own / batch_size) == math.ceil(most / batch_size) else most
+
+
 def _interleaved(
     labelled: NDArray[np.int64], unlabelled: NDArray[np.int64], rng: np.random.Generator
 ) -> NDArray[np.int64]:
@@ -242,23 +252,9 @@ class TrainingOrder:
         rows: NDArray[np.int64] = pool[np.concatenate([own[:, None], others], 1)]
         return rows
 
-    def _places(self, count: int) -> NDArray[np.int64]:
-        """Return this rank's share, every n-th of `count` positions, padded with the first ones."""
-        share = math.ceil(count / self._ranks)
-        return np.arange(share * self._ranks).reshape(-1, self._ranks)[:, self._rank] % count
-
-    def _own_places(self, count: int) -> NDArray[np.int64]:
-        """Return every n-th of `count` positions, unpadded: all ranks together equal a single process.
-
-        Only a rank that would have no sample for the last batch repeats one of the first positions.
-        """
-        own = self._places(count)
-        without = own[np.arange(len(own)) * self._ranks + self._rank < count]
-        batches = (math.ceil(len(places) / self._batch_size) for places in (own, without))
-        return own if len(set(batches)) > 1 else without
-
     def _plain(self, rows: NDArray[np.int64]) -> Iterator[BatchOrder]:
-        positions = self._own_places(len(rows))
+        own = images_of_rank(len(rows), self._batch_size, self._rank, self._ranks)
+        positions = (np.arange(own) * self._ranks + self._rank) % len(rows)
         for start in range(0, len(positions), self._batch_size):
             chosen = positions[start : start + self._batch_size]
             yield BatchOrder(self.epoch, chosen, rows[chosen], self._shape_hw)

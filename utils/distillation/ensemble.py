@@ -17,6 +17,7 @@ from utils.errors import UserError
 from utils.words import listed
 
 _EPS = 1e-6
+_TINY = torch.finfo(torch.float32).tiny
 
 
 class Teachers:
@@ -150,7 +151,8 @@ def specialists_level(levels: Sequence[Tensor], columns: Sequence[Tensor], class
         scores.index_add_(-1, own, seen * level[..., 5:].float().sigmoid())
         counts.index_add_(0, own, torch.ones_like(own, dtype=counts.dtype))
     scores, objectness = scores / counts, objectness / counts
-    of_best = objectness.gather(-1, scores.argmax(-1, keepdim=True))
+    # An objectness may be 0 in float32; the scores, smaller still, are then 0 too.
+    of_best = objectness.gather(-1, scores.argmax(-1, keepdim=True)).clamp(min=_TINY)
     rest = torch.cat((of_best, scores / of_best), -1).clamp(_EPS, 1 - _EPS).logit()
     return torch.cat((boxes, rest), -1).to(_widest(levels))
 

@@ -83,7 +83,9 @@ class Teacher:
                 checkpoint = described
             else:
                 remark = f"{cfg} is not its network, which its file describes"
-        teacher = cls(build_model(checkpoint), path, scale)
+        model = build_model(checkpoint)
+        model.check_takes_colour(path)
+        teacher = cls(model, path, scale)
         teacher.remark = remark
         teacher.model.to(device)
         if not checkpoint.names:

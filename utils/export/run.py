@@ -62,10 +62,7 @@ def run_export(options: ExportOptions, console: Console | None = None) -> list[P
     if is_exported(weights):
         raise UserError("is an exported file already", weights, "give the .pt file that it was made of")
     model = build_model(read_checkpoint(weights)).fuse().eval().requires_grad_(False)
-    if model.channels != 3:
-        raise UserError(
-            f"takes images of {model.channels} channels", weights, "export networks for 3 channels"
-        )
+    model.check_takes_colour(weights)
     images = _images(options.source, console)
     sides = fitting_image_size(options.imgsz, model.size_multiple, console)
     size_hw = sides[0], sides[-1]

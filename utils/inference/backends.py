@@ -69,7 +69,9 @@ def load_network(path: Path, device: torch.device, half: bool = False) -> Model 
             raise UserError(
                 f"is a file for {other}, which is not supported", path, "take .onnx, .torchscript or .pt"
             )
-        return prepare_model(build_model(read_checkpoint(path)), device, half)
+        model = build_model(read_checkpoint(path))
+        model.check_takes_colour(path)
+        return prepare_model(model, device, half)
     network: ExportedNetwork
     if os.path.isdir(path):
         network = OpenVinoNetwork(path)

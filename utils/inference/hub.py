@@ -296,8 +296,5 @@ def ready(model: Model, device: Device = "", name: str = "", verbose: bool = Fal
 
     name, verbose: print a line about the model under this name, as `load` does.
     """
-    if model.channels != 3:
-        raise UserError(
-            f"takes {model.channels} channels", "channels", "use autoshape=False for the bare network"
-        )
+    model.check_takes_colour("channels", "use autoshape=False for the bare network")
     return HubModel(prepare_model(model, device_of(device)), name, verbose)

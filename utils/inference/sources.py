@@ -207,9 +207,8 @@ def _listed(path: Path, vid_stride: int, warn: Callable[[str], None]) -> FrameSo
         _check_address(entry)
     if any(is_live(entry) for entry in entries):
         return StreamSource(entries, vid_stride, warn)
-    return FileSource(
-        [file for entry in entries for file in _files(_from_list(entry, path))], vid_stride, warn
-    )
+    files = [file for entry in entries for file in _files(_from_list(entry, path))]
+    return FileSource(list(dict.fromkeys(files)), vid_stride, warn)  # what is listed twice is read once
 
 
 def _from_list(entry: str, listing: Path) -> str:

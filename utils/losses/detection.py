@@ -20,6 +20,9 @@ from utils.distributed import is_distributed, sum_over_ranks
 from utils.losses.assignment import Pairs, assign_targets
 from utils.losses.terms import TermsOfTensors, binary_cross_entropy, smoothed_one_hot
 
+_BALANCE_OF_MORE = (4.0, 1.0, 0.25, 0.06, 0.02)  # than three levels
+MOST_LEVELS = len(_BALANCE_OF_MORE)
+
 
 @dataclass(frozen=True)
 class LossGains:
@@ -51,8 +54,8 @@ class LossGains:
 
 
 def level_balance(level_count: int) -> tuple[float, ...]:
-    """Return the weights of the levels' objectness terms, finest level first."""
-    return (4.0, 1.0, 0.4) if level_count == 3 else (4.0, 1.0, 0.25, 0.06, 0.02)[:level_count]
+    """Return the weights of the levels' objectness terms, finest level first; at most MOST_LEVELS."""
+    return (4.0, 1.0, 0.4) if level_count == 3 else _BALANCE_OF_MORE[:level_count]
 
 
 def global_normaliser(count: Tensor, images: int, *, over_ranks: bool = True) -> Tensor:

@@ -40,6 +40,10 @@ class DelayedRead(Generic[_T]):
         self._coming = (*send(value), tag)
         return None if coming is None else (coming[0], coming[2])
 
+    def forget(self) -> None:
+        """Drop the requested value, when a later one has been read otherwise."""
+        self._coming = None
+
 
 def copy_to_host_async(value: Tensor) -> tuple[Tensor, Arrived]:
     """Start copying a GPU tensor to pinned memory; return the copy and a function that tells if it's done."""

@@ -64,12 +64,10 @@ class StepGuard:
         skipped in a row.
         """
         self.restore_buffers()
-        if not (self._alert or progress.step % self.interval == 0):
+        if not (self._alert or (progress.step % self.interval == 0 and self._has_skipped())):
             return None
-        seen = (self._counts, None) if self._alert else self._delayed_counts(self._counts, None)
-        if seen is None:
-            return None
-        skipped, in_row = (int(value) for value in seen[0].tolist())
+        self._delayed_counts.forget()  # it is older than what is read now
+        skipped, in_row = (int(value) for value in self._counts.tolist())
         new, self.skipped = skipped - self.skipped, skipped
         self._alert = bool(new)
         if not new:
@@ -84,6 +82,11 @@ class StepGuard:
                 "is intact",
             )
         return f"{place}: loss or gradient is not a finite number, update skipped ({skipped} so far)"
+
+    def _has_skipped(self) -> bool:
+        """Whether updates were skipped since the last check, as of a few steps ago on a GPU."""
+        seen = self._delayed_counts(self._counts, None)
+        return seen is not None and int(seen[0][0]) > self.skipped
 
     @torch.no_grad()
     def restore_buffers(self) -> None:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from utils.batch import Batch, Progress
 from utils.datasets.loader import TrainLoader
-from utils.distributed import from_all, world_size
+from utils.distributed import from_all, rank, world_size
 from utils.training.delayed_read import DelayedRead
 from utils.training.ema import ModelEma
 from utils.training.exchange import GradientExchange
@@ -50,6 +50,16 @@ class Meters:
         added = torch.stack((torch.where(finite, row, 0.0), finite.float()))
         self.sums[names] = self.sums[names] + added if names in self.sums else added
 
+    def over_ranks(self) -> Meters:
+        """Return the sums over all ranks, which call this together."""
+        if world_size() == 1:
+            return self
+        every = Meters()
+        for sums in from_all({names: sums.cpu() for names, sums in self.sums.items()}):
+            for names, part in sums.items():
+                every.sums[names] = every.sums[names] + part if names in every.sums else part
+        return every
+
     def means(self) -> dict[str, float]:
         """Return the mean of each name so far, NaN without a finite value; synchronises with the GPU."""
         return _means(self.sums.items())
@@ -73,13 +83,6 @@ def _means(parts: Iterable[tuple[tuple[str, ...], Tensor]]) -> dict[str, float]:
             entry = totals.setdefault(name, [0.0, 0.0])
             entry[0], entry[1] = entry[0] + total, entry[1] + count
     return {name: total / count if count else math.nan for name, (total, count) in totals.items()}
-
-
-def means_over_ranks(means: dict[str, float]) -> dict[str, float]:
-    """Average each value over the ranks where it is finite."""
-    parts = from_all(means)
-    found = {name: [part[name] for part in parts if math.isfinite(part[name])] for name in means}
-    return {name: sum(values) / len(values) if values else math.nan for name, values in found.items()}
 
 
 @dataclass(frozen=True)
@@ -137,8 +140,9 @@ class Trainer:
 
     amp_dtype: autocast dtype of the forward pass, None for float32. multi_scale: see MultiScale.
     guard: handles steps with non-finite numbers.
-    pending: batches whose gradients await the next update. done: finished batches of the epoch, with their
-    means in `meters` and the time they took in `seconds`; not 0 when resuming in the middle of an epoch.
+    pending: batches whose gradients await the next update. done: finished batches of the epoch, with the
+    rank's means in `meters` and the time they took in `seconds`; not 0 when resuming in the middle of an
+    epoch. Then, and after an epoch, rank 0 has the sums over all ranks and the others have none.
     between_steps: whether all of this state belongs to the same batch, as it does except within a step.
     parallel: the step in DistributedDataParallel; exchange: averages gradients over ranks instead. Both are
     None in a single process. fixed_shapes: whether all batches but the last have one shape. autotune_cudnn:
@@ -179,7 +183,7 @@ class Trainer:
         show: Callable[[TrainLoader, int], tqdm[Batch]],
         hooks: EpochHooks = EpochHooks(),  # noqa: B008 (frozen)
     ) -> dict[str, float]:
-        """Train on the remaining batches of the loader; return the means of the epoch.
+        """Train on the remaining batches of the loader; return the epoch's means over all ranks.
 
         show: called with the loader and the number of finished batches; returns the progress bar to iterate
         over.
@@ -188,7 +192,9 @@ class Trainer:
         loader.set_epoch(epoch, self.done)
         with cudnn_autotuning(self.autotune_cudnn):
             self._run_batches(loader, Progress(0, epoch, len(loader), epochs), show(loader, self.done), hooks)
-        return self.meters.means()
+        total = self.meters.over_ranks()
+        self.meters = total if rank() == 0 else Meters()
+        return total.means()
 
     def _run_batches(self, loader: TrainLoader, epoch: Progress, bar: tqdm[Batch], hooks: EpochHooks) -> None:
         since = time.monotonic()

@@ -13,12 +13,15 @@ import torch
 from torch.utils.data import DataLoader
 
 from utils.batch import Batch, Progress
+from utils.cuda_graphs.capture import WARM_CALLS
 from utils.datasets.loader import TrainLoader
 from utils.reporting.console import duration
 from utils.training.loop import Trainer
 from utils.words import counted
 
-STEPS = 4  # one to warm up, and some to be timed
+TIMED_STEPS = 3
+# Before those that are timed: on a GPU networks and losses are captured as CUDA graphs.
+WARM_STEPS = WARM_CALLS + 1
 
 Score = Callable[[list[Batch]], object]  # evaluates the network on these batches
 
@@ -52,19 +55,17 @@ def rehearse(
 
 
 def _seconds_of_a_step(trainer: Trainer, loader: TrainLoader, epochs: int) -> float:
-    """Return the median time per step, data loading included; without the first step if there are more.
-
-    Not the mean: on a GPU one of the steps captures a teacher's forward pass as a CUDA graph.
-    """
+    """Return the median time of the steps after a warm-up, data loading included; of all if there are few."""
+    warm = WARM_STEPS if trainer.device.type == "cuda" else 1
     trainer.step.train()
     loader.set_epoch(0)
     times = [time.perf_counter()]
-    for number, batch in enumerate(islice(loader, STEPS)):
+    for number, batch in enumerate(islice(loader, warm + TIMED_STEPS)):
         trainer.train_on(batch, Progress(number, 0, len(loader), epochs))
         _wait_for(trainer.device)
         times.append(time.perf_counter())
     taken = [after - before for before, after in pairwise(times)]
-    return statistics.median(taken[1:] or taken)
+    return statistics.median(taken[warm:] or taken)
 
 
 def _seconds_of_scoring(scoring: DataLoader[Batch], score: Score) -> float:

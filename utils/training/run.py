@@ -38,7 +38,7 @@ from utils.reporting.loggers import check_loggers, open_loggers
 from utils.training import setup, state
 from utils.training.compiled import speed_up
 from utils.training.ema import ModelEma
-from utils.training.loop import BAR_FACTS, EpochHooks, Trainer, means_over_ranks
+from utils.training.loop import BAR_FACTS, EpochHooks, Meters, Trainer
 from utils.training.patience import stop_reason
 from utils.training.plots import RunPlots
 from utils.training.precision import settle_precision, teacher_dtype
@@ -296,12 +296,12 @@ class TrainingRun:
             means = self.trainer.run_epoch(self.train_loader, epoch, self.options.epochs, show, hooks)
             # Batch norm statistics differ by rank; all score the EMA, a teacher with `--teacher ema`.
             share_state(self.trainer.ema.model, parameters=False)
-            return means_over_ranks(means)
+            return means
 
     def _after_step(self, progress: Progress) -> None:
         every, stop = self.options.save_every_steps, self.stop.agreed()
         if stop or (every and (progress.step + 1) % every == 0):
-            self._save_state(progress.epoch)
+            self._save_state(progress.epoch, self.trainer.meters.over_ranks())
         if stop:
             wait_for_all()  # torchrun ends all ranks as soon as one has exited
             self.stop.raise_if_wanted()
@@ -355,7 +355,7 @@ class TrainingRun:
             )
         self._save_state(epoch + 1)
 
-    def _save_state(self, epoch: int) -> None:
+    def _save_state(self, epoch: int, meters: Meters | None = None) -> None:
         """Save what `--resume` needs to continue with an epoch (0-based), from its next batch."""
         if rank() > 0:
             return
@@ -372,7 +372,7 @@ class TrainingRun:
             hyp=self.hyp.to_dict(),
             data=self.data_digest,
         )
-        state.save_state(self.weights / state.STATE_NAME, run, self.trainer)
+        state.save_state(self.weights / state.STATE_NAME, run, self.trainer, meters)
 
     def _weigh_images(self) -> None:
         """Sample images with rare or badly scored classes more often."""

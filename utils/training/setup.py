@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +23,11 @@ from utils.config.options import TrainOptions
 from utils.datasets.download import get_dataset
 from utils.datasets.index import DatasetIndex, build_index, join_unlabelled, without_images
 from utils.datasets.loader import AugmentSettings, TrainLoader, eval_loader, train_loader
-from utils.datasets.sampling import batch_compositions, unlabelled_of_epoch
+from utils.datasets.sampling import batch_compositions, images_of_rank, unlabelled_of_epoch
 from utils.datasets.sources import list_sources
 from utils.distributed import is_distributed, world_size
 from utils.errors import UsageError, UserError
-from utils.losses.detection import DetectionLoss, LossGains
+from utils.losses.detection import MOST_LEVELS, DetectionLoss, LossGains
 from utils.reporting.console import Console
 from utils.training.autoanchor import check_anchors
 from utils.training.ema import ModelEma
@@ -142,10 +143,7 @@ def build_network(
         check_network(checkpoint)
     cfg = options.cfg or (checkpoint.cfg if checkpoint else {})
     model = Model(cfg, nc=len(names), anchors=hyp.anchors)
-    if not bool((model.stride.diff() > 0).all()):
-        fix = "list Detect's layers from the finest to the coarsest, as in models/yolov5s.yaml"
-        strides = ", ".join(f"{stride:g}" for stride in model.stride.tolist())
-        raise UserError(f"its levels have strides {strides}", options.cfg or weights, fix)
+    _check_trainable(model, options.cfg or weights)
     model.names = list(names)
     if checkpoint is not None:
         # The user's cfg decides about anchors; without one the anchors in the file go with its weights.
@@ -155,6 +153,18 @@ def build_network(
         console.info(f"{weights}: {matched} of {total} weights fit the network")
         return model, checkpoint if by_name else None
     return model, None
+
+
+def _check_trainable(model: Model, place: object) -> None:
+    """Raise UserError with `place` if the losses or the images are not made for such a network."""
+    model.check_takes_colour(place)
+    if not bool((model.stride.diff() > 0).all()):
+        fix = "list Detect's layers from the finest to the coarsest, as in models/yolov5s.yaml"
+        strides = ", ".join(f"{stride:g}" for stride in model.stride.tolist())
+        raise UserError(f"its levels have strides {strides}", place, fix)
+    if len(model.stride) > MOST_LEVELS:
+        what = f"its head has {len(model.stride)} levels, the loss has weights for {MOST_LEVELS}"
+        raise UserError(what, place, "give Detect fewer layers")
 
 
 def take_over_head(model: Model, checkpoint: Checkpoint, console: Console) -> None:
@@ -242,14 +252,27 @@ def in_parallel(step: TrainingStep, device: torch.device) -> DistributedDataPara
 
 def check_batches(options: TrainOptions, index: DatasetIndex, image_size: int, multiple: int) -> None:
     """Raise UsageError if a batch would have a single value per channel, which batch norm rejects."""
-    images, batch_size = images_per_epoch(options, index), batch_of_a_rank(options)
     smallest = max(image_size // 2 // multiple * multiple, multiple) if options.multi_scale else image_size
-    if smallest == multiple and 1 in (batch_size, images % batch_size):
+    if smallest == multiple and 1 in (batch_of_a_rank(options), *_images_of_last_batches(options, index)):
+        among = f" among {world_size()} processes" if world_size() > 1 else ""
         raise UsageError(
             f"a batch would be a single image, and at {smallest} px the coarsest level a single cell",
-            f"--batch-size {options.batch_size} with {images} images",
+            f"--batch-size {options.batch_size} with {images_per_epoch(options, index)} images{among}",
             "take a larger --imgsz or another --batch-size",
         )
+
+
+def _images_of_last_batches(options: TrainOptions, index: DatasetIndex) -> set[int]:
+    """Return the possible sizes of a rank's last batch in an epoch; 0 where it is as large as the others."""
+    images, ranks, batch_size = images_per_epoch(options, index), world_size(), batch_of_a_rank(options)
+    share = options.share_of_unlabelled()
+    if options.rect:
+        return {images % batch_size}
+    if share:
+        labelled = len(index) - index.unlabelled_count
+        last = sum(batch_compositions(labelled, options.batch_size, share)[-1])
+        return {max(last // ranks, 1), math.ceil(last / ranks)}
+    return {images_of_rank(images, batch_size, number, ranks) % batch_size for number in range(ranks)}
 
 
 def fit_anchors_to_data(

@@ -30,6 +30,7 @@ from utils.config.hyperparameters import Hyperparameters
 from utils.config.schema import settings_from
 from utils.config.suggestions import near_files, question
 from utils.datasets.index import DatasetIndex
+from utils.distributed import rank
 from utils.errors import UserError
 from utils.training.loop import Meters, Trainer
 
@@ -73,8 +74,12 @@ def data_digest(index: DatasetIndex) -> str:
     return digest.hexdigest()
 
 
-def save_state(path: Path, run: RunState, trainer: Trainer) -> None:
-    """Write the state to a temporary file and rename it, so a killed run leaves the previous one intact."""
+def save_state(path: Path, run: RunState, trainer: Trainer, meters: Meters | None = None) -> None:
+    """Write the state to a temporary file and rename it, so a killed run leaves the previous one intact.
+
+    meters: the epoch's, over all ranks. Without them rank 0's stand for all, as when another rank is gone.
+    """
+    meters = meters or trainer.meters
     # Gradients are saved without the loss scale: the run may resume in another precision.
     scale = trainer.scaler.get_scale()
     parameters = [p for group in trainer.optimizer.param_groups for p in group["params"]]
@@ -92,7 +97,7 @@ def save_state(path: Path, run: RunState, trainer: Trainer) -> None:
         "pending": trainer.pending,
         "done": trainer.done,
         "seconds": trainer.seconds,
-        "meters": [[list(names), sums] for names, sums in trainer.meters.sums.items()],
+        "meters": [[list(names), sums] for names, sums in meters.sums.items()],
         "gradients": [None if gradient is None else gradient / scale for gradient in gradients],
         "torch_rng": torch.get_rng_state(),
     }
@@ -269,7 +274,8 @@ def _restore(content: dict[str, Any], trainer: Trainer) -> None:
     trainer.guard.load_state_dict(content["guard"])
     trainer.pending, trainer.done = content["pending"], content["done"]
     trainer.seconds = float(content.get("seconds", 0.0))
-    trainer.meters = Meters({tuple(names): sums.to(trainer.device) for names, sums in content["meters"]})
+    sums = content["meters"] if rank() == 0 else ()  # they are those of all ranks
+    trainer.meters = Meters({tuple(names): part.to(trainer.device) for names, part in sums})
     parameters = [p for group in trainer.optimizer.param_groups for p in group["params"]]
     scale = trainer.scaler.get_scale()
     for parameter, gradient in zip(parameters, content["gradients"], strict=True):
