@@ -65,7 +65,7 @@ def main() -> None:
     hyp, sizes = Hyperparameters(), [int(value) for value in index.sizes_wh.mean(0)]
     counted = f"{given.rounds} x {SAMPLES} samples"
     print(f"{len(index)} images of {sizes[0]} x {sizes[1]} px on average, {counted}, {load()}")
-    augment = AugmentSettings(**{name: getattr(hyp, name) for name in AugmentSettings.__dataclass_fields__})
+    augment = AugmentSettings.of(hyp)
     rows = []
     for size in given.img:
         work: dict[str, Callable[[], object]] = {"yardstick": yardstick(index, size)}

@@ -122,7 +122,7 @@ def measured(given: argparse.Namespace, device: torch.device) -> tuple[Pieces, P
     times = medians(work, given.rounds, device, WARM_CALLS + 2)
     size = sum(4 * p.numel() for p in plain.step.model.parameters() if p.requires_grad)
     index, hyp = build_index(load_dataset_config(given.data), "train"), Hyperparameters()
-    augment = AugmentSettings(**{name: getattr(hyp, name) for name in AugmentSettings.__dataclass_fields__})
+    augment = AugmentSettings.of(hyp)
     loader = train_loader(
         index, image_size=given.img, batch_size=SAMPLES, augment=augment, workers=0, seed=0, cache=given.cache
     )

@@ -32,7 +32,7 @@ from utils.config.files import write_text_atomically
 from utils.datasets.workers import usable_cpus
 from utils.device import describe_device, select_device
 from utils.errors import UserError
-from utils.reporting.results import read_results
+from utils.reporting.results import SCORES, read_results
 from utils.training.precision import cpu_computes_bf16
 
 RUNS = Path("runs/experiments")
@@ -162,8 +162,8 @@ class Runner:
             **({"jobs": self.jobs} if self.jobs > 1 else {}),
             **(self._sum_of(arm.teacher) if arm.teacher is not None else {}),
             **metrics,
-            "val_map50": _scored(curves["metrics/mAP_0.5"].tolist()),
-            "val_map50_95": _scored(curves["metrics/mAP_0.5:0.95"].tolist()),
+            "val_map50": _scored(curves[SCORES[2]].tolist()),
+            "val_map50_95": _scored(curves[SCORES[3]].tolist()),
         }
         self._write(record, content)
 

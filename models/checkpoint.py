@@ -49,19 +49,17 @@ class Checkpoint:
     source: Literal["own", "public"] = "own"
 
 
-def read_checkpoint(path: Path | str, cfg: dict[str, Any] | Path | str | None = None) -> Checkpoint:
+def read_checkpoint(path: Path | str) -> Checkpoint:
     """Read a weight file without executing anything in it.
 
-    Accepts our own files, public YOLOv5 files and state dicts, bare or wrapped. `cfg` overrides the
-    network config in the file. Raises UserError for anything else.
+    Accepts our own files, public YOLOv5 files and state dicts, bare or wrapped. Raises UserError for anything
+    else.
     """
     path = Path(path)
     content = load_content(path)
     if isinstance(content, dict) and content.get("format") == FORMAT:
-        checkpoint = _own(content, path)
-    else:
-        checkpoint = _public(content, path)
-    return checkpoint if cfg is None else described_by(checkpoint, cfg)
+        return _own(content, path)
+    return _public(content, path)
 
 
 def described_by(checkpoint: Checkpoint, cfg: dict[str, Any] | Path | str) -> Checkpoint:
@@ -70,14 +68,12 @@ def described_by(checkpoint: Checkpoint, cfg: dict[str, Any] | Path | str) -> Ch
     return dataclasses.replace(checkpoint, cfg=content)
 
 
-def build_model(
-    checkpoint: Checkpoint, nc: int | None = None, cfg: dict[str, Any] | Path | str | None = None
-) -> Model:
+def build_model(checkpoint: Checkpoint) -> Model:
     """Build the network of a checkpoint with exactly its weights, anchors and names, in training mode.
 
-    `cfg` replaces the config in the file. Raises UserError if the weights don't fit the network.
+    Raises UserError if the weights don't fit the network.
     """
-    model, state = _laid_out(checkpoint, nc, cfg)
+    model, state = _laid_out(checkpoint)
     model.load_state_dict({name: value.clone() for name, value in state.items()}, assign=True)
     model.yaml["anchors"] = listed_anchors(model)
     if len(checkpoint.names) == model.nc:
@@ -99,19 +95,17 @@ def check_network(checkpoint: Checkpoint) -> None:
 
     The config of such a file can ask for any amount of memory, its weights only for what the file holds.
     """
-    _laid_out(checkpoint, None, None)
+    _laid_out(checkpoint)
 
 
-def _laid_out(
-    checkpoint: Checkpoint, nc: int | None, cfg: dict[str, Any] | Path | str | None
-) -> tuple[Model, dict[str, Tensor]]:
+def _laid_out(checkpoint: Checkpoint) -> tuple[Model, dict[str, Tensor]]:
     """Return the network of a checkpoint on the meta device, and the state dict to load into it."""
-    if not cfg and not checkpoint.cfg:
+    if not checkpoint.cfg:
         fix = "train.py takes its config beside it (--cfg), train_distill.py also a teacher's (--teacher-cfg)"
         raise UserError("it does not say what network it is", checkpoint.path, fix)
-    described = cfg or {**checkpoint.cfg, "yaml_file": f"network config in {checkpoint.path}"}
+    described = {**checkpoint.cfg, "yaml_file": f"network config in {checkpoint.path}"}
     with torch.device("meta"):  # skip allocation and random initialisation: the weights come from the file
-        model = Model(described, nc=nc or _class_count(checkpoint))
+        model = Model(described, nc=_class_count(checkpoint))
     wanted = model.state_dict()
     state = {name: value for name, value in checkpoint.state.items() if name in wanted}
     for name, value in wanted.items():

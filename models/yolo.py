@@ -21,6 +21,7 @@ from models.common import Concat, Conv
 from models.config import Config, read_config
 from models.decode import decode, decode_above, decode_best
 from models.layers import ACTIVATION_KEYS, Port, build_layers, check_parameters, replace_activation
+from models.modes import in_mode
 from utils.batch import FILL
 from utils.errors import UserError, reason_of
 from utils.words import counted
@@ -306,10 +307,9 @@ class Model(nn.Module):
             macs += used.numel() // channels * sum(p.numel() for p in layer.parameters() if p.dim() > 1)
 
         hooks = [m.register_forward_hook(count) for m in self.modules() if isinstance(m, WITH_WEIGHTS)]
-        modes = {module: module.training for module in self.modules()}
         try:
-            self.eval()  # in training mode batch norms would update their running statistics
-            with torch.no_grad():
+            # In training mode batch norms would update their running statistics.
+            with in_mode(self, training=False), torch.no_grad():
                 image = torch.zeros(1, self.channels, side, side).to(next(self.head.parameters()))
                 self.forward_head(self.forward_features(image))
         except RuntimeError as error:
@@ -320,8 +320,6 @@ class Model(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
-            for module, mode in modes.items():
-                module.training = mode
         return macs / side**2
 
 

@@ -3,9 +3,9 @@
 Kernels of two streams run concurrently where the GPU has room: a small kernel or a copy beside a large one.
 On a CPU everything runs in order.
 
-No `record_stream` is needed as long as each piece of side work is joined before the next one starts: the
-caching allocator never gives memory of one stream to another, and the two streams wait for each other in
-between.
+No `record_stream` is needed as long as each piece of side work is joined before the next one starts, and as
+long as the side work's tensors that the main stream uses are kept until it is joined: the caching allocator
+never gives memory of one stream to another, and the two streams wait for each other in between.
 """
 
 from __future__ import annotations

@@ -318,7 +318,8 @@ def test_a_picture_that_goes_away_before_it_is_cached_is_named(index):
 
 
 def test_image_weights_draw_pictures_with_rare_classes(index):
-    loader = make(index, image_weights=np.array([0.0, 0.0, 1.0]))
+    loader = make(index)
+    loader.set_image_weights(np.array([0.0, 0.0, 1.0]))
     own = [Path(path).stem for epoch in range(3) for path in paths_of(loader, epoch)]
     assert set(own) <= {"03", "07", "10"} and own.count("10") == 3  # the unlabelled one comes as always
     loader.set_image_weights(np.zeros(3))  # nothing to prefer: back to each once

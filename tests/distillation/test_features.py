@@ -63,10 +63,10 @@ def test_each_loss_is_the_sum_over_levels_of_what_its_formula_says():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_other_channels_and_sizes_are_brought_together_and_the_projections_learn(kind):
+def test_other_channels_are_brought_together_and_the_projections_learn(kind):
     loss = FeatureLoss(kind, (4, 6), (5, 8))
     own = tuple(x.requires_grad_() for x in maps(0))
-    wanted = maps(1, channels=(5, 8), size=16)
+    wanted = maps(1, channels=(5, 8))
     total = loss(own, wanted, raw_levels(own))
     total.backward()
     assert torch.isfinite(total) and total.dtype == torch.float32

@@ -24,18 +24,13 @@ from utils.config.suggestions import near_names, question
 from utils.errors import UsageError, UserError
 from utils.evaluation.best import Best
 from utils.evaluation.metrics import fitness
-from utils.reporting.results import KEY, REFERENCES_NAME, RESULTS_NAME, TIMES_NAME, read_results
+from utils.reporting.results import KEY, REFERENCES_NAME, RESULTS_NAME, SCORES, TIMES_NAME, read_results
 
 Floats = NDArray[np.float64]
 Warn = Callable[[str], None]
 
 # Short names of the most used columns of results.csv.
-METRICS = {
-    "mAP50-95": "metrics/mAP_0.5:0.95",
-    "mAP50": "metrics/mAP_0.5",
-    "precision": "metrics/precision",
-    "recall": "metrics/recall",
-}
+METRICS = dict(zip(("mAP50-95", "mAP50", "recall", "precision"), reversed(SCORES), strict=True))
 
 
 @dataclass(frozen=True, eq=False)

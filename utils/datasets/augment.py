@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import cv2
 import numpy as np
 
 from utils.batch import FILL, Letterbox
+from utils.config.hyperparameters import Hyperparameters
 from utils.datasets.geometry import WarpSettings
 from utils.datasets.images import Image
 
@@ -36,6 +37,11 @@ class AugmentSettings:
     fliplr: float = 0.0
     mosaic: float = 0.0
     mixup: float = 0.0
+
+    @classmethod
+    def of(cls, hyp: Hyperparameters) -> AugmentSettings:
+        """Return the strengths that a hyperparameter file gives."""
+        return cls(**{field.name: getattr(hyp, field.name) for field in fields(cls)})
 
     @property
     def hsv(self) -> tuple[float, float, float]:

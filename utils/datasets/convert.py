@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from utils.bars import ProgressBar
 from utils.config.cli import exit_code_of
 from utils.config.dataset import SPLITS, DatasetConfig, load_dataset_config
 from utils.config.download import Download
@@ -29,7 +30,6 @@ from utils.datasets.index import checked_size, in_parallel
 from utils.datasets.sources import Source, list_sources
 from utils.datasets.voc import AnnotationError, object_names
 from utils.errors import UsageError, UserError
-from utils.fetch.progress import TransferBar
 from utils.words import counted, first_of
 
 YAML_NAME = "dataset.yaml"
@@ -165,7 +165,7 @@ def write_yolo(found: Converted, out: Path, link: bool) -> Path:
     try:
         with (
             refusals("cannot be written", out),
-            TransferBar(_count(found), "writing", unit=" images") as bar,
+            ProgressBar(None, _count(found), "writing", unit=" images") as bar,
         ):
             folders: dict[str, str] = {}
             for split, items in found.splits.items():

@@ -127,7 +127,6 @@ def train_loader(  # noqa: PLR0913 - one parameter per option
     cache: CacheKind | None = None,
     mosaic_until: int | None = None,
     unlabelled_until: int | None = None,
-    image_weights: NDArray[np.float64] | None = None,
     unlabelled_share: float | None = None,
 ) -> TrainLoader:
     """Return the loader of a training split.
@@ -144,7 +143,6 @@ def train_loader(  # noqa: PLR0913 - one parameter per option
         cache: keep scaled images in memory or in the user's cache folder.
         mosaic_until: the first epoch without mosaics; None uses them in all.
         unlabelled_until: the first epoch without unlabelled images, see `TrainingOrder`.
-        image_weights: class weights (K,) to sample images by, see `TrainLoader.set_image_weights`.
         unlabelled_share: fraction of each batch that is unlabelled, see `TrainingOrder`.
     """
     store = ImageStore(index, image_size)
@@ -159,10 +157,7 @@ def train_loader(  # noqa: PLR0913 - one parameter per option
         order.group = lambda numbers: rect_groups(
             index.sizes_wh[numbers], batch_size, image_size, stride, pad=0.0
         )
-    loader = TrainLoader(AugmentedDataset(index, store, augment, seed), order, workers)
-    if image_weights is not None:
-        loader.set_image_weights(image_weights)
-    return loader
+    return TrainLoader(AugmentedDataset(index, store, augment, seed), order, workers)
 
 
 def eval_loader(

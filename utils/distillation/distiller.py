@@ -118,10 +118,6 @@ class Distiller(nn.Module):
         nothing = nothing + sum((parameter.sum() * 0 for parameter in self.parameters()), start=nothing)
         return dict.fromkeys(self.names, nothing)
 
-    def compare(self, batch: Batch, output: StudentOutput) -> dict[str, Tensor]:
-        """Return the unweighted terms."""
-        return self.unweighted_terms(batch)(output)
-
     def unweighted_terms(self, batch: Batch) -> Terms:
         """Run the teachers; return a function from the student's output to the unweighted terms.
 

@@ -53,17 +53,14 @@ class FeatureLoss(nn.Module):
     ) -> Tensor:
         """Return the loss, a float32 scalar summed over levels.
 
-        student_maps, teacher_maps: (B, C, H, W) per level. raw_levels: the teacher's raw outputs
+        student_maps, teacher_maps: (B, C, H, W) per level, of one grid. raw_levels: the teacher's raw outputs
         (B, A, H, W, 5 + K), which weight the cells in `score-l2`.
         """
         total = torch.zeros((), device=student_maps[0].device)
         for project, student, teacher, raw in zip(
             self.projections, student_maps, teacher_maps, raw_levels, strict=True
         ):
-            projected, target = project(student), teacher
-            if target.shape[2:] != projected.shape[2:]:
-                target = F.interpolate(target, projected.shape[2:], mode="bilinear", align_corners=False)
-            total = total + self.distance(projected, target, raw)
+            total = total + self.distance(project(student), teacher, raw)
         return total * GAINS[self.kind]
 
     def distance(self, student: Tensor, teacher: Tensor, raw: Tensor) -> Tensor:

@@ -115,7 +115,7 @@ def fit_networks(teacher: Detect, classes: ClassMap, student: Model, scale: floa
             number for number, value in enumerate(teacher_strides) if abs(value - stride) < 1e-6
         ]
         if teacher_levels:
-            pairs.append(_pair(student_level, teacher_levels[0], teacher, student.head, scale))
+            pairs.append(_pair(student_level, teacher_levels[0], teacher, student.head))
     if not pairs:
         sizes = f" with images {scale:g} times as large" if scale != 1 else ""
         raise UserError(
@@ -132,9 +132,7 @@ def fit_networks(teacher: Detect, classes: ClassMap, student: Model, scale: floa
     return Fit(tuple(pairs), classes, *rows)
 
 
-def _pair(
-    student_level: int, teacher_level: int, teacher: Detect, student: Detect, scale: float
-) -> LevelPair:
+def _pair(student_level: int, teacher_level: int, teacher: Detect, student: Detect) -> LevelPair:
     """Match each of the student's anchors to the teacher's anchor of the most similar shape."""
     student_anchors = student.anchors[student_level].float()
     # Apart from the image scale, a grid unit is the same number of pixels for both.

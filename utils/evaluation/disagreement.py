@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.modes import in_mode
 from models.yolo import Model
 from utils.batch import Batch, Letterbox
 from utils.boxes import NmsRules, pairwise_iou, survivors
 from utils.evaluation.evaluate import (
     EvaluationSettings,
-    evaluation_mode,
     in_original_pixels,
     labels_in_original_pixels,
 )
@@ -182,7 +182,7 @@ class DisagreementPlots:
         if self._images >= MOST_IMAGES:
             return
         self._images += len(detections)
-        with evaluation_mode(self.other):
+        with in_mode(self.other, training=False):
             passed = self._predictor.forward(batch.images)
         found = in_original_pixels(self._predictor.suppress(passed), batch, self.settings.single_cls)
         labels = labels_in_original_pixels(batch)
@@ -232,7 +232,7 @@ class DisagreementPlots:
         image = seen.image[None].to(self._predictor.device).float() / 255
         maps = []
         for network in (self.model, self.other):
-            with evaluation_mode(network):
+            with in_mode(network, training=False):
                 maps.append(objectness_map(cast(Detector, network), image)[0].cpu().numpy()[inner])
         by_corner = np.array((*seen.letterbox.scale[::-1], *seen.letterbox.scale[::-1]))
         first, second = (found.numpy().astype(np.float64) for found in seen.found)

@@ -5,18 +5,19 @@ Shapes: B images, n detections and m labels of an image, M targets of a batch, K
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from models.ensemble import Network
+from models.modes import in_mode
 from utils.batch import Batch, StudentOutput
 from utils.boxes import NmsRules, cxcywh_to_xyxy
 from utils.distributed import from_all, world_size
@@ -187,7 +188,7 @@ def evaluate(
     predictor = Predictor(model, settings.nms_rules(), half=settings.half, augment=settings.augment)
     scores, means = _Scores(len(names)), _LossMeans()
     shown = loader if progress is None else progress.progress(loader, len(loader), "scoring")
-    with nullcontext() if isinstance(model, ExportedNetwork) else evaluation_mode(model):
+    with nullcontext() if isinstance(model, ExportedNetwork) else in_mode(model, training=False):
         for batch in shown:
             seen, detections = _score_batch(predictor, batch, settings, scores, means, loss)
             for observe in observers:
@@ -206,18 +207,6 @@ def evaluate(
         labels=int(per_class.labels.sum()),
         images_with_class=scores.images_with_class,
     )
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode; afterwards restore the mode of each of its modules."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def _score_batch(

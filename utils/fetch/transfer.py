@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
+from utils.bars import ProgressBar
 from utils.config.files import refusals, sync_folder
 from utils.errors import UsageError, UserError
 from utils.fetch.part import Part, free_bytes
-from utils.fetch.progress import TransferBar
 from utils.fetch.web import Answer, BrokenError, SourceError, open_address
 
 MIRROR = "YOLO_MIRROR"
@@ -154,7 +154,7 @@ def _complete(remote: Remote, url: str, part: Part, patience: Patience) -> bool:
     part.keep_if_usable(url, remote.has_checksum, remote.size)
     was_there = part.size > 0
     most, failures = part.size, 0
-    with TransferBar(remote.size or None, remote.name, part.size) as bar:
+    with ProgressBar(None, remote.size or None, remote.name, initial=part.size, unit="B") as bar:
         while not (remote.size and part.size == remote.size):
             try:
                 with open_address(url, part.size, part.validator_of(url), patience.seconds) as answer:
@@ -172,7 +172,7 @@ def _complete(remote: Remote, url: str, part: Part, patience: Patience) -> bool:
     return was_there
 
 
-def _take(answer: Answer, remote: Remote, url: str, part: Part, patience: Patience, bar: TransferBar) -> None:
+def _take(answer: Answer, remote: Remote, url: str, part: Part, patience: Patience, bar: ProgressBar) -> None:
     """Append the content of a response to the part.
 
     Raises:
@@ -208,7 +208,10 @@ def _take(answer: Answer, remote: Remote, url: str, part: Part, patience: Patien
 
 def _digest(path: Path, kind: str) -> str:
     digest = hashlib.new(kind, usedforsecurity=False)
-    with open(path, "rb") as stream, TransferBar(path.stat().st_size, f"checking {path.stem}") as bar:
+    with (
+        open(path, "rb") as stream,
+        ProgressBar(None, path.stat().st_size, f"checking {path.stem}", unit="B") as bar,
+    ):
         while piece := stream.read(2**20):
             digest.update(piece)
             bar.update(len(piece))

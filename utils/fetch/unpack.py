@@ -23,8 +23,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Any, cast
 
+from utils.bars import ProgressBar
 from utils.config.files import refusals
-from utils.fetch.progress import TransferBar
 from utils.fetch.web import SourceError
 
 MAX_MEMBERS = 2_000_000
@@ -77,7 +77,11 @@ def unpack(archive: Path, name: str, folder: Path, take: str = "", limit: int = 
     opened = _members_of_zip if name.lower().endswith(".zip") else _members_of_tar
     wanted = tuple(take.split("/")) if take else ()
     count = written = 0
-    with _damage_told(), opened(archive) as (members, read), TransferBar(None, f"unpacking {name}") as bar:
+    with (
+        _damage_told(),
+        opened(archive) as (members, read),
+        ProgressBar(None, None, f"unpacking {name}", unit="B") as bar,
+    ):
         for member in members:
             inner = _inner_path(member.parts, wanted)
             if inner is None:

@@ -14,9 +14,9 @@ from utils.reporting.draw import draw_boxes
 
 @dataclass(frozen=True)
 class DrawStyle:
-    """Options for drawing boxes."""
+    """Options for drawing boxes. line_thickness: in pixels; None fits the image, see `draw_boxes`."""
 
-    line_thickness: int = 3
+    line_thickness: int | None = 3
     hide_labels: bool = False
     hide_conf: bool = False
 

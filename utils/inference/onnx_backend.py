@@ -61,7 +61,7 @@ class OnnxNetwork(ExportedNetwork):
         super().__init__(path, facts, device if len(wanted) > 1 else torch.device("cpu"))
 
     def run(self, images: Tensor) -> Tensor:
-        """See Exported."""
+        """See `ExportedNetwork.run`."""
         given = {self._input: np.ascontiguousarray(images.cpu().numpy(), self._type)}
         try:
             (output,) = self.session.run([self._output], given)

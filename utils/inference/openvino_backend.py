@@ -55,7 +55,7 @@ class OpenVinoNetwork(ExportedNetwork):
         super().__init__(folder, facts, torch.device("cpu"))
 
     def run(self, images: Tensor) -> Tensor:
-        """See Exported."""
+        """See `ExportedNetwork.run`."""
         try:
             output = self.compiled([images.numpy()])[0]
         except RuntimeError as error:

@@ -18,8 +18,8 @@ from utils.boxes import xyxy_to_cxcywh
 from utils.config.files import next_run_folder
 from utils.datasets.images import Image
 from utils.errors import UserError
+from utils.inference.drawing import DrawStyle, draw_detections
 from utils.inference.writers import CropWriter, NameBook, crop_of, image_suffix, safe_name, write_image
-from utils.reporting.draw import draw_boxes
 from utils.words import counted, found_in_words
 
 RUNS = "runs/detect"
@@ -258,16 +258,9 @@ class Detections:
 
     def _drawn(self, index: int, labels: bool, line_thickness: int | None) -> Image:
         """Return a copy of an image, in BGR, with its boxes drawn."""
-        flipped = self.pred[index].flip(0).numpy()
-        return draw_boxes(
-            np.ascontiguousarray(self.ims[index][..., ::-1]),
-            flipped[:, :4],
-            flipped[:, 5].astype(np.int64),
-            list(self.names.values()),
-            flipped[:, 4],
-            line_thickness=line_thickness,
-            hide_labels=not labels,
-        )
+        image = np.ascontiguousarray(self.ims[index][..., ::-1])
+        style = DrawStyle(line_thickness, hide_labels=not labels)
+        return draw_detections(image, self.pred[index].numpy(), list(self.names.values()), style)
 
 
 def _with_boxes(found: Tensor, boxes: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class TorchScriptNetwork(ExportedNetwork):
 
     @torch.no_grad()
     def run(self, images: Tensor) -> Tensor:
-        """See Exported."""
+        """See `ExportedNetwork.run`."""
         try:
             output = self.module(images.to(self.dtype))
         except (RuntimeError, ValueError) as error:

@@ -16,73 +16,16 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from utils.bars import BAR, LINE, ProgressBar, write_line
 from utils.config.printable import printable
 from utils.distributed import rank
 
-_TIMES = "[{elapsed}<{remaining}{run_left}, {rate_fmt}{postfix}]"
-BAR = "{desc} {percentage:3.0f}% |{bar:16}| {n_fmt}/{total_fmt} " + _TIMES
-LINE = "{desc} {percentage:3.0f}% {n_fmt}/{total_fmt} " + _TIMES
-SHORT_LINE = "{desc} {percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}{run_left}{postfix}]"
-ENDLESS = "{desc} {n_fmt} [{elapsed}, {rate_fmt}{postfix}]"
-LOG_SECONDS = 30.0  # between two lines of a bar in a log
 CELL_WIDTH = 8  # minimum width of a column of values; a longer heading widens it
 GAP = 2  # between columns
+SHORT_LINE = "{desc} {percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}{run_left}{postfix}]"
 # Maximum terminal columns of SHORT_LINE (without the two counts), and of the rate and the bar itself beside
 # it. An epoch's columns get the rest.
 SHORT_WIDTH, RATE_WIDTH, BAR_WIDTH = 44, 12, 19
-
-
-class ProgressBar(tqdm):  # type: ignore[misc] # tqdm has no types
-    """A bar on a terminal; elsewhere an occasional line and one at the end.
-
-    Behaves like tqdm's bars.
-    """
-
-    # tqdm's monitor thread would make every fork of a loader worker a fork of a multi-threaded process.
-    monitor_interval = 0
-
-    def __init__(
-        self,
-        iterable: Iterable[Any] | None,
-        total: int | None,
-        description: str,
-        quiet: bool = False,
-        initial: int = 0,
-        unit: str = "it",
-        layout: str = BAR,
-    ) -> None:
-        """`total` is the number of items, None if unknown; `initial` of them were done before.
-
-        unit: what an item is, for the rate; bytes ("B") are scaled to K, M and G. layout: of the line on a
-        terminal.
-        """
-        self._in_log = not sys.stderr.isatty()
-        super().__init__(
-            iterable,
-            desc=description,
-            total=total,
-            initial=initial,
-            disable=quiet,
-            file=_LogStream(sys.stderr) if self._in_log else sys.stderr,
-            mininterval=LOG_SECONDS if self._in_log else 0.1,
-            maxinterval=LOG_SECONDS,
-            miniters=1,
-            dynamic_ncols=not self._in_log,
-            unit=unit,
-            unit_scale=unit == "B",
-            bar_format=ENDLESS if total is None else LINE if self._in_log else layout,
-        )
-
-    @property
-    def format_dict(self) -> dict[str, Any]:
-        """The fields of the line."""
-        return {**super().format_dict, "run_left": ""}
-
-    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-        """Draw the bar when tqdm asks for it; a log gets no line before the first item is done."""
-        if self._in_log and self.n == 0:
-            return True
-        return bool(super().display(msg, pos))
 
 
 class EpochBar(ProgressBar):
@@ -267,40 +210,10 @@ def _screen_width(text: str) -> int:
     return len(text) + wide - sum(unicodedata.combining(letter) > 0 for letter in text)
 
 
-class _LogStream:
-    """A stream for tqdm that turns each redraw of a bar into a line, without control characters."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> None:
-        line = text.strip("\r\n").rstrip()
-        if line:
-            _write_line(line, self._stream)
-
-    def flush(self) -> None:
-        self._stream.flush()
-
-
 def _write(text: str, stream: TextIO) -> None:
     """Write above the bars, if there are any on the terminal."""
     if sys.stderr.isatty():
         with tqdm.external_write_mode(file=stream):
-            _write_line(text, stream)
+            write_line(text, stream)
     else:
-        _write_line(text, stream)
-
-
-def _write_line(text: str, stream: TextIO) -> None:
-    """Write and flush, so that both streams keep their order in one file.
-
-    Control characters, e.g. in names from files, are escaped. So is what the stream's encoding lacks: a class
-    name must not end a run.
-    """
-    text = printable(text, keep="\n\t")
-    try:
-        stream.write(f"{text}\n")
-    except UnicodeEncodeError:
-        encoding = stream.encoding or "ascii"
-        stream.write(f"{text.encode(encoding, 'backslashreplace').decode(encoding)}\n")
-    stream.flush()
+        write_line(text, stream)

@@ -18,6 +18,8 @@ KEY = "epoch"
 _MAX_BYTES = 256 << 20
 RESULTS_NAME, TIMES_NAME, REFERENCES_NAME = "results.csv", "times.csv", "references.json"
 TIMES = (KEY, "train_seconds", "val_seconds")
+# The scores on the validation split, under the names that YOLOv5 users know.
+SCORES = ("metrics/precision", "metrics/recall", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95")
 DIGITS = 8  # significant; enough to tell apart two runs that differ in the last bits of a float32
 
 

@@ -30,7 +30,7 @@ from utils.distributed import is_distributed
 from utils.errors import UsageError, UserError
 from utils.evaluation.metrics import fitness
 from utils.reporting.console import Console, duration
-from utils.reporting.results import read_results
+from utils.reporting.results import SCORES, read_results
 from utils.training.generations import (
     BEST_NAME,
     HYP_NAME,
@@ -44,7 +44,6 @@ from utils.training.genes import GENES
 from utils.training.guard import DivergedError
 from utils.training.resume import with_absolute_paths
 from utils.training.state import STATE_NAME
-from utils.training.table import METRICS
 from utils.words import counted
 
 PROJECT = Path("runs/evolve")  # without --project
@@ -194,12 +193,12 @@ def outcome_of(task: Task) -> Outcome:
     columns = read_results(task.folder / "results.csv")
     last = {name: float(values[-1]) for name, values in columns.items() if len(values)}
     losses = [name for name in last if name.startswith("train/") and name.endswith("_loss")]
-    scores = {name: last[name] for name in last if name in METRICS or name.startswith("val/")}
+    scores = {name: last[name] for name in last if name in SCORES or name.startswith("val/")}
     if not all(math.isfinite(last[name]) for name in losses):
         return Outcome(task.number, task.hyp, 0.0, {}, "its losses are not finite numbers")
     if not scores or not all(map(math.isfinite, scores.values())):
         return Outcome(task.number, task.hyp, 0.0, {}, "its scores are not finite numbers")
-    value = round(fitness(scores[METRICS[2]], scores[METRICS[3]]), 8)  # results.csv has as many digits
+    value = round(fitness(scores[SCORES[2]], scores[SCORES[3]]), 8)  # results.csv has as many digits
     return Outcome(task.number, task.hyp, value, scores)
 
 

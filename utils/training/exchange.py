@@ -29,7 +29,8 @@ class GradientExchange:
         self._gradients = [_with_gradients(parameters) for parameters in trained.values()]
         buffers: dict[torch.dtype, list[Tensor]] = defaultdict(list)
         for buffer in module.buffers():
-            buffers[buffer.dtype].append(buffer)
+            if buffer.is_floating_point():  # others count steps, which all ranks take
+                buffers[buffer.dtype].append(buffer)
         self._buffers = [own for own in buffers.values() if own[0].numel() or len(own) > 1]
 
     @torch.no_grad()

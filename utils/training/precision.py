@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
+from models.modes import in_mode
 from models.yolo import Model
 from utils.batch import Batch
 from utils.distributed import from_all
 from utils.errors import UserError
-from utils.evaluation.evaluate import evaluation_mode
 from utils.training.loop import Trainer
 
 MEAN_TOLERANCE, WORST_TOLERANCE = 0.01, 0.2  # error of probabilities; bf16 keeps three digits of each product
@@ -112,7 +112,7 @@ def agrees(model: Model, images: Tensor, dtype: torch.dtype) -> bool:
     Compares the probabilities of all cells. Some GPUs and some networks (logits beyond the float16 range)
     give NaN or noise. The model is returned in its previous mode.
     """
-    with evaluation_mode(model):
+    with in_mode(model, training=False):
         exact = model.forward_head(model.forward_features(images))
         with torch.autocast(images.device.type, dtype):
             reduced = model.forward_head(model.forward_features(images))

@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from models.modes import in_mode
 from models.yolo import Model
 from utils.cuda_graphs.capture import (
     WARM_CALLS,
@@ -71,6 +72,7 @@ class _Passes(torch.autograd.Function):
     def forward(ctx: Any, record: _TrainingRecord, _root: Tensor, images: Tensor) -> tuple[Tensor, ...]:
         """Replay the forward pass. `_root` requires a gradient, so that the maps do."""
         ctx.record = record
+        ctx.set_materialize_grads(False)
         record.given.copy_(images)
         record.forward.replay()
         maps = tuple(level.detach() for level in record.maps)
@@ -128,14 +130,13 @@ def recorded_training(body: Body, images: Tensor, parameters: Sequence[Tensor]) 
 
 @contextmanager
 def temporary_training_mode(model: Model) -> Iterator[None]:
-    """Put a model into training mode; afterwards restore its buffers and its mode."""
-    buffers, was_training = list(model.buffers()), model.training
+    """Put a model into training mode; afterwards restore its buffers and its modules' modes."""
+    buffers = list(model.buffers())
     before = [value.clone() for value in buffers]
-    model.train()
     try:
-        yield
+        with in_mode(model, training=True):
+            yield
     finally:
-        model.train(was_training)
         with torch.no_grad():
             for value, kept in zip(buffers, before, strict=True):
                 value.copy_(kept)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from models.checkpoint import Checkpoint, build_model, read_checkpoint, save_checkpoint
+from models.modes import in_mode
 from models.yolo import Model
 from utils.batch import Batch, Progress, StudentOutput
 from utils.config.command import after_training, resume_command
@@ -30,7 +31,7 @@ from utils.distributed import (
     wait_for_all,
 )
 from utils.evaluation.best import Best
-from utils.evaluation.evaluate import EvaluationResult, EvaluationSettings, evaluate, evaluation_mode
+from utils.evaluation.evaluate import EvaluationResult, EvaluationSettings, evaluate
 from utils.inference.preprocess import fitting_image_size
 from utils.losses.recipe import EpochReport, Loss, LossContext, LossRecipe
 from utils.reporting.console import Console, EpochBar, duration
@@ -334,7 +335,7 @@ class TrainingRun:
             )
 
     def _validation_loss(self, batch: Batch, output: StudentOutput) -> dict[str, torch.Tensor]:
-        with evaluation_mode(self.detection):  # no all-reduce: ranks may have unequal numbers of batches
+        with in_mode(self.detection, training=False):  # no all-reduce: ranks may have unequal numbers
             return self.detection(batch, output)  # type: ignore[no-any-return]
 
     def _save(self, epoch: int, result: EvaluationResult | None) -> None:
@@ -376,8 +377,7 @@ class TrainingRun:
 
     def _weigh_images(self) -> None:
         """Sample images with rare or badly scored classes more often."""
-        rarity = self.data.train.class_weights()
-        self.train_loader.set_image_weights(rarity * (1 - self.class_scores) ** 2)
+        self.train_loader.set_image_weights(self.data.train.class_weights() * (1 - self.class_scores) ** 2)
 
     def _final_evaluation(self) -> Path:
         """Evaluate the best weights as saved on disk, with plots and a table; return their path."""

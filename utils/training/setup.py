@@ -289,7 +289,7 @@ def loaders(
     options: TrainOptions, hyp: Hyperparameters, data: Data, image_size: int, stride: int
 ) -> tuple[TrainLoader, DataLoader[Batch]]:
     """Build the training loader and the validation loader (twice the batch size)."""
-    augment = AugmentSettings(**{name: getattr(hyp, name) for name in AugmentSettings.__dataclass_fields__})
+    augment = AugmentSettings.of(hyp)
     training = train_loader(
         data.train,
         image_size=image_size,

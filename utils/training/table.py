@@ -6,9 +6,8 @@ from torch.optim import Optimizer
 
 from utils.evaluation.evaluate import EvaluationResult
 from utils.losses.detection import DetectionLoss
+from utils.reporting.results import SCORES
 from utils.training.step import TrainingStep
-
-METRICS = ("metrics/precision", "metrics/recall", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95")
 
 
 def columns_of(step: TrainingStep) -> list[str]:
@@ -16,7 +15,7 @@ def columns_of(step: TrainingStep) -> list[str]:
     return [
         "epoch",
         *(f"train/{_column(name)}" for name in (*step.names, *step.gauges)),
-        *METRICS,
+        *SCORES,
         *(f"val/{_column(name)}" for name in DetectionLoss.names),
         "x/lr0",
         "x/lr1",
@@ -32,7 +31,7 @@ def row_of(
     row.update({f"train/{_column(name)}": value for name, value in means.items()})
     if result is not None:
         scores = (result.precision, result.recall, result.map50, result.map50_95)
-        row.update(dict(zip(METRICS, scores, strict=True)))
+        row.update(dict(zip(SCORES, scores, strict=True)))
         row.update({f"val/{_column(name)}": value for name, value in result.losses.items()})
     row.update({f"x/lr{index}": group["lr"] for index, group in enumerate(optimizer.param_groups)})
     return row
