@@ -374,6 +374,16 @@ def _check_fit(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], checkp
         for name in wanted
         if name in state and state[name].shape != wanted[name].shape
     ]
+    problems += [
+        f"{name} is of {state[name].dtype} and the network's of {wanted[name].dtype}"
+        for name in wanted
+        if name in state and wanted[name].is_floating_point() and not state[name].is_floating_point()
+    ]
+    problems += [
+        f"{name} has sizes that are not above 0"
+        for name in wanted
+        if name.endswith(".anchors") and name in state and not bool((state[name] > 0).all())
+    ]
     problems += [f"{shown(name)} is not in the network" for name in checkpoint.state if name not in wanted]
     if problems:
         more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""

@@ -133,7 +133,8 @@ def _checked_anchors(value: Any, where: str) -> int | list[list[float]]:
         return round(value)
     try:
         levels = [[float(x) for x in _flat(level)] for level in value]
-    except (TypeError, ValueError, OverflowError):  # OverflowError: an integer too large for a float
+    # OverflowError: an integer too large for a float; RecursionError: a list within itself, by an alias.
+    except (TypeError, ValueError, OverflowError, RecursionError):
         levels = []
     sizes = [x for level in levels for x in level]
     alike = len({len(level) for level in levels}) == 1 and len(levels[0]) % 2 == 0

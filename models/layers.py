@@ -23,6 +23,9 @@ CHANNEL_STEP = 8
 MAX_ROWS, MAX_REPEATS, MAX_CHANNELS = 1000, 200, 16384
 MAX_REPEATS_IN_ALL = 2000
 MAX_GAIN = 16  # for Contract and Expand
+MAX_STRIDE = 1024
+# Outputs of a convolution per pixel of the image, and cells by which a network may pad its maps altogether.
+MAX_VALUES_PER_PIXEL, MAX_PADDING = 1024, 64
 MAX_PARAMETERS = 2**30  # 4 GiB; the largest shipped network has an eighth of that
 
 
@@ -89,9 +92,7 @@ def _block(kind: Block, stride_at: int | None = None, stride: int = 1, transpose
     """
 
     def build(row: _Row) -> Built:
-        c2, factor = row.out_channels(), stride if stride_at is None else row.argument(stride_at, 1)
-        if isinstance(factor, bool) or not isinstance(factor, int):
-            raise ValueError(f"its stride must be a whole number, not {factor!r}")
+        c2, factor = row.out_channels(), stride if stride_at is None else _stride(row.argument(stride_at, 1))
         modules = []
         channels = row.inputs[0].channels
         for _ in range(row.repeats):
@@ -102,6 +103,12 @@ def _block(kind: Block, stride_at: int | None = None, stride: int = 1, transpose
         return modules[0] if len(modules) == 1 else nn.Sequential(*modules), port
 
     return build
+
+
+def _stride(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"its stride must be a whole number above 0, not {value!r}")
+    return value
 
 
 def _stack(kind: Block) -> Builder:
@@ -123,7 +130,7 @@ def _concat(row: _Row) -> Built:
 
 def _upsample(row: _Row) -> Built:
     size, scale, mode = (*row.arguments, "nearest")[:3]
-    if size is not None or not isinstance(scale, int):
+    if size is not None or isinstance(scale, bool) or not isinstance(scale, int) or scale < 1:
         raise ValueError(f"it takes [None, a whole factor, mode], not {row.arguments!r}")
     if mode not in UPSAMPLINGS:
         raise ValueError(f"its mode is {mode!r}, known are {', '.join(UPSAMPLINGS)}")
@@ -132,7 +139,7 @@ def _upsample(row: _Row) -> Built:
 
 
 def _max_pool(row: _Row) -> Built:
-    source, stride = row.inputs[0], row.argument(1, row.arguments[0])
+    source, stride = row.inputs[0], _stride(row.argument(1, row.arguments[0]))
     return nn.MaxPool2d(*row.arguments), Port(source.channels, source.stride * stride)
 
 
@@ -217,7 +224,7 @@ def build_layers(cfg: Mapping[str, Any], channels: int, where: object) -> Layers
         raise UserError(f"it has {len(rows)} layers", where, f"a network may have {MAX_ROWS}")
     depth, width = (_multiple(cfg, f"{side}_multiple", where) for side in ("depth", "width"))
     image = Port(channels, 1)
-    built, parameters, repeated = Layers([], [], [], []), 0, 0
+    built, parameters, repeated, padding = Layers([], [], [], []), 0, 0, 0
     for index, row in enumerate(rows):
         name = row[2] if isinstance(row, list) and len(row) == 4 else row
         try:
@@ -237,6 +244,10 @@ def build_layers(cfg: Mapping[str, Any], channels: int, where: object) -> Layers
             module, port = _builder(name)(ready)
             parameters += sum(parameter.numel() for parameter in module.parameters())
             check_parameters(parameters)
+            padding += _padding(module)
+            if padding > MAX_PADDING:
+                raise ValueError(f"all padding together is more than {MAX_PADDING} px")
+            _check_maps(module, min(source.stride for source in inputs), port)
         except (TypeError, ValueError, IndexError, ArithmeticError, RuntimeError) as error:
             fault = f"layer {index} ({name}) cannot be built: {error}"
             raise UserError(fault, where, "a layer is [from, repeats, block, arguments]") from error
@@ -249,6 +260,40 @@ def check_parameters(count: int) -> None:
     """Raise ValueError if a network has more parameters than any real one."""
     if count > MAX_PARAMETERS:
         raise ValueError(f"the network has more than {MAX_PARAMETERS:,} parameters")
+
+
+def _padding(module: nn.Module) -> int:
+    """Return by how many cells a layer's maps grow beyond what its stride says."""
+    grown = 0
+    for part in module.modules():
+        if isinstance(part, nn.ZeroPad2d):
+            left, right, top, bottom = part.padding
+            grown += max(left + right, top + bottom, 0)
+        elif isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
+            grown += max(*(_growth(part, side) for side in (0, 1)), 0)
+    return grown
+
+
+def _growth(part: nn.Conv2d | nn.ConvTranspose2d, side: int) -> int:
+    """Return the difference between a convolution's output and its input, without its stride, in cells."""
+    reach = part.dilation[side] * (part.kernel_size[side] - 1)
+    padding = 0 if isinstance(part.padding, str) else 2 * part.padding[side]
+    if isinstance(part, nn.ConvTranspose2d):
+        return reach - padding + part.output_padding[side] + 1 - part.stride[side]
+    return padding - reach
+
+
+def _check_maps(module: nn.Module, stride: float, port: Port) -> None:
+    """Raise ValueError if a layer's maps would be coarser, or have more values, than any real network's.
+
+    stride: of the layer's input.
+    """
+    if port.stride > MAX_STRIDE:
+        raise ValueError(f"its stride of {port.stride:g} px is more than {MAX_STRIDE}")
+    most = max((part.out_channels for part in module.modules() if isinstance(part, nn.Conv2d)), default=0)
+    for channels, cell in ((most, stride), (port.channels, port.stride)):
+        if channels > MAX_VALUES_PER_PIXEL * cell**2:
+            raise ValueError(f"{channels} channels at a stride of {cell:g} px take too much memory")
 
 
 # Config keys for an activation other than SiLU, and the blocks that they concern. As in YOLOv5, `activation`

@@ -324,9 +324,14 @@ class Model(nn.Module):
 
 
 def _shrunk(images: Tensor, scale: float, multiple: int) -> Tensor:
-    """Scale images and pad them with grey at the bottom and right to a multiple of `multiple` px."""
+    """Scale images and pad them with grey at the bottom and right to a multiple of `multiple` px.
+
+    As in the original YOLOv5 the scaled sides are truncated and the padded ones rounded up: where that makes
+    a difference, there is one more row of cells.
+    """
     if scale == 1:
         return images
     height, width = (int(side * scale) for side in images.shape[2:])
+    below, right = (math.ceil(side * scale / multiple) * multiple for side in images.shape[2:])
     resized = F.interpolate(images, (height, width), mode="bilinear", align_corners=False)
-    return F.pad(resized, (0, -width % multiple, 0, -height % multiple), value=FILL / 255)
+    return F.pad(resized, (0, right - width, 0, below - height), value=FILL / 255)

@@ -4,7 +4,7 @@ import pytest
 
 from utils.comparison.groups import different_data, group_runs
 from utils.comparison.runs import read_run
-from utils.comparison.tables import group_table, run_table, teacher_score, verdict_on
+from utils.comparison.tables import duration, group_table, run_table, teacher_score, verdict_on
 from utils.errors import UsageError
 
 
@@ -171,3 +171,8 @@ def test_a_run_that_stopped_early_is_done(make_run, groups_of):
     assert dict(zip(header, rows[0], strict=True))["done"] == "3/9 stopped early"
     without = make_run("n", [0.2, 0.1, 0.1], **{**settings, "patience": 0})
     assert not groups_of(without)[0].runs[0].is_over
+
+
+def test_times_whose_sum_is_no_number_are_a_dash(make_run):
+    run = read_run(make_run("a", [0.5, 0.6], seconds=1e308), pytest.fail)
+    assert duration(run) == "-"

@@ -23,6 +23,7 @@ from utils.datasets.images import (
     check_image,
     declared_wh,
     decode_image,
+    read_for_training,
     read_image,
 )
 from utils.datasets.index import build_index
@@ -262,6 +263,27 @@ def test_a_picture_that_claims_too_much_is_refused_before_it_is_decoded(suffix, 
     assert declared_wh(bytes(content)) == (60_000, 60_000) and 60_000**2 > MAX_PIXELS
     with pytest.raises(UnreadableImageError, match="60000 x 60000 px are more than"):
         check_image(path)
+
+
+@pytest.mark.fault(
+    "the same without the end marker, which has to be decoded to see whether more is missing",
+    "refused before that",
+)
+def test_a_bomb_without_its_end_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    def decode(*_):
+        raise AssertionError("decoded")
+
+    wide = bytearray(encoded(".jpg"))
+    frame = wide.index(b"\xff\xc0")
+    wide[frame + 5 : frame + 9] = struct.pack(">HH", 60_000, 60_000)
+    monkeypatch.setattr(cv2, "imdecode", decode)
+    for content, told in ((bytes(wide), "60000 x 60000 px"), (jpeg_of_scans(8000, 3000), "3001 scans")):
+        assert content.endswith(b"\xff\xd9")
+        path = tmp_path / "a.jpg"
+        path.write_bytes(content[:-2])
+        for read in (check_image, read_image, lambda path: read_for_training(path, (8000, 8000), (80, 80))):
+            with pytest.raises(UnreadableImageError, match=told):
+                read(path)
 
 
 @pytest.mark.fault(

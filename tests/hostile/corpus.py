@@ -203,7 +203,7 @@ def state_of_numbers(folder: Path) -> list[str]:
 HUGE = {
     "nc": 2,
     "anchors": 3,
-    "backbone": [[-1, 1, "Conv", [8, 3, 2]], *([-1, 1, "Conv", [8192, 1, 2 - n % 2]] for n in range(15))],
+    "backbone": [[-1, 1, "Conv", [8, 3, 4]], *([-1, 1, "Conv", [8192, 1, 2 - n % 2]] for n in range(15))],
     "head": [[[15], 1, "Detect", ["nc", "anchors"]]],
 }
 

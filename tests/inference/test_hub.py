@@ -308,3 +308,8 @@ def test_the_hub_is_told_all_packages_that_are_imported() -> None:
     modules = {"opencv-python": "cv2", "pyyaml": "yaml"}
     required = {modules.get(name, name) for name in (re.split("[<>=]", line)[0] for line in lines)}
     assert set(hubconf.dependencies) == required - {"scipy"}
+
+
+def test_a_size_that_no_memory_holds_is_refused(model: HubModel) -> None:
+    with pytest.raises(UserError, match="size: 1000000000 px are too many; take at most 16384"):
+        model(PICTURES[0], size=10**9)

@@ -15,7 +15,7 @@ import torch
 from utils.errors import UserError
 from utils.inference.frames import Frame
 from utils.inference.outputs import OutputChoice, Outputs
-from utils.inference.writers import NameBook, VideoWriter, label_lines, safe_name, write_image
+from utils.inference.writers import NameBook, VideoWriter, crop_of, label_lines, safe_name, write_image
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
 DETECTIONS = torch.tensor([[10.0, 20, 30, 40, 0.9, 1], [0, 0, 80, 60, 0.25, 0]])
@@ -359,3 +359,37 @@ def test_the_error_that_ended_a_run_is_not_hidden_by_a_broken_video(tmp_path: Pa
         write(outputs, Frame(IMAGE, "0", 0, live=True), DETECTIONS, IMAGE)
         (tmp_path / "0.mp4").unlink()
         raise KeyError("first")
+
+
+@pytest.mark.fault("disk full while predictions.csv is written", "error; an earlier table stays as it was")
+def test_a_table_that_finds_no_room_leaves_the_earlier_one(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    (tmp_path / "predictions.csv").write_text("earlier")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, limits[1]))
+    try:
+        with (
+            pytest.raises(UserError, match=r"predictions\.csv: cannot be written"),
+            Outputs(tmp_path, ["a", "b"], OutputChoice(images=False, table=True)) as outputs,
+        ):
+            for number in range(100):
+                write(outputs, Frame(IMAGE, f"{number}.jpg"), DETECTIONS, IMAGE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions.csv"]
+    assert (tmp_path / "predictions.csv").read_text() == "earlier"
+
+
+def test_a_run_that_is_interrupted_keeps_the_rows_so_far(tmp_path: Path) -> None:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Outputs(tmp_path, ["a", "b"], OutputChoice(images=False, table=True)) as outputs,
+    ):
+        write(outputs, Frame(IMAGE, "x.jpg"), DETECTIONS, IMAGE)
+        raise KeyboardInterrupt
+    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize("box", [(50, 40, 10, 5), (-90, -90, -80, -80), (900, 900, 950, 950), (3, 3, 3, 3)])
+def test_a_crop_is_never_empty(box: tuple[int, ...]) -> None:
+    assert min(crop_of(IMAGE, box).shape) > 0

@@ -312,3 +312,27 @@ def test_a_name_without_its_suffix_gets_the_name_with_it_proposed(tmp_path, monk
     (tmp_path / "mine.pt").touch()
     with pytest.raises(UserError, match=r"did you mean mine\.pt\?"):
         resolve_weights("mine")
+
+
+@pytest.mark.fault(
+    "a weight file whose weights are whole numbers, or whose anchors are negative",
+    "refused with the name of the tensor",
+)
+@pytest.mark.parametrize(
+    ("name", "change", "told"),
+    [
+        (
+            "model.0.conv.weight",
+            lambda value: value.long(),
+            "is of torch.int64 and the network",
+        ),
+        ("model.0.bn.weight", lambda value: value > 0, "is of torch.bool"),
+        ("model.24.anchors", lambda value: -value, "has sizes that are not above 0"),
+    ],
+)
+def test_weights_that_no_network_can_have_are_refused(tmp_path, name, change, told):
+    content = torch.load(save(tmp_path / "a.pt", trained()), weights_only=True)
+    content["model"][name] = change(content["model"][name])
+    torch.save(content, tmp_path / "b.pt")
+    with pytest.raises(UserError, match=rf"b\.pt: its weights .*{name} {told}"):
+        build_model(read_checkpoint(tmp_path / "b.pt"))

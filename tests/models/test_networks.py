@@ -342,6 +342,36 @@ BROKEN = {
     "layer 0 (Conv) cannot be built: its arguments must be a list": small(backbone=[[-1, 1, "Conv", 8]]),
     "layer 0 ([-1, 1, 'Conv'])": small(backbone=[[-1, 1, "Conv"]]),
     "layer 0 (Conv) cannot be built: 32768 channels": small(backbone=[[-1, 1, "Conv", [32768]]]),
+    "layer 0 (Conv) cannot be built: its stride must be a whole number above 0, not 0": small(
+        backbone=[[-1, 1, "Conv", [8, 3, 0]], [-1, 1, "C3", [16]]]
+    ),
+    "layer 2 (nn.MaxPool2d) cannot be built: its stride must be a whole number above 0, not 0.5": small(
+        head=[[-1, 1, "nn.MaxPool2d", [2, 0.5]]]
+    ),
+    "layer 2 (nn.MaxPool2d) cannot be built: its stride must be a whole number above 0, not [2, 2]": small(
+        head=[[-1, 1, "nn.MaxPool2d", [[2, 2]]]]
+    ),
+    "layer 2 (nn.MaxPool2d) cannot be built: its stride of 2048 px is more than 1024": small(
+        head=[[-1, 1, "nn.MaxPool2d", [2, 1024]]]
+    ),
+    "layer 2 (nn.ZeroPad2d) cannot be built: all padding together is more than 64": small(
+        head=[[-1, 1, "nn.ZeroPad2d", [[40, 40, 0, 0]]]]
+    ),
+    "layer 2 (Conv) cannot be built: all padding together is more than 64": small(
+        head=[[-1, 1, "Conv", [8, 1, 1, 4000]]]
+    ),
+    "layer 2 (nn.ConvTranspose2d) cannot be built: all padding together is more than 64": small(
+        head=[[-1, 1, "nn.ConvTranspose2d", [8, 200, 2]]]
+    ),
+    "layer 2 (Bottleneck) cannot be built: 16000 channels at a stride of 2 px": small(
+        head=[[-1, 1, "Bottleneck", [16, True, 1, 1000]]]
+    ),
+    "layer 3 (nn.Upsample) cannot be built: 16 channels at a stride of 0.03125 px": small(
+        head=[[-1, 1, "nn.Upsample", [None, 8]], [-1, 1, "nn.Upsample", [None, 8]]]
+    ),
+    "layer 2 (nn.Upsample) cannot be built: it takes [None, a whole factor, mode], not [None, 0]": small(
+        head=[[-1, 1, "nn.Upsample", [None, 0]]]
+    ),
     "layer 3 (Concat) cannot be built: its inputs have different strides: 4, 2": small(
         head=[[-1, 1, "Conv", [16, 3, 2]], [[-1, 1], 1, "Concat", [1]], [[1, 3], 1, "Detect", []]]
     ),
@@ -387,3 +417,12 @@ def test_a_file_that_is_no_config_is_refused(tmp_path):
         (tmp_path / "odd.yaml").write_text(text)
         with pytest.raises(UserError, match=message):
             Model(tmp_path / "odd.yaml")
+
+
+def test_augmented_predictions_have_the_cells_of_the_original_where_a_scaled_side_is_truncated():
+    """96 x .67 is 64.32: the image has 64 px then, and the original pads it to 96."""
+    model = Model("yolov5n.yaml", nc=2).eval()
+    with torch.no_grad():
+        found = model.forward_augmented(torch.rand(1, 3, 96, 128))
+    full, small_scale = (3 * (rows * columns * (16 + 4 + 1)) for rows, columns in ((3, 4), (3, 3)))
+    assert found.shape[1] == full - 3 * 12 + full + small_scale - 3 * 9 * 16

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import struct
 from pathlib import Path
 
 import cv2
@@ -152,3 +153,17 @@ def test_a_run_that_writes_nothing_needs_no_folder(run_script, tmp_path):
     given = ["--weights", tmp_path / "none.pt", "--source", "data/images", "--project", tmp_path / "file"]
     done = run_script("detect.py", *given, "--nosave")
     assert done.returncode == 1 and "none.pt" in done.stderr and "folder" not in done.stderr
+
+
+@pytest.mark.fault(
+    "an image of a format whose header is not read first (TIFF, BMP, WebP, ...) with over 2^29 pixels",
+    "skipped with a warning, before it is decoded",
+)
+def test_a_picture_of_any_format_with_too_many_pixels_is_left_out(tmp_path, run_script):
+    """A BMP file of 96 x 64 px with another size in its header, which only OpenCV's own limit stops."""
+    content = bytearray(cv2.imencode(".bmp", np.zeros((64, 96, 3), np.uint8))[1].tobytes())
+    struct.pack_into("<ii", content, 18, 24_000, 24_000)
+    (tmp_path / "a.bmp").write_bytes(content)
+    words = ["--weights", "weights/demo_student.pt", "--source", tmp_path / "a.bmp", "--nosave"]
+    done = run_script("detect.py", *words, "--device", "cpu")
+    assert "a.bmp: cannot be decoded" in done.stderr and "MAX_IMAGE_PIXELS" in done.stderr, done.stderr

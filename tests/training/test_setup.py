@@ -178,3 +178,17 @@ def test_a_head_of_more_levels_than_the_loss_has_weights_for_is_not_trained(tmp_
 
     with pytest.raises(UserError, match="its head has 6 levels, the loss has weights for 5"):
         setup.build_network(network_of(tmp_path, six_levels), Hyperparameters(), ["a"], Console())
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"cfg": "modles/yolov5n.yaml"}, r"no such network config; did you mean models/yolov5n\.yaml"),
+        ({"cfg": "yolov5n.yaml", "freeze": (99,)}, "--freeze: asks for the first 99 of 25 layers"),
+        ({"cfg": "yolov5n.yaml", "freeze": (3, 25)}, "--freeze: there is no layer 25 among 25 layers"),
+        ({"cfg": "yolov5n.yaml", "data": "data/vok.yaml"}, r"data/vok\.yaml"),
+    ],
+)
+def test_mistyped_names_are_told_before_anything_is_read_or_downloaded(given, told):
+    with pytest.raises(UserError, match=told):
+        setup.check_yamls(TrainOptions(weights="", **given))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -85,9 +86,11 @@ def _mean_seconds(run: Run) -> float | None:
 
 def duration(run: Run) -> str:
     """Format the time of all epochs together as h:mm:ss; a dash if that of some was not recorded."""
-    if not np.isfinite(run.seconds).all():
+    with np.errstate(over="ignore"):
+        total = float(run.seconds.sum())
+    if not math.isfinite(total):
         return "-"
-    minutes, seconds = divmod(round(float(run.seconds.sum())), 60)
+    minutes, seconds = divmod(round(total), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
 

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from utils.config.absent_options import ABSENT_VALUES
 from utils.config.files import run_folder_to_come
 from utils.config.option_help import help_text, names_of, opposites_of
-from utils.config.options_base import Options, RunOptions
+from utils.config.options_base import MAX_PIXELS, Options, RunOptions
 from utils.config.printable import printable
 from utils.config.settings import Setting, settings_of
 from utils.config.signals import sigterm_as_interrupt
@@ -77,6 +77,7 @@ def run(
 
 def _load_libraries() -> None:
     """Import the slow libraries that every script needs."""
+    os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))  # OpenCV reads it when it is loaded
     name = ""
     try:
         for name in ("torch", "utils.nms_operator", "cv2"):

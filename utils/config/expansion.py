@@ -49,20 +49,20 @@ def check_expansion(root: yaml.Node) -> None:
     """Check that a composed YAML has at most `MAX_VALUES` values, with each alias counted in full.
 
     Raises:
-        ExpansionError: if there are more, or an integer has more than `MAX_DIGITS` digits, or as a key
-            more than `MAX_KEY_DIGITS`.
+        ExpansionError: if there are more, or one contains itself, or an integer has more than `MAX_DIGITS`
+            digits, or as a key more than `MAX_KEY_DIGITS`.
     """
     _count(root, {})
 
 
 def _count(node: yaml.Node, known: dict[int, int], digits: int = MAX_DIGITS) -> int:
-    """Count the values that a node expands to; recursion into itself counts as one."""
+    """Count the values that a node expands to."""
     if isinstance(node, yaml.ScalarNode):
         if node.tag.endswith(":int") and len(node.value) > digits:
             raise ExpansionError(f"a number of {len(node.value)} digits", _line(node))
         return 1
     if id(node) not in known:
-        known[id(node)] = 1
+        known[id(node)] = 0  # until it is counted
         total = 1
         for entry in node.value:
             if isinstance(entry, tuple):
@@ -72,6 +72,8 @@ def _count(node: yaml.Node, known: dict[int, int], digits: int = MAX_DIGITS) -> 
             if total > MAX_VALUES:
                 raise ExpansionError(f"its aliases unfold to more than {MAX_VALUES:,} values", _line(node))
         known[id(node)] = total
+    if not known[id(node)]:
+        raise ExpansionError("a value contains itself", _line(node))
     return known[id(node)]
 
 

@@ -27,13 +27,24 @@ _claims: dict[Path, BinaryIO] = {}  # held until the process ends
 
 
 def replace_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Replace a file atomically: `write` fills a temporary one beside it, which is synced and renamed.
+    """Replace a file atomically: `write` fills a temporary one, see `replacement`.
+
+    Raises:
+        UserError: if the system refuses to write there (disk full, no permission, no such folder).
+    """
+    with replacement(path) as stream:
+        write(stream)
+
+
+@contextmanager
+def replacement(path: Path) -> Iterator[BinaryIO]:
+    """Give a temporary file beside another one, which it replaces after the block, synced and renamed.
 
     A failure before the rename leaves the old file unchanged and removes the temporary one; after a
     SIGKILL that stays, see `remove_unfinished`.
 
     Raises:
-        UserError: if the system refuses to write there (disk full, no permission, no such folder).
+        UserError: as `replace_atomically`.
     """
     # Not tempfile.mkstemp, whose files are readable only by their owner, whatever the umask.
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
@@ -42,7 +53,7 @@ def replace_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
             with open(beside, "xb") as stream:
                 watched = _ErrorKeepingStream(stream)
                 try:
-                    write(cast(BinaryIO, watched))
+                    yield cast(BinaryIO, watched)
                 except Exception as error:
                     # torch.save masks a full disk with an error of its own.
                     raise watched.refused or error from error
@@ -212,7 +223,7 @@ def read_regular(path: str | Path, most: int) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise OSError(0, "it is not a regular file")
         if status.st_size > most:
-            raise OSError(0, f"it has more than {most >> 20} MiB")
+            raise OSError(errno.EFBIG, f"it has more than {most >> 20} MiB")
         return file.readall()
 
 

@@ -25,6 +25,8 @@ GROUPS = (
     RESULTS,
 )  # in the order of --help
 
+# Of an image: allows 20,000 x 20,000 px. A file of a megabyte may declare any size and decompress to it.
+MAX_PIXELS = 2**29
 MAX_SIDE = 16_384  # a mosaic of twice that side is the largest image that OpenCV can warp
 Self = TypeVar("Self", bound="Options")
 

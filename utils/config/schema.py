@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,6 +10,7 @@ from typing import Any, TypeVar
 import yaml
 
 from utils.config.expansion import ExpansionError, check_depth, check_expansion
+from utils.config.files import read_regular
 from utils.config.settings import SettingsError, read_plain
 from utils.errors import UsageError, UserError
 
@@ -113,13 +115,12 @@ def read_text(path: Path) -> str:
         UserError: if it cannot be read, is too long, or is not UTF-8.
     """
     try:
-        with open(path, "rb") as stream:
-            content = stream.read(MAX_BYTES + 1)
+        content = read_regular(path, MAX_BYTES)
     except OSError as error:
-        raise UserError(f"cannot be read ({error.strerror})", path, "check the path") from error
-    if len(content) > MAX_BYTES:
-        what = f"has more than {MAX_BYTES // 2**20} MiB, too much for a settings file"
-        raise UserError(what, path, "check the path")
+        what = f"cannot be read ({error.strerror})"
+        if error.errno == errno.EFBIG:
+            what = f"has more than {MAX_BYTES // 2**20} MiB, too much for a settings file"
+        raise UserError(what, path, "check the path") from error
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.config.files import read_regular
+from utils.config.options_base import MAX_PIXELS
 from utils.datasets.partial import declared_hw, top_of_jpeg
 
 Image = NDArray[np.uint8]
@@ -29,8 +30,6 @@ _REDUCED = (
 _SPARE_ROWS = 4
 _CUT_OFF = "the file is cut off"
 _PNG_START, _PNG_END = b"\x89PNG", b"IEND\xaeB`\x82"
-# Allows 20,000 x 20,000 px. A file of a megabyte may declare any size and decompress to it.
-MAX_PIXELS = 2**29
 MAX_BYTES = 2**31
 # Pixels times scans, about ten seconds of decoding. A JPEG may consist of any number of scans of a few
 # bytes each; real files have about ten.
@@ -76,14 +75,7 @@ def decode_image(content: bytes, flags: int = cv2.IMREAD_COLOR) -> Image:
     """
     if not content:
         raise UnreadableImageError("the file is empty")
-    width, height = declared_wh(content)
-    if width * height > MAX_PIXELS:
-        raise UnreadableImageError(f"{width} x {height} px are more than {MAX_PIXELS:,} pixels")
-    # Counting takes a while; there cannot be more scans than pairs of bytes.
-    if _is_jpeg(content) and width * height * (len(content) // 2) > MAX_SCANNED:
-        scans = content.count(_JPEG_SCAN)
-        if width * height * scans > MAX_SCANNED:
-            raise UnreadableImageError(f"{scans} scans would take minutes to decode")
+    _check_cost(content)
     image = _decoded(content, flags)
     if image is None and _lacks_only_its_end(content):
         image = _decoded(_with_jpeg_end(content), flags)
@@ -121,7 +113,8 @@ def check_image(path: str | Path) -> tuple[int, int]:
 def declared_wh(content: bytes) -> tuple[int, int]:
     """Return the width and height in the header of a PNG, GIF or JPEG, before any rotation.
 
-    (0, 0) if the header is broken, and for other formats, to which OpenCV's own limit applies.
+    (0, 0) if the header is broken, and for other formats, to which OpenCV's own limit applies; scripts set it
+    to `MAX_PIXELS`.
 
     Raises:
         UnreadableImageError: if a JPEG has more than `MAX_SEGMENTS` before its frame header.
@@ -277,6 +270,18 @@ def _read_checked(path: str | Path) -> bytes:
     return _with_jpeg_end(content)
 
 
+def _check_cost(content: bytes) -> None:
+    """Raise UnreadableImageError for a file that would take too much memory or time to decode."""
+    width, height = declared_wh(content)
+    if width * height > MAX_PIXELS:
+        raise UnreadableImageError(f"{width} x {height} px are more than {MAX_PIXELS:,} pixels")
+    # Counting takes a while; there cannot be more scans than pairs of bytes.
+    if _is_jpeg(content) and width * height * (len(content) // 2) > MAX_SCANNED:
+        scans = content.count(_JPEG_SCAN)
+        if width * height * scans > MAX_SCANNED:
+            raise UnreadableImageError(f"{scans} scans would take minutes to decode")
+
+
 def _decoded(content: bytes, flags: int) -> Image | None:
     try:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
@@ -298,6 +303,7 @@ def _lacks_only_its_end(content: bytes) -> bool:
     """
     if not _is_jpeg(content):
         return False
+    _check_cost(content)
     # In colour: the last scans may contain nothing but chroma.
     plain = _decoded(_with_jpeg_end(content), cv2.IMREAD_COLOR)
     longer = _decoded(_with_jpeg_end(content, _JPEG_MORE), cv2.IMREAD_COLOR)

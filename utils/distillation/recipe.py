@@ -10,6 +10,7 @@ from typing import cast
 
 from torch import nn
 
+from models.config import find_config
 from models.places import resolve_weights
 from models.yolo import Model
 from utils.config.options import OWN_AVERAGE, DistillOptions
@@ -32,10 +33,12 @@ from utils.words import counted
 def distillation_recipe(options: DistillOptions) -> LossRecipe:
     """Return a recipe for the ground-truth loss (unless turned off) and a Distiller.
 
-    Raises UserError if a teacher's weight file is missing.
+    Raises UserError if a teacher's weight file or its network YAML is missing.
     """
     if not options.distill:
         return ground_truth_only
+    if options.teacher_cfg:
+        find_config(options.teacher_cfg)
     paths = [
         None if name == OWN_AVERAGE else resolve_weights(name, options.fetches) for name in options.teacher
     ]

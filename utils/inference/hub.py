@@ -15,6 +15,7 @@ from models.checkpoint import build_model, read_checkpoint
 from models.ensemble import Network
 from models.transfer import transfer_weights
 from models.yolo import Model
+from utils.config.options_base import MAX_SIDE
 from utils.errors import UserError
 from utils.inference.arguments import Device, batch_of, device_of, frame_of, rules_of, sides_of
 from utils.inference.backends import configure_exported, find_network, load_networks
@@ -276,6 +277,8 @@ class HubModel:
     def _size(self, size: Any) -> tuple[int, int]:
         """Return the (height, width) to run at; a file of fixed shape keeps its own, and warns once."""
         sides = (640, 640) if size is None else sides_of(size)
+        if max(sides) > MAX_SIDE:
+            raise UserError(f"{max(sides)} px are too many", "size", f"take at most {MAX_SIDE}")
         if isinstance(self.model, ExportedNetwork) and self.model.facts.size_hw is not None:
             own = self.model.facts.size_hw
             if size is not None and sides != own:

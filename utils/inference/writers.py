@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import io
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
 
 import cv2
 import numpy as np
 from torch import Tensor
 
 from utils.boxes import xyxy_to_cxcywh
-from utils.config.files import refusals
+from utils.config.files import refusals, replacement
 from utils.datasets.images import IMAGE_SUFFIXES, Image
 from utils.errors import UserError
 from utils.inference.frames import file_name, is_utf8
@@ -134,17 +135,19 @@ class LabelWriter:
 
 
 class TableWriter:
-    """Writes one CSV row per detection: image, class name, confidence, frame, box in pixels."""
+    """Writes one CSV row per detection: image, class name, confidence, frame, box in pixels.
+
+    The table gets its name when it is closed, so that a full disk leaves an earlier one as it was.
+    """
 
     COLUMNS = ("Image Name", "Prediction", "Confidence", "Frame", "x1", "y1", "x2", "y2")
 
     def __init__(self, path: Path, names: Sequence[str]) -> None:
+        """Raises UserError if the system refuses."""
         self.path, self.names = path, names
-        with refusals(_REFUSED, path):
-            # A file name need not be valid text.
-            self._file: IO[str] = path.open("w", newline="", encoding="utf-8", errors="backslashreplace")
-            self._rows: Any = csv.writer(self._file)
-            self._rows.writerow(self.COLUMNS)
+        self._file = ExitStack()
+        self._stream = self._file.enter_context(replacement(path))
+        self._write([self.COLUMNS])
 
     def write(self, image: str, frame: int | None, detections: Tensor) -> None:
         """Append the detections (n, 6) of an image or of a video's frame, counted from 0.
@@ -152,16 +155,21 @@ class TableWriter:
         Raises UserError if the system refuses.
         """
         number = "" if frame is None else frame + 1  # as in the names of label files
-        for *box, confidence, label in detections.tolist():
-            corners = [f"{value:.1f}" for value in box]
-            name = self.names[int(label)]
-            with refusals(_REFUSED, self.path):
-                self._rows.writerow([image, name, f"{confidence:.4f}", number, *corners])
+        self._write(
+            [image, self.names[int(label)], f"{confidence:.4f}", number, *(f"{value:.1f}" for value in box)]
+            for *box, confidence, label in detections.tolist()
+        )
+
+    def _write(self, rows: Iterable[Sequence[object]]) -> None:
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows(rows)
+        with refusals(_REFUSED, self.path):
+            # A file name need not be valid text.
+            self._stream.write(text.getvalue().encode("utf-8", errors="backslashreplace"))
 
     def close(self) -> None:
-        """Close the file. Raises UserError if the system refuses to write the rest."""
-        with refusals(_REFUSED, self.path):
-            self._file.close()
+        """Finish the table. Raises UserError if the system refuses to write the rest."""
+        self._file.close()
 
 
 class CropWriter:
@@ -186,11 +194,18 @@ class CropWriter:
 def crop_of(image: Image, box_xyxy_px: Sequence[float]) -> Image:
     """Return the part of an image (H, W, 3) in a box, with a small margin; a view, never empty."""
     x1, y1, x2, y2 = box_xyxy_px
-    half_w = (x2 - x1) * _CROP_FACTOR / 2 + _CROP_BORDER_PX / 2
-    half_h = (y2 - y1) * _CROP_FACTOR / 2 + _CROP_BORDER_PX / 2
-    centre_x, centre_y = (x1 + x2) / 2, (y1 + y2) / 2
-    top, left = max(int(centre_y - half_h), 0), max(int(centre_x - half_w), 0)
-    return image[top : int(centre_y + half_h) + 1, left : int(centre_x + half_w) + 1]
+    rows, columns = (
+        slice(*_widened(start, end, side))
+        for start, end, side in ((y1, y2, image.shape[0]), (x1, x2, image.shape[1]))
+    )
+    return image[rows, columns]
+
+
+def _widened(start: float, end: float, side: int) -> tuple[int, int]:
+    """Return the first and the end pixel of a crop along one side of an image, at least one pixel apart."""
+    centre, half = (start + end) / 2, abs(end - start) * _CROP_FACTOR / 2 + _CROP_BORDER_PX / 2
+    first = min(max(int(centre - half), 0), side - 1)
+    return first, min(max(int(centre + half), first), side - 1) + 1
 
 
 def image_suffix(source: str) -> str:

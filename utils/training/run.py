@@ -69,7 +69,7 @@ class TrainingRun:
         self.options = options
         check_loggers(options.logger)
         if self.saved is None:
-            setup.check_dataset(options)  # report a mistyped name before downloading weights
+            setup.check_yamls(options)  # report a mistyped name before downloading weights
         recipe = recipe_for(options)
         self.device = select_device(options.device)
         self.console.info(f"device {describe_device(self.device)}, torch {torch.__version__}")

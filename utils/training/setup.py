@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from models.checkpoint import Checkpoint, check_network, read_checkpoint
+from models.config import read_config
 from models.places import resolve_weights
 from models.transfer import has_anchors_of, known_by_name, transfer_head, transfer_weights
 from models.yolo import Model
@@ -55,8 +56,15 @@ class Data:
     merged: tuple[str, ...]
 
 
-def check_dataset(options: TrainOptions) -> None:
-    """Raise UserError if the dataset YAML is unusable; the data itself may still be missing."""
+def check_yamls(options: TrainOptions) -> None:
+    """Raise UserError if a YAML is unusable, or --freeze names layers that it lacks.
+
+    Nothing is built or downloaded: the data itself may still be missing.
+    """
+    if options.cfg:
+        content = read_config(options.cfg, nc=1).content
+        rows = [row for part in ("backbone", "head") if isinstance(row := content.get(part), list)]
+        _frozen(options.freeze, sum(map(len, rows)))
     load_dataset_config(options.data, options.data_dir, may_be_absent=True)
 
 
@@ -179,17 +187,21 @@ def take_over_head(model: Model, checkpoint: Checkpoint, console: Console) -> No
 
 def freeze_layers(model: Model, freeze: Sequence[int]) -> None:
     """Freeze the first N layers for one number N, or the listed layers for several."""
+    for index in _frozen(freeze, len(model.model)):
+        model.model[index].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UsageError("nothing is left to train", "--freeze", "freeze fewer layers")
+
+
+def _frozen(freeze: Sequence[int], count: int) -> Sequence[int]:
+    """Return the indices of the layers to freeze, of `count`. Raises UsageError for any beyond."""
     frozen = range(freeze[0]) if len(freeze) == 1 else freeze
-    count = len(model.model)
     wrong = [index for index in frozen if not 0 <= index < count]
     if wrong:
         ways = f"asks for the first {freeze[0]} of", f"there is no layer {wrong[0]} among"
         what = f"{ways[len(freeze) > 1]} {count} layers"
         raise UsageError(what, "--freeze", f"layers are numbered 0 to {count - 1}")
-    for index in frozen:
-        model.model[index].requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise UsageError("nothing is left to train", "--freeze", "freeze fewer layers")
+    return frozen
 
 
 def images_per_epoch(options: TrainOptions, index: DatasetIndex) -> int:
