@@ -128,6 +128,7 @@ def test_no_detections_leave_the_picture_as_it_is() -> None:
 def test_a_class_without_a_name_shows_its_number() -> None:
     assert name_of(1, ["a", "b"]) == "b"
     assert name_of(7, ["a"]) == "7"
+    assert name_of(0, ["x" * 40]) == "x" * 40 and name_of(0, ["x" * 300]) == "x" * 37 + "..."
     assert has_color(draw_boxes(picture(), np.array([[9.0, 50, 90, 90]]), [7], ["a"]), 7)
 
 

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from utils.reporting.console import warning
 from utils.reporting.fonts import ASCII, default_font, font_for, letters_of_default
 
+_LONGEST_NAME = 40  # letters; a longer one would leave no room for the picture or chart
+
 Image: TypeAlias = NDArray[np.uint8]
 Color: TypeAlias = tuple[int, int, int]
 
@@ -91,11 +93,15 @@ def _draw_outline(image_bgr: Image, box: tuple[int, int, int, int], color: Color
 
 
 def name_of(class_id: int, names: Sequence[str]) -> str:
-    """Return a class's name; its number if it has none or, with a warning, if no font has its letters."""
+    """Return a class's name, shortened for a picture or chart.
+
+    Its number if it has none or, with a warning, if no font has its letters.
+    """
     if not 0 <= class_id < len(names):
         return str(class_id)
-    if drawable(names[class_id]) == names[class_id]:
-        return names[class_id]
+    name = names[class_id]
+    if drawable(name) == name:
+        return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}..."
     _warn_of_numbers()
     return str(class_id)
 
