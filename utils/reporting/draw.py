@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 from utils.reporting.console import warning
 from utils.reporting.fonts import ASCII, default_font, font_for, letters_of_default
 
-_LONGEST_NAME = 40  # letters; a longer one would leave no room for the picture or chart
-
 Image: TypeAlias = NDArray[np.uint8]
 Color: TypeAlias = tuple[int, int, int]
 
@@ -28,6 +26,7 @@ BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 CAPITAL_HEIGHT = 22.0  # pixels of a capital letter at font scale 1
+_LONGEST_NAME = 40  # letters; a longer one would leave no room for the picture or chart
 SMALLEST_TEXT = 7.0  # pixels of a capital letter; anything smaller is unreadable
 
 
