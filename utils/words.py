@@ -11,6 +11,11 @@ def counted(number: int, noun: str, nouns: str = "") -> str:
     return f"{number} {noun if number == 1 else nouns or noun + 's'}"
 
 
+def were(number: int) -> str:
+    """Return the verb after a count: was or were."""
+    return "was" if number == 1 else "were"
+
+
 def found_in_words(labels: Sequence[int], names: Sequence[str] | Mapping[int, str]) -> str:
     """Count the objects per class, as in "2 persons, 1 dog"; empty for none. labels: class indices."""
     return ", ".join(counted(count, names[label]) for label, count in sorted(Counter(labels).items()))

@@ -176,3 +176,13 @@ def test_a_run_that_stopped_early_is_done(make_run, groups_of):
 def test_times_whose_sum_is_no_number_are_a_dash(make_run):
     run = read_run(make_run("a", [0.5, 0.6], seconds=1e308), pytest.fail)
     assert duration(run) == "-"
+
+
+def test_runs_that_differ_in_many_ways_are_named_and_their_settings_cut(make_run, groups_of):
+    many = {"warmup_epochs": 1.0, "lr0": 0.02, "lrf": 0.2, "box": 0.1, "cls": 0.1, "obj": 0.1, "scale": 0.1}
+    first, second = make_run("a", [0.1], hyp={**many, "mosaic": 0.5}), make_run("b", [0.2])
+    label, _ = labels(groups_of(first, second))
+    assert label.startswith("a: plain, ") and label.endswith(", 2 more differences")
+    assert label.count(",") == 7
+    together = groups_of(first, second, ignored=("hyp",))
+    assert labels(together) == ["plain (2 runs)"]

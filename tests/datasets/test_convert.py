@@ -69,7 +69,7 @@ def test_a_voc_folder_becomes_pictures_labels_and_a_yaml_and_is_not_changed(tmp_
     assert main(["voc", str(tmp_path / "kit"), "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert "train: 4 images, 2 objects, 2 without any" in said
-    assert f"python train.py --data {out / 'dataset.yaml'}" in said
+    assert f"written to {out / 'dataset.yaml'}; it is not enough to train, as there is no val" in said
     config = load_dataset_config(out / "dataset.yaml")
     assert (config.names, config.layout, sorted(config.splits)) == (
         ["ant", "cat", "dog"],

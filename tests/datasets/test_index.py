@@ -249,7 +249,7 @@ def test_corrections_are_reported_and_not_written(make_dataset):
     index = build_index(config, "train", progress=False)
     assert len(index.labels[0]) == 2
     assert "a.txt: 1 label repeated" in index.problems[0]
-    assert "a.txt: 1 boxes reached out" in index.problems[0]
+    assert "a.txt: 1 box reached out" in index.problems[0]
     assert tree_of(config.root) == before
 
 

@@ -83,7 +83,7 @@ def test_a_good_box_passes_unchanged_and_without_a_word():
 def test_a_box_that_sticks_out_is_clipped_and_said_so():
     labels, notes = correct_boxes(np.array([[0, -0.5, 0.2, 0.5, 0.4], [0, 0.1, 0.1, 1.0005, 0.9]]))
     np.testing.assert_allclose(labels[0], [0, 0.25, 0.3, 0.5, 0.2], atol=1e-6)
-    assert notes == ["1 boxes reached out of the image and were clipped"]  # rounding is not worth a word
+    assert notes == ["1 box reached out of the image and was clipped"]  # rounding is not worth a word
     assert (labels[:, 1:3] + labels[:, 3:] / 2 <= 1).all()
 
 

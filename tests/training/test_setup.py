@@ -192,3 +192,16 @@ def test_a_head_of_more_levels_than_the_loss_has_weights_for_is_not_trained(tmp_
 def test_mistyped_names_are_told_before_anything_is_read_or_downloaded(given, told):
     with pytest.raises(UserError, match=told):
         setup.check_yamls(TrainOptions(weights="", **given))
+
+
+def test_images_of_both_splits_are_counted():
+    said = []
+    setup._warn_of_shared(index_of(5), index_of(3), said.append)
+    setup._warn_of_shared(index_of(1), index_of(3), said.append)
+    assert said == [
+        "3 of 3 validation images were given for training too: their scores say little",
+        "1 of 3 validation images was given for training too: their scores say little",
+    ]
+    nothing = [np.zeros((0, 5), np.float32)]
+    other = DatasetIndex(["z.png"], nothing, np.full((1, 2), 64), np.ones(1, bool), [], ["a"])
+    setup._warn_of_shared(index_of(5), other, pytest.fail)

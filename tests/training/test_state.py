@@ -97,3 +97,13 @@ def test_the_digest_tells_pictures_apart_whatever_their_names():
         len({digest(b"a.jpg", b"\xff.png"), digest(b"a.jpg", b"\xfe.png"), digest(b"\xff.png", b"a.jpg")})
         == 3
     )
+
+
+def test_a_run_stopped_in_its_first_epoch_goes_on_by_the_name_of_weights_to_come(tmp_path):
+    state = tmp_path / "exp/weights" / STATE_NAME
+    state.parent.mkdir(parents=True)
+    state.touch()
+    for given in (tmp_path / "exp", state.parent, state, state.with_name("last.pt")):
+        assert find_state(str(given), tmp_path, "TrainOptions") == state
+    with pytest.raises(UserError, match=r"other/weights/last\.pt: no state\.pt to resume from"):
+        find_state(str(tmp_path / "other/weights/last.pt"), tmp_path, "TrainOptions")

@@ -15,6 +15,7 @@ from utils.config.settings import settings_of, to_plain
 from utils.config.suggestions import near_names, question
 from utils.errors import UsageError
 from utils.reporting.naming import weights_name
+from utils.words import counted
 
 Values = dict[str, Any]
 
@@ -30,6 +31,7 @@ TAUGHT_ONLY = frozenset(settings_of(DistillOptions)) - frozenset(settings_of(Tra
 # Options already told by the first words of a label.
 IN_LABEL = frozenset({"distill", "distill_loss", "teacher", "soft_loss", "full_output_loss"})
 HYP = "hyp."
+_MOST_DETAILS = 6  # in a label
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +134,8 @@ def known_settings(names: Sequence[str]) -> frozenset[str]:
     for name in names:
         plain = name.lstrip("-").replace("-", "_")
         own = {plain} & set(options) | {HYP + plain for plain in {plain} & set(hyp)}
+        if plain == "hyp":  # all that the file says
+            own |= {HYP + key for key in hyp}
         if not own:
             otherwise = "name options of train_distill.py or keys of a hyperparameter file"
             fix = question(near_names(plain, [*options, *hyp], 1), otherwise)
@@ -195,8 +199,12 @@ def _label(run: Run, values: Values | None, differing: Sequence[str]) -> str:
     if "teacher" in values:
         own = [f"teacher {name}" if name != OWN_AVERAGE else "its own average" for name in values["teacher"]]
         label = f"distilled: {values.get('distill_loss') or 'response'}, {' and '.join(own)}"
-    details = [in_words(name, values[name]) for name in differing if name in values]
-    return ", ".join((label, *filter(None, details)))
+    details = [text for name in differing if name in values and (text := in_words(name, values[name]))]
+    if len(details) <= _MOST_DETAILS:
+        return ", ".join((label, *details))
+    # More would fill the picture. The folder says which run it is, and its row in runs.csv has the rest.
+    rest = f"{counted(len(details) - _MOST_DETAILS, 'more difference')}"
+    return ", ".join((f"{run.folder.name}: {label}", *details[:_MOST_DETAILS], rest))
 
 
 def _counted(group: Sequence[Run]) -> str:

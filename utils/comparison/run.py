@@ -9,6 +9,8 @@ from utils.comparison.disagreement import draw_disagreement
 from utils.comparison.groups import Group, different_data, group_runs, known_settings
 from utils.comparison.runs import METRICS, Run, check_metric, column_of, find_runs, is_better_low, read_run
 from utils.comparison.tables import (
+    MOST_SETTINGS,
+    SIZE_COLUMN,
     Verdict,
     group_table,
     repeated_seeds,
@@ -23,6 +25,7 @@ from utils.config.options import CompareOptions
 from utils.errors import UserError
 from utils.reporting.console import Console
 from utils.reporting.curves import Curve, CurveGroup, plot_groups
+from utils.words import counted
 
 MOST_VERDICTS = 4  # in the chart
 
@@ -42,7 +45,10 @@ def run_compare(options: CompareOptions, console: Console | None = None) -> Path
         console.warn(text)
     folder = next_run_folder(Path(options.project), options.name, options.exist_ok)
     rows, header = run_table(groups, options.metric)
-    console.table(rows, header)
+    shown = header.index(SIZE_COLUMN) + 1 + MOST_SETTINGS
+    console.table([row[:shown] for row in rows], header[:shown])
+    if len(header) > shown:
+        console.info(f"{counted(len(header) - shown, 'more setting')} that differ: see {folder / 'runs.csv'}")
     save_table(folder / "runs.csv", rows, header)
     if verdicts or any(len(group.runs) > 1 for group in groups):
         rows, header = group_table(groups, options.metric, verdicts)

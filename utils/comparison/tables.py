@@ -18,6 +18,8 @@ from utils.config.files import write_text_atomically
 from utils.errors import UserError
 from utils.reporting.seeds import Gain, gain_over, gap_closed, spread_text
 
+SIZE_COLUMN = "parameters"  # the last of those that all run tables have
+MOST_SETTINGS = 8  # columns that follow it on a terminal
 MAP_COLUMNS = {METRICS["mAP50"]: 0, METRICS["mAP50-95"]: 1}  # and their indices in a teacher's scores
 
 
@@ -42,7 +44,7 @@ def run_table(groups: Sequence[Group], metric: str) -> tuple[list[list[str]], li
     runs = [run for group in groups for run in group.runs]
     settings = differing_settings([values_of(run) for run in runs])
     header = ["run", "done", f"best {metric}", "at epoch", "last", *_other_metric(metric)]
-    header += ["s/epoch", "time", "parameters", *_seed_column(runs)]
+    header += ["s/epoch", "time", SIZE_COLUMN, *_seed_column(runs)]
     header += [name.removeprefix(HYP).replace("_", " ") for name in settings]
     rows = []
     for run in runs:

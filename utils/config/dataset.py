@@ -298,7 +298,7 @@ def missing_data(
 ) -> UserError:
     """Return the error for missing data, with all ways to get it or the path likely meant by `data_dir`."""
     tried = " or ".join(str(path) for path in looked_for)
-    fix = "point at your copy with --data-dir DIR or 'path:'"
+    fix = "point at your copy with --data-dir DIR or 'path:', which is relative to the YAML's folder"
     if download.steps:
         fix = f"fetch it (python -m utils.datasets.download {yaml_path}) or {fix}"
     elif download.words:

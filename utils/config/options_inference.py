@@ -98,11 +98,11 @@ class TestOptions(InferenceOptions):
         """Yield warnings about options without effect or with an unexpected one."""
         yield from super().warnings()
         if self.task == "speed":
-            yield "--task speed scores with the thresholds of detect.py: mAP is lower than otherwise"
+            yield "--task speed scores with the thresholds of detect.py: not to be compared with other scores"
         elif self.conf_thres > USUAL_CONFIDENCE:
             yield (
-                f"--conf-thres {self.conf_thres:g} leaves detections out of the scores: mAP is lower than "
-                f"at {USUAL_CONFIDENCE:g}, as all published figures are"
+                f"--conf-thres {self.conf_thres:g} leaves detections out: the scores, often too high, "
+                f"do not compare with any at {USUAL_CONFIDENCE:g}, as all published figures are"
             )
         if self.task == "speed":
             for name in sorted(self.given & {"save_txt", "save_json", "conf_thres", "iou_thres", "rect"}):

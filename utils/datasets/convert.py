@@ -316,7 +316,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             boxes = sum(len(item.lines) for item in items)
             empty = sum(not item.lines for item in items)
             print(f"{split}: {counted(len(items), 'image')}, {counted(boxes, 'object')}, {empty} without any")
-        print(f"written to {arguments.out}: python train.py --data {yaml_path}")
+        missing = [split for split in ("train", "val") if split not in found.splits]
+        if missing:
+            without = " and no ".join(missing)
+            print(f"written to {yaml_path}; it is not enough to train, as there is no {without}")
+        else:
+            print(f"written to {arguments.out}: python train.py --data {yaml_path}")
 
     return exit_code_of(convert)
 

@@ -9,7 +9,7 @@ import re
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.words import counted
+from utils.words import counted, were
 
 Labels = NDArray[np.float32]
 
@@ -94,11 +94,13 @@ def correct_boxes(boxes: NDArray[np.float64]) -> tuple[Labels, list[str]]:
     corners = boxes[:, 1:].clip(0, 1)
     outside = int((np.abs(corners - boxes[:, 1:]) > _ROUNDING).any(1).sum())
     if outside:
-        notes.append(f"{outside} boxes reached out of the image and were clipped")
+        notes.append(
+            f"{counted(outside, 'box', 'boxes')} reached out of the image and {were(outside)} clipped"
+        )
     size = corners[:, 2:] - corners[:, :2]
     solid = (size > 0).all(1)
-    if not solid.all():
-        notes.append(f"{int((~solid).sum())} boxes were empty and left out")
+    if empty := int((~solid).sum()):
+        notes.append(f"{counted(empty, 'box', 'boxes')} {were(empty)} empty and left out")
     centre = (corners[:, :2] + corners[:, 2:]) / 2
     labels = np.concatenate([boxes[:, :1], centre, size], 1)[solid].astype(np.float32)
     distinct = dict.fromkeys(map(tuple, labels.tolist()))  # NumPy's `unique` takes far longer for a few rows

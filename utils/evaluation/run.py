@@ -155,7 +155,7 @@ def _remark_on(network: ExportedNetwork, options: TestOptions, console: Console)
     if network.facts.nms is not None:
         console.warn(
             f"{network.path} has NMS inside: what is scored are the detections above confidence "
-            f"{network.facts.nms.conf_thres:g}, one class each; mAP comes out lower than without"
+            f"{network.facts.nms.conf_thres:g}, one class each; the scores do not compare with others"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from utils.errors import UsageError, reason_of
@@ -17,21 +18,40 @@ def to_older_opset(proto: Any, opset: int, facts: ExportFacts, simplify: bool) -
     Whether it computes the same is for the comparison with PyTorch to say. Raises UsageError if an operator
     cannot be expressed; `facts` and `simplify` are the options that decide which there are.
     """
-    from onnx import checker, helper, shape_inference, version_converter
-
-    refused = (checker.ValidationError, shape_inference.InferenceError, version_converter.ConvertError)
     try:
-        older = version_converter.convert_version(proto, max(opset, _CONVERTED))
-        if opset < _CONVERTED:
-            _relabel(older, opset)
-        older.ir_version = helper.find_min_ir_version_for(older.opset_import)
-        checker.check_model(older, full_check=True)
-    except (RuntimeError, *refused) as error:
+        return _converted(proto, opset)
+    except _refusals() as error:
         reason = reason_of(error).rpartition("failed: ")[2]
-        raise UsageError(
-            f"this network cannot be converted to {opset} ({reason})", "--opset", _advice(facts, simplify)
-        ) from error
+        fix = _advice(_oldest_possible(proto, opset), facts, simplify)
+        raise UsageError(f"this network cannot be converted to {opset} ({reason})", "--opset", fix) from error
+
+
+def _converted(proto: Any, opset: int) -> Any:
+    from onnx import checker, helper, version_converter
+
+    older = version_converter.convert_version(proto, max(opset, _CONVERTED))
+    if opset < _CONVERTED:
+        _relabel(older, opset)
+    older.ir_version = helper.find_min_ir_version_for(older.opset_import)
+    checker.check_model(older, full_check=True)
     return older
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """Return what a failed conversion raises."""
+    from onnx import checker, shape_inference, version_converter
+
+    invalid = (checker.ValidationError, shape_inference.InferenceError)
+    return (RuntimeError, version_converter.ConvertError, *invalid)
+
+
+def _oldest_possible(proto: Any, refused: int) -> int:
+    """Return the oldest opset above a refused one that the model can be converted to."""
+    for opset in range(refused + 1, WRITTEN):
+        with suppress(*_refusals()):
+            _converted(proto, opset)
+            return opset
+    return WRITTEN
 
 
 def _relabel(proto: Any, opset: int) -> None:
@@ -57,11 +77,11 @@ def _relabel(proto: Any, opset: int) -> None:
     next(one for one in proto.opset_import if one.domain in ("", "ai.onnx")).version = opset
 
 
-def _advice(facts: ExportFacts, simplify: bool) -> str:
-    """Return what to do: the newest opsets always work, the older ones for the plain form of a network."""
+def _advice(oldest: int, facts: ExportFacts, simplify: bool) -> str:
+    """Return what to do: opsets from the oldest possible one work, older ones for a network's plain form."""
     used = [
         *(["--dynamic"] if facts.size_hw is None else []),
         *(["--nms"] if facts.nms is not None else []),
         *([] if simplify else ["--no-simplify"]),
     ]
-    return f"give {WRITTEN} or newer" + (f", or leave out {' and '.join(used)}" if used else "")
+    return f"give {oldest} or newer" + (f", or leave out {' and '.join(used)}" if used else "")

@@ -38,7 +38,7 @@ from utils.training.loop import MultiScale, Trainer
 from utils.training.optimizer import RateSchedule, build_optimizer
 from utils.training.precision import amp_dtype
 from utils.training.step import TrainingStep
-from utils.words import counted
+from utils.words import counted, were
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,18 @@ def read_data(options: TrainOptions, say: Callable[[str], None]) -> Data:
     config = dataset(options, say)
     _check_share(options, config)
     train, val = (_index(options, config, split) for split in ("train", "val"))
+    _warn_of_shared(train, val, say)
     train = _with_unlabelled(options, config, train, val)
     merged = config.names if options.single_cls and config.nc > 1 else ()
     return Data(config, train, val, tuple(train.names), tuple(merged))
+
+
+def _warn_of_shared(train: DatasetIndex, val: DatasetIndex, say: Callable[[str], None]) -> None:
+    """Say how many validation images are trained on too, as when both splits name one folder."""
+    trained = set(train.paths)
+    if shared := sum(path in trained for path in val.paths):
+        of = counted(len(val), "validation image")
+        say(f"{shared} of {of} {were(shared)} given for training too: their scores say little")
 
 
 def _index(options: TrainOptions, config: DatasetConfig, split: str) -> DatasetIndex:

@@ -115,7 +115,9 @@ def find_state(resume: str, project: Path, kind: str) -> Path:
         if os.path.isfile(given) and given.name not in (STATE_NAME, "last.pt"):
             fix = "name the run's folder; to train on from these weights: --weights"
             raise UserError("a run goes on from where it stopped, not from this file", given, fix)
-        folders = [given.parent] if os.path.isfile(given) else [given, given / "weights"]
+        # A run that was stopped in its first epoch has no last.pt yet, but a state.
+        is_file = os.path.isfile(given) or given.name == "last.pt"
+        folders = [given.parent] if is_file else [given, given / "weights"]
         for folder in folders:
             if os.path.isfile(folder / STATE_NAME):
                 return folder / STATE_NAME
