@@ -122,9 +122,9 @@ def test_the_table_of_runs_has_a_column_for_each_setting_that_differs(make_run, 
     first, second = (dict(zip(header, row, strict=True)) for row in rows)
     assert (first["done"], first["best mAP50-95"], first["at epoch"], first["last"]) == (
         "3/7",
-        "0.3",
+        "30",
         "2",
-        "0.2",
+        "20",
     )
     assert (first["s/epoch"], first["time"], first["parameters"]) == ("3.0", "0:00:09", "-")
     assert (first["optimizer"], second["optimizer"], second["teacher"], first["teacher"]) == (

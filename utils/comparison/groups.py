@@ -200,7 +200,7 @@ def _label(run: Run, values: Values | None, differing: Sequence[str]) -> str:
         own = [f"teacher {name}" if name != OWN_AVERAGE else "its own average" for name in values["teacher"]]
         label = f"distilled: {values.get('distill_loss') or 'response'}, {' and '.join(own)}"
     details = [text for name in differing if name in values and (text := in_words(name, values[name]))]
-    if len(details) <= _MOST_DETAILS:
+    if len(details) <= _MOST_DETAILS + 1:  # one more is no longer than saying so
         return ", ".join((label, *details))
     # More would fill the picture. The folder says which run it is, and its row in runs.csv has the rest.
     rest = f"{counted(len(details) - _MOST_DETAILS, 'more difference')}"

@@ -40,7 +40,7 @@ def scores_of(run: Run, metric: str) -> Scores:
 
 
 def run_table(groups: Sequence[Group], metric: str) -> tuple[list[list[str]], list[str]]:
-    """Return one row per run and the header: scores, time, size, and the settings that differ."""
+    """Return one row per run and the header: scores in points, time, size, and the settings that differ."""
     runs = [run for group in groups for run in group.runs]
     settings = differing_settings([values_of(run) for run in runs])
     header = ["run", "done", f"best {metric}", "at epoch", "last", *_other_metric(metric)]
@@ -51,9 +51,10 @@ def run_table(groups: Sequence[Group], metric: str) -> tuple[list[list[str]], li
         scores, values = scores_of(run, metric), values_of(run) or {}
         done = f"{run.epochs}/{run.planned}" if run.planned > run.epochs else str(run.epochs)
         done += " stopped early" if run.planned > run.epochs and run.is_over else ""
-        row = [str(run.folder), done, f"{scores.best:.4g}", str(scores.best_epoch), f"{scores.last:.4g}"]
+        best, last = _shown_score(scores.best, metric), _shown_score(scores.last, metric)
+        row = [str(run.folder), done, best, str(scores.best_epoch), last]
         row += [_best(run, name) for name in _other_metric(metric, titled=False)]
-        row += [_number(_mean_seconds(run), ".1f"), duration(run), _number(run.parameters, ",")]
+        row += [_number(_mean_seconds(run), ".1f"), duration(run), _number(run.parameters, "d")]
         row += [shown(run.seed) for _ in _seed_column(runs)]
         row += [shown(values[name]) if name in values else "-" for name in settings]
         rows.append(row)
@@ -72,9 +73,14 @@ def _seed_column(runs: Sequence[Run]) -> list[str]:
 
 def _best(run: Run, metric: str) -> str:
     try:
-        return f"{scores_of(run, metric).best:.4g}"
+        return _shown_score(scores_of(run, metric).best, metric)
     except UserError:
         return "-"
+
+
+def _shown_score(value: float, metric: str) -> str:
+    """Return scores in points, losses and the like as they are."""
+    return f"{value * 100 if column_of(metric) in METRICS.values() else value:.4g}"
 
 
 def _number(value: float | None, form: str) -> str:

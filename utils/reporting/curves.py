@@ -87,6 +87,8 @@ def plot_groups(
         axes.set(xlabel="epoch", ylabel=ylabel)
         for panel in panels:
             panel.margins(y=0.17 if is_crowded else 0.09)  # room for the numbers above the points
+        if axes.get_ylim()[0] < 0 <= axes.dataLim.ymin:
+            axes.set_ylim(bottom=0)  # there are no scores below
         axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
         axes.grid(alpha=0.3)
         if with_points:
