@@ -246,7 +246,7 @@ def build_layers(cfg: Mapping[str, Any], channels: int, where: object) -> Layers
             check_parameters(parameters)
             padding += _padding(module)
             if padding > MAX_PADDING:
-                raise ValueError(f"all padding together is more than {MAX_PADDING} px")
+                raise ValueError(f"all padding together is more than {MAX_PADDING} cells")
             _check_maps(module, min(source.stride for source in inputs), port)
         except (TypeError, ValueError, IndexError, ArithmeticError, RuntimeError) as error:
             fault = f"layer {index} ({name}) cannot be built: {error}"

@@ -203,7 +203,7 @@ def _label(run: Run, values: Values | None, differing: Sequence[str]) -> str:
     if len(details) <= _MOST_DETAILS + 1:  # one more is no longer than saying so
         return ", ".join((label, *details))
     # More would fill the picture. The folder says which run it is, and its row in runs.csv has the rest.
-    rest = f"{counted(len(details) - _MOST_DETAILS, 'more difference')}"
+    rest = counted(len(details) - _MOST_DETAILS, "more difference")
     return ", ".join((f"{run.folder.name}: {label}", *details[:_MOST_DETAILS], rest))
 
 

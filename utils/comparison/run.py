@@ -48,7 +48,9 @@ def run_compare(options: CompareOptions, console: Console | None = None) -> Path
     shown = header.index(SIZE_COLUMN) + 1 + MOST_SETTINGS
     console.table([row[:shown] for row in rows], header[:shown])
     if len(header) > shown:
-        console.info(f"{counted(len(header) - shown, 'more setting')} that differ: see {folder / 'runs.csv'}")
+        console.info(
+            f"see {folder / 'runs.csv'} for {counted(len(header) - shown, 'more differing setting')}"
+        )
     save_table(folder / "runs.csv", rows, header)
     if verdicts or any(len(group.runs) > 1 for group in groups):
         rows, header = group_table(groups, options.metric, verdicts)
