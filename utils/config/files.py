@@ -20,7 +20,7 @@ from utils.errors import UserError
 if sys.platform != "win32":
     import fcntl
 
-_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")  # see `replace_atomically`
+_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")  # see `replacement`
 _NO_RUN_FOLDER = "the run's folder cannot be made"
 CLAIM_NAME = ".lock"  # of the file that is locked in a claimed folder
 _claims: dict[Path, BinaryIO] = {}  # held until the process ends

@@ -92,8 +92,8 @@ def read_data(options: TrainOptions, say: Callable[[str], None]) -> Data:
 
 def _warn_of_shared(train: DatasetIndex, val: DatasetIndex, say: Callable[[str], None]) -> None:
     """Say how many validation images are trained on too, as when both splits name one folder."""
-    trained = set(train.paths)
-    if shared := sum(path in trained for path in val.paths):
+    scored = set(val.paths)  # not those of training, which may be a million
+    if shared := sum(path in scored for path in train.paths):
         of = counted(len(val), "validation image")
         say(f"{shared} of {of} {were(shared)} given for training too: their scores say little")
 
