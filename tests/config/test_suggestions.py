@@ -49,6 +49,7 @@ def test_files_of_that_name_that_lie_elsewhere_are_proposed_and_none_twice(here)
 
 def test_proposals_become_sentences():
     assert did_you_mean("adamw", ["SGD", "AdamW"]) == ", did you mean 'AdamW'?"
+    assert did_you_mean("lr", ["lrf", "box", "lr0"]) == ", did you mean 'lr0' or 'lrf'?"
     assert did_you_mean("zzz", ["SGD"]) == ""
     assert question(["a", Path("b/c")], "look") == "did you mean a or b/c?"
     assert question([], "look") == "look"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path
 
 NEARNESS = 0.6  # similarity cutoff of difflib, 0..1
@@ -20,9 +20,14 @@ def near_names(name: str, known: Iterable[str], count: int = _SHOWN, nearness: f
 
 
 def did_you_mean(name: str, known: Iterable[str], nearness: float = NEARNESS) -> str:
-    """Return a suffix that suggests the closest known name; empty if none is close."""
-    near = near_names(name, known, 1, nearness)
-    return f", did you mean '{near[0]}'?" if near else ""
+    """Return a suffix that suggests the closest known names, all that are equally so; empty if none is close."""
+    near = near_names(name, known, _SHOWN, nearness)
+    closest = [entry for entry in near if _similarity(name, entry) == _similarity(name, near[0])]
+    return f", {question([repr(entry) for entry in sorted(closest)])}" if near else ""
+
+
+def _similarity(name: str, known: str) -> float:
+    return SequenceMatcher(None, known.casefold(), name.casefold()).ratio()
 
 
 def question(proposals: Sequence[object], otherwise: str = "") -> str:
