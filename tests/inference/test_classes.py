@@ -9,7 +9,7 @@ import torch
 
 from models.yolo import Model
 from utils.errors import UserError
-from utils.inference.classes import WantedClasses, fit_classes
+from utils.inference.classes import WantedClasses, fit_as_one, fit_classes
 from utils.inference.exported import ExportedNetwork
 from utils.inference.facts import ExportFacts, NmsInside
 from utils.reporting.console import Console
@@ -105,3 +105,34 @@ def test_an_exported_network_of_more_classes_answers_in_the_datas(nms) -> None:
         network.output = torch.tensor([[[*row, 0.5, 2], [*row, 0.4, 1], [*row, 0.3, 0]]])
         wanted = [[*row, 0.5, 0], [*row, 0.0, 0], [*row, 0.3, 1]]
     assert torch.equal(network(torch.zeros(1, 3, 32, 32)), torch.tensor([wanted]))
+
+
+def test_as_one_class_only_those_of_the_data_count(capsys) -> None:
+    data = WantedClasses(["aeroplane", "cat"], "the data d.yaml")
+    network = _network(["truck", "cat", "airplane", "tv"])
+    before = network(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)))[0]
+    fit_as_one(network, data, Path("w.pt"), Console())
+    after = network(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)))[0]
+    assert network.names == ["airplane", "cat"]
+    torch.testing.assert_close(after, before[..., [0, 1, 2, 3, 4, 7, 6]], rtol=1e-5, atol=1e-5)
+    assert (
+        "w.pt: counted as one: 2 classes (airplane, cat); its other 2 classes left out"
+        in capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["dog", "bird"], "share no class by name: all 2 classes count"),
+        (["object"], ""),  # trained as one class
+        (["class0", "class1"], ""),  # nobody has named them
+        (["cat", "aeroplane"], ""),
+    ],
+)
+def test_as_one_class_all_count_where_none_is_to_be_left_out(names, told, capsys) -> None:
+    network = _network(names)
+    fit_as_one(network, WantedClasses(["aeroplane", "cat"], "the data d.yaml"), Path("w.pt"), Console())
+    assert network.names == names and network.nc == len(names)
+    said = capsys.readouterr()
+    assert told in said.err and bool(told) == bool(said.err) and said.out == ""

@@ -355,3 +355,8 @@ def test_the_screen_is_told_to_be_no_source(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "screen").mkdir()
     with pytest.raises(UserError, match="no image or video in this folder"):
         open_source("screen")
+
+
+def test_a_device_is_no_file_but_is_there():
+    with pytest.raises(UserError, match=r"^/dev/null: neither a file nor a folder; a camera is named by"):
+        open_source("/dev/null")

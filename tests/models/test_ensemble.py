@@ -112,12 +112,17 @@ def test_every_member_answers_in_the_classes_that_are_wanted(tmp_path: Path) -> 
 
 
 def test_files_of_other_classes_and_exported_ones_are_refused(tmp_path: Path) -> None:
-    files = [tmp_path / "three.pt", tmp_path / "two.pt"]
-    for path, nc in zip(files, (3, 2), strict=True):
-        save_checkpoint(path, model=network("yolov5n.yaml", 0, nc), epoch=0, best_fitness=None, meta={})
-    told = r"two\.pt: knows 2 classes .*three\.pt has 3 classes .*, or name this file first"
+    files = [tmp_path / "three.pt", tmp_path / "two.pt", tmp_path / "others.pt"]
+    for path, names in zip(files, (["cat", "dog", "cow"], ["dog", "cow"], ["cow", "ant"]), strict=True):
+        model = network("yolov5n.yaml", 0, len(names))
+        model.names = names
+        save_checkpoint(path, model=model, epoch=0, best_fitness=None, meta={})
+    told = r"two\.pt: knows 2 classes .*three\.pt has 3 classes .*, or name this file first$"
     with pytest.raises(UserError, match=told):
-        load_networks(files, CPU, False, Console())
+        load_networks(files[:2], CPU, False, Console())
+    load_networks(files[1::-1], CPU, False, Console())
+    with pytest.raises(UserError, match=r"others\.pt: knows 2 classes .*take weights .*by name$"):
+        load_networks([files[0], files[2]], CPU, False, Console())
     (tmp_path / "x.onnx").write_bytes(b"never read")
     with pytest.raises(UserError, match=r"x\.onnx: .*ensemble; name \.pt files only"):
         load_networks([files[0], tmp_path / "x.onnx"], CPU, False, Console())

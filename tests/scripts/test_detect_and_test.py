@@ -238,6 +238,25 @@ def test_test_has_other_tasks_and_ways(
     assert [path.name for path in (tmp_path / "runs/test/exp").iterdir()] == ["metrics.json"]
 
 
+def test_of_one_class_the_scores_are_those_of_the_class_that_the_data_has(
+    run_script: RunScript, tmp_path: Path, weights: Path, data: Path
+) -> None:
+    part = data.with_name("part.yaml")
+    part.write_text(data.read_text().replace(json.dumps(NAMES), '["third"]'))
+    for labels in data.parent.rglob("*.txt"):
+        lines = [line.split(maxsplit=1)[1] for line in labels.read_text().splitlines()]
+        labels.write_text("".join(f"0 {line}\n" for line in lines))
+    scores = []
+    for number, more in enumerate(([], ["--single-cls"])):
+        given = ("--weights", weights, "--data", part, "--img", 64, "--workers", 0, "--noplots", *more)
+        result = run_script("test.py", *given, "--name", number, cwd=tmp_path)
+        assert result.returncode == 0 and "its other 2 classes left out" in result.stdout, result.stderr
+        scores.append(json.loads((tmp_path / f"runs/test/{number}/metrics.json").read_text()))
+        scores[-1].pop("speed_ms")
+        assert len(scores[-1].pop("classes")) == 1  # under another name
+    assert scores[0] == scores[1]
+
+
 def test_test_refuses_what_cannot_work(
     run_script: RunScript, tmp_path: Path, weights: Path, data: Path
 ) -> None:

@@ -20,7 +20,7 @@ def near_names(name: str, known: Iterable[str], count: int = _SHOWN, nearness: f
 
 
 def did_you_mean(name: str, known: Iterable[str], nearness: float = NEARNESS) -> str:
-    """Return a suffix that suggests the closest known names, all that are equally so; empty if none is close."""
+    """Return a suffix that suggests the closest known names, several if equally close; empty if none is."""
     near = near_names(name, known, _SHOWN, nearness)
     closest = [entry for entry in near if _similarity(name, entry) == _similarity(name, near[0])]
     return f", {question([repr(entry) for entry in sorted(closest)])}" if near else ""

@@ -41,7 +41,7 @@ from utils.inference.backends import (
     network_in_words,
     open_networks,
 )
-from utils.inference.classes import WantedClasses, fit_classes
+from utils.inference.classes import WantedClasses, fit_as_one, fit_classes
 from utils.inference.exported import ExportedNetwork
 from utils.inference.preprocess import fitting_image_size
 from utils.inference.writers import LabelWriter, NameBook
@@ -126,11 +126,11 @@ def _network(
 ) -> tuple[Network | ExportedNetwork, int | tuple[int, int], bool]:
     """Return the network, the side or (height, width) of its images, and whether it computes in float16."""
     size: int | tuple[int, int]
-    wanted = None  # as one class, all classes fit
-    if not options.single_cls:
-        advice = ", or all as one class with --single-cls"
-        wanted = WantedClasses(config.names, f"the data {config.yaml_path}", advice)
-    network, weights, half = open_networks(options, device, console, wanted)
+    # Members of an ensemble need the same classes even where all count as one.
+    advice = ", or all as one class with --single-cls" if len(options.weights) == 1 else ""
+    wanted = WantedClasses(config.names, f"the data {config.yaml_path}", advice)
+    of_members = None if options.single_cls else wanted
+    network, weights, half = open_networks(options, device, console, of_members)
     if isinstance(network, ExportedNetwork):
         # A network without class names is assumed to have the data's classes.
         names = () if network.names else config.names
@@ -142,8 +142,7 @@ def _network(
     else:
         (size,) = fitting_image_size([options.imgsz], network.size_multiple, console)
         size_hw = size, size
-    if wanted is not None:
-        fit_classes(network, wanted, weights, console)
+    (fit_as_one if options.single_cls else fit_classes)(network, wanted, weights, console)
     console.info(f"{weights} on {network_in_words(network, device, size_hw)}")
     return network, size, half
 

@@ -11,13 +11,14 @@ import torch
 from models.archive import EXPORTED
 from models.checkpoint import build_model, read_checkpoint
 from models.ensemble import Ensemble, Network
+from models.names import ClassMap
 from models.places import resolve_weights
 from models.yolo import Model
 from utils.config.options_inference import InferenceOptions
 from utils.device import describe_device
 from utils.errors import UsageError, UserError
 from utils.inference.classes import WantedClasses, fit_classes
-from utils.inference.exported import ExportedNetwork
+from utils.inference.exported import ExportedNetwork, has_own_names
 from utils.inference.onnx_backend import OnnxNetwork
 from utils.inference.openvino_backend import OpenVinoNetwork
 from utils.inference.predictor import half_precision, in_words, prepare_model
@@ -102,11 +103,16 @@ def load_networks(
     for path in paths:
         member = load_network(path, device, half)
         assert isinstance(member, Model)
-        if wanted is None:
-            wanted = WantedClasses(list(member.names), str(path), ", or name this file first")
-        fit_classes(member, wanted, path, console)
+        fit_classes(member, wanted or _those_of_first(members or [member], paths[0], member), path, console)
         members.append(member)
     return Ensemble(members)
+
+
+def _those_of_first(members: Sequence[Model], path: Path, member: Model) -> WantedClasses:
+    """Return the classes of the first member, whose file is `path`, as those wanted of another."""
+    names = list(members[0].names)
+    would_fit = has_own_names(names) and not ClassMap.by_name(names, member.names).unknown
+    return WantedClasses(names, str(path), ", or name this file first" if would_fit else "")
 
 
 def open_networks(

@@ -28,6 +28,26 @@ class WantedClasses:
     otherwise: str = ""
 
 
+def fit_as_one(
+    network: Network | ExportedNetwork, classes_wanted: WantedClasses, weights: Path | str, console: Console
+) -> None:
+    """Leave a network only those of its classes that are wanted, by name, to be counted as one class.
+
+    The others would be false detections. With no name in common all of them count, as in the original YOLOv5.
+    """
+    own, wanted = list(network.names), classes_wanted.names
+    classes = ClassMap.by_name(own, wanted)
+    if len(own) < 2 or not has_own_names(own) or not classes.ignored:
+        return
+    rest = counted(len(classes.ignored), "class", "classes")
+    if not classes.teacher:
+        console.warn(f"{weights} and {classes_wanted.whose} share no class by name: all {rest} count")
+        return
+    kept = [own[number] for number in classes.teacher]
+    network.keep_classes(classes.teacher, kept)
+    console.info(f"{weights}: counted as one: {listed(kept)}; its other {rest} left out")
+
+
 def fit_classes(
     network: Network | ExportedNetwork, classes_wanted: WantedClasses, weights: Path | str, console: Console
 ) -> None:

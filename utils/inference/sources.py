@@ -252,6 +252,8 @@ def _files(source: str) -> list[str]:
     if source.split()[:1] == ["screen"]:
         fix = "record it, and give the video; a webcam is --source 0"
         raise UserError("the screen is no source here", f"--source {source}", fix)
+    if os.path.exists(path):  # a device, a pipe
+        raise UserError("neither a file nor a folder", source, "a camera is named by its number: --source 0")
     raise UserError("no such file or folder", source, question(near_files(path), "check --source"))
 
 
