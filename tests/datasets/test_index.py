@@ -13,7 +13,7 @@ import utils.datasets.index as index_module
 from utils.config.dataset import DatasetConfig, load_dataset_config
 from utils.datasets import annotations
 from utils.datasets.check import check_split
-from utils.datasets.index import build_index, join_unlabelled
+from utils.datasets.index import build_index, join_unlabelled, without_images
 from utils.datasets.sources import is_split_there, label_path
 from utils.errors import UserError
 
@@ -294,6 +294,23 @@ def test_a_picture_that_is_listed_as_both_counts_as_labelled_only(make_dataset):
     told = joined.problems[-1]
     assert told.startswith("2 unlabelled images are in 'train' too and count as labelled only: ")
     assert "a.jpg" in told and "c.jpg" not in told
+
+
+@pytest.mark.parametrize("make_link", [os.symlink, os.link])
+def test_an_image_is_the_same_by_whatever_link(make_link, make_dataset):
+    config = make_dataset({"a.jpg": GOOD, "b.jpg": None})
+    train = build_index(config, "train", progress=False)
+    pool = config.root / "images/pool"
+    pool.mkdir()
+    for name in ("a", "c"):
+        make_link(train.paths[int(name == "c")], pool / f"{name}2.jpg")
+    config.splits["unlabeled"] = [pool]
+    others = build_index(config, "unlabeled", progress=False)
+    assert len(others) == 2
+    kept = without_images(others, {"val": [train.paths[0]]})
+    assert [Path(path).name for path in kept.paths] == ["c2.jpg"]
+    assert "1 unlabelled images are in 'val' too and are left out" in kept.problems[-1]
+    assert len(join_unlabelled(train, others)) == 2
 
 
 def test_names_given_twice_are_told_once_for_a_training(make_dataset):

@@ -6,7 +6,7 @@ Shapes: N images, T labels in all, n labels of one image, K classes.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import repeat
@@ -22,7 +22,7 @@ from utils.datasets.images import UnreadableImageError, check_image
 from utils.datasets.index_cache import CheckedImages, ContentDigest, read_cache, write_cache
 from utils.datasets.labels import Labels
 from utils.datasets.packed import GrowingRows, PackedRows, PackedTexts
-from utils.datasets.sources import Source, list_sources
+from utils.datasets.sources import Source, is_among, list_sources
 from utils.datasets.workers import cancel_on_error
 from utils.errors import UserError
 from utils.reporting.console import Console
@@ -167,7 +167,7 @@ def build_index(
     return _as_single_class(index) if single_cls else index
 
 
-def without_images(index: DatasetIndex, others: Mapping[str, Collection[str]]) -> DatasetIndex:
+def without_images(index: DatasetIndex, others: Mapping[str, Iterable[str]]) -> DatasetIndex:
     """Drop the images that other splits (name to paths) contain; adds their number to the problems."""
     kept = np.ones(len(index), np.bool_)
     for split, pictures in others.items():
@@ -183,7 +183,7 @@ def join_unlabelled(train: DatasetIndex, unlabelled: DatasetIndex) -> DatasetInd
     """
     assert train.names == unlabelled.names and not unlabelled.labelled.any()
     what = "unlabelled images are in 'train' too and count as labelled only"
-    new = _part(*_without(unlabelled, set(train.paths), what))
+    new = _part(*_without(unlabelled, train.paths, what))
     return replace(
         train,
         paths=[*train.paths, *new.paths],
@@ -195,10 +195,10 @@ def join_unlabelled(train: DatasetIndex, unlabelled: DatasetIndex) -> DatasetInd
 
 
 def _without(
-    index: DatasetIndex, pictures: Collection[str], what: str
+    index: DatasetIndex, pictures: Iterable[str], what: str
 ) -> tuple[DatasetIndex, NDArray[np.bool_]]:
     """Note the images that are in `pictures` as a problem; returns the index and a mask (N,) of the rest."""
-    free = np.array([path not in pictures for path in index.paths], np.bool_)
+    free = ~is_among(index.paths, pictures)
     twice = [index.paths[number] for number in np.flatnonzero(~free).tolist()]
     problems = [*index.problems, _sentence(what, twice)] if twice else index.problems
     return replace(index, problems=problems), free

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
 
 from utils.config.dataset import DatasetConfig
 from utils.config.files import read_regular
@@ -53,6 +56,22 @@ def list_sources(
         listed = ", ".join(str(entry) for entry in entries)
         raise UserError(f"split '{split}' has no images", listed, "check the paths in the dataset YAML")
     return list(found.values())
+
+
+def is_among(images: Sequence[str], others: Iterable[str]) -> NDArray[np.bool_]:
+    """Return a mask (N,) of the images whose file is also one of the others', by whatever links."""
+    files = {_file_of(path) for path in others}
+    return np.array([_file_of(path) in files for path in images], np.bool_)
+
+
+def _file_of(path: str) -> int | str:
+    """Return what tells a path's file from all others; the path itself if nothing else does."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return path
+    # As one number, which takes a third of a pair's memory. 0: a file system without numbers.
+    return status.st_dev << 64 | status.st_ino if status.st_ino else path
 
 
 def is_split_there(config: DatasetConfig, split: str) -> bool:

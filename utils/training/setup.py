@@ -25,7 +25,7 @@ from utils.datasets.download import get_dataset
 from utils.datasets.index import DatasetIndex, build_index, join_unlabelled, without_images
 from utils.datasets.loader import AugmentSettings, TrainLoader, eval_loader, train_loader
 from utils.datasets.sampling import batch_compositions, images_of_rank, unlabelled_of_epoch
-from utils.datasets.sources import list_sources
+from utils.datasets.sources import is_among, list_sources
 from utils.distributed import is_distributed, world_size
 from utils.errors import UsageError, UserError
 from utils.losses.detection import MOST_LEVELS, DetectionLoss, LossGains
@@ -92,8 +92,7 @@ def read_data(options: TrainOptions, say: Callable[[str], None]) -> Data:
 
 def _warn_of_shared(train: DatasetIndex, val: DatasetIndex, say: Callable[[str], None]) -> None:
     """Say how many validation images are trained on too, as when both splits name one folder."""
-    scored = set(val.paths)  # not those of training, which may be a million
-    if shared := sum(path in scored for path in train.paths):
+    if shared := int(is_among(train.paths, val.paths).sum()):
         of = counted(len(val), "validation image")
         say(f"{shared} of {of} {were(shared)} given for training too: their scores say little")
 
@@ -122,7 +121,7 @@ def _with_unlabelled(
     share = options.share_of_unlabelled()
     if share == 0 or "unlabeled" not in config.splits:
         return train
-    kept_back = {"val": set(val.paths), "test": _images_of_test_split(config)}
+    kept_back = {"val": val.paths, "test": _images_of_test_split(config)}
     others = without_images(_index(options, config, "unlabeled"), kept_back)
     joined = join_unlabelled(train, others)
     if share and not joined.unlabelled_count:
@@ -131,14 +130,14 @@ def _with_unlabelled(
     return joined
 
 
-def _images_of_test_split(config: DatasetConfig) -> set[str]:
+def _images_of_test_split(config: DatasetConfig) -> list[str]:
     """Return the images of the test split; none if it is missing here, as training does not need it."""
     if "test" not in config.splits:
-        return set()
+        return []
     try:
-        return {source.image for source in list_sources(config, "test")}
+        return [source.image for source in list_sources(config, "test")]
     except UserError:
-        return set()
+        return []
 
 
 def build_network(
