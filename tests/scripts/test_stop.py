@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.checkpoint import save_checkpoint
+from models.checkpoint import read_checkpoint, save_checkpoint
 from models.yolo import Model
 from utils.config.cli import parse
 from utils.config.options import DistillOptions, TrainOptions
@@ -112,6 +112,23 @@ def test_a_run_goes_on_from_the_middle_of_a_validation(small_set, tmp_path, monk
     train("--resume", folder)
     assert not steps
     assert_same_run(tmp_path / "whole/exp", folder, rows_of)
+
+
+def test_a_run_without_weights_that_is_shortened_to_what_is_done_has_some(small_set, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        before(patch, TrainingRun, "_after_step", lambda call, _: terminate() if call == 10 else None)
+        with pytest.raises(StoppedError):
+            train(*words_of(small_set, tmp_path, "--epochs", 9, "--nosave"))
+    folder = tmp_path / "exp"
+    assert state_of(folder)["run"]["epoch"] == 2 and not (folder / "weights/last.pt").exists()
+    train("--resume", folder, "--epochs", 2)
+    saved, averaged = read_checkpoint(folder / "weights/last.pt"), state_of(folder)["ema"]
+    assert saved.epoch == 1
+    assert all(
+        torch.equal(value, averaged[name].half().float())
+        for name, value in saved.state.items()
+        if value.is_floating_point()
+    )
 
 
 @pytest.mark.fault(

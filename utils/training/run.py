@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.checkpoint import Checkpoint, build_model, read_checkpoint, save_checkpoint
+from models.checkpoint import Checkpoint, build_model, read_checkpoint
 from models.modes import in_mode
 from models.yolo import Model
 from utils.batch import Batch, Progress, StudentOutput
@@ -48,6 +48,7 @@ from utils.training.resume import check_images, note_launch, resumed, with_absol
 from utils.training.step import TrainingStep
 from utils.training.stop import StopSignals, is_process_gone
 from utils.training.table import row_of
+from utils.training.weight_files import WeightFiles
 from utils.words import counted
 
 MEASURABLE = 0.2  # fraction of an epoch; less says little about the time left
@@ -176,6 +177,7 @@ class TrainingRun:
         self.folder = from_main(self.folder)
         assert self.folder is not None
         self.weights = self.folder / "weights"
+        self.files = WeightFiles(self.weights, options, self.hyp)
         self.trainer.guard.folder = self.folder if self.folder.is_dir() else None  # on another machine
         enabled = not options.noplots and rank() == 0
         self.plots = RunPlots(self.folder, self.data.train, self.console.warn, enabled=enabled)
@@ -219,6 +221,8 @@ class TrainingRun:
         over = stop_reason(options, self.start_epoch, self.best)
         if over:
             self.console.info(over)
+            if rank() == 0:
+                self.files.save_if_none(self.trainer.ema.model, self.start_epoch - 1, self.best)
             return 0
         unlabelled = self.data.train.unlabelled_count
         self.console.info(
@@ -340,20 +344,9 @@ class TrainingRun:
 
     def _save(self, epoch: int, result: EvaluationResult | None) -> None:
         """Save the weights, then the state: if killed in between, `--resume` writes the weights again."""
-        options = self.options
-        names = ["last.pt"]
-        if result is not None and self.best.epoch == epoch:
-            names.append("best.pt")
-        if options.save_period > 0 and epoch % options.save_period == 0:
-            names.append(f"epoch{epoch}.pt")
-        for name in names if rank() == 0 else ():
-            save_checkpoint(
-                self.weights / name,
-                model=self.trainer.ema.model,
-                epoch=epoch,
-                best_fitness=self.best.fitness,
-                meta={"options": options_to_dict(options), "hyp": self.hyp.to_dict()},
-            )
+        if rank() == 0:
+            fitness = None if result is None else result.fitness
+            self.files.save(self.trainer.ema.model, epoch, self.best, fitness)
         self._save_state(epoch + 1)
 
     def _save_state(self, epoch: int, meters: Meters | None = None) -> None:
@@ -382,9 +375,7 @@ class TrainingRun:
     def _final_evaluation(self) -> Path:
         """Evaluate the best weights as saved on disk, with plots and a table; return their path."""
         wait_for_all()
-        best = self.weights / "best.pt"
-        if not best.is_file():
-            best = self.weights / "last.pt"
+        best = self.files.final
         # The run's folder may exist only on the machine of rank 0.
         checkpoint = from_main(read_checkpoint(best) if rank() == 0 else None)
         assert checkpoint is not None
