@@ -84,6 +84,18 @@ def test_detect_finds_the_same_with_an_exported_file(folder: Path, tmp_path: Pat
     assert_alike(wanted, detected(folder, tmp_path, "nms.torchscript", *words))
 
 
+def test_test_says_which_of_its_options_nms_inside_leaves_without_effect(
+    folder: Path, tmp_path: Path, capsys
+) -> None:
+    words = ("--iou", "0.3", "--conf", "0.0001", "--max-det", "3000")
+    assert scored(folder, tmp_path, "nms.torchscript", *words) == scored(
+        folder, tmp_path, "nms.torchscript", "--max-det", "2000"
+    )
+    said = capsys.readouterr().err
+    assert said.count("--iou-thres has no effect") == said.count("has NMS inside: what is scored") - 1 == 1
+    assert "--conf-thres: nothing below" in said and "--max-det: no more than" in said
+
+
 def test_detect_fits_pictures_to_a_file_of_one_shape(folder: Path, tmp_path: Path, capsys) -> None:
     """Seven images in batches of two, the last one filled up; boxes lie where they lay without padding."""
     found = detected(folder, tmp_path, "fixed.torchscript", "--img", "64")

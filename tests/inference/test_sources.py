@@ -360,3 +360,12 @@ def test_the_screen_is_told_to_be_no_source(tmp_path: Path, monkeypatch: pytest.
 def test_a_device_is_no_file_but_is_there():
     with pytest.raises(UserError, match=r"^/dev/null: neither a file nor a folder; a camera is named by"):
         open_source("/dev/null")
+
+
+def test_a_link_to_a_parent_folder_repeats_no_image(folder: Path) -> None:
+    (folder / "deep").mkdir()
+    os.symlink(folder, folder / "deep/up")
+    os.symlink("b.jpg", folder / "same.jpg")  # another name is another image
+    found = [Path(frame.source) for frame in open_source(str(folder / "**/*.jpg"), warn=str)]
+    assert sorted(path.name for path in found) == ["b.jpg", "same.jpg"]
+    assert all(path.parent == folder for path in found)

@@ -238,6 +238,20 @@ def test_test_has_other_tasks_and_ways(
     assert [path.name for path in (tmp_path / "runs/test/exp").iterdir()] == ["metrics.json"]
 
 
+def test_without_a_readable_image_an_earlier_table_stays(
+    run_script: RunScript, tmp_path: Path, weights: Path
+) -> None:
+    (tmp_path / "bad.jpg").write_text("x")
+    earlier = tmp_path / "runs/detect/exp/predictions.csv"
+    given = ("--weights", weights, "--source", "bad.jpg", "--img", 64, "--save-csv")
+    assert_refused(run_script("detect.py", *given, cwd=tmp_path), 1, "bad.jpg")
+    assert not earlier.parent.exists()
+    earlier.parent.mkdir(parents=True)
+    earlier.write_text("mine")
+    assert_refused(run_script("detect.py", *given, "--exist-ok", cwd=tmp_path), 1, "bad.jpg")
+    assert earlier.read_text() == "mine" and list(earlier.parent.iterdir()) == [earlier]
+
+
 def test_of_one_class_the_scores_are_those_of_the_class_that_the_data_has(
     run_script: RunScript, tmp_path: Path, weights: Path, data: Path
 ) -> None:

@@ -40,6 +40,7 @@ from utils.inference.backends import (
     configure_exported,
     network_in_words,
     open_networks,
+    warn_of_nms_inside,
 )
 from utils.inference.classes import WantedClasses, fit_as_one, fit_classes
 from utils.inference.exported import ExportedNetwork
@@ -151,6 +152,7 @@ def _remark_on(network: ExportedNetwork, options: TestOptions, console: Console)
     """Warn about what makes an exported network's scores differ from those of the .pt file."""
     if network.facts.size_hw is not None and options.rect and options.task != "speed":
         console.warn(f"{network.path} takes one shape: scores are those of --no-rect")
+    warn_of_nms_inside(network, options, console)
     if network.facts.nms is not None:
         console.warn(
             f"{network.path} has NMS inside: what is scored are the detections above confidence "

@@ -14,7 +14,7 @@ from models.ensemble import Ensemble, Network
 from models.names import ClassMap
 from models.places import resolve_weights
 from models.yolo import Model
-from utils.config.options_inference import InferenceOptions
+from utils.config.options_inference import DetectOptions, InferenceOptions, TestOptions
 from utils.device import describe_device
 from utils.errors import UsageError, UserError
 from utils.inference.classes import WantedClasses, fit_classes
@@ -167,6 +167,21 @@ def configure_exported(
     network.probe()
     network.set_names(names, source)
     return size_hw
+
+
+def warn_of_nms_inside(
+    network: ExportedNetwork, options: DetectOptions | TestOptions, console: Console
+) -> None:
+    """Warn about options without effect, or a weaker one, because of NMS inside an exported file."""
+    inside, given = network.facts.nms, options.given
+    if inside is None:
+        return
+    if "conf_thres" in given and options.conf_thres < inside.conf_thres:
+        console.warn(f"--conf-thres: nothing below {inside.conf_thres:g} comes out of {network.path}")
+    if "max_det" in given and options.max_det > inside.max_det:
+        console.warn(f"--max-det: no more than {inside.max_det} of an image come out of {network.path}")
+    for name in sorted({"iou_thres", "agnostic_nms"} & given):
+        console.warn(f"--{name.replace('_', '-')} has no effect: {network.path} has NMS inside")
 
 
 def network_in_words(

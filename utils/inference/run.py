@@ -24,6 +24,7 @@ from utils.inference.backends import (
     configure_exported,
     network_in_words,
     open_networks,
+    warn_of_nms_inside,
 )
 from utils.inference.detector import Detector, Prepared
 from utils.inference.drawing import DrawStyle, draw_detections
@@ -129,7 +130,7 @@ def _detector(options: DetectOptions, device: torch.device, console: Console) ->
         given = "imgsz" in options.given
         size_hw = configure_exported(network, options.imgsz, given, given_names, options.data, console)
         names = network.names
-        _remark_on_nms(network, options, console)
+        warn_of_nms_inside(network, options, console)
     else:
         names = list(network.names)
         if given_names and not has_own_names(names):
@@ -169,17 +170,6 @@ def _rules(options: DetectOptions) -> NmsRules:
         agnostic=options.agnostic_nms,
         max_det=options.max_det,
     )
-
-
-def _remark_on_nms(network: ExportedNetwork, options: DetectOptions, console: Console) -> None:
-    """Warn about options that have no effect because of NMS inside an exported file."""
-    inside = network.facts.nms
-    if inside is None:
-        return
-    if "conf_thres" in options.given and options.conf_thres < inside.conf_thres:
-        console.warn(f"--conf-thres: nothing below {inside.conf_thres:g} comes out of {network.path}")
-    for name in sorted({"iou_thres", "agnostic_nms"} & options.given):
-        console.warn(f"--{name.replace('_', '-')} has no effect: {network.path} has NMS inside")
 
 
 def _image_workers(

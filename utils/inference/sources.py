@@ -244,8 +244,8 @@ def _files(source: str) -> list[str]:
             raise UserError("no image or video in this folder", source, f"known are {_known_suffixes()}")
         return found
     if glob.has_magic(source):
-        matches = sorted(glob.glob(path, recursive=True))  # hidden files only if the pattern has the dot
-        found = [match for match in matches if os.path.isfile(match) and _is_readable(match)]
+        matches = glob.glob(path, recursive=True)  # hidden files only if the pattern has the dot
+        found = [match for match in _once(matches) if os.path.isfile(match) and _is_readable(match)]
         if found:
             return found
         raise UserError("no image or video matches this pattern", source, "check --source")
@@ -255,6 +255,19 @@ def _files(source: str) -> list[str]:
     if os.path.exists(path):  # a device, a pipe
         raise UserError("neither a file nor a folder", source, "a camera is named by its number: --source 0")
     raise UserError("no such file or folder", source, question(near_files(path), "check --source"))
+
+
+def _once(paths: Sequence[str]) -> list[str]:
+    """Return sorted paths without those that reach another's place by a longer way, through links.
+
+    The pattern `**` follows links to a parent folder too, forty times.
+    """
+    folders = {folder: os.path.realpath(folder) for folder in {os.path.dirname(path) for path in paths}}
+    places = dict[tuple[str, str], str]()
+    for path in sorted(paths, key=lambda path: path.count(os.sep)):
+        folder, name = os.path.split(path)
+        places.setdefault((folders[folder], name), path)
+    return sorted(places.values())
 
 
 def _within(folder: str) -> list[str]:

@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -137,17 +138,16 @@ class LabelWriter:
 class TableWriter:
     """Writes one CSV row per detection: image, class name, confidence, frame, box in pixels.
 
-    The table gets its name when it is closed, so that a full disk leaves an earlier one as it was.
+    The table gets its name when it is closed, so that a full disk leaves an earlier one as it was. It is
+    begun with the first image: without any, there is none.
     """
 
     COLUMNS = ("Image Name", "Prediction", "Confidence", "Frame", "x1", "y1", "x2", "y2")
 
     def __init__(self, path: Path, names: Sequence[str]) -> None:
-        """Raises UserError if the system refuses."""
         self.path, self.names = path, names
         self._file = ExitStack()
-        self._stream = self._file.enter_context(replacement(path))
-        self._write([self.COLUMNS])
+        self._stream: BinaryIO | None = None
 
     def write(self, image: str, frame: int | None, detections: Tensor) -> None:
         """Append the detections (n, 6) of an image or of a video's frame, counted from 0.
@@ -162,6 +162,9 @@ class TableWriter:
 
     def _write(self, rows: Iterable[Sequence[object]]) -> None:
         text = io.StringIO(newline="")
+        if self._stream is None:
+            self._stream = self._file.enter_context(replacement(self.path))
+            csv.writer(text).writerow(self.COLUMNS)
         csv.writer(text).writerows(rows)
         with refusals(_REFUSED, self.path):
             # A file name need not be valid text.

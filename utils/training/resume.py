@@ -62,20 +62,19 @@ def with_absolute_paths(options: TrainOptions) -> dict[str, Any]:
     return {name: absolute(value) if name in FILES else value for name, value in values.items()}
 
 
-def check_images(content: dict[str, Any], digest: str, warn: Callable[[str], None]) -> None:
-    """Check by their digest that the training images are those the run started with; warn if not.
+def check_images(content: dict[str, Any], digest: str, data: Path, warn: Callable[[str], None]) -> None:
+    """Check by their digest that the training images of a YAML are those the run started with; warn if not.
 
     Raises:
         UserError: they are not, and the run stopped in the middle of an epoch, whose remaining batches would
             now be different.
     """
-    run = state.run_state(content)
-    if digest == run.data:
+    if digest == state.run_state(content).data:
         return
     what = "the training images or labels are not those that the run began with"
     if content.get("done"):
         fix = "bring them back, or start anew from its weights: --weights .../last.pt"
-        raise UserError(f"{what}, and it stopped in the middle of an epoch", run.options["data"], fix)
+        raise UserError(f"{what}, and it stopped in the middle of an epoch", data, fix)
     warn(f"{what}; from here on it is another run than it would have been")
 
 

@@ -114,7 +114,7 @@ class TrainingRun:
             model, head = setup.build_network(options, self.hyp, self.data.names, self.console)
         else:
             model = state.saved_network(self.saved, self.data.names, options.data)
-            check_images(self.saved, self.data_digest, self.console.warn)
+            check_images(self.saved, self.data_digest, options.data, self.console.warn)
         setup.freeze_layers(model, options.freeze)
         setup.synchronised_norms(model, options, self.device, self.console)
         return model, head
