@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -212,6 +213,29 @@ def share_state(module: nn.Module, *, parameters: bool = True) -> None:
     with torch.no_grad():
         for value in (*(module.parameters() if parameters else ()), *module.buffers()):
             dist.broadcast(value.detach(), src=0)
+
+
+class SharedBuffers:
+    """The floating-point buffers of a module, of which all ranks can be given the first one's."""
+
+    def __init__(self, module: nn.Module) -> None:
+        """The module must not move to another device afterwards."""
+        buffers: dict[torch.dtype, list[Tensor]] = defaultdict(list)
+        for buffer in module.buffers():
+            if buffer.is_floating_point():  # others count steps, which all ranks take
+                buffers[buffer.dtype].append(buffer)
+        self._buffers = [own for own in buffers.values() if own[0].numel() or len(own) > 1]
+
+    @torch.no_grad()
+    def share(self) -> None:
+        """Copy the first rank's buffers to all ranks: a collective, one for each type."""
+        for buffers in self._buffers if is_distributed() else ():
+            together = torch.cat([buffer.reshape(-1) for buffer in buffers])
+            dist.broadcast(together, src=0)
+            if rank() > 0:
+                parts = torch.split(together, [buffer.numel() for buffer in buffers])
+                shaped = [part.view_as(buffer) for part, buffer in zip(parts, buffers, strict=True)]
+                torch._foreach_copy_(buffers, shaped)
 
 
 def is_distributed() -> bool:

@@ -117,7 +117,7 @@ def test_scores_are_to_the_last_digit_those_of_one_process(small_set, weights, r
 
 
 def long_words(small_set, weights, kind):
-    """Six epochs with a state after every step, plain or under a teacher."""
+    """Six epochs with a state after every step, plain or under a teacher and the student's own average."""
     common = ["--data", small_set, *NET, "--epochs", "6", *SMALL, "--save-every-steps", "1"]
     if kind == "plain":
         return ["train.py", *common]
@@ -126,6 +126,7 @@ def long_words(small_set, weights, kind):
         *common,
         "--teacher",
         weights,
+        "ema",
         "--distill-ratio",
         "auto",
         "--feature-loss",

@@ -153,6 +153,11 @@ class Distiller(nn.Module):
             if member.is_frozen
         }
 
+    @property
+    def uses_average(self) -> bool:
+        """Whether the student's own average is a teacher."""
+        return not all(member.is_frozen for member in self.teachers.members)
+
     def references(self) -> dict[str, tuple[float, float]]:
         """Return initial mAP50 and mAP50-95 of the teachers that know all of the data's classes."""
         return {} if self.diagnosis is None else self.diagnosis.scores

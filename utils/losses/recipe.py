@@ -31,6 +31,7 @@ class Loss(Protocol):
     - `review(report)`: returns warnings after an epoch. `finish()`: called at the end of the run.
     - `networks()`: the networks that it uses besides the trained one, by title. `references()`: mAP50 and
       mAP50-95 on the validation split of those that know all of the data's classes.
+    - `uses_average`: whether it needs the average of the weights, `ema`, in every step.
     - `awaits_networks`: whether a step waits for values computed by them; on a GPU they then take precedence
       over the trained network's forward pass.
     - `compute_in(dtype)`: gets the reduced precision of the run's forward pass.

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from utils.distributed import rank, share_state, world_size
+from utils.distributed import SharedBuffers, share_state, world_size
 
 
 class GradientExchange:
@@ -27,22 +27,11 @@ class GradientExchange:
             if parameter.requires_grad:
                 trained[parameter.dtype].append(parameter)
         self._gradients = [_with_gradients(parameters) for parameters in trained.values()]
-        buffers: dict[torch.dtype, list[Tensor]] = defaultdict(list)
-        for buffer in module.buffers():
-            if buffer.is_floating_point():  # others count steps, which all ranks take
-                buffers[buffer.dtype].append(buffer)
-        self._buffers = [own for own in buffers.values() if own[0].numel() or len(own) > 1]
+        self._buffers = SharedBuffers(module)
 
-    @torch.no_grad()
     def before_forward(self) -> None:
         """Give every rank the buffers of the first: statistics of batch norms, and those of losses."""
-        for buffers in self._buffers:
-            together = torch.cat([buffer.reshape(-1) for buffer in buffers])
-            dist.broadcast(together, src=0)
-            if rank() > 0:
-                parts = torch.split(together, [buffer.numel() for buffer in buffers])
-                shaped = [part.view_as(buffer) for part, buffer in zip(parts, buffers, strict=True)]
-                torch._foreach_copy_(buffers, shaped)
+        self._buffers.share()
 
     @torch.no_grad()
     def after_backward(self) -> None:

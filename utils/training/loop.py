@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from utils.batch import Batch, Progress
 from utils.datasets.loader import TrainLoader
-from utils.distributed import from_all, rank, world_size
+from utils.distributed import SharedBuffers, from_all, rank, world_size
 from utils.training.delayed_read import DelayedRead
 from utils.training.ema import ModelEma
 from utils.training.exchange import GradientExchange
@@ -145,7 +145,8 @@ class Trainer:
     epoch. Then, and after an epoch, rank 0 has the sums over all ranks and the others have none.
     between_steps: whether all of this state belongs to the same batch, as it does except within a step.
     parallel: the step in DistributedDataParallel; exchange: averages gradients over ranks instead. Both are
-    None in a single process. fixed_shapes: whether all batches but the last have one shape. autotune_cudnn:
+    None in a single process. shared_average: the buffers of `ema`, to be kept equal over ranks in every step,
+    where it teaches. fixed_shapes: whether all batches but the last have one shape. autotune_cudnn:
     whether to use cuDNN autotuning.
     persistent_gradients: whether updates zero the gradients instead of setting them to None.
     """
@@ -166,6 +167,7 @@ class Trainer:
     between_steps: bool = True
     parallel: nn.Module | None = None
     exchange: GradientExchange | None = None
+    shared_average: SharedBuffers | None = None
     fixed_shapes: bool = False
     autotune_cudnn: bool = False
     persistent_gradients: bool = False
@@ -267,4 +269,6 @@ class Trainer:
         self.scaler.update(None if self.amp_dtype is torch.float16 else 1.0)
         self.optimizer.zero_grad(set_to_none=not self.persistent_gradients)
         self.ema.update(self.step.model)
+        if self.shared_average is not None:
+            self.shared_average.share()
         self.pending = 0

@@ -26,7 +26,7 @@ from utils.datasets.index import DatasetIndex, build_index, join_unlabelled, wit
 from utils.datasets.loader import AugmentSettings, TrainLoader, eval_loader, train_loader
 from utils.datasets.sampling import batch_compositions, images_of_rank, unlabelled_of_epoch
 from utils.datasets.sources import is_among, list_sources
-from utils.distributed import is_distributed, world_size
+from utils.distributed import SharedBuffers, is_distributed, world_size
 from utils.errors import UsageError, UserError
 from utils.losses.detection import MOST_LEVELS, DetectionLoss, LossGains
 from utils.reporting.console import Console
@@ -390,6 +390,9 @@ def build_trainer(
         amp_dtype=dtype,
         parallel=None if graphs else in_parallel(step, device),
         exchange=GradientExchange(step) if graphs and is_distributed() else None,
+        shared_average=SharedBuffers(ema.model)
+        if any(getattr(loss, "uses_average", False) for loss in step.losses)
+        else None,
         fixed_shapes=fixed_shapes,
         multi_scale=MultiScale(image_size, step.model.size_multiple, options.seed)
         if options.multi_scale
