@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -187,6 +188,28 @@ def test_caches_of_another_version_are_not_looked_at(make_dataset, cache_folder,
     store.keep_on_disk()
     assert len(again) == 1 and len([*cache_folder.rglob("*.*")]) == 4
     assert_cached(store, ImageStore(index, 32))
+
+
+def test_of_several_processes_one_writes_the_cache_and_the_others_wait_for_it(index, tmp_path, monkeypatch):
+    inner = ImageStore._write
+
+    def slow(store: ImageStore, path: Path, digest: str) -> None:
+        (tmp_path / f"{os.getpid()} wrote").touch()
+        time.sleep(0.5)  # by now the others have found no cache either, and would write their own
+        inner(store, path, digest)
+
+    monkeypatch.setattr(ImageStore, "_write", slow)
+    forked = multiprocessing.get_context("fork")
+    processes = [forked.Process(target=kept, args=(index,)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert len(list(tmp_path.glob("* wrote"))) == 1
+    store, path = kept(index)
+    assert_cached(store, ImageStore(index, 32))
+    assert len(list(tmp_path.glob("* wrote"))) == 1 and list(path.parent.iterdir()) == [path]
 
 
 @pytest.fixture

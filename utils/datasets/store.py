@@ -28,6 +28,7 @@ from utils.datasets.images import Image, UnreadableImageError, all_scaled_wh, re
 from utils.datasets.index import DatasetIndex
 from utils.distributed import processes_here
 from utils.errors import UserError
+from utils.fetch.lock import exclusive_lock
 from utils.fetch.part import free_bytes
 from utils.reporting.console import Console
 from utils.words import counted
@@ -132,14 +133,8 @@ class ImageStore:
             path = cache_path("pictures", digest)
             path.parent.mkdir(parents=True, exist_ok=True)
             mark_used(path)  # before verifying it, which takes minutes
-            if not is_intact(path, needed, digest):
-                remove_unused()
-                free = free_bytes(path.parent)
-                if needed > free:
-                    needs = f"they take {needed / _GIB:.1f} GiB and {path.parent} has {free / _GIB:.1f} GiB"
-                    self.notes.append(f"images are not cached on disk: {needs}")
-                    return
-                self._write(path, digest)
+            if not is_intact(path, needed, digest) and not self._make_cache(path, needed, digest):
+                return
             self._map(path)
         except LostImageError:
             raise
@@ -150,6 +145,21 @@ class ImageStore:
             self.notes.append(
                 f"{counted(len(self._paths), 'image')} cached in {path} ({needed / _GIB:.2f} GiB)"
             )
+
+    def _make_cache(self, path: Path, needed: int, digest: str) -> bool:
+        """Write a cache of `needed` bytes, or wait for another process that does; False without space."""
+        waiting = "waiting for another process that caches these images"
+        with exclusive_lock(path.with_suffix(".lock"), lambda: Console().info(waiting)):
+            if is_intact(path, needed, digest):
+                return True
+            remove_unused()
+            free = free_bytes(path.parent)
+            if needed > free:
+                needs = f"they take {needed / _GIB:.1f} GiB and {path.parent} has {free / _GIB:.1f} GiB"
+                self.notes.append(f"images are not cached on disk: {needs}")
+                return False
+            self._write(path, digest)
+            return True
 
     def _write(self, path: Path, digest: str) -> None:
         """Write all images, followed by the ending by which `is_intact` recognises a complete file."""
