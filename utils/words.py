@@ -8,7 +8,11 @@ from collections.abc import Mapping, Sequence
 
 def counted(number: int, noun: str, nouns: str = "") -> str:
     """Return a count with its noun, as in "1 image", "1200 images"; `nouns` is an irregular plural."""
-    return f"{number} {noun if number == 1 else nouns or noun + 's'}"
+    return f"{number} {noun if number == 1 else nouns or _plural(noun)}"
+
+
+def _plural(noun: str) -> str:
+    return noun + ("es" if noun.endswith(("s", "x", "z", "ch", "sh")) else "s")
 
 
 def were(number: int) -> str:

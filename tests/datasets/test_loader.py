@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+import utils.datasets.loader as loader_module
 import utils.datasets.store as store_module
 from utils.batch import Batch
 from utils.datasets.index import DatasetIndex
@@ -329,6 +330,46 @@ def test_image_weights_draw_pictures_with_rare_classes(index):
 def paths_of(loader: TrainLoader, epoch: int) -> list[str]:
     loader.set_epoch(epoch)
     return [path for batch in loader for path in batch.paths]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_that_are_skipped_are_the_first_of_that_epoch_alone(index, workers):
+    loader = make(index, workers=workers)
+    whole = {epoch: paths_of(loader, epoch) for epoch in (1, 2)}
+    loader.set_epoch(1, skip=2)
+    rest = [path for batch in loader for path in batch.paths]
+    assert len(whole[1]) == 11 and rest == whole[1][8:]
+    assert len(loader) == 3  # the epoch's
+    assert paths_of(loader, 2) == whole[2]
+
+
+@pytest.mark.parametrize("rect", [True, False])
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_processes_evaluate_every_so_many_th_of_the_batches_of_a_single_one(index, rect, ranks, monkeypatch):
+    """With four of them one has nothing to do: an evaluation repeats no picture."""
+    words = {"image_size": 64, "batch_size": 4, "workers": 0, "rect": rect}
+    alone = [(batch.paths, batch.images.shape) for batch in eval_loader(index, **words)]
+    monkeypatch.setattr(loader_module, "world_size", lambda: ranks)
+    for rank in range(ranks):
+        monkeypatch.setattr(loader_module, "rank", lambda rank=rank: rank)
+        share = eval_loader(index, **words)
+        own = [(batch.paths, batch.images.shape) for batch in share]
+        assert own == alone[rank::ranks] and len(share) == len(own)
+
+
+@pytest.mark.parametrize("rect", [True, False])
+@pytest.mark.parametrize(("size", "counts"), [(2, [2, 2, 2, 2, 2, 1]), (3, [3, 1, 3, 1, 3])])
+def test_batches_of_any_size_have_the_shapes_of_their_group(index, rect, size, counts):
+    """So scores do not depend on how many processes share a training's batch."""
+    words = {"image_size": 64, "workers": 0, "rect": rect}
+    groups = list(eval_loader(index, batch_size=4, **words))
+    parts = list(eval_loader(index, batch_size=size, group_size=4, **words))
+    assert [len(part.paths) for part in parts] == counts
+    whole, cut = (
+        [(path, batch.images.shape[2:]) for batch in batches for path in batch.paths]
+        for batches in (groups, parts)
+    )
+    assert whole == cut
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -1,6 +1,7 @@
 """Detections of frames, alone and together."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from models.checkpoint import build_model, read_checkpoint
 from utils.boxes import NmsRules
-from utils.inference.detector import Detector
+from utils.inference.detector import BATCH_ON_GPU, Detector
 from utils.inference.frames import Frame
 from utils.inference.predictor import Predictor, prepare_model
 
@@ -31,3 +32,15 @@ def test_frames_of_one_shape_are_found_together_what_each_is_found_alone(detecto
     for one, found in zip(prepared, together, strict=True):
         (alone,) = detector.detect([one])
         torch.testing.assert_close(found, alone, rtol=1e-3, atol=1e-2)
+
+
+def test_making_a_detector_on_a_gpu_runs_nothing():
+    """The Python API makes one in every call: a first pass to warm up would double the network's work."""
+
+    def predict(_images):
+        pytest.fail("a pass")
+
+    there = SimpleNamespace(
+        model=SimpleNamespace(size_multiple=32), device=torch.device("cuda"), predict=predict
+    )
+    assert Detector(there, ["a"], (64, 64)).batch == BATCH_ON_GPU

@@ -28,6 +28,8 @@ from utils.reporting.console import warning
 
 __all__ = ["AugmentSettings", "BatchLoader", "TrainLoader", "eval_loader", "train_loader"]
 
+_EVALUATION_PAD = 0.5  # strides by which shapes exceed the images; published scores have this border
+
 
 class BatchLoader(DataLoader[Any]):
     """A DataLoader of batches that re-raises a worker's UserError and warns about lost images.
@@ -168,28 +170,32 @@ def eval_loader(
     workers: int,
     stride: int = 32,
     rect: bool = True,
-    pad: float = 0.5,
+    group_size: int | None = None,
 ) -> BatchLoader:
     """Return letterboxed batches of a split, each image once, deterministically.
 
     With `rect` images are ordered by aspect ratio, else they come in index order in squares of
     `image_size` rounded up to a multiple of `stride`. A pair (height, width) sets the shape of all batches,
-    overriding `rect` and `stride`. With several ranks each gets every n-th batch.
+    overriding `rect` and `stride`. With several ranks each gets every n-th batch. group_size: the number of
+    images that share a shape, and so have the same scores in batches of any size; None: those of a batch.
     """
+    together = group_size or batch_size
+    count = -(-len(index) // together)
     if isinstance(image_size, tuple):
-        order, shapes = np.arange(len(index)), [image_size] * -(-len(index) // batch_size)
+        order, shapes = np.arange(len(index)), [image_size] * count
         image_size = max(image_size)
     elif rect:
-        groups = rect_groups(index.sizes_wh, batch_size, image_size, stride, pad)
+        groups = rect_groups(index.sizes_wh, together, image_size, stride, _EVALUATION_PAD)
         order, shapes = groups.order, groups.shapes_hw
     else:
         side = -(-image_size // stride) * stride
-        order = np.arange(len(index))
-        shapes = [(side, side)] * -(-len(index) // batch_size)
+        order, shapes = np.arange(len(index)), [(side, side)] * count
     orders = []
     for number, shape_hw in enumerate(shapes):
-        positions = np.arange(number * batch_size, min((number + 1) * batch_size, len(index)))
-        orders.append(BatchOrder(0, positions, order[positions, None], shape_hw))
+        stop = min((number + 1) * together, len(index))
+        for first in range(number * together, stop, batch_size):
+            positions = np.arange(first, min(first + batch_size, stop))
+            orders.append(BatchOrder(0, positions, order[positions, None], shape_hw))
     return _batch_loader(DetectionDataset(index, image_size), orders[rank() :: world_size()], workers)
 
 

@@ -46,8 +46,12 @@ class Detector:
             self.batch = predictor.model.facts.shape[0] or BATCH_ON_CPU
         elif predictor.device.type == "cuda":
             self.batch = BATCH_ON_GPU
-            # The first pass initialises the GPU, which must not count towards any image's time.
-            predictor.predict(torch.zeros(1, 3, *size_hw, device=predictor.device))
+
+    def warm_up(self) -> None:
+        """Initialise a GPU by a first pass, which then counts towards no image's time."""
+        predictor = self.predictor
+        if predictor.device.type == "cuda" and not isinstance(predictor.model, ExportedNetwork):
+            predictor.predict(torch.zeros(1, 3, *self.size_hw, device=predictor.device))
             predictor.watch.reset()
 
     def prepare(self, frame: Frame) -> Prepared:

@@ -147,7 +147,9 @@ def _detector(options: DetectOptions, device: torch.device, console: Console) ->
         raise UsageError(f"there is no class {wrong[0]}", "--classes", f"0 to {len(names) - 1} in {weights}")
     console.info(f"{weights} on {network_in_words(network, device, size_hw)}")
     predictor = Predictor(network, _rules(options), half=half, augment=options.augment, warn=console.warn)
-    return Detector(predictor, names, size_hw)
+    detector = Detector(predictor, names, size_hw)
+    detector.warm_up()
+    return detector
 
 
 @contextmanager

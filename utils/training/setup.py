@@ -237,8 +237,8 @@ def batch_of_a_rank(options: TrainOptions) -> int:
 
 
 def scoring_batch(options: TrainOptions) -> int:
-    """Return this process's batch size for validation: twice that of training, as no gradients are kept."""
-    return 2 * batch_of_a_rank(options)
+    """Return how many validation images share a shape: twice --batch-size, as no gradients are kept."""
+    return 2 * options.batch_size
 
 
 def synchronised_norms(model: Model, options: TrainOptions, device: torch.device, console: Console) -> None:
@@ -328,7 +328,8 @@ def loaders(
     validation = eval_loader(
         data.val,
         image_size=image_size,
-        batch_size=scoring_batch(options),
+        batch_size=2 * batch_of_a_rank(options),
+        group_size=scoring_batch(options),
         workers=options.workers,
         stride=stride,
     )
@@ -390,9 +391,7 @@ def build_trainer(
         amp_dtype=dtype,
         parallel=None if graphs else in_parallel(step, device),
         exchange=GradientExchange(step) if graphs and is_distributed() else None,
-        shared_average=SharedBuffers(ema.model)
-        if any(getattr(loss, "uses_average", False) for loss in step.losses)
-        else None,
+        shared_average=SharedBuffers(ema.model) if step.uses_average else None,
         fixed_shapes=fixed_shapes,
         multi_scale=MultiScale(image_size, step.model.size_multiple, options.seed)
         if options.multi_scale

@@ -40,6 +40,11 @@ class TrainingStep(nn.Module):
         self.gauges = (*self.ratios, *own)
         self._taps: GradientTaps | None = None
 
+    @property
+    def uses_average(self) -> bool:
+        """Whether a loss needs the average of the weights in every step."""
+        return any(getattr(loss, "uses_average", False) for loss in self.losses)
+
     def forward(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Return the weighted loss terms, scalars, by name."""
         rest = [_before_forward(cast(Loss, loss), batch, progress) for loss in self.losses]
