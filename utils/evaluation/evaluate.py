@@ -290,13 +290,13 @@ class _Scores:
         """Gather the data of all ranks, in the order in which a single process would have seen it."""
         if world_size() == 1:
             return
-        own = (self._batches, self.images, self.images_with_class, self.confusion.matrix)
-        parts, images, with_class, matrices = zip(*from_all(own), strict=True)
+        own = (self._batches, self.images, self.images_with_class, self.confusion.pairs)
+        parts, images, with_class, pairs = zip(*from_all(own), strict=True)
         longest = max(map(len, parts))
         self._batches = [part[turn] for turn in range(longest) for part in parts if turn < len(part)]
         self.images = sum(images)
         self.images_with_class = np.sum(with_class, axis=0)
-        self.confusion.matrix = np.sum(matrices, axis=0)
+        self.confusion.pairs = np.concatenate(pairs, 1)
 
     def class_metrics(self) -> ClassMetrics:
         """Compute the scores of all images so far."""

@@ -26,6 +26,7 @@ RECALL_POINTS: Floats = np.linspace(0, 1, 101)
 CONFIDENCE_POINTS: Floats = np.linspace(0, 1, 1000)
 F1_WINDOW = 0.1  # of the confidence axis, smoothed so that a lucky spike of F1 does not set the threshold
 TINY = 1e-16
+_CONFUSION_CONFIDENCE, _CONFUSION_IOU = 0.25, 0.45
 
 
 def match_detections(
@@ -190,33 +191,55 @@ def _smooth(values: Floats) -> Floats:
 
 
 class ConfusionMatrix:
-    """Counts `matrix[predicted, true]`, with background as the last row and column.
+    """Counts pairs of predicted and true class; class `classes` is background.
 
-    A label and a detection are matched, whatever their classes, if their IoU exceeds `iou_thres`, highest IoU
-    first. The last row counts labels without a detection, the last column detections without a label.
+    A label and a detection are matched, whatever their classes, if both the detection's confidence and their
+    IoU are above a threshold, highest IoU first.
     """
 
-    def __init__(self, classes: int, conf_thres: float = 0.25, iou_thres: float = 0.45) -> None:
-        self.matrix: Ints = np.zeros((classes + 1, classes + 1), dtype=np.int64)
-        self.conf_thres, self.iou_thres = conf_thres, iou_thres
+    def __init__(self, classes: int) -> None:
+        self.classes = classes
+        # Not counted until the matrix is wanted: of thousands of classes it takes half a gigabyte.
+        self._pairs: list[Ints] = []
 
     def update(self, detections: Tensor, labels: Tensor) -> None:
         """Add one image: detections (n, 6) and labels (m, 5) as in `match_detections`."""
-        background = len(self.matrix) - 1
-        detections = detections[detections[:, 4] > self.conf_thres].cpu()
+        detections = detections[detections[:, 4] > _CONFUSION_CONFIDENCE].cpu()
         predicted: Ints = detections[:, 5].numpy().astype(np.int64)
         true: Ints = labels[:, 0].cpu().numpy().astype(np.int64)
         iou = pairwise_iou(labels[:, 1:5].cpu(), detections[:, :4]).numpy()
-        label_index, detection_index = np.nonzero(iou > self.iou_thres)
-        free_labels, free_detections = np.ones(len(true), bool), np.ones(len(predicted), bool)
+        label_index, detection_index = np.nonzero(iou > _CONFUSION_IOU)
+        partners: Ints = np.full(len(predicted), self.classes)
+        free_labels = np.ones(len(true), bool)
         for pair in np.argsort(-iou[label_index, detection_index], kind="stable"):
             label, detection = label_index[pair], detection_index[pair]
-            if free_labels[label] and free_detections[detection]:
-                free_labels[label] = free_detections[detection] = False
-                self.matrix[predicted[detection], true[label]] += 1
-        size = len(self.matrix)
-        self.matrix[background] += np.bincount(true[free_labels], minlength=size)
-        self.matrix[:, background] += np.bincount(predicted[free_detections], minlength=size)
+            if free_labels[label] and partners[detection] == self.classes:
+                free_labels[label], partners[detection] = False, true[label]
+        missed = true[free_labels]
+        self._pairs += [
+            np.stack((predicted, partners)),
+            np.stack((np.full_like(missed, self.classes), missed)),
+        ]
+
+    @property
+    def pairs(self) -> Ints:
+        """All pairs so far, (2, P): predicted and true class of each."""
+        self._pairs = [np.concatenate([np.zeros((2, 0), np.int64), *self._pairs], 1)]
+        return self._pairs[0]
+
+    @pairs.setter
+    def pairs(self, pairs: Ints) -> None:
+        self._pairs = [pairs]
+
+    @property
+    def matrix(self) -> Ints:
+        """The counts [predicted, true], (K + 1, K + 1).
+
+        The last row counts labels without a detection, the last column detections without a label.
+        """
+        counts: Ints = np.zeros((self.classes + 1, self.classes + 1), np.int64)
+        np.add.at(counts, tuple(self.pairs), 1)
+        return counts
 
 
 def fitness(map50: float, map50_95: float) -> float:

@@ -15,6 +15,7 @@ from utils.inference.predictor import place_boxes
 from utils.reporting.image_plots import plot_batch
 
 SHOWN_CONFIDENCE = 0.25  # evaluation keeps everything above .001, which would cover the images
+_MOST_CONFUSED = 1000  # classes of a confusion matrix
 
 
 class BatchPlots:
@@ -51,10 +52,11 @@ def targets_from_detections(batch: Batch, detections: list[Tensor]) -> tuple[Ten
 
 
 def save_score_plots(folder: Path, result: EvaluationResult) -> None:
-    """Plot the curves and the confusion matrix of a result."""
+    """Plot the curves and, unless there are too many classes to see anything, the confusion matrix."""
     from utils.reporting.plots import plot_confusion, plot_curves  # matplotlib takes half a second to import
 
     names = list(result.names)
     if result.labels:
         plot_curves(folder, result.per_class, names)
-    plot_confusion(folder / "confusion_matrix.png", result.confusion.matrix, names)
+    if len(names) <= _MOST_CONFUSED:
+        plot_confusion(folder / "confusion_matrix.png", result.confusion.matrix, names)
