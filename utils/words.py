@@ -32,5 +32,9 @@ def first_of(entries: Sequence[str], most: int) -> str:
 
 def listed(names: Sequence[str], most: int = 6) -> str:
     """Return the number of classes and the names of the first, as in "2 classes (dog, cat)"."""
-    shown = ", ".join(names[:most]) + (", ..." if len(names) > most else "")
-    return f"{counted(len(names), 'class', 'classes')} ({shown})"
+    return f"{counted(len(names), 'class')} ({first_names(names, most)})"
+
+
+def first_names(names: Sequence[str], most: int = 6) -> str:
+    """Join the first of several names, as in "dog, cat, ..."."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

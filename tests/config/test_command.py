@@ -1,6 +1,7 @@
 """Commands for people to copy do what they say."""
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from utils.config.command import (
     command_of,
     evolved_command,
     resume_command,
+    start_command,
 )
 from utils.config.options import DetectOptions, DistillOptions, TrainOptions
 from utils.config.options import TestOptions as ScoreOptions
@@ -68,6 +70,9 @@ def test_the_other_scripts_say_what_comes_next_too():
     assert read(after_detection(detected, 3), DetectOptions, "detect.py").save_txt
     assert read(after_detection(detected, 0), DetectOptions, "detect.py").conf_thres == 0.05
     assert after_detection(parse(DetectOptions, ["--save-csv"]), 3) == ""
+    tried = parse(ScoreOptions, ["--weights", ODD, "--dry-run"])
+    assert read(start_command(tried), ScoreOptions, "test.py") == replace(tried, dry_run=False)
+    assert start_command(tried, 4).startswith("torchrun --nproc_per_node 4 ")
     resumed = read(resume_command(DistillOptions, Path("a b")), DistillOptions, "train_distill.py")
     assert resumed.resume == "a b"
     evolved = parse(TrainOptions, ["--evolve", "9", "--epochs", "3", "--project", "p", "--hyp", "a.yaml"])

@@ -121,9 +121,11 @@ def test_a_teacher_is_compared_by_the_classes_that_it_knows():
     teachers = Teachers([Teacher(network(["cell", "dot", "cat"]), "t.pt")], network(NAMES), NAMES)
     diagnosis, said, warned = scored(teachers, [Judged(0.2, 0.3, 0.0), Judged(0.3, 0.3, 0.0)])
     assert "mAP50 0.500, mAP50-95 0.250 on the validation split over 2 classes that it knows" in said[1]
-    assert "(mAP50-95 0.250) is not better than the student (0.300)" in warned[0]
+    assert "does not know 1 class (ring)" in warned[0]
+    told = "(mAP50-95 0.250) is not better than the student (0.300) over the classes that it knows: "
+    assert told in warned[1]
     assert diagnosis.teacher_map is None and not diagnosis.scores
-    assert not scored(teachers, [Judged(0.2, 0.3, 0.0), Judged(0.1, 0.1, 0.9)])[2]
+    assert len(scored(teachers, [Judged(0.2, 0.3, 0.0), Judged(0.1, 0.1, 0.9)])[2]) == 1
 
 
 def test_what_one_teacher_lacks_does_not_count_against_another():
@@ -141,6 +143,22 @@ def test_a_ratio_that_follows_is_judged_by_what_it_is_to_hold():
     options = DistillOptions(teacher=("t.pt",), distill_ratio="auto", auto_ratio=0.25)
     assert scored(teachers, [Judged(1, 1, 1), Judged(0, 0, 0)], options)[0].held_at == 0.25
     assert scored(teachers, [Judged(1, 1, 1), Judged(0, 0, 0)])[0].held_at is None
+
+
+@pytest.mark.parametrize(
+    ("known", "told"),
+    [
+        ([["cell", "dot", "hoop"]], "the teacher does not know 1 class (ring); "),
+        ([["cell", "dot"]], ""),  # none of its classes can be meant
+        ([["cell", "dot", "hoop"], ["Ring", "hoop"]], ""),
+        ([["cell", "hoop"], ["dot", "hoop"]], "the teachers do not know 1 class (ring); "),
+    ],
+)
+def test_classes_that_may_only_be_called_otherwise_are_asked_about(known, told):
+    teachers = Teachers([Teacher(network(own), "t.pt") for own in known], network(NAMES), NAMES)
+    advice = recipe.advice_on_names(teachers)
+    assert bool(advice) == bool(told) and advice.startswith(told)
+    assert not advice or "called otherwise there (as in hoop), write" in advice
 
 
 def test_a_state_tells_a_teacher_that_is_the_students_average_from_none():

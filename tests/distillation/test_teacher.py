@@ -340,7 +340,7 @@ def test_teachers_that_know_all_classes_are_scored_and_their_scores_kept():
     def evaluate(judged):
         return SimpleNamespace(over=lambda _: (0.5, judged.class_count / 10))
 
-    context = SimpleNamespace(names=NAMES, is_new=False, say=said.append, evaluate=evaluate)
+    context = SimpleNamespace(names=NAMES, is_new=False, say=said.append, warn=said.append, evaluate=evaluate)
     for names, known in ((NAMES, {"teacher a.pt": (0.5, 0.3)}), (["cell", "cat", "dog"], {})):
         teachers = Teachers([Teacher(network(names=names), "a.pt")], network(1), NAMES)
         diagnosis = compare_scores(SimpleNamespace(distill_ratio=1.0), context, teachers)

@@ -168,3 +168,18 @@ def test_no_more_images_are_looked_at_than_is_allowed_and_agreement_draws_nothin
         pictures(batch_of(3), [torch.zeros(0, 6)] * 3)
     assert other.calls == 6
     assert pictures.save(tmp_path) == [] and list(tmp_path.iterdir()) == []
+
+
+def test_only_classes_that_both_know_are_compared() -> None:
+    """What the evaluated network finds of another class the other cannot name."""
+    nothing = Fixed([prediction(0.0)] * 2)
+    own = [found(([44.0, 28.0, 84.0, 68.0], 0.9, 1)), found(([44.0, 28.0, 84.0, 68.0], 0.6, 0))]
+    kept = {}
+    for classes in (None, (0,)):
+        nothing.calls = 0
+        pictures = DisagreementPlots(
+            cast(Model, nothing), cast(Model, nothing), ("a", "b"), ["a", "b"], classes=classes
+        )
+        pictures(batch_of(2), own)
+        kept[classes] = sorted(round(amount, 3) for amount, *_ in pictures._worst)
+    assert kept == {None: [0.6, 0.9], (0,): [0.6]}

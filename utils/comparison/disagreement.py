@@ -22,7 +22,7 @@ from utils.inference.classes import WantedClasses, fit_classes
 from utils.inference.predictor import prepare_model
 from utils.inference.preprocess import fitting_image_size
 from utils.reporting.console import Console
-from utils.words import counted
+from utils.words import counted, listed
 
 
 def draw_disagreement(options: CompareOptions, console: Console) -> Path:
@@ -44,7 +44,11 @@ def draw_disagreement(options: CompareOptions, console: Console) -> Path:
         raise UserError(
             "it knows none of the data's classes", teacher_path, "take one that was trained on them"
         )
-    if teacher.mapping:
+    known = teacher.known
+    if known.unknown:
+        unknown = listed(known.unknown)
+        console.warn(f"teacher {teacher_path} does not know {unknown}: only the others are compared")
+    elif teacher.mapping:
         console.info(f"teacher {teacher_path}: {teacher.mapping}")
     (image_size,) = fitting_image_size([options.imgsz], student.size_multiple, console)
     loader = eval_loader(
@@ -56,9 +60,9 @@ def draw_disagreement(options: CompareOptions, console: Console) -> Path:
     )
     other = cast(Model, TeacherInStudentFrame(teacher, len(index.names)))
     titles = (f"student {weights}", teacher.title)
-    plots = DisagreementPlots(student, other, titles, index.names)
+    classes = known.student if known.unknown else None
+    plots = DisagreementPlots(student, other, titles, index.names, classes=classes)
     result = evaluate(student, loader, names=index.names, observers=[plots], progress=console)
-    known = teacher.known
     taught = evaluate(other, loader, names=index.names, progress=console)
     part = f" over {counted(len(known.student), 'class', 'classes')} that both know" if known.unknown else ""
     for who, scores in ((f"student {weights}", result), (f"teacher {teacher_path}", taught)):

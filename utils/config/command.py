@@ -55,8 +55,12 @@ def command_of(options: Options, leave_out: frozenset[str] = frozenset(), **chan
 
 def resume_command(kind: type[TrainOptions], folder: Path, processes: int = 1, **values: Any) -> str:
     """Return the command that resumes a run or an evolution with this number of processes on one machine."""
-    words = command(kind, {"resume": str(folder), **values})
-    return words.replace("python", f"torchrun --nproc_per_node {processes}", 1) if processes > 1 else words
+    return _launched(command(kind, {"resume": str(folder), **values}), processes)
+
+
+def start_command(options: Options, processes: int = 1) -> str:
+    """Return the command that does what a dry run with these options and processes has tried."""
+    return _launched(command_of(options, dry_run=False), processes)
 
 
 def evolved_command(options: TrainOptions, hyp: Path) -> str:
@@ -111,6 +115,10 @@ def after_detection(options: DetectOptions, found: int) -> str:
     if found and not (options.save_txt or options.save_csv):
         return f"boxes as files too: {command_of(options, save_txt=True, save_csv=True)}"
     return ""
+
+
+def _launched(words: str, processes: int) -> str:
+    return words.replace("python", f"torchrun --nproc_per_node {processes}", 1) if processes > 1 else words
 
 
 def _script(kind: type[Options]) -> str:

@@ -29,16 +29,17 @@ class Diagnosis:
     losses: list[float] = field(default_factory=list)
     scores: dict[str, tuple[float, float]] = field(default_factory=dict)
 
-    def at_start(self, scores: Sequence[tuple[float, float]]) -> Iterator[str]:
+    def at_start(self, scores: Sequence[tuple[float, float]], over: str = "") -> Iterator[str]:
         """Compare teachers and student before the first step.
 
-        scores: mAP50-95 of each teacher and of the student, over the classes that this teacher knows.
+        scores: mAP50-95 of each teacher and of the student, over the classes that this teacher knows; over:
+        words that say so if these are not all.
         """
         if scores and all(teacher <= student for teacher, student in scores):
             teacher, student = max(scores, key=lambda pair: pair[0] - pair[1])
             yield from self._once(
                 "teacher",
-                f"the teacher (mAP50-95 {teacher:.3f}) is not better than the student ({student:.3f}): "
+                f"the teacher (mAP50-95 {teacher:.3f}) is not better than the student ({student:.3f}){over}: "
                 "it has nothing to teach; take a larger one, or train it on this data first",
             )
 

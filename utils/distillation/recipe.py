@@ -27,7 +27,7 @@ from utils.distillation.teacher import Teacher, TeacherInStudentFrame
 from utils.errors import UserError
 from utils.losses.detection import DetectionLoss, level_balance
 from utils.losses.recipe import Loss, LossContext, LossRecipe, ground_truth_only
-from utils.words import counted
+from utils.words import counted, first_names, listed
 
 
 def distillation_recipe(options: DistillOptions) -> LossRecipe:
@@ -116,6 +116,8 @@ def compare_scores(options: DistillOptions, context: LossContext, teachers: Teac
             )
     if teachers.note:
         context.say(teachers.note)
+    if advice := advice_on_names(teachers):
+        context.warn(advice)
     of_all = {member.title: scores for member, scores in judged.items() if not member.known.unknown}
     best = max((map50_95 for _, map50_95 in of_all.values()), default=None)
     is_auto = options.distill_ratio == "auto"
@@ -130,9 +132,23 @@ def compare_scores(options: DistillOptions, context: LossContext, teachers: Teac
         map50, map50_95 = student.over()
         context.say(f"student at the start: mAP50 {map50:.3f}, mAP50-95 {map50_95:.3f}")
         pairs = [(scores[1], student.over(member.known.student)[1]) for member, scores in judged.items()]
-        for text in diagnosis.at_start(pairs):
+        in_part = any(member.known.unknown and not member.known.one for member in judged)
+        for text in diagnosis.at_start(pairs, " over the classes that it knows" if in_part else ""):
             context.warn(text)
     return diagnosis
+
+
+def advice_on_names(teachers: Teachers) -> str:
+    """Return what to do if classes of the data are unknown, but perhaps known by other names; else ""."""
+    unknown = teachers.fit.classes.unknown
+    others = {name: None for member in teachers.members for name in member.known.ignored}
+    if not unknown or not others:
+        return ""
+    who = "the teacher does" if len(teachers.members) == 1 else "the teachers do"
+    return (
+        f"{who} not know {listed(unknown)}; if they are only called otherwise there (as in "
+        f"{first_names(list(others))}), write the same names in the data's YAML"
+    )
 
 
 def build_features(

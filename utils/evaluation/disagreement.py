@@ -162,7 +162,8 @@ class DisagreementPlots:
     It keeps the images on which the two disagree most, see `compare_detections`, and finally draws them with
     labels and detections, and with the objectness maps of both networks. Compares the first 1000 images.
 
-    model: the network being evaluated. titles: display names of the two.
+    model: the network being evaluated. titles: display names of the two. classes: those to compare, where one
+    of the networks does not know the others; None: all.
     """
 
     model: Model
@@ -170,6 +171,7 @@ class DisagreementPlots:
     titles: tuple[str, str]
     names: Sequence[str]
     settings: EvaluationSettings = EvaluationSettings()
+    classes: Sequence[int] | None = None
     _worst: list[tuple[float, int, _Seen]] = field(default_factory=list)
     _images: int = 0
     _order: count[int] = field(default_factory=count)
@@ -187,7 +189,7 @@ class DisagreementPlots:
         found = in_original_pixels(self._predictor.suppress(passed), batch, self.settings.single_cls)
         labels = labels_in_original_pixels(batch)
         for place, both in enumerate(zip(detections, found, strict=True)):
-            pair = (as_shown(both[0]), as_shown(both[1]))
+            pair = (as_shown(self._compared(both[0])), as_shown(self._compared(both[1])))
             difference = compare_detections(*pair)
             if difference.amount <= 0:
                 continue
@@ -202,6 +204,11 @@ class DisagreementPlots:
             heapq.heappush(self._worst, (difference.amount, -next(self._order), seen))
             if len(self._worst) > SCENES:
                 heapq.heappop(self._worst)
+
+    def _compared(self, detections: Tensor) -> Tensor:
+        if self.classes is None:
+            return detections
+        return detections[torch.isin(detections[:, 5], detections.new_tensor(self.classes))]
 
     def save(self, folder: Path, number: str = "") -> list[Path]:
         """Draw disagreement.jpg and objectness.jpg and return their paths; none if both agree everywhere."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.ensemble import Network
 from utils.batch import Batch
-from utils.config.command import after_test, command_of
+from utils.config.command import after_test, start_command
 from utils.config.dataset import DatasetConfig
 from utils.config.files import (
     next_run_folder,
@@ -27,7 +27,7 @@ from utils.datasets.download import get_dataset
 from utils.datasets.index import DatasetIndex, build_index
 from utils.datasets.loader import BatchLoader, eval_loader
 from utils.device import advice_on_memory, select_device
-from utils.distributed import from_main, joined_ranks, main_first, rank
+from utils.distributed import from_main, joined_ranks, main_first, processes_of_command, rank
 from utils.evaluation.coco import (
     CocoResults,
     annotations_from_index,
@@ -117,8 +117,9 @@ def _say_what_would_be_done(
     sides = str(size) if isinstance(size, int) else " x ".join(map(str, size))
     console.info(
         f"dry run: all is ready, nothing was written; {counted(len(index), 'image')} in "
-        f"{counted(len(loader), 'batch', 'batches')} at {sides} px take about {time_left} to score, {place}\n"
-        f"start it: {command_of(options, dry_run=False)}"
+        f"{counted(-(-len(index) // options.batch_size), 'batch')} at {sides} px take about {time_left} to "
+        f"score, {place}\n"
+        f"start it: {start_command(options, processes_of_command())}"
     )
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from utils.boxes import NmsRules
-from utils.config.command import after_detection, command_of
+from utils.config.command import after_detection, start_command
 from utils.config.dataset import load_names
 from utils.config.files import next_run_folder, run_folder_to_come
 from utils.config.options import DetectOptions
@@ -119,7 +119,7 @@ def _say_what_would_be_done(
     console.info(
         f"dry run: all is ready, nothing was written; {files} from {options.source}, in the first "
         f"({frame.source}) {detector.in_words(found)}; {place}\n"
-        f"start it: {command_of(options, dry_run=False)}"
+        f"start it: {start_command(options)}"
     )
 
 

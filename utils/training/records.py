@@ -16,8 +16,9 @@ from utils.training.table import columns_of
 class RunRecords:
     """Per-epoch records of a run, written by rank 0 only.
 
-    Times have a file of their own: results.csv is then identical for two runs with the same seed, however
-    often one of them was stopped, which wall-clock times never are.
+    Times have a file of their own: in a single process results.csv is then identical for two runs with the
+    same seed, however often one of them was stopped, which wall-clock times never are. (Several ranks add up
+    their means in another order when one is stopped.)
     """
 
     def __init__(self, folder: Path, step: TrainingStep, start_epoch: int, loggers: Loggers) -> None:

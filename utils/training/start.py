@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from utils.batch import Batch
-from utils.config.command import command_of
+from utils.config.command import start_command
 from utils.config.files import run_folder_to_come
 from utils.config.options import TrainOptions
 from utils.datasets.check import check_data
 from utils.device import advice_on_memory
-from utils.distributed import joined_ranks, world_size
+from utils.distributed import joined_ranks, processes_of_command
 from utils.evaluation.evaluate import evaluate
 from utils.losses.recipe import plain_recipe
 from utils.reporting.console import Console
@@ -65,5 +65,4 @@ def try_out(run: TrainingRun) -> None:
         say(
             f"dry run: all is ready, nothing was written; an evolution would train {options.evolve} such runs"
         )
-    start = f"torchrun --nproc_per_node {world_size()} " if world_size() > 1 else "python "
-    say(f"start it: {start}{command_of(options, dry_run=False).removeprefix('python ')}")
+    say(f"start it: {start_command(options, processes_of_command())}")
