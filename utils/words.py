@@ -12,7 +12,8 @@ def counted(number: int, noun: str, nouns: str = "") -> str:
 
 
 def _plural(noun: str) -> str:
-    return noun + ("es" if noun.endswith(("s", "x", "z", "ch", "sh")) else "s")
+    hisses = noun.endswith(("s", "x", "z", "ch", "sh")) and not noun.endswith("och")  # epochs
+    return noun + ("es" if hisses else "s")
 
 
 def were(number: int) -> str:

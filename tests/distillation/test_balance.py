@@ -12,6 +12,13 @@ def test_the_first_measurement_sets_the_weight_at_once():
     assert float(balance()) == pytest.approx(50)
 
 
+def test_a_later_measurement_moves_the_weight_half_of_the_way_in_log_space():
+    balance = GradientBalance(1.0)
+    for measured, weight in ((0.5, 2.0), (0.25, 4.0), (4.0, 2.0), (0.36, 2 / 0.6)):
+        balance.observe(torch.tensor(measured), factor=1.0)
+        assert float(balance()) == pytest.approx(weight, rel=1e-6)
+
+
 def test_a_steady_loss_is_held_at_the_target():
     balance, strength = GradientBalance(0.5), 0.02
     for _ in range(12):

@@ -90,6 +90,34 @@ def test_a_weight_that_follows_can_be_read():
     assert {name: float(value) for name, value in balanced.readings().items()} == {"distill_ratio": 0.25}
 
 
+SCHEDULES = [
+    (DistillSchedule(warmup_epochs=2), 2, 0.25),
+    (DistillSchedule("cosine", final=0.2), 8, 0.6),
+    (DistillSchedule(), 8, 1.0),
+]
+
+
+@pytest.mark.parametrize(("schedule", "step", "factor"), SCHEDULES, ids=["warm-up", "cosine", "constant"])
+def test_a_weight_that_follows_leaves_the_schedules_factor_to_it(schedule, step, factor):
+    """In warm-up and along a cosine the ratio is to be the target times the factor: no reason to move."""
+    balance, progress = GradientBalance(0.5), Progress(step, step // 4, 4, 4)
+    distiller = distiller_of(Numbers(1.0), schedule, balance)
+    assert schedule.factor(progress) == pytest.approx(factor)
+    for _ in range(2):  # the first sets the weight, the second moves it
+        distiller.observe(torch.tensor(0.5 * factor), progress)
+        assert float(balance()) == pytest.approx(1.0)
+    assert int(balance.seen) == 2
+    assert float(distiller(BATCH, OUTPUT, progress)["distill_cls"]) == pytest.approx(factor)
+
+
+def test_when_teaching_is_over_a_weight_that_follows_stays():
+    balance = GradientBalance(0.5)
+    distiller_of(Numbers(), DistillSchedule(stop_epochs=1), balance).observe(
+        torch.tensor(2.0), Progress(12, 3, 4, 4)
+    )
+    assert float(balance()) == 1.0 and int(balance.seen) == 0
+
+
 def test_a_step_that_is_no_finite_number_is_left_out_of_the_mean():
     assert reported(distiller_of(Numbers(1.0, float("nan"), 2.0)), 3, 1.0)[0] == 1.5
 

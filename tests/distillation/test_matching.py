@@ -38,6 +38,15 @@ def test_objectness_of_some_classes_in_reduced_precision_is_that_in_float32(dtyp
     torch.testing.assert_close(seen, objectness_of(level.float(), classes), rtol=1e-5, atol=1e-5)
 
 
+def test_objectness_of_some_classes_is_shared_by_the_best_of_them_and_the_best_of_all():
+    """Classes 0 and 2 are asked for; scores of the others or of the second best do not add to it."""
+    scores = torch.tensor([[0.6, 0.3, 0.5], [0.6, 0.9, 0.5], [0.1, 0.8, 0.4]])
+    level = torch.cat((torch.zeros(3, 5), scores.logit()), -1).reshape(1, 1, 1, 3, 8)
+    level[..., 4] = torch.tensor(0.9).logit()
+    seen = objectness_of(level, torch.tensor([0, 2])).sigmoid().flatten()
+    torch.testing.assert_close(seen, 0.9 * torch.tensor([1.0, 0.6 / 0.9, 0.4 / 0.8]), rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("factor", [10.0, 0.1])
 def test_sizes_that_other_anchors_cannot_express_end_at_four_times_these(factor):
     """Anchors of a tenth of the size, or of ten times the size, of those that the boxes were relative to."""

@@ -380,3 +380,13 @@ def test_the_mapping_says_which_class_is_which():
     turned = Teacher(network(names=NAMES[::-1]))
     turned.fit_to(network(1), NAMES)
     assert "3 of 3" in turned.mapping
+
+
+@pytest.mark.parametrize(
+    ("names", "known"),
+    [(NAMES, None), (NAMES[::-1], None), ([NAMES[2], "cat"], (2,)), (["cat", "dog"], ())],
+)
+def test_a_teacher_tells_which_of_the_datas_classes_it_can_predict(names, known):
+    teacher = Teacher(network(names=names), "a.pt")
+    teacher.fit_to(network(1), NAMES)
+    assert TeacherInStudentFrame(teacher, len(NAMES)).known_classes == known

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from models.yolo import Model
 from utils.batch import Batch, Letterbox, StudentOutput
 from utils.boxes import cxcywh_to_xyxy
+from utils.evaluation import evaluate as module
 from utils.evaluation.evaluate import EvaluationSettings, evaluate
 from utils.evaluation.plots import targets_from_detections
 
@@ -118,6 +120,32 @@ def test_losses_are_means_an_image() -> None:
 
     batches = [_batch(TARGETS, images=4, classes=3), _batch(TARGETS, images=2, classes=3)]
     assert _evaluate(batches, loss=loss).losses == {"box": (4 * 4 + 2 * 2) / 6, "cls": 2.0}
+
+
+def _loss_of_images(batch: Batch, output: StudentOutput) -> dict[str, Tensor]:
+    return {"box": torch.tensor(float(len(batch.images)))}
+
+
+def test_a_result_over_processes_is_that_of_one_with_all_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two have three and two batches, and hits and false alarms of one confidence, whose order counts."""
+    batches = [_batch(TARGETS, images, classes=3) for images in (2, 3, 2, 4, 2)]
+    for number in (1, 3):  # what the network finds there is not labelled, but for one
+        batches[number] = replace(batches[number], targets=batches[number].targets[2:])
+    alone = _evaluate(batches, loss=_loss_of_images)
+    shares, sent = (batches[0::2], batches[1::2]), ([], [])
+    monkeypatch.setattr(module, "world_size", lambda: 2)
+    for share, values in zip(shares, sent, strict=True):
+        monkeypatch.setattr(module, "from_all", lambda value, to=values: to.append(value) or [value])
+        _evaluate(share, loss=_loss_of_images)
+    for share in shares:
+        answers = iter(zip(*sent, strict=True))
+        monkeypatch.setattr(module, "from_all", lambda _, answers=answers: list(next(answers)))
+        result = _evaluate(share, loss=_loss_of_images)
+        assert {**result.to_dict(), "speed_ms": {}} == {**alone.to_dict(), "speed_ms": {}}
+        assert (result.images, result.labels) == (13, 11) and 0.1 < result.map50 < 0.9
+        assert result.losses == alone.losses == {"box": (3 * 4 + 9 + 16) / 13}
+        assert np.array_equal(result.images_with_class, alone.images_with_class)
+        assert np.array_equal(result.confusion.matrix, alone.confusion.matrix)
 
 
 def test_modes_of_all_modules_come_back() -> None:

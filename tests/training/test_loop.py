@@ -345,6 +345,52 @@ def test_the_loss_scale_goes_on_with_a_run(tmp_path, persistent):
     assert other.guard.state_dict() == whole.guard.state_dict()
 
 
+class Watched(Loader):
+    """A loader that looks at the trainer whenever it is asked for a batch."""
+
+    def __init__(self, batches, look):
+        super().__init__(batches)
+        self.look = look
+
+    def __iter__(self):
+        for batch in super().__iter__():
+            self.look("loader")
+            yield batch
+
+
+@pytest.mark.parametrize("broken", ["terms", "run_batch", "update", "means"])
+def test_a_state_is_whole_between_two_steps_and_in_none_of_them(broken, monkeypatch):
+    """Two batches an update; in the fourth there is an error after a part of what makes up a step."""
+    trainer, seen = trainer_of([Square("a", 1.0)], batch_size=32), []
+
+    def look(place):
+        seen.append((place, trainer.done, trainer.between_steps))
+
+    def failing(real):
+        def disturbed(*args, **kwargs):
+            look(broken)
+            result = real(*args, **kwargs)
+            if trainer.done == 3:
+                raise RuntimeError("[gloo/transport] Connection closed")
+            return result
+
+        return disturbed
+
+    others = {"terms": (trainer.step, "forward"), "means": (trainer.meters, "update")}
+    owner, name = others.get(broken, (trainer, broken))
+    monkeypatch.setattr(owner, name, failing(getattr(owner, name)))
+    loader = Watched([batch_of(seed=i) for i in range(6)], look)
+    hooks = EpochHooks(lambda *_: look("before"), lambda *_: look("after"))
+    with pytest.raises(RuntimeError, match="gloo"):
+        trainer.run_epoch(loader, 0, 1, Bar, hooks)
+    inside = {1, 3} if broken == "update" else {0, 1, 2, 3}
+    outside = [("loader", 0), ("before", 0), ("after", 1)]
+    assert {entry for entry in seen if not entry[2]} == {(broken, done, False) for done in inside}
+    wanted = [(place, done + steps, True) for steps in range(4) for place, done in outside]
+    assert [entry for entry in seen if entry[2]] == wanted[:-1]
+    assert not trainer.between_steps
+
+
 def test_the_time_of_an_epoch_that_was_cut_counts_from_its_begin(tmp_path, monkeypatch):
     clock = itertools.count()
     monkeypatch.setattr("utils.training.loop.time.monotonic", lambda: next(clock))

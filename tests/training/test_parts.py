@@ -77,6 +77,12 @@ def test_accumulation_grows_to_the_nominal_batch():
     assert large.accumulate(Progress(400, 8, 50, 10)) == 1
 
 
+@pytest.mark.parametrize(("batch", "batches"), [(24, 3), (40, 2), (48, 1), (96, 1)])
+def test_the_nominal_batch_is_met_as_nearly_as_whole_batches_can(batch, batches):
+    """64 images are 2.67, 1.6, 1.33 and 0.67 batches."""
+    assert replace(SCHEDULE, batch_size=batch).accumulate(Progress(400, 8, 50, 10)) == batches
+
+
 def test_the_nominal_batch_is_a_hyperparameter():
     assert replace(SCHEDULE, nominal_batch=16).accumulate(Progress(1000, 9, 100, 10)) == 1
     assert replace(SCHEDULE, nominal_batch=128).accumulate(Progress(1000, 9, 100, 10)) == 8

@@ -1,12 +1,15 @@
 """The images of a run: a run does not end because one cannot be written."""
 
+import copy
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from models.yolo import Model
 from utils.batch import Batch, Progress
+from utils.evaluation.evaluate import EvaluationSettings
 from utils.training.plots import RunPlots
 
 INDEX = SimpleNamespace(
@@ -39,3 +42,12 @@ def test_pictures_are_drawn_where_nothing_is_in_the_way(tmp_path):
     pictures.labels()
     pictures.training_batch(BATCH, Progress(0, 0, 1, 1))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.jpg", "train_batch0.jpg"]
+
+
+def test_a_teacher_is_compared_in_the_classes_that_it_knows(tmp_path):
+    pictures = RunPlots(tmp_path, INDEX, pytest.fail, enabled=True)
+    model = Model("models/demo-student.yaml", nc=1)
+    others = {name: copy.copy(model) for name in ("all", "part")}
+    others["part"].known_classes = (0,)
+    _, *observers = pictures.observers(model, others, EvaluationSettings())
+    assert [(one.titles[1], one.classes) for one in observers] == [("all", None), ("part", (0,))]

@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from models.yolo import Model
+from utils.batch import Progress
 from utils.config.hyperparameters import Hyperparameters
 from utils.config.options import DistillOptions, TrainOptions
 from utils.datasets import sampling
@@ -18,7 +19,10 @@ from utils.datasets.sampling import RectGroups, TrainingOrder
 from utils.errors import UsageError, UserError
 from utils.reporting.console import Console
 from utils.training import setup
+from utils.training.ema import ModelEma
+from utils.training.optimizer import WEIGHTS
 from utils.training.setup import check_batches, images_per_epoch, synchronised_norms
+from utils.training.step import TrainingStep
 
 
 def index_of(labelled, unlabelled=0):
@@ -205,3 +209,18 @@ def test_images_of_both_splits_are_counted():
     nothing = [np.zeros((0, 5), np.float32)]
     other = DatasetIndex(["z.png"], nothing, np.full((1, 2), 64), np.ones(1, bool), [], ["a"])
     setup._warn_of_shared(index_of(5), other, pytest.fail)
+
+
+@pytest.mark.parametrize(
+    ("batch", "nominal", "batches"),
+    [(16, 64, 4), (24, 64, 3), (40, 64, 2), (128, 64, 1), (24, 128, 5)],
+)
+def test_decay_is_for_the_images_of_an_update_relative_to_the_nominal_batch(batch, nominal, batches):
+    model, options = Model("models/demo-student.yaml", nc=2), TrainOptions(batch_size=batch)
+    hyp = Hyperparameters(weight_decay=0.001, nbs=nominal)
+    step = TrainingStep(model, [])
+    trainer = setup.build_trainer(step, ModelEma(model), options, hyp, 64, torch.device("cpu"))
+    decays = [group["weight_decay"] for group in trainer.optimizer.param_groups]
+    assert decays.pop(WEIGHTS) == pytest.approx(0.001 * batch * batches / nominal) and not any(decays)
+    # As many are summed once the warm-up is over.
+    assert trainer.schedule.accumulate(Progress(4000, 8, 500, 10)) == batches

@@ -53,6 +53,8 @@ def test_weights_that_are_better_than_the_saved_best_replace_it(model, tmp_path)
     assert read_checkpoint(tmp_path / "best.pt").best_fitness == 0.8
     trained(kept, model, [0.1, 0.2, 0.9, 0.8, 0.7], saved={4})
     assert epochs_of(tmp_path) == {"best.pt": 3, "last.pt": 4}
+    trained(kept, model, [0.1, 0.2, 0.9, 0.8, 0.7, 0.8], saved={5})
+    assert epochs_of(tmp_path) == {"best.pt": 5, "last.pt": 5}
 
 
 def test_a_last_epoch_that_is_not_the_best_is_not_called_so(model, tmp_path):

@@ -58,10 +58,10 @@ def draw_disagreement(options: CompareOptions, console: Console) -> Path:
         workers=options.workers,
         stride=student.size_multiple,
     )
-    other = cast(Model, TeacherInStudentFrame(teacher, len(index.names)))
+    framed = TeacherInStudentFrame(teacher, len(index.names))
+    other = cast(Model, framed)
     titles = (f"student {weights}", teacher.title)
-    classes = known.student if known.unknown else None
-    plots = DisagreementPlots(student, other, titles, index.names, classes=classes)
+    plots = DisagreementPlots(student, other, titles, index.names, classes=framed.known_classes)
     result = evaluate(student, loader, names=index.names, observers=[plots], progress=console)
     taught = evaluate(other, loader, names=index.names, progress=console)
     part = f" over {counted(len(known.student), 'class', 'classes')} that both know" if known.unknown else ""

@@ -220,6 +220,11 @@ class TeacherInStudentFrame(nn.Module):
         self.teacher, self.class_count, self.model = teacher, class_count, teacher.model
 
     @property
+    def known_classes(self) -> tuple[int, ...] | None:
+        """The data's classes that it can predict, None for all."""
+        return self.teacher.known.student if self.teacher.known.unknown else None
+
+    @property
     def stride(self) -> Tensor:
         """(L,) pixels of the student's image per cell of each level."""
         return self.model.stride / self.teacher.scale

@@ -29,7 +29,8 @@ class Loss(Protocol):
     - `observe(gradient_ratio, progress)`: called at steps where its gradient was measured.
     - `gauges`, names that end in `_ratio`, and `readings()`, their scalars at such a step.
     - `review(report)`: returns warnings after an epoch. `finish()`: called at the end of the run.
-    - `networks()`: the networks that it uses besides the trained one, by title. `references()`: mAP50 and
+    - `networks()`: the networks that it uses besides the trained one, by title; `known_classes` of one that
+      does not know all of the data's classes are those it does. `references()`: mAP50 and
       mAP50-95 on the validation split of those that know all of the data's classes.
     - `uses_average`: whether it needs the average of the weights, `ema`, in every step.
     - `awaits_networks`: whether a step waits for values computed by them; on a GPU they then take precedence
