@@ -109,5 +109,5 @@ class ClassMap:
             what = "unknown" if self.one else "no class term for"
             parts.append(f"{what} {listed(self.unknown, MOST_UNKNOWN)}")
         if self.ignored:
-            parts.append(f"{listed(self.ignored)} of the teacher's ignored")
+            parts.append(f"the teacher's other {listed(self.ignored)} ignored")
         return "; ".join(parts)

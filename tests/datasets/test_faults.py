@@ -366,7 +366,7 @@ LABELS = {
         "a box outside the image or with zero area",
         MENDED + "dropped",
         GOOD + b"0 1.5 .5 .2 .2\n0 .5 .5 0 .1\n",
-        corrected="2 boxes were empty",
+        corrected="1 box lay outside of the image and was left out",
     ),
     "twice": Label(
         "duplicate labels", MENDED + "duplicates dropped", GOOD * 3, corrected="2 labels repeated"

@@ -87,6 +87,17 @@ def test_a_box_that_sticks_out_is_clipped_and_said_so():
     assert (labels[:, 1:3] + labels[:, 3:] / 2 <= 1).all()
 
 
+def test_a_box_outside_of_the_image_is_left_out_and_told_once():
+    rows = [[0, 1.2, 0.1, 1.4, 0.3], [0, 0.2, 0.2, 0.2, 0.4], [0, 0.9, 0.1, 1.1, 0.3]]
+    labels, notes = correct_boxes(np.array(rows))
+    np.testing.assert_allclose(labels, [[0, 0.95, 0.2, 0.1, 0.2]], atol=1e-6)
+    assert notes == [
+        "1 box reached out of the image and was clipped",
+        "1 box lay outside of the image and was left out",
+        "1 box was empty and left out",
+    ]
+
+
 def test_empty_and_repeated_labels_go_and_the_order_stays():
     rows = [[1, 0.5, 0.5, 0.9, 0.9], [0, 0.2, 0.2, 0.2, 0.4], [1, 0.5, 0.5, 0.9, 0.9], [0, 0, 0, 0.1, 0.1]]
     labels, notes = correct_boxes(np.array(rows))

@@ -280,7 +280,7 @@ def test_a_killed_worker_ends_the_run_with_a_line(index, tmp_path):
     (tmp_path / "index.pickle").write_bytes(pickle.dumps(index))
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path / "index.pickle")],
-        capture_output=True, text=True, timeout=60, check=False, cwd=Path(__file__).parents[2],
+        capture_output=True, text=True, timeout=180, check=False, cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert len(done.stderr.splitlines()) == 1, done.stderr
     [line] = done.stderr.splitlines()

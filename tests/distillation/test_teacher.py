@@ -227,7 +227,7 @@ def test_a_file_that_describes_its_network_needs_no_cfg_and_bears_a_wrong_one(tm
     cpu, older = torch.device("cpu"), network(cfg="models/v5.0/yolov5s.yaml")
     save_checkpoint(tmp_path / "own.pt", model=older, epoch=0, best_fitness=0.0, meta={})
     teacher = Teacher.from_file(tmp_path / "own.pt", cpu, "model/yolov5s.yaml")
-    assert "which its file describes" in teacher.remark and len(teacher.model.model) == len(older.model)
+    assert "is not used: its file describes" in teacher.remark and len(teacher.model.model) == len(older.model)
     torch.save(older.state_dict(), tmp_path / "bare.pt")
     bare = Teacher.from_file(tmp_path / "bare.pt", cpu, "models/v5.0/yolov5s.yaml")
     assert not bare.remark and bare.identity == checksum(older)
@@ -251,7 +251,7 @@ def test_classes_that_are_one_for_the_student_are_taught_as_one(images):
     teacher.fit_to(student, ["item"], merged=names)
     assert teacher.known.student == (0,) and teacher.known.teacher == (2, 1)
     assert teacher.mapping == (
-        "2 of 3 classes known to the teacher; unknown 1 class (b); 1 class (x) of the teacher's ignored; "
+        "2 of 3 classes known to the teacher; unknown 1 class (b); the teacher's other 1 class (x) ignored; "
         "matched: 2 classes (a, c) as one, 'item'"
     )
     said = teacher(images)

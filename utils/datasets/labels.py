@@ -90,17 +90,19 @@ def correct_boxes(boxes: NDArray[np.float64]) -> tuple[Labels, list[str]]:
     All normalised. Clips boxes to the image and drops empty boxes and duplicates. The second value
     describes the corrections in words.
     """
-    notes = []
     corners = boxes[:, 1:].clip(0, 1)
-    outside = int((np.abs(corners - boxes[:, 1:]) > _ROUNDING).any(1).sum())
-    if outside:
-        notes.append(
-            f"{counted(outside, 'box', 'boxes')} reached out of the image and {were(outside)} clipped"
-        )
     size = corners[:, 2:] - corners[:, :2]
-    solid = (size > 0).all(1)
-    if empty := int((~solid).sum()):
-        notes.append(f"{counted(empty, 'box', 'boxes')} {were(empty)} empty and left out")
+    solid, had_area = (size > 0).all(1), (boxes[:, 3:] > boxes[:, 1:3]).all(1)
+    moved = (np.abs(corners - boxes[:, 1:]) > _ROUNDING).any(1)
+    notes = [
+        f"{counted(number, 'box')} {what.format(were(number))}"
+        for number, what in (
+            (int((moved & solid).sum()), "reached out of the image and {} clipped"),
+            (int((~solid & had_area).sum()), "lay outside of the image and {} left out"),
+            (int((~solid & ~had_area).sum()), "{} empty and left out"),
+        )
+        if number
+    ]
     centre = (corners[:, :2] + corners[:, 2:]) / 2
     labels = np.concatenate([boxes[:, :1], centre, size], 1)[solid].astype(np.float32)
     distinct = dict.fromkeys(map(tuple, labels.tolist()))  # NumPy's `unique` takes far longer for a few rows

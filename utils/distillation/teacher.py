@@ -82,7 +82,7 @@ class Teacher:
             if not checkpoint.cfg or fits(described):
                 checkpoint = described
             else:
-                remark = f"{cfg} is not its network, which its file describes"
+                remark = f"--teacher-cfg {cfg} is not used: its file describes another network"
         model = build_model(checkpoint)
         model.check_takes_colour(path)
         teacher = cls(model, path, scale)

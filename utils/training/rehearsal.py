@@ -92,7 +92,7 @@ def _memory(device: torch.device) -> str:
     import resource  # not on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return f"{_gib(peak)} in this process, beside those that make batches"
+    return f"{_gib(peak)} in this process, plus its loader workers"
 
 
 def _gib(size: float) -> str:
