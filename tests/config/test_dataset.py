@@ -117,12 +117,6 @@ def test_an_export_that_writes_one_folder_too_high_is_understood(tmp_path):
     assert load_dataset_config(path).entries("train") == (path.parent / "train" / "images",)
 
 
-def test_the_digest_follows_names_and_paths(tmp_path):
-    first = load_dataset_config(write(tmp_path, GOOD)).digest
-    assert load_dataset_config(write(tmp_path, GOOD + "# a remark\n")).digest == first
-    assert load_dataset_config(write(tmp_path, GOOD.replace("dog", "cow"))).digest != first
-
-
 @pytest.mark.parametrize(("name", "nc", "last"), [("bccd", 3, "Platelets"), ("voc", 20, "tvmonitor")])
 def test_the_shipped_voc_layouts_have_their_classes(name, nc, last):
     names = load_names(REPOSITORY / "data" / f"{name}.yaml")

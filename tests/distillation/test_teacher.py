@@ -227,7 +227,9 @@ def test_a_file_that_describes_its_network_needs_no_cfg_and_bears_a_wrong_one(tm
     cpu, older = torch.device("cpu"), network(cfg="models/v5.0/yolov5s.yaml")
     save_checkpoint(tmp_path / "own.pt", model=older, epoch=0, best_fitness=0.0, meta={})
     teacher = Teacher.from_file(tmp_path / "own.pt", cpu, "model/yolov5s.yaml")
-    assert "is not used: its file describes" in teacher.remark and len(teacher.model.model) == len(older.model)
+    assert "is not used: its file describes" in teacher.remark and len(teacher.model.model) == len(
+        older.model
+    )
     torch.save(older.state_dict(), tmp_path / "bare.pt")
     bare = Teacher.from_file(tmp_path / "bare.pt", cpu, "models/v5.0/yolov5s.yaml")
     assert not bare.remark and bare.identity == checksum(older)

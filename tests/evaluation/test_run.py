@@ -42,7 +42,7 @@ def test_predictions_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.
         ["x/ü.jpg"], [np.zeros((0, 5), np.float32)], np.array([(9, 9)]), np.full(1, True), [], ["cat"]
     )
     report = _Report(Options(project=str(tmp_path), weights=("w.pt",), noplots=True), index)
-    config = DatasetConfig(tmp_path / "set.yaml", tmp_path, "yolo", {}, ["cat"], 1, None, "")
+    config = DatasetConfig(tmp_path / "set.yaml", tmp_path, "yolo", {}, ["cat"], 1, None)
     path = tmp_path / "exp/w_predictions.json"
     coco = CocoResults(index)
     report._score_with_coco(coco, config, Console())

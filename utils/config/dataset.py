@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -41,7 +39,6 @@ class DatasetConfig:
     download: how to get the data; nothing of it is ever executed.
     remarks: oddities of the YAML that may be intended, for the console. note: where the data was found,
         if not where the YAML says.
-    digest: changes whenever root, layout, splits or names change.
     """
 
     yaml_path: Path
@@ -51,7 +48,6 @@ class DatasetConfig:
     names: list[str]
     nc: int
     download: Download
-    digest: str
     remarks: tuple[str, ...] = ()
     note: str = ""
 
@@ -109,11 +105,9 @@ def load_dataset_config(
         for split in SPLITS
         if data.get(split)
     }
-    described = [str(root), layout, {k: [str(p) for p in v] for k, v in splits.items()}, names]
-    digest = hashlib.sha256(json.dumps(described).encode()).hexdigest()
     doubles = _doubles(names)
     remarks = (f"{path}: class names appear twice: {doubles}",) if doubles else ()
-    return DatasetConfig(path, root, layout, splits, names, len(names), download, digest, remarks, note)
+    return DatasetConfig(path, root, layout, splits, names, len(names), download, remarks, note)
 
 
 def load_names(path: str | Path) -> list[str]:

@@ -112,7 +112,7 @@ def voc_folder(folder: Path, names: Sequence[str]) -> DatasetConfig:
     if not splits:
         what = "has no lists train.txt, val.txt, test.txt or trainval.txt"
         raise UserError(what, bases[0] / "ImageSets/Main", "add at least one, with an image name a line")
-    config = DatasetConfig(folder, folder, "voc", splits, list(names), len(names), Download(), "")
+    config = DatasetConfig(folder, folder, "voc", splits, list(names), len(names), Download())
     if names:
         return config
     found = sorted(
@@ -120,7 +120,7 @@ def voc_folder(folder: Path, names: Sequence[str]) -> DatasetConfig:
     )
     if not found:
         raise UserError("no annotation has an object", folder, "name the classes with --names")
-    return DatasetConfig(folder, folder, "voc", splits, found, len(found), Download(), "")
+    return DatasetConfig(folder, folder, "voc", splits, found, len(found), Download())
 
 
 def from_coco(paths: Sequence[Path], splits: Sequence[str], images: Path, segments: bool) -> Converted:
