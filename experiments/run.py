@@ -29,6 +29,7 @@ from experiments.plans import PLANS, TEACHERS, Plan
 from experiments.report import RESULTS, ROOT, write_report
 from utils.config.cli import exit_code_of
 from utils.config.files import write_text_atomically
+from utils.config.suggestions import did_you_mean
 from utils.datasets.workers import usable_cpus
 from utils.device import describe_device, select_device
 from utils.errors import UserError
@@ -239,9 +240,8 @@ def _scored(values: list[float]) -> list[float]:
 def main() -> int:
     """Run the command line and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m experiments.run", description=__doc__)
-    parser.add_argument(
-        "plans", nargs="*", choices=[*PLANS, []], help="experiments to run; none: tables only"
-    )
+    listed = f"experiments to run ({', '.join(PLANS)}); none: tables only"
+    parser.add_argument("plans", nargs="*", metavar="EXPERIMENT", help=listed)
     parser.add_argument("--arms", nargs="+", default=[], help="these of their arms alone")
     parser.add_argument("--seeds", nargs="+", type=int, default=[], help="these seeds; default: all")
     parser.add_argument("--device", default="cpu", help="cpu, or the number of a GPU")
@@ -250,6 +250,9 @@ def main() -> int:
     )
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     given = parser.parse_args()
+    for name in given.plans:
+        if name not in PLANS:
+            parser.error(f"{name}: no such experiment{did_you_mean(name, PLANS)}")
     if given.jobs < 1:
         parser.error("--jobs: at least 1")
     os.chdir(ROOT)

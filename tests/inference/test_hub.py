@@ -141,7 +141,7 @@ def test_the_methods_of_a_module_do_what_they_can(model: HubModel, capsys) -> No
     [
         ("nowhere.jpg", "nowhere.jpg: cannot be read"),
         (b"no image", "image 0: cannot be read"),
-        ("http://127.0.0.1:9/a.jpg", "cannot be fetched"),
+        ("http://127.0.0.1:9/a.jpg", "the server cannot be reached"),
         (
             np.full((4, 4, 3), 0.5),
             r"is an array of float64 with values from 0\.5 to 0\.5; scale it to 0\.\.255",

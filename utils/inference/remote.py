@@ -66,7 +66,7 @@ def _pieces(address: str, most: int, seconds: float) -> Iterator[bytes]:
         raise UnreadableImageError(f"the server answers {error.code} {error.reason}") from error
     except (OSError, http.client.HTTPException, ValueError, SourceError) as error:
         reason = getattr(error, "reason", None) or error
-        raise UnreadableImageError(f"cannot be fetched ({reason})") from error
+        raise UnreadableImageError(f"the server cannot be reached: {reason}") from error
     if expected:
         raise UnreadableImageError(f"the connection ended {expected} bytes too early")
 
