@@ -1,9 +1,11 @@
 """Detections of frames, alone and together."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
+import numpy as np
 import pytest
 import torch
 
@@ -44,3 +46,16 @@ def test_making_a_detector_on_a_gpu_runs_nothing():
         model=SimpleNamespace(size_multiple=32), device=torch.device("cuda"), predict=predict
     )
     assert Detector(there, ["a"], (64, 64)).batch == BATCH_ON_GPU
+
+
+def test_what_lies_within_the_border_alone_is_not_found(detector, monkeypatch):
+    """The image takes the rows from 80 to 240 of 320; the second box is above it."""
+    rows = torch.tensor([[10.0, 90, 60, 140, 0.9, 0], [10, 10, 60, 70, 0.8, 0], [10, 60, 60, 100, 0.7, 0]])
+    monkeypatch.setattr(detector.predictor, "begin", lambda _images: lambda: [rows.clone()])
+    image = np.zeros((160, 320, 3), np.uint8)
+    prepared = detector.prepare(Frame(image, "a.jpg"))
+    prepared = replace(prepared, letterbox=replace(prepared.letterbox, pad=(80.0, 0.0)))
+    before = detector.found
+    (found,) = detector.detect([prepared])
+    assert found.tolist() == [pytest.approx([10, 10, 60, 60, 0.9, 0]), pytest.approx([10, 0, 60, 20, 0.7, 0])]
+    assert detector.found - before == 2

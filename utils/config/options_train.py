@@ -49,7 +49,8 @@ class TrainOptions(RunOptions):
     )
     freeze: tuple[int, ...] = option(
         (),
-        "layers not to train: a single number N freezes the first N, several freeze just these",
+        "layers not to train: a single number N freezes the first N, several freeze just these; batch norms "
+        "still follow the data, as in the original",
         limits=at_least(0),
         group=MODEL,
     )

@@ -79,9 +79,11 @@ class Detector:
         complete = self.predictor.begin(images)
 
         def finish() -> list[Tensor]:
-            found = [boxes.cpu() for boxes in complete()]
+            there = rescale_each([boxes.cpu() for boxes in complete()], [one.letterbox for one in group])
+            # Of a box within the border around the image nothing is left.
+            found = [boxes[(boxes[:, 2:4] > boxes[:, :2]).all(1)] for boxes in there]
             self.found += sum(map(len, found))
-            return rescale_each(found, [one.letterbox for one in group])
+            return found
 
         return finish
 
