@@ -242,6 +242,7 @@ def test_a_run_goes_on_without_the_files_it_started_from(small_set, run_script, 
     common = ["--data", small_set, "--noplots", *SMALL, "--project", tmp_path, "--image-weights"]
     first = run_script("train.py", *common, "--cfg", cfg, "--weights", "", "--epochs", "1", "--name", "first")
     assert first.returncode == 0, first.stderr
+    assert re.search(r"the run ends at \d% of the learning rate's warm-up: take more --epochs", first.stdout)
     shutil.copy(tmp_path / "first/weights/last.pt", start)
     second = run_script("train.py", *common, "--weights", start, "--epochs", "1", "--name", "second")
     assert second.returncode == 0, second.stderr

@@ -230,6 +230,13 @@ class TrainingRun:
             + (f"{unlabelled} of them unlabelled, " if unlabelled else "")
             + f"{len(self.data.val)} for validation; saving to {self.folder}"
         )
+        steps = len(self.train_loader)
+        end = Progress(options.epochs * steps, options.epochs - 1, steps, options.epochs)
+        if (warmed := end.warmed(self.hyp.warmup_epochs)) < 1:
+            self.console.info(
+                f"the run ends at {warmed:.0%} of the learning rate's warm-up: take more --epochs, or "
+                "'warmup_epochs: 0' in --hyp"
+            )
         self.plots.labels()
         resume = f"go on with: {resume_command(type(options), self.folder, processes_of_command())}"
         # A resumed epoch may be partly done.
