@@ -80,8 +80,7 @@ class Detector:
 
         def finish() -> list[Tensor]:
             there = rescale_each([boxes.cpu() for boxes in complete()], [one.letterbox for one in group])
-            # Of a box within the border around the image nothing is left.
-            found = [boxes[(boxes[:, 2:4] > boxes[:, :2]).all(1)] for boxes in there]
+            found = _within_images(there)
             self.found += sum(map(len, found))
             return found
 
@@ -90,6 +89,16 @@ class Detector:
     def in_words(self, detections: Tensor) -> str:
         """Count the detections per class, as in "2 persons, 1 dog"."""
         return found_in_words([int(label) for label in detections[:, 5].tolist()], self.names) or "nothing"
+
+
+def _within_images(found: list[Tensor]) -> list[Tensor]:
+    """Leave out boxes in the border around an image, of which clipping has left nothing."""
+    together = torch.cat(found)
+    has_area = (together[:, 2:4] > together[:, :2]).all(1)
+    if bool(has_area.all()):  # almost always, and quicker than to look at each image
+        return found
+    masks = torch.split(has_area, [len(boxes) for boxes in found])
+    return [boxes[mask] for boxes, mask in zip(found, masks, strict=True)]
 
 
 def joined(pixels: Sequence[Tensor], device: torch.device) -> Tensor:
