@@ -47,7 +47,7 @@ def test_pictures_are_drawn_where_nothing_is_in_the_way(tmp_path):
 def test_a_teacher_is_compared_in_the_classes_that_it_knows(tmp_path):
     pictures = RunPlots(tmp_path, INDEX, pytest.fail, enabled=True)
     model = Model("models/demo-student.yaml", nc=1)
-    others = {name: copy.copy(model) for name in ("all", "part")}
-    others["part"].known_classes = (0,)
+    others = {name: copy.copy(model) for name in ("all", "part", "none")}
+    others["part"].known_classes, others["none"].known_classes = (0,), ()
     _, *observers = pictures.observers(model, others, EvaluationSettings())
     assert [(one.titles[1], one.classes) for one in observers] == [("all", None), ("part", (0,))]

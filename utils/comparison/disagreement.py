@@ -64,7 +64,7 @@ def draw_disagreement(options: CompareOptions, console: Console) -> Path:
     plots = DisagreementPlots(student, other, titles, index.names, classes=framed.known_classes)
     result = evaluate(student, loader, names=index.names, observers=[plots], progress=console)
     taught = evaluate(other, loader, names=index.names, progress=console)
-    part = f" over {counted(len(known.student), 'class', 'classes')} that both know" if known.unknown else ""
+    part = f" over {counted(len(known.student), 'class')} that both know" if known.unknown else ""
     for who, scores in ((f"student {weights}", result), (f"teacher {teacher_path}", taught)):
         map50, map50_95 = scores.over(known.student)
         console.info(f"{who}: mAP50 {map50:.3f}, mAP50-95 {map50_95:.3f}{part}")

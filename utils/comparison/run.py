@@ -25,7 +25,7 @@ from utils.config.options import CompareOptions
 from utils.errors import UserError
 from utils.reporting.console import Console
 from utils.reporting.curves import Curve, CurveGroup, plot_groups
-from utils.words import counted
+from utils.words import counted, first_names
 
 MOST_VERDICTS = 4  # in the chart
 
@@ -89,7 +89,7 @@ def readable_runs(given: Sequence[Path], metric: str, console: Console) -> list[
     for note in notes:
         console.warn(note)
     if not runs:
-        places = ", ".join(map(str, given[:3])) + (", ..." if len(given) > 3 else "")
+        places = first_names([str(path) for path in given], 3)
         raise UserError(
             "no run to compare", places, "name folders that train.py has written, as in runs/train/exp*"
         )

@@ -109,7 +109,7 @@ def compare_scores(options: DistillOptions, context: LossContext, teachers: Teac
             known = member.known
             network = cast(Model, TeacherInStudentFrame(member, len(context.names)))
             map50, map50_95 = judged[member] = context.evaluate(network).over(known.student)
-            part = f" over {counted(len(known.student), 'class', 'classes')} that it knows"
+            part = f" over {counted(len(known.student), 'class')} that it knows"
             context.say(
                 f"teacher {member.source}: mAP50 {map50:.3f}, mAP50-95 {map50_95:.3f} on the validation split"
                 f"{part if known.unknown and not known.one else ''}"
@@ -218,7 +218,7 @@ def build_preset(options: DistillOptions, context: LossContext, teachers: Teache
             weights = ", ".join(
                 f"{weight:g}" for weight in (term_weights.box, term_weights.obj, term_weights.cls)
             )
-            classes = counted(len(context.names), "class", "classes")
+            classes = counted(len(context.names), "class")
             context.say(f"weights of distillation's box, objectness and class terms: {weights} ({classes})")
             return Response(gains, anchors, term_weights, balance=balance, complete=complete)
         case "boxes":

@@ -39,7 +39,7 @@ def fit_as_one(
     classes = ClassMap.by_name(own, wanted)
     if len(own) < 2 or not has_own_names(own) or not classes.ignored:
         return
-    rest = counted(len(classes.ignored), "class", "classes")
+    rest = counted(len(classes.ignored), "class")
     if not classes.teacher:
         console.warn(f"{weights} and {classes_wanted.whose} share no class by name: all {rest} count")
         return
@@ -61,7 +61,7 @@ def fit_classes(
     classes, named = ClassMap.by_name(own, wanted), has_own_names(own)
     if named and not classes.unknown and not classes.is_identity:
         network.keep_classes(classes.teacher, wanted)
-        rest = f"; its other {counted(len(classes.ignored), 'class', 'classes')} left out"
+        rest = f"; its other {counted(len(classes.ignored), 'class')} left out"
         console.info(
             f"{weights}: classes are matched by name, {classes.pairs(own, wanted)}"
             + (rest if classes.ignored else "")

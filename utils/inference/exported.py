@@ -33,7 +33,7 @@ def has_own_names(names: Sequence[str]) -> bool:
 def check_names(names: Sequence[str], source: object, class_count: int, weights: object) -> None:
     """Raise UserError if `source` does not have as many names as the weights have classes."""
     if len(names) != class_count:
-        known = counted(class_count, "class", "classes")
+        known = counted(class_count, "class")
         raise UserError(f"has {counted(len(names), 'class name')}, {weights} knows {known}", source)
 
 

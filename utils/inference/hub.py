@@ -116,7 +116,7 @@ class HubModel:
         self.nc = len(self.names)
         self.yaml: dict[str, Any] | None = network.yaml if isinstance(network, Model) else None
         self.stride = network.size_multiple
-        self._console.info(f"{source}: {counted(len(self.names), 'class', 'classes')}, stride {self.stride}")
+        self._console.info(f"{source}: {counted(len(self.names), 'class')}, stride {self.stride}")
 
     @property
     def device(self) -> torch.device:

@@ -71,21 +71,16 @@ class RunPlots:
         """Return the observers of the final evaluation: val_batch0_labels.jpg, val_batch0_pred.jpg and so on.
 
         others: networks to run on the same images, with outputs in the same classes, by display name; one
-        that lacks some has the others in `known_classes`. The images on which they and the model disagree
-        most go into disagreement.jpg and objectness.jpg, numbered from the second network on.
+        that lacks some has the others in `known_classes`, and is left out if that is empty. The images on
+        which they and the model disagree most go into disagreement.jpg and objectness.jpg, numbered from the
+        second network on.
         """
         if not self.enabled:
             return []
         self.disagreements = [
-            DisagreementPlots(
-                model,
-                other,
-                ("student", name),
-                self.index.names,
-                settings,
-                classes=getattr(other, "known_classes", None),
-            )
+            DisagreementPlots(model, other, ("student", name), self.index.names, settings, known)
             for name, other in others.items()
+            if (known := getattr(other, "known_classes", None)) != ()
         ]
         batches = BatchPlots(self.folder, self.index.names)
 

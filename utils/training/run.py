@@ -387,8 +387,7 @@ class TrainingRun:
         checkpoint = from_main(read_checkpoint(best) if rank() == 0 else None)
         assert checkpoint is not None
         model = build_model(checkpoint).to(self.device)
-        networks = self._from_losses("networks")
-        others = {name: net for name, net in networks.items() if getattr(net, "known_classes", None) != ()}
+        others = self._from_losses("networks")
         result = self._evaluate(model, observers=self.plots.observers(model, others, self.scoring))
         self.console.info(f"{best} on the validation split:")
         self.console.table(*result.table())

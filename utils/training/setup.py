@@ -186,7 +186,7 @@ def _check_trainable(model: Model, place: object) -> None:
 def take_over_head(model: Model, checkpoint: Checkpoint, console: Console) -> None:
     """Initialise a new head with what the weights' head knows of the data's classes, and report it."""
     known, names = known_by_name(model, checkpoint), model.names
-    these = f"{len(known)} of {counted(len(names), 'class', 'classes')}"
+    these = f"{len(known)} of {counted(len(names), 'class')}"
     if not has_anchors_of(model, checkpoint):
         console.info(f"the weights know {these} by name, for other anchors: the head starts anew")
     elif transfer_head(model, checkpoint):
