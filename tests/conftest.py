@@ -125,7 +125,7 @@ def run_script_session(tmp_path_factory: pytest.TempPathFactory, script_server: 
     ) -> subprocess.CompletedProcess[str]:
         argv = (str(ROOT / name), *map(str, arguments))
         environment = _environment({"YOLO_CACHE_DIR": str(shared_cache), **(env or {})})
-        if set(env or {}) - SERVED or Path(argv[0]).parent != ROOT:
+        if set(env or {}) - SERVED or ROOT not in Path(argv[0]).parents:
             return _run_alone(argv, cwd, environment)
         folder = tmp_path_factory.mktemp("script")
         request = Request(argv, str(folder), str(cwd), environment, ranks=ranks)
@@ -172,10 +172,12 @@ def start_script(
     """Starts a script as `run_script` runs it and gives the process, ended with the test at the latest."""
     started: list[Started] = []
 
-    def start(name: str, *arguments: object, cwd: Path = ROOT) -> Started:
+    def start(
+        name: str, *arguments: object, cwd: Path = ROOT, env: Mapping[str, str] | None = None
+    ) -> Started:
         argv = (str(ROOT / name), *map(str, arguments))
         folder = str(tmp_path_factory.mktemp("script"))
-        environment = _environment({"YOLO_CACHE_DIR": str(own_cache_folder)})
+        environment = _environment({"YOLO_CACHE_DIR": str(own_cache_folder), **(env or {})})
         started.append(script_server.start(Request(argv, folder, str(cwd), environment)))
         return started[-1]
 

@@ -10,8 +10,10 @@ whether it has ended.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
+import importlib
 import json
 import os
 import resource
@@ -21,6 +23,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -29,6 +32,18 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 STREAMS = ("out", "err")
+MODULES = (
+    "scipy.cluster.vq",
+    "torch._dynamo",  # what an optimizer imports
+    "utils.comparison.run",
+    "utils.distillation.recipe",
+    "utils.evaluation.run",
+    "utils.export.run",
+    "utils.inference.run",
+    "utils.reporting.evolution",
+    "utils.reporting.scenes",
+    "utils.training.start",
+)
 MAX_ADDRESSES = 12 << 30  # of which the libraries take five; keeps a machine alive if a guard fails
 
 
@@ -104,9 +119,9 @@ def read_streams(folder: Path) -> list[str]:
 class ScriptServer:
     """The side of the tests: starts the server when it is first needed."""
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        """`environment` is that of the imports."""
-        self._environment = dict(environment)
+    def __init__(self, environment: Mapping[str, str], modules: Sequence[str] = MODULES) -> None:
+        """`environment` is that of the imports, `modules` what is imported for all scripts."""
+        self._environment, self._modules = dict(environment), modules
         self.life = 0  # counts the servers that have ended
         self._process: subprocess.Popen[str] | None = None
 
@@ -145,7 +160,7 @@ class ScriptServer:
 
     def _begun(self) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, __file__],
+            [sys.executable, __file__, *self._modules],
             cwd=ROOT,
             env=self._environment,
             stdin=subprocess.PIPE,
@@ -176,7 +191,27 @@ def become(argv: Sequence[str], request: Request) -> None:
     sys.path[:1] = [str(ROOT), *filter(None, request.environment.get("PYTHONPATH", "").split(":"))]
     if request.ranks:
         become_ranks(request.ranks)
-    runpy.run_path(argv[0], run_name="__main__")
+    run_to_its_end(argv[0])
+
+
+def run_to_its_end(script: str) -> None:
+    """Runs a script; ends this process as Python does, but for taking its modules apart, most of a second.
+
+    An exception that nobody catches ends in Python's own way.
+    """
+    code: object = 0
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as left:
+        code = left.code
+    if not isinstance(code, int | None):
+        print(code, file=sys.stderr)
+        code = 1
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as an end does
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit((code or 0) & 0xFF)
 
 
 def become_ranks(count: int) -> None:
@@ -207,18 +242,8 @@ def become_ranks(count: int) -> None:
 def serve() -> None:
     """Answers questions until there are no more."""
     sys.path.insert(0, str(ROOT))
-    import scipy.cluster.vq  # noqa: F401
-    import torch._dynamo  # noqa: F401 - what an optimizer imports
-
-    import utils.comparison.run
-    import utils.distillation.recipe
-    import utils.evaluation.run
-    import utils.export.run
-    import utils.inference.run
-    import utils.reporting.evolution
-    import utils.reporting.scenes
-    import utils.training.start  # noqa: F401
-
+    for name in sys.argv[1:]:
+        importlib.import_module(name)
     # At its end a child would walk through all objects of the imports, and copy their memory: a second each.
     gc.collect()
     gc.freeze()

@@ -1,14 +1,16 @@
 """torchvision's NMS without torchvision's import."""
 
+import os
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from script_server import Request, ScriptServer, read_streams
 
 from utils import nms_operator
 from utils.nms_operator import nms
@@ -31,15 +33,32 @@ for seed in range(20):
 """
 
 
-def alone(code: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
-    )
+@dataclass(frozen=True)
+class Ended:
+    """What is left of a process: its exit code and what it wrote to standard error."""
+
+    code: int
+    said: str
 
 
-def test_scripts_start_without_the_slow_packages() -> None:
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Ended]]:
+    """Runs code in a process that has imported torch, and nothing of ours or of torchvision."""
+    server = ScriptServer(os.environ, ["torch"])
+
+    def run(code: str) -> Ended:
+        folder = tmp_path_factory.mktemp("alone")
+        (folder / "code.py").write_text(code)
+        request = Request((str(folder / "code.py"),), str(folder), str(ROOT), dict(os.environ))
+        return Ended(server.run(request, 300).code, read_streams(folder)[1])
+
+    yield run
+    server.close()
+
+
+def test_scripts_start_without_the_slow_packages(alone: Callable[[str], Ended]) -> None:
     done = alone(LEAN)
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.said
 
 
 FAILING = "raise RuntimeError('operator torchvision::nms does not exist')"
@@ -55,7 +74,7 @@ FAILING = "raise RuntimeError('operator torchvision::nms does not exist')"
     ],
 )
 def test_a_torchvision_that_is_missing_or_does_not_match_is_told_in_one_line(
-    package: str | None, told: str, tmp_path: Path
+    package: str | None, told: str, tmp_path: Path, alone: Callable[[str], Ended]
 ) -> None:
     first = "sys.modules['torchvision'] = None"
     if package is not None:
@@ -68,11 +87,13 @@ def test_a_torchvision_that_is_missing_or_does_not_match_is_told_in_one_line(
         f"import runpy, sys; {first}; sys.argv[1:] = ['--source', '.']; runpy.run_path('detect.py', {{}}, "
     )
     done = alone(script + "'__main__')")
-    assert done.returncode == 1 and told in done.stderr, done.stderr
-    assert done.stderr.count("\n") == 1 and "pip install -r requirements.txt" in done.stderr
+    assert done.code == 1 and told in done.said, done.said
+    assert done.said.count("\n") == 1 and "pip install -r requirements.txt" in done.said
 
 
-def test_the_operator_is_registered_once_wherever_it_comes_from(tmp_path: Path) -> None:
+def test_the_operator_is_registered_once_wherever_it_comes_from(
+    tmp_path: Path, alone: Callable[[str], Ended]
+) -> None:
     """A second registration ends the process, and no exception tells of it."""
     import torchvision
 
@@ -94,7 +115,7 @@ def test_the_operator_is_registered_once_wherever_it_comes_from(tmp_path: Path) 
         f"torch.ops.load_library({str(library)!r}); {in_its_place}",
     ):
         done = alone(f"import sys, torch, types; {before}; {use}")
-        assert done.returncode == 0, done.stderr
+        assert done.code == 0, done.said
 
 
 def test_half_precision_is_computed_in_float32() -> None:

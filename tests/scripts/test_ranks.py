@@ -76,13 +76,14 @@ def children_of(process):
     return sorted(found)
 
 
-def test_two_processes_train_one_student_under_a_teacher(small_set, weights, torchrun, tmp_path, rows_of):
+def test_two_processes_train_one_student_under_a_teacher(small_set, weights, run_script, tmp_path, rows_of):
     words = ["--data", small_set, *NET, "--teacher", weights, "--feature-loss", "cwd", "--stop-distill", "1"]
-    code, output = ended(torchrun("train_distill.py", *words, "--epochs", "2", "--project", tmp_path, *SMALL))
-    assert code == 0, output
+    words += ["--epochs", "2", "--project", tmp_path]
+    done = run_script("train_distill.py", *words, *SMALL, ranks=2)
+    assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["exp"]
     assert len(rows_of(tmp_path / "exp")) == 2
-    assert output.count("7 images for training") == 1
+    assert (done.stdout + done.stderr).count("7 images for training") == 1
     assert torch.load(tmp_path / "exp/weights/best.pt", weights_only=True)["model"]
 
 
@@ -117,8 +118,9 @@ def test_scores_are_to_the_last_digit_those_of_one_process(small_set, weights, r
 
 
 def long_words(small_set, weights, kind):
-    """Six epochs with a state after every step, plain or under a teacher and the student's own average."""
-    common = ["--data", small_set, *NET, "--epochs", "6", *SMALL, "--save-every-steps", "1"]
+    """Epochs with a state after every step: 6 plain ones, or 3 under a teacher and the student's average."""
+    epochs = "6" if kind == "plain" else "3"
+    common = ["--data", small_set, *NET, "--epochs", epochs, *SMALL, "--save-every-steps", "1"]
     if kind == "plain":
         return ["train.py", *common]
     return [
@@ -248,8 +250,8 @@ def test_two_launchers_train_together_and_go_on_after_a_death(
     "several nodes without a shared disk",
     "the run folder is needed and written on the first node only, for training and for `--resume`",
 )
-def test_only_the_first_machine_needs_the_folder_of_the_run(small_set, torchrun, tmp_path, rows_of):
-    """The second launcher works in another folder, where the run's does not exist."""
+def test_only_the_first_machine_needs_the_folder_of_the_run(small_set, start_script, tmp_path, rows_of):
+    """The second node's process works in another folder, where the run's does not exist."""
     places = [tmp_path / "first", tmp_path / "second"]
     for place in places:
         place.mkdir()
@@ -257,15 +259,19 @@ def test_only_the_first_machine_needs_the_folder_of_the_run(small_set, torchrun,
     def both(*words):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        to = ["--nnodes", "2", "--nproc_per_node", "1", "--master-addr", "127.0.0.1", "--master-port", port]
-        agents = [
-            torchrun(ROOT / "train.py", *words, place=[*map(str, to), "--node-rank", str(number)], cwd=place)
-            for number, place in enumerate(places)
+            launch = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        launch |= {
+            "WORLD_SIZE": "2",
+            "LOCAL_WORLD_SIZE": "1",
+            "LOCAL_RANK": "0",
+            "TORCHELASTIC_RUN_ID": "none",
+        }
+        started = [
+            start_script("train.py", *words, cwd=place, env={**launch, "RANK": str(rank)})
+            for rank, place in enumerate(places)
         ]
-        for agent in agents:
-            code, output = ended(agent, seconds=200)
-            assert code == 0, output
+        for process in started:
+            assert process.wait(200) == 0, process.said()
 
     both("--data", small_set, *NET, "--epochs", "1", *SMALL, "--project", "runs")
     assert not (places[1] / "runs").exists()
