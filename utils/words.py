@@ -16,6 +16,11 @@ def _plural(noun: str) -> str:
     return noun + ("es" if hisses else "s")
 
 
+def are(number: int) -> str:
+    """Return the verb after a count: is or are."""
+    return "is" if number == 1 else "are"
+
+
 def were(number: int) -> str:
     """Return the verb after a count: was or were."""
     return "was" if number == 1 else "were"

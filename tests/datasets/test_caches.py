@@ -28,7 +28,7 @@ KNOWN = CheckedImages(
     PackedTexts(["a.png", "b.png"]),
     np.array([[3, 4], [5, 6]]),
     PackedRows.of([np.zeros((1, 5), np.float32), np.full((2, 5), 0.5, np.float32)]),
-    ["1 images skipped: c.png"],
+    ["1 image skipped: c.png"],
 )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 from pathlib import Path
 
 import cv2
@@ -29,7 +31,12 @@ def checked(config, single_cls=False):
 
 
 def with_val(config):
-    text = config.yaml_path.read_text().replace("unlabeled:", "val:")
+    """Copies the training split as the validation split; the pictures are others, by a byte at their end."""
+    for kind in ("images", "labels"):
+        shutil.copytree(config.root / kind / "train", config.root / kind / "val")
+    for path in (config.root / "images/val").rglob("*.*"):
+        path.write_bytes(path.read_bytes() + b" ")
+    text = config.yaml_path.read_text().replace("unlabeled: images/train", "val: images/val")
     config.yaml_path.write_text(text)
     return load_dataset_config(config.yaml_path)
 
@@ -124,9 +131,33 @@ def test_labels_beside_their_pictures_are_no_files_that_are_passed_over(make_dat
     config.yaml_path.write_text(text)
     lines, _, error = checked(load_dataset_config(config.yaml_path))
     assert error is None and [line for line in lines if "remark" in line] == [
-        f"train: remark: {beside}: 1 label files without an image: classes.txt",
-        f"val: remark: {beside}: 1 label files without an image: classes.txt",
-        f"unlabeled: remark: {beside}: 1 files that are not images by their names: classes.txt",
+        f"train: remark: {beside}: 1 label file without an image: classes.txt",
+        f"val: remark: {beside}: 1 label file without an image: classes.txt",
+        f"unlabeled: remark: {beside}: 1 file that is not an image by its name: classes.txt",
+        f"val: remark: 2 of 2 images are in 'train' too, such as {beside / 'a.jpg'}: their scores say little",
+        f"val: remark: 2 of 2 images are in 'unlabeled' too, such as {beside / 'a.jpg'}: "
+        "their scores say little",
+    ]
+
+
+@pytest.mark.fault(
+    "copies of training images among the validation or test images, also under other names",
+    "`--check-data` counts them and names one; training warns of those that are the same file",
+)
+def test_images_that_are_trained_on_and_evaluated_are_remarked(make_dataset):
+    config = with_val(make_dataset({f"{name}.jpg": GOOD + "1 .5 .5 .1 .1\n" for name in "abcd"}))
+    train, val = config.root / "images/train", config.root / "images/val"
+    shutil.copy(train / "b.jpg", val / "a.jpg")
+    (val / "d.jpg").unlink()
+    os.link(train / "d.jpg", val / "d.jpg")
+    same_size = bytearray((train / "c.jpg").read_bytes())
+    same_size[-30] ^= 1
+    (val / "c.jpg").write_bytes(same_size)
+    lines, _, error = checked(config)
+    assert error is None and lines == [
+        f"val: remark: 2 of 4 images are in 'train' too, such as {val / 'a.jpg'}, "
+        f"the same as {train / 'b.jpg'}: their scores say little",
+        f"{config.yaml_path}: nothing is wrong",
     ]
 
 

@@ -168,9 +168,9 @@ def test_coco_ids_with_gaps_crowds_doubles_and_empty_pictures(tmp_path):
         "11 0.500000 0.500000 1.000000 1.000000",
     ]
     assert found.images[1].lines == []
-    assert [note.split(": ")[1] for note in found.notes] == [
-        "1 labels are there twice and were left out", "1 annotations are crowds and were left out",
-        "1 boxes have no area and were left out", "1 annotations belong to no image and were left out",
+    assert [note.split(": ", 1)[1] for note in found.notes] == [
+        "left out: 1 repeated label", "left out: 1 crowd", "left out: 1 box without area",
+        "left out: 1 annotation without image",
     ]  # fmt: skip
 
 

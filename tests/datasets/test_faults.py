@@ -164,7 +164,7 @@ def test_a_picture_is_used_or_left_out_by_name(name, make_dataset):
     assert [int(side) for side in case.wh] == (index.sizes_wh[2].tolist() if len(index) == 3 else [0, 0])
     if case.wh == (0, 0):
         [problem] = index.problems
-        assert problem.startswith("1 images skipped: ") and f"odd{case.suffix}: " in problem
+        assert problem.startswith("1 image skipped: ") and f"odd{case.suffix}: " in problem
         assert case.reason in problem
         assert len(report.unusable) == 1 and case.reason in report.unusable[0]
     else:
@@ -297,7 +297,7 @@ def test_what_is_no_file_is_left_out(kind, make_dataset):
     {"pipe": os.mkfifo, "device": lambda p: p.symlink_to("/dev/zero"), "folder": os.mkdir}[kind](path)
     index = build_index(config, "train", progress=False)
     assert [Path(found).name for found in index.paths] == ["good.png"]
-    skipped = [problem for problem in index.problems if problem.startswith("1 images skipped: ")]
+    skipped = [problem for problem in index.problems if problem.startswith("1 image skipped: ")]
     assert len(skipped) == (kind != "folder")  # a folder of that name holds no images
 
 
@@ -411,7 +411,7 @@ def test_a_picture_without_a_label_file_is_background(make_dataset):
     config = make_dataset({"a.png": "0 .5 .5 .4 .4\n", "b.png": None})
     index = build_index(config, "train", progress=False)
     [problem] = index.problems
-    assert len(index.labels[1]) == 0 and problem.startswith("1 of 2 images have no label file")
+    assert len(index.labels[1]) == 0 and problem.startswith("1 of 2 images has no label file")
     assert "b.png" in problem
 
 

@@ -67,7 +67,7 @@ def test_pictures_come_sorted_with_sizes_and_labels(make_dataset):
     assert [len(labels) for labels in index.labels] == [0, 1, 0]
     assert index.labelled.all()
     [problem] = index.problems
-    assert problem.startswith("1 of 3 images have no label file and count as background: ")
+    assert problem.startswith("1 of 3 images has no label file and counts as background: ")
     assert problem.endswith("c.png")
     assert index.names == ["cat", "dog"]
     np.testing.assert_allclose(index.box_sizes_px(128), [[32, 48]])
@@ -292,7 +292,7 @@ def test_a_picture_that_is_listed_as_both_counts_as_labelled_only(make_dataset):
     assert joined.labelled.tolist() == [True, True, False]
     assert joined.problems[:-1] == train.problems
     told = joined.problems[-1]
-    assert told.startswith("2 unlabelled images are in 'train' too and count as labelled only: ")
+    assert told.startswith("2 unlabelled images in 'train' too, used as labelled only: ")
     assert "a.jpg" in told and "c.jpg" not in told
 
 
@@ -309,7 +309,7 @@ def test_an_image_is_the_same_by_whatever_link(make_link, make_dataset):
     assert len(others) == 2
     kept = without_images(others, {"val": [train.paths[0]]})
     assert [Path(path).name for path in kept.paths] == ["c2.jpg"]
-    assert "1 unlabelled images are in 'val' too and are left out" in kept.problems[-1]
+    assert "1 unlabelled image in 'val' too, left out" in kept.problems[-1]
     assert len(join_unlabelled(train, others)) == 2
 
 

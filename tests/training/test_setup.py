@@ -112,7 +112,7 @@ def test_pictures_that_are_to_be_scored_are_learnt_from_in_no_way(tmp_path):
     assert len(read.train) == 5 and read.train.unlabelled_count == 2
     told = " ".join(read.train.problems)
     for count, split in ((2, "val"), (1, "test")):
-        assert f"{count} unlabelled images are in '{split}' too and are left out" in told
+        assert f"{count} unlabelled images in '{split}' too, left out" in told
     shutil.rmtree(tmp_path / "images/more")
     with pytest.raises(UserError, match="every image of 'unlabeled' is in another split too"):
         setup.read_data(distilled(data=data, unlabeled_share=0.5), print)

@@ -13,13 +13,15 @@ from utils.config.dataset import DatasetConfig
 from utils.datasets.annotations import NOTHING, label_bytes, normalised, parse_annotation
 from utils.datasets.index import checked_size, in_parallel, merged_names, no_label_files
 from utils.datasets.labels import Labels
+from utils.datasets.shared import shared_images
 from utils.datasets.sources import Source, list_sources, unused_files
 from utils.errors import UserError
-from utils.words import counted
+from utils.words import are, counted
 
 # `test` is not needed: training does not use it, and it is often not published.
 SPLITS = ("train", "val", "unlabeled", "test")
 _NEEDED = ("train", "val")
+_TRAINED, _EVALUATED = ("train", "unlabeled"), ("val", "test")
 _SHOWN = 5
 COLUMNS = ("split", "images", "unlabelled", "unusable", "boxes", "wrong", "corrected", "no label file")
 
@@ -28,14 +30,14 @@ COLUMNS = ("split", "images", "unlabelled", "unusable", "boxes", "wrong", "corre
 class SplitReport:
     """Findings in a split; each list entry is a sentence that starts with the file concerned.
 
-    boxes: labels that training would use. failures: why the split as a whole cannot be used.
-    unusable: images that cannot be read. wrong: invalid label lines, on which training would stop.
-    corrected: labels corrected in memory. remarks: oddities that may be intended. bare: images without
-    a label file, which count as background.
+    paths: those of the images. boxes: labels that training would use. failures: why the split as a whole
+    cannot be used. unusable: images that cannot be read. wrong: invalid label lines, on which training
+    would stop. corrected: labels corrected in memory. remarks: oddities that may be intended. bare: images
+    without a label file, which count as background.
     """
 
     split: str
-    images: int = 0
+    paths: list[str] = field(default_factory=list)
     boxes: int = 0
     bare: int = 0
     failures: list[str] = field(default_factory=list)
@@ -43,6 +45,11 @@ class SplitReport:
     wrong: list[str] = field(default_factory=list)
     corrected: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+
+    @property
+    def images(self) -> int:
+        """The number of its images."""
+        return len(self.paths)
 
     @property
     def has_truth(self) -> bool:
@@ -100,6 +107,8 @@ def check_data(
             reports.append(check_split(config, split, single_cls=single_cls))
             for line in reports[-1].lines():
                 say(line)
+    for remark in _trained_and_evaluated(reports):
+        say(remark)
     table([report.row() for report in reports], COLUMNS)
     bad = [report for report in reports if not report.is_good]
     if bad:
@@ -116,6 +125,22 @@ def check_data(
     return config.yaml_path
 
 
+def _trained_and_evaluated(reports: Sequence[SplitReport]) -> Iterator[str]:
+    """Yield a remark on each evaluated split that shares images with one that is trained on."""
+    splits = {report.split: report.paths for report in reports}
+    trained, evaluated = (
+        {split: splits[split] for split in kind if split in splits} for kind in (_TRAINED, _EVALUATED)
+    )
+    for split, other, shared in shared_images(trained, evaluated):
+        of = f"{len(shared)} of {counted(len(splits[split]), 'image')}"
+        image, same = shared[0]
+        what = f"{image}, the same as {same}" if image != same else image
+        yield (
+            f"{split}: remark: {of} {are(len(shared))} in '{other}' too, such as {what}: "
+            "their scores say little"
+        )
+
+
 def check_split(
     config: DatasetConfig, split: str, progress: bool = True, single_cls: bool = False
 ) -> SplitReport:
@@ -127,7 +152,7 @@ def check_split(
         # The test images of a benchmark are often withheld.
         (report.remarks if split == "test" else report.failures).append(str(error))
         return report
-    report.images = len(sources)
+    report.paths = [source.image for source in sources]
     has_truth = report.has_truth
     sizes = in_parallel(checked_size, sources, f"checking {split}" if progress else None)
     names = merged_names(config.names) if single_cls else config.names
@@ -155,10 +180,10 @@ def check_split(
 
 def _passed_over(config: DatasetConfig, split: str, sources: Sequence[Source]) -> Iterator[str]:
     try:
-        for folder, kind, files in unused_files(config, split, sources):
+        for folder, how_many, files in unused_files(config, split, sources):
             if files:
                 names = ", ".join(os.path.relpath(file, folder) for file in files[:_SHOWN])
-                yield f"{folder}: {len(files)} {kind}: {names}{', ...' if len(files) > _SHOWN else ''}"
+                yield f"{folder}: {how_many}: {names}{', ...' if len(files) > _SHOWN else ''}"
     except UserError as error:  # a label folder that can be opened but not listed
         yield str(error)
 

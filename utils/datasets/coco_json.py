@@ -11,10 +11,18 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from utils.errors import UserError
+from utils.words import counted
 
 Polygon = list[tuple[float, float]]
 _DAMAGE = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError)
 _POLYGON_NUMBERS = 6
+# What is left out, in the singular and the plural.
+_LEFT_OUT = {
+    "repeated label": ("repeated label", "repeated labels"),
+    "crowd": ("crowd", "crowds"),
+    "annotation without image": ("annotation without image", "annotations without image"),
+    "box without area": ("box without area", "boxes without area"),
+}
 
 
 @dataclass
@@ -71,11 +79,11 @@ def read_coco(path: Path, names: Sequence[str] | None = None, segments: bool = F
                     known.add(line)
                     images[entry["image_id"]].lines.append(line)
                     continue
-                line = "!labels are there twice"
+                line = "!repeated label"
         except _DAMAGE as error:
             raise _damaged(path, f"entry {number} of its annotations", error) from error
         counts[line[1:]] = counts.get(line[1:], 0) + 1
-    notes = [f"{path}: {count} {what} and were left out" for what, count in counts.items()]
+    notes = [f"{path}: left out: {counted(count, *_LEFT_OUT[what])}" for what, count in counts.items()]
     return CocoSet(own, list(images.values()), notes)
 
 
@@ -128,10 +136,10 @@ def _line(
 ) -> str:
     """Return a label line, or `!` followed by the reason for leaving it out."""
     if entry.get("iscrowd"):
-        return "!annotations are crowds"
+        return "!crowd"
     image = images.get(entry["image_id"])
     if image is None:
-        return "!annotations belong to no image"
+        return "!annotation without image"
     width, height = image.size_wh
     x, y, w, h = (float(number) for number in entry["bbox"])
     if not all(map(math.isfinite, (x, y, w, h))):
@@ -139,7 +147,7 @@ def _line(
     x1, x2 = (min(max(edge, 0.0), width) for edge in (x, x + w))
     y1, y2 = (min(max(edge, 0.0), height) for edge in (y, y + h))
     if x2 <= x1 or y2 <= y1:
-        return "!boxes have no area"
+        return "!box without area"
     numbers = [(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height]
     if segments:
         outline = joined(_polygons(entry.get("segmentation"))) or [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]

@@ -35,6 +35,8 @@ _BLOCK = 4096
 # Passing one to a thread takes four times as long as reading it.
 _FILES_TOGETHER = 32
 _SHOWN = 10
+_SKIPPED = ("image skipped", "images skipped")
+_CORRECTED = ("correction of labels, in memory only", "corrections of labels, in memory only")
 _SINGLE_CLASS_NAME = "object"
 
 
@@ -171,7 +173,7 @@ def without_images(index: DatasetIndex, others: Mapping[str, Iterable[str]]) -> 
     """Drop the images that other splits (name to paths) contain; adds their number to the problems."""
     kept = np.ones(len(index), np.bool_)
     for split, pictures in others.items():
-        index, free = _without(index, pictures, f"unlabelled images are in '{split}' too and are left out")
+        index, free = _without(index, pictures, f"in '{split}' too, left out")
         kept &= free
     return index if kept.all() else _part(index, kept)
 
@@ -182,8 +184,7 @@ def join_unlabelled(train: DatasetIndex, unlabelled: DatasetIndex) -> DatasetInd
     An image in both keeps its labels and is included once; adds the number of these to the problems.
     """
     assert train.names == unlabelled.names and not unlabelled.labelled.any()
-    what = "unlabelled images are in 'train' too and count as labelled only"
-    new = _part(*_without(unlabelled, train.paths, what))
+    new = _part(*_without(unlabelled, train.paths, "in 'train' too, used as labelled only"))
     return replace(
         train,
         paths=[*train.paths, *new.paths],
@@ -200,7 +201,8 @@ def _without(
     """Note the images that are in `pictures` as a problem; returns the index and a mask (N,) of the rest."""
     free = ~is_among(index.paths, pictures)
     twice = [index.paths[number] for number in np.flatnonzero(~free).tolist()]
-    problems = [*index.problems, _sentence(what, twice)] if twice else index.problems
+    kind = (f"unlabelled image {what}", f"unlabelled images {what}")
+    problems = [*index.problems, _sentence(kind, twice)] if twice else index.problems
     return replace(index, problems=problems), free
 
 
@@ -285,23 +287,27 @@ def _check(
     were checked.
     """
     digest = ContentDigest(config.layout, config.names, has_truth, single_cls)
-    notes: dict[str, list[str]] = {}
-    unlabelled = f"of {len(sources)} images have no label file and count as background"
+    notes: dict[tuple[str, str], list[str]] = {}
+    of = f"of {counted(len(sources), 'image')}"
+    bare = (
+        f"{of} has no label file and counts as background",
+        f"{of} have no label file and count as background",
+    )
     paths, sizes, labels = [], array("q"), GrowingRows()
     looked = each_in_parallel(checked_size, sources, title)
     for source, size, content in zip(sources, looked, _label_files(sources, has_truth), strict=True):
         digest.add(source, content)
         if isinstance(size, str):
-            notes.setdefault("images skipped", []).append(f"{source.image}: {size}")
+            notes.setdefault(_SKIPPED, []).append(f"{source.image}: {size}")
             continue
         annotation, wrong = _annotation(source, content, config, single_cls) if has_truth else (NOTHING, [])
         if wrong:
             raise _wrong_lines(wrong, config)
         rows, corrections = normalised(annotation, size)
         for text in corrections:
-            notes.setdefault("corrections of labels, in memory only", []).append(f"{source.label}: {text}")
+            notes.setdefault(_CORRECTED, []).append(f"{source.label}: {text}")
         if annotation.is_missing:
-            notes.setdefault(unlabelled, []).append(source.image)
+            notes.setdefault(bare, []).append(source.image)
         paths.append(source.image)
         sizes.extend(size)
         labels.add(rows)
@@ -318,8 +324,9 @@ def checked_size(source: Source) -> tuple[int, int] | str:
         return str(error)
 
 
-def _sentence(kind: str, entries: list[str]) -> str:
-    return f"{len(entries)} {kind}: {first_of(entries, _SHOWN)}"
+def _sentence(kind: tuple[str, str], entries: list[str]) -> str:
+    """Return how many entries of a kind, in the singular and the plural, there are, and the first of them."""
+    return f"{counted(len(entries), *kind)}: {first_of(entries, _SHOWN)}"
 
 
 def in_parallel(work: Callable[[_In], _Out], items: Sequence[_In], title: str | None = None) -> list[_Out]:

@@ -17,6 +17,7 @@ from utils.config.files import read_regular
 from utils.datasets.images import is_image
 from utils.datasets.labels import lines_of
 from utils.errors import UserError
+from utils.words import counted
 
 LABEL_SUFFIX = ".txt"
 _MAX_LIST_BYTES = 256 << 20  # a few million images; a split may have several lists
@@ -93,7 +94,7 @@ def _is_entry_there(entry: Path, config: DatasetConfig) -> bool:
 def unused_files(
     config: DatasetConfig, split: str, sources: Sequence[Source]
 ) -> Iterator[tuple[Path, str, list[str]]]:
-    """Yield the unused files in a split's folders, as (folder, kind, files).
+    """Yield the unused files in a split's folders, as (folder, number and kind in words, files).
 
     Lists name exactly what they use, so only image folders and their label folders are searched.
 
@@ -109,8 +110,10 @@ def unused_files(
         texts = (file for file in beside if file.endswith(LABEL_SUFFIX))
         orphans = set(texts) - labels if has_truth else set()
         others = {file for file in _files_below(entry) if not is_image(file)} - labels - orphans
-        yield entry, "files that are not images by their names", sorted(others)
-        yield label_folder, "label files without an image", sorted(orphans)
+        no_images = "file that is not an image by its name", "files that are not images by their names"
+        yield entry, counted(len(others), *no_images), sorted(others)
+        alone = "label file without an image", "label files without an image"
+        yield label_folder, counted(len(orphans), *alone), sorted(orphans)
 
 
 def label_path(image: str) -> str:
