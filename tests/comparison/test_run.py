@@ -23,6 +23,8 @@ def test_seeds_share_a_line_and_files_lie_in_a_folder_of_their_own(make_run, tmp
         groups = list(csv.DictReader(stream))
     assert [row["group"] for row in groups] == ["plain (2 seeds)", "distilled: response, teacher t"]
     assert (groups[1]["over plain"], groups[1]["gap closed"]) == ("+20.0", "50%")
+    assert [float(groups[0][name]) for name in ("best mAP50-95", "best mAP50-95 ±")] == [25.0, 7.1]
+    assert groups[1]["best mAP50-95 ±"] == "" and "over plain ±" not in groups[0]
     assert "+20.0 points over plain training" in capsys.readouterr().out
     apart = run_compare(CompareOptions(**options, group=False, metric="val/box_loss"))
     assert apart.name == "exp2" and not (apart / "groups.csv").exists()

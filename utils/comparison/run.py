@@ -17,6 +17,7 @@ from utils.comparison.tables import (
     run_table,
     save_table,
     scores_of,
+    spread_apart,
     teacher_score,
     verdict_on,
 )
@@ -56,7 +57,7 @@ def run_compare(options: CompareOptions, console: Console | None = None) -> Path
         rows, header = group_table(groups, options.metric, verdicts)
         console.info("")
         console.table(rows, header)
-        save_table(folder / "groups.csv", rows, header)
+        save_table(folder / "groups.csv", *spread_apart(rows, header))
     for verdict in verdicts:
         console.info(f"\n{verdict}")
     draw_groups(folder / "comparison.png", groups, options.metric, verdicts)

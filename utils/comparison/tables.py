@@ -19,6 +19,7 @@ from utils.errors import UserError
 from utils.reporting.seeds import Gain, gain_over, gap_closed, spread_text
 
 SIZE_COLUMN = "parameters"  # the last of those that all run tables have
+_SPREAD = " ± "  # between a mean and its spread
 MOST_SETTINGS = 8  # columns that follow it on a terminal
 MAP_COLUMNS = {METRICS["mAP50"]: 0, METRICS["mAP50-95"]: 1}  # and their indices in a teacher's scores
 
@@ -193,6 +194,21 @@ def group_table(
         row.append(f"{statistics.mean(seconds):.1f}" if seconds else "-")
         rows.append(row)
     return rows, header
+
+
+def spread_apart(rows: Sequence[Sequence[str]], header: Sequence[str]) -> tuple[list[list[str]], list[str]]:
+    """Return a table for programs: columns with entries like `50.6 ± 0.7` as two, `name` and `name ±`."""
+    wide = [any(_SPREAD in row[column] for row in rows) for column in range(len(header))]
+    names = [(name, f"{name} ±") if apart else (name,) for name, apart in zip(header, wide, strict=True)]
+    cells = [
+        [
+            part
+            for text, apart in zip(row, wide, strict=True)
+            for part in (text.partition(_SPREAD)[::2] if apart else (text,))
+        ]
+        for row in rows
+    ]
+    return cells, [name for both in names for name in both]
 
 
 def _plain_mean(values: Sequence[float]) -> str:
