@@ -199,7 +199,10 @@ def _public(content: Any, path: Path) -> Checkpoint:
         cfg, names, state = _from_module(_unwrapped(network), path)
     elif isinstance(network, dict) and any(isinstance(value, Tensor) for value in network.values()):
         state = _clean_state(dict(text_items(network)), path)
-        cfg, names = _guess_config(state), _names(holder.get("names"))
+        run = plain_value(holder.get("run"))  # in a run's state.pt
+        told = run if isinstance(run, dict) else {}
+        own, names = told.get("network"), _names(holder.get("names") or told.get("names"))
+        cfg = own if isinstance(own, dict) and own.get("backbone") else _guess_config(state)
     else:
         raise UserError("it holds no network", path, "give weights of this project or public YOLOv5 ones")
     epoch, fitness = plain_value(holder.get("epoch")), plain_value(holder.get("best_fitness"))

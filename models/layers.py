@@ -373,7 +373,8 @@ def _plain_arguments(arguments: Any) -> list[Any]:
 
 def _builder(name: Any) -> Builder:
     if name not in BLOCKS:
-        hint = question(near_names(str(name), BLOCKS, 1), f"known are {', '.join(BLOCKS)}, Detect")
+        known = f"known are {', '.join(BLOCKS)}, Detect; CONTRIBUTING.md says where to add one"
+        hint = question(near_names(str(name), BLOCKS, 1), known)
         raise ValueError(f"no such block; {hint}")
     return BLOCKS[name]
 

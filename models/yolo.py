@@ -306,17 +306,20 @@ class Model(nn.Module):
             channels = used.shape[1] if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) else used.shape[-1]
             macs += used.numel() // channels * sum(p.numel() for p in layer.parameters() if p.dim() > 1)
 
+        begun: list[nn.Module] = []
         hooks = [m.register_forward_hook(count) for m in self.modules() if isinstance(m, WITH_WEIGHTS)]
+        hooks += [m.register_forward_pre_hook(lambda layer, _: begun.append(layer)) for m in self.model]
         try:
             # In training mode batch norms would update their running statistics.
             with in_mode(self, training=False), torch.no_grad():
                 image = torch.zeros(1, self.channels, side, side).to(next(self.head.parameters()))
                 self.forward_head(self.forward_features(image))
         except RuntimeError as error:
-            fix = "check the arguments of its layers in the network YAML"
-            raise UserError(
-                f"its layers do not fit together: {reason_of(error)}", "the network", fix
-            ) from error
+            number = len(begun) - 1
+            place = f"its layer {number}, {type(self.model[number]).__name__}," if begun else "a layer"
+            fix = "check its arguments, and those of the layers it takes, in the network YAML"
+            what = f"{place} does not fit to the others: {reason_of(error)}"
+            raise UserError(what, "the network", fix) from error
         finally:
             for hook in hooks:
                 hook.remove()

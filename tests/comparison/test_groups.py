@@ -67,6 +67,21 @@ def test_a_run_of_train_distill_without_distillation_is_a_plain_one(make_run, gr
     assert labels(groups_of(plain, off)) == ["plain (2 seeds)"]
 
 
+def test_settings_of_distillation_without_effect_separate_no_runs(make_run, groups_of):
+    gated = {"teacher": "t.pt", "distill_loss": "objectness"}
+    groups = groups_of(
+        make_run("a", [0.1], **gated),
+        make_run("b", [0.1], seed=1, **gated, full_output_loss=True, t_conf_thres=0.5, distill_box=2.0),
+        make_run("c", [0.1], teacher="t.pt", distill_loss="boxes", t_conf_thres=0.5),
+        make_run("d", [0.1], teacher="t.pt", distill_loss="boxes"),
+    )
+    assert labels(groups) == [
+        "distilled: objectness, teacher t (2 seeds)",
+        "distilled: boxes, teacher t, t conf thres 0.5",
+        "distilled: boxes, teacher t, t conf thres 0.25",
+    ]
+
+
 def test_settings_can_be_ignored_and_groups_left_alone(make_run, groups_of):
     runs = [make_run("a", [0.1], batch_size=4), make_run("b", [0.2], seed=1, batch_size=8)]
     assert labels(groups_of(*runs)) == ["plain, batch size 4", "plain, batch size 8"]

@@ -16,6 +16,7 @@ from utils.config.options import (
     PRESETS,
     DetectOptions,
     DistillOptions,
+    ExportOptions,
     TrainOptions,
     options_from_dict,
     options_to_dict,
@@ -161,6 +162,28 @@ def test_a_warm_up_that_is_never_over_is_remarked(words: str, is_said: bool) -> 
 )
 def test_what_has_no_effect_is_remarked(words: str, told: str) -> None:
     assert list(distilled(*words.split()).warnings()) == [told]
+
+
+def test_opsets_that_no_network_can_be_converted_to_are_refused_before_the_export() -> None:
+    for words, said in (
+        ("--opset 17 --nms", "--opset 17: with --nms give 18 or newer"),
+        ("--opset 14 --dynamic", "with --dynamic give 15 or newer"),
+        ("--opset 14 --no-simplify", "with --no-simplify give 15 or newer"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            parse(ExportOptions, ["--include", "onnx", *words.split()])
+        parse(ExportOptions, ["--include", "torchscript", *words.split()])
+    parse(ExportOptions, ["--include", "onnx", "--opset", "15", "--dynamic"])
+
+
+def test_options_of_others_that_would_change_nothing_are_accepted() -> None:
+    for options_class, words, name in (
+        (DetectOptions, ["--dnn"], "--dnn"),
+        (declared.TestOptions, ["--dnn"], "--dnn"),
+        (ExportOptions, ["--data", "data/coco128.yaml"], "--data"),
+    ):
+        [warning] = parse(options_class, words).warnings()
+        assert warning.startswith(f"{name} has no effect: ")
 
 
 def test_unlabelled_pictures_are_for_the_teacher_alone() -> None:

@@ -128,6 +128,9 @@ def test_the_methods_of_a_module_do_what_they_can(model: HubModel, capsys) -> No
     for _ in range(2):
         assert model.half() is model
     assert capsys.readouterr().err.count("the model is on the cpu: half() has no effect") == 1
+    assert model.amp
+    model.amp = False
+    assert not model.amp and not model._half
     assert len(model(PICTURES[0], size=320, profile=True)) == 1
     assert model.float() is model
     assert model.nc == len(model.names) and model.yaml["nc"] == model.nc
@@ -264,6 +267,7 @@ def test_tables_of_pandas_or_a_line_that_says_what_to_install(results: Detection
 def test_bare_networks_can_be_trained(tmp_path: Path) -> None:
     network = bare(ROOT / "weights/demo_student.pt", "cpu")
     assert isinstance(network, Model) and all(p.requires_grad for p in network.parameters())
+    assert not network.training  # a pass must not change what is loaded
     fresh = load_or_create("yolov5n", pretrained=False, channels=1, classes=4, device="cpu")
     assert fresh.nc == 4 and fresh.channels == 1
     with pytest.raises(UserError, match="takes images of 1 channel"):
@@ -280,7 +284,9 @@ def test_the_hub_has_public_networks_by_name(public_yolov5n: Path, tmp_path: Pat
     whole = torch.hub.load(str(ROOT), "yolov5n", source="local", device="cpu", verbose=False)
     assert whole.names[16] == "dog" and len(whole(PICTURES[0], size=320)) == 1
     few = torch.hub.load(str(ROOT), "yolov5n", source="local", classes=3, autoshape=False, device="cpu")
-    assert few.nc == 3
+    assert few.nc == 3 and few.training
+    bare_one = torch.hub.load(str(ROOT), "yolov5n", source="local", autoshape=False, device="cpu")
+    assert bare_one.nc == 80 and not bare_one.training
     assert torch.equal(few.model[0].bn.running_mean, bare(public_yolov5n, "cpu").model[0].bn.running_mean)
 
 

@@ -201,6 +201,15 @@ def test_the_average_goes_before_the_model(tmp_path):
     assert_same_state(build_model(read_checkpoint(tmp_path / "a.pt")), model)
 
 
+def test_the_state_of_a_run_names_the_network_and_its_classes(tmp_path):
+    model = trained(seed=0)
+    run = {"network": dict(model.yaml), "names": [f"kind {n}" for n in range(model.nc)], "epoch": 3}
+    torch.save({"version": 1, "run": run, "ema": model.state_dict(), "optimizer": {}}, tmp_path / "state.pt")
+    checkpoint = read_checkpoint(tmp_path / "state.pt")
+    assert checkpoint.names == run["names"] and checkpoint.cfg["backbone"] == model.yaml["backbone"]
+    assert_same_state(build_model(checkpoint), model)
+
+
 def test_an_unknown_network_needs_its_config(tmp_path):
     cfg = yaml.safe_load((files.FOLDER / "yolov5n.yaml").read_text()) | {"width_multiple": 0.375, "nc": 80}
     (tmp_path / "wide.yaml").write_text(yaml.safe_dump(cfg))

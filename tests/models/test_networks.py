@@ -292,7 +292,7 @@ def test_an_activation_named_in_the_config_replaces_silu():
 def test_layers_that_do_not_fit_together_are_told_where_an_image_goes_through():
     pooled = [[-1, 1, "nn.MaxPool2d", [2, 2, 0]], [-1, 1, "nn.MaxPool2d", [3, 1, 0]]]
     model = Model(small(head=[*pooled, [[1, 3], 1, "Detect", ["nc", "anchors"]]]))
-    with pytest.raises(UserError, match="the network: its layers do not fit together"):
+    with pytest.raises(UserError, match=r"the network: its layer 3, MaxPool2d, does not fit to the others"):
         model.summary(64)
 
 

@@ -107,3 +107,14 @@ def test_a_run_stopped_in_its_first_epoch_goes_on_by_the_name_of_weights_to_come
         assert find_state(str(given), tmp_path, "TrainOptions") == state
     with pytest.raises(UserError, match=r"other/weights/last\.pt: no state\.pt to resume from"):
         find_state(str(tmp_path / "other/weights/last.pt"), tmp_path, "TrainOptions")
+
+
+def test_weights_without_a_state_are_to_be_trained_on_from(tmp_path):
+    last = tmp_path / "exp/weights/last.pt"
+    last.parent.mkdir(parents=True)
+    last.touch()
+    for given in (tmp_path / "exp", last.parent, last):
+        with pytest.raises(
+            UserError, match=r"last\.pt: no state\.pt beside it: .*; .*: --weights .*last\.pt$"
+        ):
+            find_state(str(given), tmp_path, "TrainOptions")

@@ -11,6 +11,7 @@ from typing import Any
 from utils.comparison.runs import Run
 from utils.config.hyperparameters import Hyperparameters
 from utils.config.options import OWN_AVERAGE, DistillOptions, TrainOptions
+from utils.config.options_distill import idle_settings
 from utils.config.settings import settings_of, to_plain
 from utils.config.suggestions import near_names, question
 from utils.errors import UsageError
@@ -70,7 +71,7 @@ def values_of(run: Run) -> Values | None:
 
     Files count by their names, whatever folder they are in, and a run's best.pt by the name of the run.
     Options that an earlier version did not have are at their defaults. A run without a teacher has no
-    distillation settings.
+    distillation settings, one with a teacher none that have no effect.
     """
     if run.options is None:
         return None
@@ -83,6 +84,10 @@ def values_of(run: Run) -> Values | None:
     }
     if taught:
         kept.update(distill=True, teacher=_listed(kept["teacher"]))
+        resolved = {**values, "distill_loss": values["distill_loss"] or "response"}
+        # The second only names a `distill_loss`; the third has an effect where no class is shared.
+        for name in {*idle_settings(resolved), "full_output_loss"} - {"feature_ratio"}:
+            kept.pop(name, None)
     return {**kept, **{HYP + k: v for k, v in run.hyp.items()}}
 
 

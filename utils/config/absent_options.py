@@ -13,7 +13,6 @@ ABSENT = {
     "artifact-alias": _NO_SERVICE,
     "bbox-interval": _NO_SERVICE,
     "bucket": _NO_SERVICE,
-    "dnn": "is not needed: .onnx files are run by onnxruntime",
     "entity": "does not exist: for --logger wandb set WANDB_ENTITY",
     "evolve-population": "is not supported: --evolve goes on from the generations in its folder",
     "int8": "is not supported: export in float32, or in float16 with --half",
@@ -56,7 +55,6 @@ ABSENT_VALUES = {
 
 # Options of other scripts here, and of export.py in other implementations.
 ABSENT_FROM_EXPORT = {
-    "data": "is not needed: a weight file knows its classes",
     "train": "is not supported: what is exported is for detection",
     "verbose": "is not supported, leave it out",
 }

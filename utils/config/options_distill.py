@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -198,22 +198,17 @@ class DistillOptions(TrainOptions):
     def warnings(self) -> Iterator[str]:
         """Yield warnings about options without effect or with an unexpected one."""
         yield from super().warnings()
-        given, preset = self.given, self.preset()
+        given = self.given
         if "unlabeled_share" in given and not self.distill:
             yield "--unlabeled-share has no effect with --no-distill"
         share = (self.unlabeled_share or 0) * self.batch_size
         if 0 < share < 0.5 and not self.rect:
             yield f"--unlabeled-share is one image in each batch of {self.batch_size}, not less"
-        if preset != "response":
-            for name in sorted(given & {"distill_box", "distill_obj", "distill_cls"}):
-                yield f"--{name.replace('_', '-')} has no effect with --distill-loss {preset}"
         yield from self._weight_warnings()
         yield from self._schedule_warnings()
-        if preset != "boxes":
-            for name in sorted(given & {"t_conf_thres", "t_nms_thres"}):
-                yield f"--{name.replace('_', '-')} has no effect with --distill-loss {preset}"
-        if "temperature" in given and preset != "kl" and not self.soft_loss:
-            yield f"--temperature has no effect with --distill-loss {preset}"
+        for name, where in idle_settings(vars(self)).items():
+            if name in given:
+                yield f"--{name.replace('_', '-')} has no effect {where}"
 
     def _weight_warnings(self) -> Iterator[str]:
         has_features = self.feature_loss != "none"
@@ -222,14 +217,31 @@ class DistillOptions(TrainOptions):
             yield f"--distill-ratio 0 leaves the teacher without any effect{alone if has_features else ''}"
         if has_features and self.feature_ratio == 0:
             yield "--feature-loss has no effect with --feature-ratio 0"
-        if "feature_ratio" in self.given and not has_features:
-            yield "--feature-ratio has no effect without --feature-loss, unless no class is shared"
-        if "auto_ratio" in self.given and self.distill_ratio != "auto":
-            yield "--auto-ratio has no effect without --distill-ratio auto"
 
     def _schedule_warnings(self) -> Iterator[str]:
-        if "distill_final" in self.given and self.distill_schedule != "cosine":
-            yield "--distill-final has no effect without --distill-schedule cosine"
         taught = self.distillation_epochs()
         if self.distill_warmup > taught and self.resume is None:
             yield f"--distill-warmup {self.distill_warmup:g} is never over: the teacher has {taught} epochs"
+
+
+def idle_settings(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the settings of distillation without effect beside the others, with the reason for each.
+
+    values: the options by name, `distill_loss` resolved.
+    """
+    preset = values["distill_loss"]
+    other = f"with --distill-loss {preset}"
+    idle: dict[str, str] = {}
+    if preset != "response":
+        idle |= dict.fromkeys(("distill_box", "distill_cls", "distill_obj"), other)
+    if preset != "boxes":
+        idle |= dict.fromkeys(("t_conf_thres", "t_nms_thres"), other)
+    if preset != "kl" and not values["soft_loss"]:
+        idle["temperature"] = other
+    if values["feature_loss"] == "none":
+        idle["feature_ratio"] = "without --feature-loss, unless no class is shared"
+    if values["distill_ratio"] != "auto":
+        idle["auto_ratio"] = "without --distill-ratio auto"
+    if values["distill_schedule"] != "cosine":
+        idle["distill_final"] = "without --distill-schedule cosine"
+    return idle

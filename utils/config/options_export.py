@@ -23,6 +23,10 @@ from utils.config.settings import at_least, between, option
 ExportFormat = Literal["torchscript", "onnx", "openvino"]
 
 
+# The oldest opset with an option's value: beyond it onnx cannot convert an operator.
+_OLDEST_OPSETS = {"nms": (True, 18), "dynamic": (True, 15), "simplify": (False, 15)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions(Options):
     """The options of export.py."""
@@ -30,6 +34,7 @@ class ExportOptions(Options):
     absent: ClassVar[Mapping[str, str]] = ABSENT | ABSENT_FROM_EXPORT
     weights: str = option("yolov5s.pt", "weights to export; the files are written beside them", group=MODEL)
     download: bool = download_field("public weights")
+    data: str = option("", "without effect: a weight file knows its classes", group=DATA)
     include: tuple[ExportFormat, ...] = option(("torchscript",), "formats to write", group=RESULTS)
     imgsz: tuple[int, ...] = image_size((640,), "image size: one number, or height and width")
     batch_size: int = option(1, "images per batch", aliases=("batch",), limits=between(1, 4096), group=DATA)
@@ -66,9 +71,15 @@ class ExportOptions(Options):
             yield "--include: name at least one format"
         if len(self.imgsz) not in (1, 2):
             yield f"--imgsz: takes one number, or height and width, not {len(self.imgsz)} numbers"
+        for name, (value, oldest) in _OLDEST_OPSETS.items():
+            if "onnx" in self.include and getattr(self, name) is value and self.opset < oldest:
+                flag = f"--{name}" if value else f"--no-{name}"
+                yield f"--opset {self.opset}: with {flag} give {oldest} or newer, or leave that out"
 
     def warnings(self) -> Iterator[str]:
         """Yield warnings about options without effect."""
+        if self.data:
+            yield "--data has no effect: a weight file knows its classes"
         if not self.nms:
             for name in sorted(self.given & {"agnostic_nms", "conf_thres", "iou_thres", "max_det"}):
                 yield f"--{name.replace('_', '-')} has no effect without --nms"

@@ -42,6 +42,7 @@ class InferenceOptions(RunOptions):
     """The options common to test.py and detect.py."""
 
     half: bool = option(False, "compute in float16 if the device is a GPU", group=MACHINE)
+    dnn: bool = option(False, "without effect: .onnx files are run by onnxruntime", group=MODEL)
     augment: bool = option(False, "test-time augmentation: three sizes and a flip", group=MODEL)
     save_txt: bool = option(False, "write a label file for every image", group=RESULTS)
     save_conf: bool = option(False, "with confidences in the label files", group=RESULTS)
@@ -57,6 +58,8 @@ class InferenceOptions(RunOptions):
         """Yield warnings about options without effect or with an unexpected one."""
         if self.save_conf and not self.save_txt:
             yield "--save-conf has no effect without --save-txt"
+        if self.dnn:
+            yield "--dnn has no effect: .onnx files are run by onnxruntime"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,7 +73,8 @@ def _parse_line(line: str, nc: int) -> list[float]:
 def _check_line(class_id: float, coordinates: list[float], nc: int) -> None:
     count = len(coordinates)
     if count != _BOX_NUMBERS and (count < _POLYGON_NUMBERS or count % 2):
-        raise LabelLineError(f"{count + 1} numbers where 'class cx cy w h' has 5")
+        confidence = "; a sixth is the confidence of --save-conf" if count == _BOX_NUMBERS + 1 else ""
+        raise LabelLineError(f"{count + 1} numbers where 'class cx cy w h' has 5{confidence}")
     if not all(map(math.isfinite, (class_id, *coordinates))):
         raise LabelLineError("a number is not finite")
     if class_id != int(class_id) or not 0 <= class_id < nc:

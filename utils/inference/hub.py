@@ -54,14 +54,21 @@ def load(
 
 
 def bare(path: str | Path, device: Device = "") -> Model:
-    """Load the network in a .pt file as a trainable torch module. Raises UserError as `load` does."""
-    return build_model(read_checkpoint(find_network(os.fspath(path)))).to(device_of(device))
+    """Load the network in a .pt file as a trainable torch module, in evaluation mode as it is loaded.
+
+    Raises UserError as `load` does.
+    """
+    # In training mode a single pass would change the statistics of its batch norms.
+    return build_model(read_checkpoint(find_network(os.fspath(path)))).to(device_of(device)).eval()
 
 
 def load_or_create(
     name: str, pretrained: bool = True, channels: int = 3, classes: int = 80, device: Device = ""
 ) -> Model:
     """Return the bare torch module of a network size such as "yolov5s", for training and experiments.
+
+    It is in evaluation mode if all of it is loaded; one with a new head, or without weights, is yet to be
+    trained.
 
     Args:
         name: the size, also the name of the weight file.
@@ -77,7 +84,7 @@ def load_or_create(
         return Model(f"{name}.yaml", channels=channels, nc=classes).to(device_of(device))
     checkpoint = read_checkpoint(find_network(f"{name}.pt"))
     if (channels, classes) == (3, len(checkpoint.names)):
-        return build_model(checkpoint).to(device_of(device))
+        return build_model(checkpoint).to(device_of(device)).eval()
     model = Model(f"{name}.yaml", channels=channels, nc=classes)
     transfer_weights(model, checkpoint)
     return model.to(device_of(device))
@@ -230,6 +237,18 @@ class HubModel:
             self._warn_once("half()", f"the model is on the {self.device.type}")
         self._half = True
         return self
+
+    @property
+    def amp(self) -> bool:
+        """Whether to compute in float16 on a GPU: `amp = True` is the same as `half()`."""
+        return self._half
+
+    @amp.setter
+    def amp(self, wanted: bool) -> None:
+        if wanted:
+            self.half()
+        else:
+            self.float()
 
     def float(self) -> HubModel:
         """Compute in float32, as at first, and return the model."""

@@ -121,6 +121,11 @@ def find_state(resume: str, project: Path, kind: str) -> Path:
         for folder in folders:
             if os.path.isfile(folder / STATE_NAME):
                 return folder / STATE_NAME
+        for weights in (folder / "last.pt" for folder in folders):
+            if os.path.isfile(weights):
+                what = f"no {STATE_NAME} beside it: of another program, or cut off before the first was saved"
+                fix = f"it cannot go on; to train on from its weights: --weights {weights}"
+                raise UserError(what, weights, fix)
         runs = [state.parent.parent for state in reversed(_states_in(project))]
         near = [] if os.path.exists(given) else near_files(given, runs)
         fix = question(near, "name a run folder or its weights/last.pt")
