@@ -94,8 +94,13 @@ def write_line(text: str, stream: TextIO) -> None:
     """
     text = printable(text, keep="\n\t")
     try:
-        stream.write(f"{text}\n")
-    except UnicodeEncodeError:
-        encoding = stream.encoding or "ascii"
-        stream.write(f"{text.encode(encoding, 'backslashreplace').decode(encoding)}\n")
-    stream.flush()
+        try:
+            stream.write(f"{text}\n")
+        except UnicodeEncodeError:
+            encoding = stream.encoding or "ascii"
+            stream.write(f"{text.encode(encoding, 'backslashreplace').decode(encoding)}\n")
+        stream.flush()
+    except BrokenPipeError:
+        raise
+    except OSError:
+        pass  # a full disk under the log or a terminal that is gone costs the line, not the work

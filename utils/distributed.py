@@ -42,6 +42,10 @@ def joined_ranks() -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ or is_distributed():
         yield
         return
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        fix = "start it with torchrun, or unset WORLD_SIZE and RANK, which something else has left"
+        raise UserError("has WORLD_SIZE and RANK of several processes, but none of these", missing[0], fix)
     # Both backends: the run may be asked to stay on the CPU although there is a GPU.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     store, own_rank, count = next(rendezvous("env://", timeout=PATIENCE))

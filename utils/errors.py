@@ -39,7 +39,14 @@ class StoppedError(Exception):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM has arrived. Like Ctrl-C it is no Exception, which libraries' callers catch."""
+    """A signal to end has arrived. Like Ctrl-C it is no Exception, which libraries' callers catch.
+
+    exit_code: 128 plus the signal's number, as in shells.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        self.exit_code = 128 + signal_number
+        super().__init__()
 
 
 def reason_of(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import platform
 import signal
@@ -212,8 +213,9 @@ def test_ctrl_c_while_the_libraries_load_ends_at_once(monkeypatch: pytest.Monkey
     assert (done.returncode, done.stderr, done.stdout) == (130, "interrupted\n", "")
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_sigterm_ends_the_work_as_ctrl_c_does(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    number: int, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What is open is finished, even where any Exception is caught; a signal sent twice is one."""
     finished, acted = [], []
@@ -221,20 +223,48 @@ def test_sigterm_ends_the_work_as_ctrl_c_does(
     def main(_: TrainOptions) -> None:
         try:
             with contextlib.suppress(Exception):
-                signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(number)
                 pytest.fail("went on")
         finally:
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(number)
             finished.append(1)
 
-    before = signal.signal(signal.SIGTERM, lambda number, _: acted.append(number))
+    before = signal.signal(number, lambda number, _: acted.append(number))
     try:
-        assert run(TrainOptions, main, "", ["--weights", "a.pt"]) == 143
+        assert run(TrainOptions, main, "", ["--weights", "a.pt"]) == code
         assert capsys.readouterr().err == "terminated\n" and finished == [1] and not acted
-        signal.raise_signal(signal.SIGTERM)
-        assert acted == [signal.SIGTERM]  # everything is as it was
+        signal.raise_signal(number)
+        assert acted == [number]  # everything is as it was
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_whose_exception_python_drops_is_told_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    class Finalized:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    assert run(TrainOptions, lambda _: (Finalized(), gc.collect()), "", ["--weights", "a.pt"]) == 143
+    assert capsys.readouterr().err.endswith("terminated\n")
+
+
+@pytest.mark.fault(
+    "standard output on a full disk, or closed",
+    "work goes on and is saved; exit code 1 and one line in the first case",
+)
+def test_output_that_cannot_be_written_costs_no_work() -> None:
+    for shell, code, said in (
+        ("> /dev/full", 1, "error: standard output: cannot be written (No space left on device)"),
+        (">&-", 0, ""),
+        (">&- 2>&-", 0, ""),
+    ):
+        done = subprocess.run(
+            ["sh", "-c", f'exec "{sys.executable}" train.py --help {shell}'],
+            cwd=ROOT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == code and done.stderr.startswith(said), done.stderr
+        assert "Traceback" not in done.stderr and done.stderr.count("\n") == bool(said)
 
 
 @pytest.mark.parametrize("who", ["a second one", "a child"])

@@ -210,6 +210,36 @@ def test_names_that_differ_in_case_alone_lead_to_two_files_on_every_system(tmp_p
     assert made == ["UP.JPG", "a.JPG", "a.ppm", "a_2.jpg", "up_2.jpg"]
 
 
+@pytest.mark.fault(
+    "`detect.py --exist-ok` into the folder that its sources lie in",
+    "refused; links and pipes in place of a result are replaced, not followed",
+)
+def test_sources_and_what_links_lead_to_stay_as_they_are(tmp_path: Path) -> None:
+    source, out = tmp_path / "set/images/a.png", tmp_path / "out"
+    source.parent.mkdir(parents=True)
+    source.write_bytes(b"a photo")
+    for folder in (tmp_path / "set", source.parent, tmp_path):
+        with pytest.raises(UserError, match="lie in the folder for the results"):
+            Outputs(folder, ["cat"], OutputChoice(labels=True), [str(source)])
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    (out / "labels").mkdir(parents=True)
+    for link in (out / "a.png", out / "labels/a.txt", out / "b.mp4"):
+        link.symlink_to(precious)
+    os.mkfifo(out / "c.png")
+    others = [source.with_name(name) for name in ("b.mp4", "c.png")]
+    for other in others:
+        other.write_bytes(b"")
+    files = [str(source), *map(str, others)]
+    with Outputs(out, ["cat", "dog"], OutputChoice(labels=True), files) as outputs:
+        write(outputs, Frame(IMAGE, files[0]), DETECTIONS, IMAGE)
+        write(outputs, Frame(IMAGE, files[1], number=0), DETECTIONS, IMAGE)
+        write(outputs, Frame(IMAGE, files[2]), DETECTIONS, IMAGE)
+    assert precious.read_text() == "mine" and source.read_bytes() == b"a photo"
+    assert sorted(path.name for path in out.iterdir() if path.is_file()) == ["a.png", "b.mp4", "c.png"]
+    assert not any(path.is_symlink() for path in out.rglob("*"))
+
+
 def test_pictures_of_the_same_name_do_not_overwrite_each_other(tmp_path: Path) -> None:
     frames = []
     for number, folder in enumerate(("one", "two")):

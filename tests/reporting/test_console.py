@@ -11,6 +11,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 import pytest
 
+from utils.bars import write_line
 from utils.reporting import console as console_module
 from utils.reporting.console import Console, duration, format_table
 
@@ -232,6 +233,14 @@ def test_a_table_without_rows_is_its_header() -> None:
 def test_a_table_with_a_short_row_is_a_programming_error() -> None:
     with pytest.raises(ValueError, match="zip"):
         format_table([["all"]], ["class", "P"])
+
+
+def test_a_line_that_cannot_be_written_does_not_end_a_run() -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(28, "No space left on device")
+
+    write_line("a line", Full())
 
 
 def test_letters_that_the_terminal_lacks_do_not_end_a_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -212,6 +212,20 @@ def test_a_generation_that_is_taken_up_finds_data_that_lies_elsewhere_now(tmp_pa
     assert seen == [{"device": "", "workers": 8, "cache": None, "data_dir": tmp_path, "download": False}]
 
 
+@pytest.mark.fault(
+    "a link in place of a folder `generationN` of an evolution, or of a run's folder `weights`",
+    "refused; nothing is written to where it leads",
+)
+def test_a_link_in_place_of_a_generation_is_not_followed(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    run(options_of(tmp_path, 1))
+    (tmp_path / "e/generation1").symlink_to(elsewhere)
+    with pytest.raises(UserError, match="generation1"):
+        run(options_of(tmp_path, 2))
+    assert not list(elsewhere.iterdir())
+
+
 def test_a_generation_that_another_process_has_is_left_to_it(tmp_path):
     def hold(folder, ready, done):
         claim_folder(folder)

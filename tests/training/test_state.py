@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from utils.errors import UserError
-from utils.training.state import STATE_NAME, VERSION, data_digest, find_state, read_state
+from utils.training.state import STATE_NAME, VERSION, data_digest, find_state, open_weights, read_state
 
 RUN = {
     "epoch": 1, "best_fitness": 0.5, "best_epoch": 0, "class_scores": [0.5, 0.0], "kind": "TrainOptions",
@@ -107,6 +107,16 @@ def test_a_run_stopped_in_its_first_epoch_goes_on_by_the_name_of_weights_to_come
         assert find_state(str(given), tmp_path, "TrainOptions") == state
     with pytest.raises(UserError, match=r"other/weights/last\.pt: no state\.pt to resume from"):
         find_state(str(tmp_path / "other/weights/last.pt"), tmp_path, "TrainOptions")
+
+
+def test_a_link_in_place_of_the_weights_folder_is_not_followed(tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/.mine.0123456789ab.tmp").touch()
+    (tmp_path / "exp").mkdir()
+    (tmp_path / "exp/weights").symlink_to(tmp_path / "other")
+    with pytest.raises(UserError, match="is a link"):
+        open_weights(tmp_path / "exp")
+    assert [path.name for path in (tmp_path / "other").iterdir()] == [".mine.0123456789ab.tmp"]
 
 
 def test_weights_without_a_state_are_to_be_trained_on_from(tmp_path):

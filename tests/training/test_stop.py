@@ -19,13 +19,23 @@ def send(number):
 def acted():
     """The signals that have acted as they always do; without it they would end the tests."""
     found = []
-    before = [signal.signal(number, lambda got, _: found.append(got)) for number in module.SIGNALS]
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, lambda got, _: found.append(got)) for number in numbers]
     yield found
-    for number, handler in zip(module.SIGNALS, before, strict=True):
+    for number, handler in zip(numbers, before, strict=True):
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_under_nohup_outlives_its_terminal(acted):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with StopSignals() as stop:
+        send(signal.SIGHUP)
+        assert stop.wanted is None
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
 def test_a_signal_ends_the_work_at_once(number, code, acted):
     with pytest.raises(StoppedError, match="nothing had begun, so nothing is lost") as stopped, StopSignals():
         send(number)

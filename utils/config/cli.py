@@ -38,7 +38,7 @@ AnyOptions = TypeVar("AnyOptions", bound=Options)
 _MAX_LINE = 5000  # characters; a message may quote the content of a file
 _NEAR_OPTION = 0.8  # fraction of characters in common, including the leading dashes
 _SIDE = "imgsz"
-INTERRUPTED, TERMINATED = 130, 143  # as in a shell: 128 plus the signal's number
+INTERRUPTED = 130  # as in a shell: 128 plus the signal's number
 PIPE_CLOSED = 141
 HELP, VERSION_FLAG, DEBUG = ("-h", "--help"), "--version", "--debug"
 
@@ -55,12 +55,13 @@ def run(
     settings, 1 for others. `--debug` adds the traceback. Other errors are not caught.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    open_missing_streams()
 
     def work() -> None:
         if not set(HELP).isdisjoint(words):
-            print(help_text(options_class, Path(sys.argv[0]).name, description or ""))
+            print_out(f"{help_text(options_class, Path(sys.argv[0]).name, description or '')}\n")
         elif VERSION_FLAG in words:
-            print(version_text())
+            print_out(f"{version_text()}\n")
         else:
             options = parse(options_class, [word for word in words if word != DEBUG])
             for warning in options.warnings():
@@ -73,6 +74,13 @@ def run(
                 main(options)
 
     return exit_code_of(work, debug=DEBUG in words)
+
+
+def open_missing_streams() -> None:
+    """Give the process streams that lead nowhere in the place of those it was started without (`>&-`)."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - to the end
 
 
 def _load_libraries() -> None:
@@ -126,7 +134,7 @@ def exit_code_of(work: Callable[[], object], *, debug: bool = False, interrupted
     """
     try:
         work()
-        sys.stdout.flush()
+        print_out()
     except UserError as error:
         if debug:
             traceback.print_exc()
@@ -136,9 +144,9 @@ def exit_code_of(work: Callable[[], object], *, debug: bool = False, interrupted
     except StoppedError as stopped:
         print(f"stopped; {stopped}", file=sys.stderr)
         return stopped.exit_code
-    except Terminated:
+    except Terminated as ended:
         print("terminated", file=sys.stderr)
-        return TERMINATED
+        return ended.exit_code
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return INTERRUPTED
@@ -147,6 +155,20 @@ def exit_code_of(work: Callable[[], object], *, debug: bool = False, interrupted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     return 0
+
+
+def print_out(text: str = "") -> None:
+    """Write out a text and what standard output still holds. Raises UserError if a full disk prevents it."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # Python would report it once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        what = f"cannot be written ({error.strerror or error})"
+        raise UserError(what, "standard output", "give it another place") from error
 
 
 def parse(options_class: type[AnyOptions], words: Sequence[str]) -> AnyOptions:

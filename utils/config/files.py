@@ -21,6 +21,7 @@ if sys.platform != "win32":
     import fcntl
 
 _UNFINISHED = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")  # see `replacement`
+_MAX_NAME = 200  # bytes of a name that a temporary one contains
 _NO_RUN_FOLDER = "the run's folder cannot be made"
 CLAIM_NAME = ".lock"  # of the file that is locked in a claimed folder
 _claims: dict[Path, BinaryIO] = {}  # held until the process ends
@@ -37,17 +38,19 @@ def replace_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
 
 
 @contextmanager
-def replacement(path: Path) -> Iterator[BinaryIO]:
+def replacement(path: Path, synced: bool = True) -> Iterator[BinaryIO]:
     """Give a temporary file beside another one, which it replaces after the block, synced and renamed.
 
     A failure before the rename leaves the old file unchanged and removes the temporary one; after a
-    SIGKILL that stays, see `remove_unfinished`.
+    SIGKILL that stays, see `remove_unfinished`. A link in its place is replaced, not followed. synced:
+    False for one of many files, which a power cut may leave empty.
 
     Raises:
         UserError: as `replace_atomically`.
     """
     # Not tempfile.mkstemp, whose files are readable only by their owner, whatever the umask.
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    name = os.fsencode(path.name)[:_MAX_NAME].decode(errors="ignore")  # of 255 bytes, with what is added
+    beside = path.with_name(f".{name}.{uuid.uuid4().hex[:12]}.tmp")
     with refusals("cannot be written", path):
         try:
             with open(beside, "xb") as stream:
@@ -58,9 +61,11 @@ def replacement(path: Path) -> Iterator[BinaryIO]:
                     # torch.save masks a full disk with an error of its own.
                     raise watched.refused or error from error
                 stream.flush()
-                os.fsync(stream.fileno())
+                if synced:
+                    os.fsync(stream.fileno())
             os.replace(beside, path)
-            sync_folder(path.parent)
+            if synced:
+                sync_folder(path.parent)
         finally:
             beside.unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""SIGTERM, handled like Ctrl-C."""
+"""Signals to end, handled like Ctrl-C."""
 
 from __future__ import annotations
 
@@ -17,21 +17,29 @@ from utils.errors import Terminated
 ECHO = 2.0
 
 
+def ending_signals() -> tuple[signal.Signals, ...]:
+    """Return SIGTERM, and SIGHUP of a terminal that is closed unless it is ignored, as under nohup."""
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hangup is None or signal.getsignal(hangup) == signal.SIG_IGN:
+        return (signal.SIGTERM,)
+    return (signal.SIGTERM, hangup)
+
+
 @contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
-    """Context in which SIGTERM raises Terminated, so that open files are finished as after Ctrl-C.
+    """Context in which SIGTERM and SIGHUP raise Terminated, so that open files are finished as after Ctrl-C.
 
-    By default it ends the process at once: a video, for one, would lack the index at its end. A second one
+    By default they end the process at once: a video, for one, would lack the index at its end. A second one
     has this effect, unless it is an echo of the first. Does nothing outside of the main thread.
     """
-    process, first = os.getpid(), 0.0
+    process, first, received = os.getpid(), 0.0, 0
 
     def receive(number: int, _frame: FrameType | None) -> None:
-        nonlocal first
+        nonlocal first, received
         now = time.monotonic()
         if os.getpid() == process and not first:
-            first = now
-            raise Terminated
+            first, received = now, number
+            raise Terminated(number)
         # A loader worker inherits this handler, but has nothing to finish.
         if os.getpid() != process or now - first > ECHO:
             signal.signal(number, signal.SIG_DFL)
@@ -40,8 +48,11 @@ def sigterm_as_interrupt() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, receive)
+    before = {number: signal.signal(number, receive) for number in ending_signals()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if received:  # Python drops exceptions from handlers that interrupt a hook of a fork or a finalizer
+        raise Terminated(received)

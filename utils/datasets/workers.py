@@ -50,11 +50,13 @@ def without_sigchld_handler() -> Iterator[None]:
 
 
 def outlive_signals(_worker: int) -> None:
-    """Make a worker ignore SIGTERM unless its parent sent it; workers already ignore SIGINT.
+    """Make a worker ignore SIGHUP, and SIGTERM unless its parent sent it; workers already ignore SIGINT.
 
     SIGTERM may be sent to all processes of a run at once, but the run needs its workers until the current
     batch is done. A worker ends when its parent tells it to, also by this signal, or has exited.
     """
+    if hasattr(signal, "SIGHUP"):  # of a terminal that is closed, to all of its processes
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_leave_when_told, args=(os.getppid(),), daemon=True).start()

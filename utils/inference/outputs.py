@@ -46,7 +46,11 @@ class Outputs:
     def __init__(
         self, folder: Path, names: Sequence[str], choice: OutputChoice, files: Sequence[str] = ()
     ) -> None:
-        """`files`: the sources to come, whose names must not be taken by a numbered file."""
+        """`files`: the sources to come, whose names must not be taken by a numbered file.
+
+        Raises UserError if one of them lies in the folder, where it or its labels could be overwritten.
+        """
+        _check_outside(folder, files)
         self.folder, self.choice = folder, choice
         self.labels = LabelWriter(folder / LABELS, choice.confidences) if choice.labels else None
         self.crops = CropWriter(folder / "crops", names) if choice.crops else None
@@ -117,6 +121,16 @@ class Outputs:
     def _close_videos(self) -> None:
         for video in self._videos.values():
             video.close()
+
+
+def _check_outside(folder: Path, files: Sequence[str]) -> None:
+    own = os.path.realpath(folder)
+    for place in sorted(
+        {os.path.dirname(os.path.abspath(file)) for file in files if not is_remote_file(file)}
+    ):
+        if os.path.commonpath((own, os.path.realpath(place))) == own:
+            what = f"the sources in {place} lie in the folder for the results, which could replace them"
+            raise UserError(what, folder, "give another --project or --name")
 
 
 def _stem(source: str) -> str:

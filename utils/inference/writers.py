@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -127,11 +128,11 @@ class LabelWriter:
         `name` is a safe file name without suffix. Raises UserError if the system refuses.
         """
         path = self.folder / f"{name}.txt"
-        with refusals(_REFUSED, path):
-            if not len(detections):
+        if not len(detections):
+            with refusals(_REFUSED, path):
                 path.unlink(missing_ok=True)
-                return
-            path.write_text(label_lines(detections, image_hw, self.with_confidence), encoding="utf-8")
+            return
+        write_one_of_many(path, label_lines(detections, image_hw, self.with_confidence).encode())
         self.count += 1
 
 
@@ -227,8 +228,13 @@ def write_image(path: Path, image: Image) -> None:
     if not encoded:
         what = f"OpenCV cannot write {path.suffix} images"
         raise UserError(what, path, "convert the source to .jpg or .png")
-    with refusals(_REFUSED, path):
-        path.write_bytes(content.tobytes())
+    write_one_of_many(path, content.tobytes())
+
+
+def write_one_of_many(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all. Raises UserError if the system refuses."""
+    with refusals(_REFUSED, path), replacement(path, synced=False) as stream:
+        stream.write(content)
 
 
 class VideoWriter:
@@ -249,6 +255,9 @@ class VideoWriter:
             if not is_utf8(str(self.path)):
                 what = "OpenCV writes no video with a name that is not UTF-8"
                 raise UserError(what, self.path, "rename the video")
+            with refusals(_REFUSED, self.path):
+                if os.path.lexists(self.path) and (self.path.is_symlink() or not self.path.is_file()):
+                    self.path.unlink()  # OpenCV would follow a link, and wait for the reader of a pipe
             codec = cv2.VideoWriter.fourcc(*"mp4v")
             self._writer = cv2.VideoWriter(str(self.path), codec, self.fps, self._size_wh)
             if not self._writer.isOpened():

@@ -156,7 +156,7 @@ class Generations:
 
     def _folders(self) -> dict[int, Path]:
         found = ((_FOLDER.fullmatch(path.name), path) for path in self.folder.iterdir())
-        numbered = {int(match[1]): path for match, path in found if match and path.is_dir()}
+        numbered = {int(match[1]): path for match, path in found if match and _is_own(path)}
         return {number: numbered[number] for number in sorted(numbered)}
 
     def _remove(self, folders: Any) -> None:
@@ -165,6 +165,11 @@ class Generations:
             if folder.is_dir() and try_claim(folder):
                 release_folder(folder)
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_own(path: Path) -> bool:
+    """Return whether a folder is in the evolution itself: a link could lead to what is somebody else's."""
+    return path.is_dir() and not path.is_symlink()
 
 
 def best_of(outcomes: Sequence[Outcome]) -> Outcome | None:

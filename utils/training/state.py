@@ -234,6 +234,10 @@ def open_weights(folder: Path) -> Path:
     """
     claim_folder(folder)
     weights = folder / "weights"
+    if weights.is_symlink():  # to what may be another run's folder, which is not claimed
+        raise UserError(
+            "is a link, and a run writes into its own folder only", weights, "move the folder here"
+        )
     with refusals("cannot be made", weights):
         weights.mkdir(exist_ok=True)
     for place in (folder, weights):

@@ -11,16 +11,16 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-from utils.config.signals import ECHO
+from utils.config.signals import ECHO, ending_signals
 from utils.device import DeadWorkerError
 from utils.distributed import Vote, is_lost_rank
 from utils.errors import StoppedError
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
 
 class StopSignals:
-    """Context in which SIGINT and SIGTERM raise StoppedError: at once or, within `noted`, at a safe point.
+    """Context in which signals to end raise StoppedError: at once or, within `noted`, at a safe point.
+
+    These are SIGINT, SIGTERM and SIGHUP.
 
     A second signal has its usual effect, unless it is an echo of the first.
 
@@ -38,7 +38,8 @@ class StopSignals:
     def __enter__(self) -> StopSignals:
         """Install the handlers, if possible: in the main thread."""
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+            wanted = (signal.SIGINT, *ending_signals())
+            self._before = {number: signal.signal(number, self._receive) for number in wanted}
         return self
 
     def __exit__(
