@@ -114,10 +114,12 @@ def test_a_run_that_is_killed_again_and_again_ends_like_one_that_never_stopped(
 
 
 @pytest.mark.fault(
-    "SIGTERM or SIGINT (Ctrl-C) during training",
-    "exit code 143 or 130; `--resume` ends with the same weights as an uninterrupted run",
+    "SIGTERM, SIGINT (Ctrl-C) or SIGHUP (closed terminal) during training",
+    "exit code 143, 130 or 129; `--resume` ends with the same weights as an uninterrupted run",
 )
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
 def test_a_signal_ends_a_run_with_its_state_saved_and_the_usual_code(
     number, code, small_set, whole_plain, run_script, start_script, tmp_path, rows_of
 ):
