@@ -14,7 +14,7 @@ from utils.config.dataset import load_dataset_config
 from utils.datasets.coco_json import joined, read_coco
 from utils.datasets.convert import main
 from utils.datasets.index import build_index
-from utils.errors import UserError
+from utils.errors import Terminated, UserError
 
 
 def write_image(path: Path) -> None:
@@ -303,3 +303,27 @@ def test_a_folder_of_images_within_a_name_does_not_part_a_picture_from_its_label
     assert main(["coco", str(train), "--images", str(tmp_path / "coco"), "--out", str(out)]) == 0
     found = labels_of(out / "dataset.yaml", "train")
     assert {name: len(rows) for name, rows in found.items()} == {"a": 1, "a-2": 1, "b": 1}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Terminated, OSError])
+def test_an_interrupted_conversion_writes_through_no_old_link_and_leaves_nothing(
+    tmp_path, monkeypatch, error
+):
+    write_image(tmp_path / "coco/a.jpg")
+    train = coco(tmp_path / "train.json", {1: "a.jpg"}, [])
+    (tmp_path / "mine").write_bytes(b"mine")
+    left = tmp_path / f".out.{os.getpid()}.tmp/images/train"  # as a killed process once left it
+    left.mkdir(parents=True)
+    (left / "a.jpg").symlink_to(tmp_path / "mine")
+    words = ["coco", str(train), "--images", str(tmp_path / "coco"), "--out", str(tmp_path / "out")]
+    before = {path.name for path in tmp_path.iterdir()}
+
+    def stopped(*_):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("utils.datasets.convert.yaml_text", stopped)
+        assert main(words) > 0
+    assert {path.name for path in tmp_path.iterdir()} == before
+    assert main(words) == 0
+    assert (tmp_path / "mine").read_bytes() == b"mine"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -177,6 +178,16 @@ def test_an_interrupted_run_leaves_nothing_half_done(tmp_path: Path, monkeypatch
     monkeypatch.setattr(demo, "demo_scene", interrupted)
     with pytest.raises(KeyboardInterrupt):
         demo.write_demo_set(tmp_path / "set", COUNTS, progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to handle")
+def test_a_terminated_run_leaves_nothing_half_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def terminated(split: str, number: int) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(demo, "demo_scene", terminated)
+    assert demo.main(["--out", str(tmp_path / "set")]) == 143
     assert list(tmp_path.iterdir()) == []
 
 

@@ -6,6 +6,7 @@ import atexit
 import errno
 import os
 import re
+import shutil
 import stat
 import sys
 import uuid
@@ -68,6 +69,22 @@ def replacement(path: Path, synced: bool = True) -> Iterator[BinaryIO]:
                 sync_folder(path.parent)
         finally:
             beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Give a new, empty folder beside a path, from which results are renamed; removed after the block.
+
+    Raises:
+        OSError: if it cannot be created.
+    """
+    beside = path.parent / f".{path.name}.{uuid.uuid4().hex[:12]}.tmp"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        beside.mkdir()
+        yield beside
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:

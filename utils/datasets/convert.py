@@ -22,8 +22,9 @@ from utils.bars import ProgressBar
 from utils.config.cli import exit_code_of
 from utils.config.dataset import SPLITS, DatasetConfig, load_dataset_config
 from utils.config.download import Download
-from utils.config.files import refusals
+from utils.config.files import refusals, temporary_folder
 from utils.config.schema import yaml_text
+from utils.config.signals import sigterm_as_interrupt
 from utils.datasets.annotations import label_bytes, normalised, parse_annotation
 from utils.datasets.coco_json import read_coco
 from utils.datasets.index import checked_size, in_parallel
@@ -161,27 +162,24 @@ def write_yolo(found: Converted, out: Path, link: bool) -> Path:
         UserError: if the folder already exists or cannot be written.
     """
     _check_new(out)
-    beside = out.parent / f".{out.name}.{os.getpid()}.tmp"
-    try:
-        with (
-            refusals("cannot be written", out),
-            ProgressBar(None, _count(found), "writing", unit=" images") as bar,
-        ):
-            folders: dict[str, str] = {}
-            for split, items in found.splits.items():
-                twin = next((other for other in folders if found.splits[other] is items), split)
-                folders[split] = f"images/{twin}"
-                if twin != split:
-                    continue
-                for item, name in zip(items, _names_without_doubles(items), strict=True):
-                    _write_item(item, beside / "images" / split / name, beside / "labels" / split, name, link)
-                    bar.update()
-            settings = {"path": ".", **folders}
-            text = yaml_text({**settings, "nc": len(found.names), "names": found.names})
-            (beside / YAML_NAME).write_text(text, encoding="utf-8")
-            os.replace(beside, out)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    with (
+        refusals("cannot be written", out),
+        temporary_folder(out) as made,
+        ProgressBar(None, _count(found), "writing", unit=" images") as bar,
+    ):
+        folders: dict[str, str] = {}
+        for split, items in found.splits.items():
+            twin = next((other for other in folders if found.splits[other] is items), split)
+            folders[split] = f"images/{twin}"
+            if twin != split:
+                continue
+            for item, name in zip(items, _names_without_doubles(items), strict=True):
+                _write_item(item, made / "images" / split / name, made / "labels" / split, name, link)
+                bar.update()
+        settings = {"path": ".", **folders}
+        text = yaml_text({**settings, "nc": len(found.names), "names": found.names})
+        (made / YAML_NAME).write_text(text, encoding="utf-8")
+        os.replace(made, out)
     return out / YAML_NAME
 
 
@@ -307,7 +305,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def convert() -> None:
         _check_new(arguments.out)  # fail before minutes of reading
         found = _read(arguments)
-        yaml_path = write_yolo(found, arguments.out, arguments.link)
+        with sigterm_as_interrupt():
+            yaml_path = write_yolo(found, arguments.out, arguments.link)
         for note in found.notes[:_SHOWN]:
             print(f"remark: {note}")
         if len(found.notes) > _SHOWN:

@@ -11,7 +11,6 @@ import argparse
 import hashlib
 import json
 import os
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,8 @@ from pathlib import Path
 import cv2
 
 from utils.config.cli import exit_code_of
+from utils.config.files import temporary_folder
+from utils.config.signals import sigterm_as_interrupt
 from utils.datasets.demo_scene import Scene, make_scene
 from utils.errors import UsageError, UserError
 from utils.reporting.console import Console
@@ -45,19 +46,15 @@ def write_demo_set(out: Path, counts: Mapping[str, int], *, progress: bool = Tru
     if _is_complete(out, counts):
         return False
     _refuse_foreign(out)
-    beside = out.parent / f".{out.name}.{os.getpid()}.tmp"
-    retired = out.parent / f".{out.name}.{os.getpid()}.old"
     try:
-        _build(beside, counts, progress)
-        if os.path.exists(out):
-            out.rename(retired)
-        beside.rename(out)
+        with temporary_folder(out) as folder:
+            _build(folder / "new", counts, progress)
+            if os.path.exists(out):
+                out.rename(folder / "old")
+            (folder / "new").rename(out)
     except OSError as error:
         problem = error.strerror or str(error)
         raise UserError(f"cannot be written ({problem})", out, "make room or choose another --out") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-        shutil.rmtree(retired, ignore_errors=True)
     return True
 
 
@@ -169,7 +166,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def draw() -> None:
         arguments = _arguments(argv)
         counts = {split: getattr(arguments, split) for split in COUNTS}
-        written = write_demo_set(arguments.out, counts)
+        with sigterm_as_interrupt():
+            written = write_demo_set(arguments.out, counts)
         print(f"demo set {'written to' if written else 'is complete in'} {arguments.out}")
 
     return exit_code_of(draw)
