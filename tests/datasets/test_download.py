@@ -266,6 +266,17 @@ def test_coco_gets_its_labels_from_the_official_annotations(shipped, serving):
     assert (config.root / "val2017.txt").read_text().splitlines()[0] == "./images/val2017/000000000139.jpg"
 
 
+def test_an_image_list_of_the_users_is_kept_when_labels_are_made(shipped):
+    config = fetched(shipped("coco"), ("val",))
+    own = "./images/val2017/000000000139.jpg\n"
+    (config.root / "val2017.txt").write_text(own)
+    shutil.rmtree(config.root / "labels")
+    shutil.rmtree(config.root / "images")  # else nothing is missing
+    config = fetched(config.yaml_path, ("val",))
+    assert (config.root / "val2017.txt").read_text() == own
+    assert boxes_of(config, "val") == {"000000000139": [0]}
+
+
 def test_annotations_whose_labels_would_not_be_found_are_refused(shipped, serving, monkeypatch):
     inner = {"val": coco_json(COCO_NAMES, [139], []).replace(b"000000000139.", b"images/000000000139.")}
     files = {f"annotations/instances_{part}2017.json": text for part, text in {**INSTANCES, **inner}.items()}

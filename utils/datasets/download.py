@@ -203,7 +203,7 @@ class _Place:
         return source
 
     def add_labels(self, step: CocoStep) -> None:
-        """Write the label files and the image list of a COCO annotation file."""
+        """Write the label files and the image list of a COCO annotation file, where they are missing."""
         annotations, labels, listing = (self.root / way for way in (step.coco, step.labels, step.list_file))
         self.say(f"making the labels of {step.coco}")
         found = read_coco(annotations, self.config.names)
@@ -224,8 +224,9 @@ class _Place:
                     file.parent.mkdir(parents=True, exist_ok=True)
                     file.write_text("".join(f"{line}\n" for line in image.lines), encoding="utf-8")
             move_in(ready, labels)
-        lines = "".join(f"./{step.pictures}/{image.name}\n" for image in found.images)
-        write_text_atomically(listing, lines)
+        if not os.path.lexists(listing):
+            lines = "".join(f"./{step.pictures}/{image.name}\n" for image in found.images)
+            write_text_atomically(listing, lines)
 
     def tidy(self) -> None:
         """Remove the working folder, unless it still holds files that a later attempt can use."""
