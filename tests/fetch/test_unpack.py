@@ -138,6 +138,27 @@ def test_an_archive_that_unfolds_to_too_much_is_stopped(tmp_path, kind):
     assert sum(map(len, state_of(tmp_path / "out").values())) <= 2_000_000
 
 
+@pytest.mark.fault(
+    "a compressed tar archive with members that nobody wants and that expand beyond its size limit",
+    "refused before they are decompressed",
+)
+@pytest.mark.parametrize("way", ["gz", "bz2", "xz"])
+def test_members_that_are_passed_over_count_too(tmp_path, way):
+    files = {"__MACOSX/x": bytes(40_000_000), "other/x": bytes(40_000_000), "data/a": b"x"}
+    path = make_tar(tmp_path / "x", files, mode=f"w:{way}")
+    assert unpack(path, f"x.tar.{way}", tmp_path / "all", "data", limit=80_000_000) == 1
+    with pytest.raises(SourceError, match="unfolds to more than 50,000,000 bytes"):
+        unpack(path, f"x.tar.{way}", tmp_path / "out", "data", limit=50_000_000)
+    path = make_tar(tmp_path / "y", files)
+    assert unpack(path, "y.tar", tmp_path / "plain", "data", limit=1) == 1  # its bytes cost nothing
+
+
+def test_headers_do_not_count_as_content(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_MAX_READ", 100_000)
+    path = make_tar(tmp_path / "x", {f"{number}": b"x" for number in range(500)}, mode="w:gz")
+    assert unpack(path, "x.tar.gz", tmp_path / "out", limit=500) == 500
+
+
 def test_without_a_limit_the_size_of_the_archive_sets_one(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_FLOOR", 100_000)
     path = make_zip(tmp_path / "x.zip", {"zeros": bytes(3_000_000)})

@@ -31,6 +31,7 @@ MAX_MEMBERS = 2_000_000
 _MAX_PARTS = 32  # nested folders in the path of a member
 _MAX_READ = 16 * 2**20  # bytes of a single read by tarfile: long names and the like are shorter
 _MAX_DIRECTORY = 512 * 2**20  # bytes of a zip's central directory
+_HEADERS = 2**12  # bytes of a tar's headers and padding a member
 _CHUNK = 2**20
 _RATIO, _FLOOR = 100, 64 * 2**20  # default limit: this factor of the archive's size, at least this many bytes
 _DRIVE = re.compile(r"^[A-Za-z]:")
@@ -74,12 +75,12 @@ def unpack(archive: Path, name: str, folder: Path, take: str = "", limit: int = 
     limit = limit or max(archive.stat().st_size * _RATIO, _FLOOR)
     with refusals("cannot be written", folder):
         folder.mkdir(parents=True)
-    opened = _members_of_zip if name.lower().endswith(".zip") else _members_of_tar
+    is_zip = name.lower().endswith(".zip")
     wanted = tuple(take.split("/")) if take else ()
     count = written = 0
     with (
         _damage_told(),
-        opened(archive) as (members, read),
+        _members_of_zip(archive) if is_zip else _members_of_tar(archive, limit) as (members, read),
         ProgressBar(None, None, f"unpacking {name}", unit="B") as bar,
     ):
         for member in members:
@@ -91,11 +92,15 @@ def unpack(archive: Path, name: str, folder: Path, take: str = "", limit: int = 
                     written += piece
                     bar.update(piece)
                     if written > limit:
-                        raise SourceError(f"refused: it unfolds to more than {limit:,} bytes")
+                        raise _too_large(limit)
             count += 1
     if not count:
         raise SourceError(f"it holds no file{f' in {take}' if take else ''}")
     return count
+
+
+def _too_large(limit: int) -> SourceError:
+    return SourceError(f"refused: it unfolds to more than {limit:,} bytes")
 
 
 def move_in(source: Path, target: Path, last: Sequence[Path] = ()) -> None:
@@ -216,18 +221,18 @@ def _check_directory(path: Path) -> None:
 
 
 @contextmanager
-def _members_of_tar(path: Path) -> Iterator[tuple[Iterator[_Member], Any]]:
-    with (
-        _decompressed(path) as stream,
-        tarfile.open(fileobj=cast(Any, _LimitedReader(stream)), mode="r:") as archive,
-    ):
-        yield _listed_tar(archive), lambda member: archive.extractfile(member.handle)
+def _members_of_tar(path: Path, limit: int) -> Iterator[tuple[Iterator[_Member], Any]]:
+    with _decompressed(path) as stream:
+        reader = _LimitedReader(stream, max(limit, path.stat().st_size))
+        with tarfile.open(fileobj=cast(Any, reader), mode="r:") as archive:
+            yield _listed_tar(archive, reader), lambda member: archive.extractfile(member.handle)
 
 
-def _listed_tar(archive: tarfile.TarFile) -> Iterator[_Member]:
+def _listed_tar(archive: tarfile.TarFile, stream: _LimitedReader) -> Iterator[_Member]:
     for number, entry in enumerate(archive):
         if number >= MAX_MEMBERS:
             raise SourceError(f"refused: it has more than {MAX_MEMBERS:,} members")
+        stream.headers += _HEADERS
         cast(Any, archive).members = []  # tarfile keeps all members: gigabytes for a malicious archive
         parts = _parts_of(entry.name)
         if entry.isdir():
@@ -237,7 +242,6 @@ def _listed_tar(archive: tarfile.TarFile) -> Iterator[_Member]:
         if parts:
             yield _Member(parts, entry.size, entry)
     # tarfile takes a damaged header, and the end of the file, for the end of the archive.
-    stream = cast(Any, archive.fileobj)
     stream.seek(archive.offset)
     if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise SourceError("it is not an intact archive (it ends in the middle)")
@@ -259,20 +263,41 @@ def _decompressed(path: Path) -> IO[bytes]:
 
 
 class _LimitedReader:
-    """A stream that limits reads: tarfile reads a long name at once, whatever length the tar declares."""
+    """A stream of a tar that limits single reads and how far it is read.
 
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
+    tarfile reads a long name at once, whatever length the tar declares, and decompresses members that
+    nobody reads, to get past them.
+    """
+
+    def __init__(self, stream: IO[bytes], limit: int) -> None:
+        """`limit`: bytes in all, without headers; room for those of members is added to `headers`."""
+        self._stream, self._limit = stream, limit
+        self.headers = _MAX_READ
 
     def read(self, count: int = -1) -> bytes:
         """Read the next bytes.
 
         Raises:
-            SourceError: if `count` is implausibly large, as from a malicious tar.
+            SourceError: if `count` is implausibly large, as from a malicious tar, or the limit is reached.
         """
         if not 0 <= count <= _MAX_READ:
             raise SourceError(f"refused: it announces a name of {count:,} bytes")
-        return self._stream.read(count)
+        content = self._stream.read(count)
+        self._check(self._stream.tell())
+        return content
+
+    def seek(self, place: int) -> int:
+        """Go to a place, counted from the start.
+
+        Raises:
+            SourceError: if it is behind the limit.
+        """
+        self._check(place)
+        return self._stream.seek(place)
+
+    def _check(self, place: int) -> None:
+        if place > self._limit + self.headers:
+            raise _too_large(self._limit)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
