@@ -12,7 +12,7 @@ import pytest
 
 from utils.config.dataset import load_dataset_config
 from utils.datasets.coco_json import joined, read_coco
-from utils.datasets.convert import main
+from utils.datasets.convert import Item, _names_without_doubles, main
 from utils.datasets.index import build_index
 from utils.errors import Terminated, UserError
 
@@ -230,6 +230,13 @@ SPOILT = {
         '"annotations": [{"image_id": 1, "category_id": 4, "bbox": [0, 0, 1, 1]}]}',
         "entry 0 of its annotations cannot be used ('4' is missing)",
     ),
+    "a large id of an image": (
+        '{"images": [{"id": 9007199254740993, "file_name": "a", "width": 9, "height": 9}], "categories": []}',
+        "id 9007199254740993 is too large",
+    ),
+    "a large id of a class": (
+        '{"images": [], "categories": [{"id": -1e300, "name": "a"}]}', "id -1e+300 is too large",
+    ),
     "null": ('{"images": [], "categories": [], "annotations": null}', "its annotations are not a list"),
     "a number": ('{"images": [], "categories": [], "annotations": 5}', "its annotations are not a list"),
 }  # fmt: skip
@@ -245,6 +252,50 @@ def test_a_damaged_annotation_file_is_refused(tmp_path, name):
     with pytest.raises(UserError) as caught:
         read_coco(tmp_path / "a.json")
     assert words in str(caught.value) and str(tmp_path / "a.json") in str(caught.value)
+
+
+@pytest.mark.fault(
+    "a COCO annotation file that is a named pipe, a device or larger than 1 GiB", "refused without reading it"
+)
+@pytest.mark.parametrize("kind", ["pipe", "device", "large"])
+def test_what_is_no_annotation_file_is_not_read(tmp_path, kind):
+    path = tmp_path / "a.json"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.touch()
+        os.truncate(path, (1 << 30) + 1)
+    with pytest.raises(UserError, match="not a regular file|more than 1024 MiB"):
+        read_coco(path)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(("parts", "corners"), [(2, 100_000), (50_000, 4)])
+def test_outlines_of_very_many_corners_are_joined_in_short_time(parts, corners):
+    angle = np.linspace(0, 2 * np.pi, corners, endpoint=False)
+    ring = np.stack([np.cos(angle), np.sin(angle)], 1)
+    polygons = [[(x, y) for x, y in (ring + 3 * number).tolist()] for number in range(parts)]
+    outline = joined(polygons)
+    assert set(outline) == {point for polygon in polygons for point in polygon}
+    x, y = np.array(outline).T
+    area = abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2
+    assert area == pytest.approx(parts * corners * np.sin(2 * np.pi / corners) / 2, rel=1e-3)
+
+
+def test_parts_are_joined_at_the_closest_of_any_numbers():
+    left, right = [(0.0, 0.0), (-1e300, 0.0), (0.0, 1.0)], [(9.0, 9.0), (0.0, 2.0), (9.0, 2.0)]
+    assert joined([left, right]) == [
+        (0, 0), (-1e300, 0), (0, 1), (0, 2), (9, 2), (9, 9), (0, 2), (0, 1)
+    ]  # fmt: skip
+
+
+@pytest.mark.timeout(60)
+def test_a_name_that_is_repeated_very_often_is_numbered_in_short_time():
+    items = [Item(Path(name), name, []) for name in ["a.jpg", "a-3.jpg", "A.png", *["a.jpg"] * 30_000]]
+    names = list(_names_without_doubles(items))
+    assert names[:5] == ["a.jpg", "a-3.jpg", "A-2.png", "a-4.jpg", "a-5.jpg"] and names[-1] == "a-30003.jpg"
 
 
 def test_coco_files_become_a_dataset_with_the_pictures_where_they_usually_lie(tmp_path, capsys):

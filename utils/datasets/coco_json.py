@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+
+from utils.config.files import read_regular
 from utils.errors import UserError
 from utils.words import counted
 
 Polygon = list[tuple[float, float]]
 _DAMAGE = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError)
 _POLYGON_NUMBERS = 6
+_MAX_BYTES = 1 << 30  # COCO's own largest file has 450 MB
+# Larger integers can be chosen to have the same hash, and the time to find one would be quadratic.
+_MAX_ID = 1 << 53
+_MAX_PAIRS = 1 << 22  # of corners that are compared for one object
 # What is left out, in the singular and the plural.
 _LEFT_OUT = {
     "repeated label": ("repeated label", "repeated labels"),
@@ -65,7 +72,7 @@ def read_coco(path: Path, names: Sequence[str] | None = None, segments: bool = F
         raise UserError("its annotations are not a list", path, "fix it, or fetch or copy the file again")
     try:
         own, class_of = _classes(content["categories"], names, path)
-        images = {entry["id"]: _image(entry, path) for entry in content["images"]}
+        images = {_id(entry, path): _image(entry, path) for entry in content["images"]}
     except _DAMAGE as error:
         raise _damaged(path, "its categories or images", error) from error
     counts: dict[str, int] = {}
@@ -89,8 +96,7 @@ def read_coco(path: Path, names: Sequence[str] | None = None, segments: bool = F
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        with open(path, encoding="utf-8-sig") as stream:
-            content = json.load(stream)
+        content = json.loads(read_regular(path, _MAX_BYTES).decode("utf-8-sig"))
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror or error})", path, "check the path") from error
     except (ValueError, RecursionError) as error:
@@ -113,11 +119,18 @@ def _classes(
     ordered = sorted(categories, key=lambda entry: int(entry["id"]))
     own = [str(entry["name"]) for entry in ordered]
     if names is None:
-        return own, {entry["id"]: number for number, entry in enumerate(ordered)}
+        return own, {_id(entry, path): number for number, entry in enumerate(ordered)}
     unknown = sorted(set(own) - set(names))
     if unknown:
         raise UserError(f"class '{unknown[0]}' is not among the dataset's names", path, "correct the names")
-    return list(names), {entry["id"]: list(names).index(str(entry["name"])) for entry in ordered}
+    return list(names), {_id(entry, path): list(names).index(str(entry["name"])) for entry in ordered}
+
+
+def _id(entry: Mapping[str, Any], path: Path) -> Any:
+    found = entry["id"]
+    if isinstance(found, int | float) and abs(found) > _MAX_ID:
+        raise UserError(f"id {str(found)[:40]} is too large", path, "give ids of at most 2**53")
+    return found
 
 
 def _image(entry: Mapping[str, Any], path: Path) -> CocoImage:
@@ -171,23 +184,29 @@ def _polygons(segmentation: Any) -> list[Polygon]:
 def joined(polygons: Sequence[Polygon]) -> Polygon:
     """Join polygons into one outline by connecting each to the next between their closest corners.
 
-    The connection is traversed in both directions, so it encloses no area.
+    The connection is traversed in both directions, so it encloses no area. Polygons of so many corners that
+    comparing them all would take long are connected at any corner.
     """
     if not polygons:
         return []
-    outline = list(polygons[0])
+    outline, room = list(polygons[0]), _MAX_PAIRS
     for following in polygons[1:]:
-        here, there = min(_ways(outline, following))[1:]
-        turned = [*following[there:], *following[: there + 1]]
-        outline = [*outline[: here + 1], *turned, *outline[here:]]
+        room -= len(outline) * len(following)
+        if room >= 0:
+            here, there = _closest(outline, following)
+            turned = [*following[there:], *following[: there + 1]]
+            outline = [*outline[: here + 1], *turned, *outline[here:]]
+        else:
+            outline += [*following, following[0], outline[-1]]
     return [point for point, after in pairwise([*outline, None]) if point is not None and point != after]
 
 
-def _ways(outline: Polygon, following: Polygon) -> Iterator[tuple[float, int, int]]:
-    """Yield (squared distance, corner of `outline`, corner of `following`) for all pairs of corners."""
-    for here, (x, y) in enumerate(outline):
-        for there, (u, v) in enumerate(following):
-            yield (x - u) ** 2 + (y - v) ** 2, here, there
+def _closest(outline: Polygon, following: Polygon) -> tuple[int, int]:
+    """Return the corner of `outline` and that of `following` that are closest, the first of several."""
+    with np.errstate(over="ignore"):
+        apart = np.array(outline)[:, None] - np.array(following)[None]
+        here, there = divmod(int(np.argmin(np.square(apart).sum(2))), len(following))
+    return here, there
 
 
 def _damaged(path: Path, where: str, error: Exception) -> UserError:

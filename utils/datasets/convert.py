@@ -200,12 +200,13 @@ def _names_without_doubles(items: Sequence[Item]) -> Iterator[str]:
     Folders `images` in a name are left out: labels are looked for beside the last one of a path.
     """
     taken: set[str] = set()
+    numbers: dict[str, int] = {}  # the last one given to a name: counting from 2 each time would be quadratic
     for item in items:
         name = PurePosixPath(*(part for part in PurePosixPath(item.name).parts if part != "images"))
-        path, number = name, 1
+        path, key = name, str(name.with_suffix("")).casefold()
         while str(path.with_suffix("")).casefold() in taken:
-            number += 1
-            path = name.with_stem(f"{name.stem}-{number}")
+            numbers[key] = numbers.get(key, 1) + 1
+            path = name.with_stem(f"{name.stem}-{numbers[key]}")
         taken.add(str(path.with_suffix("")).casefold())
         yield str(path)
 
