@@ -27,7 +27,7 @@ SECONDS = 2
 KNOWN = CheckedImages(
     PackedTexts(["a.png", "b.png"]),
     np.array([[3, 4], [5, 6]]),
-    PackedRows.of([np.zeros((1, 5), np.float32), np.full((2, 5), 0.5, np.float32)]),
+    PackedRows.of([np.zeros((1, 5), np.float32), np.array([[1, 0.5, 0.5, 0.5, 1]] * 2, np.float32)]),
     ["1 image skipped: c.png"],
 )
 
@@ -42,7 +42,7 @@ def assert_known(found: CheckedImages) -> None:
 @pytest.fixture
 def remembered(tmp_path: Path) -> Path:
     write_cache("ab", KNOWN, tmp_path)
-    assert_known(read_cache("ab", tmp_path))
+    assert_known(read_cache("ab", tmp_path, 2))
     return tmp_path / "index/ab.npz"
 
 
@@ -62,11 +62,15 @@ def test_any_damage_to_a_remembered_index_is_none_or_harmless(remembered, tmp_pa
             start = dice.randrange(len(content))
             content[start : start + dice.randrange(40)] = dice.randbytes(dice.randrange(40))
         remembered.write_bytes(content)
-        if (found := read_cache("ab", tmp_path)) is not None:
+        if (found := read_cache("ab", tmp_path, 2)) is not None:
             assert_known(found)
 
 
-def saved(**changes: object) -> bytes:
+def rows(*numbers: float) -> np.ndarray:
+    return np.array([numbers] * 3, np.float32)
+
+
+def saved(save=np.savez, **changes: object) -> bytes:
     """A remembered index with other arrays, other entries of its texts, or other texts."""
     texts, other = (
         {"digest": "ab", "problems": KNOWN.problems},
@@ -82,7 +86,7 @@ def saved(**changes: object) -> bytes:
         "sizes_wh": KNOWN.sizes_wh,
     } | changes
     buffer = io.BytesIO()
-    np.savez(buffer, **{name: value for name, value in parts.items() if value is not None})
+    save(buffer, **{name: value for name, value in parts.items() if value is not None})
     return buffer.getvalue()
 
 
@@ -94,11 +98,12 @@ def bare_array() -> bytes:
 
 def test_what_these_tests_save_is_read(tmp_path, remembered):
     remembered.write_bytes(saved())
-    assert_known(read_cache("ab", tmp_path))
+    assert_known(read_cache("ab", tmp_path, 2))
 
 
 @pytest.mark.fault(
-    "a cached index with values of the wrong type or shape, or from another dataset", "discarded"
+    "a cached index with values of the wrong type, shape or range, compressed, or from another dataset",
+    "discarded",
 )
 @pytest.mark.parametrize(
     "content",
@@ -120,24 +125,33 @@ def test_what_these_tests_save_is_read(tmp_path, remembered):
         saved(labels=np.zeros((3, 5))),
         saved(labels=np.full((3, 5), np.nan, np.float32)),
         saved(labels=np.zeros((4, 5), np.float32)),
+        saved(labels=rows(2, 0.5, 0.5, 0.5, 0.5)),
+        saved(labels=rows(-1, 0.5, 0.5, 0.5, 0.5)),
+        saved(labels=rows(0.5, 0.5, 0.5, 0.5, 0.5)),
+        saved(labels=rows(1, 0.5, 0.5, 0.5, np.inf)),
+        saved(labels=rows(1, 0.5, 0.5, -0.5, 0.5)),
+        saved(labels=rows(1, 0.5, 0.9, 0.5, 0.5)),
+        saved(labels=rows(1, 0.1, 0.5, 0.5, 0.5)),
         saved(counts=np.array([4, -1])),
         saved(counts=np.array([[1, 2]])),
         saved(counts=np.array([1.0, 2.0])),
         saved(sizes_wh=np.array([[3, 4]])),
         saved(sizes_wh=np.array([[3, 4], [0, 6]])),
+        saved(sizes_wh=np.array([[3, 4], [2**20 + 1, 6]])),
         saved(sizes_wh=np.array(["3", "4"])),
+        saved(save=np.savez_compressed),
         saved(sizes_wh=np.array([None, "4"], object)),
     ],
 )  # fmt: skip
 def test_a_remembered_index_of_another_form_is_none(content, tmp_path, remembered):
     remembered.write_bytes(content)
-    assert read_cache("ab", tmp_path) is None
+    assert read_cache("ab", tmp_path, 2) is None
 
 
 @pytest.mark.parametrize("text", ["[]", "3", '"ab"', "null", "{", '{"paths": []}'])
 def test_a_remembered_index_with_other_json_is_none(text, tmp_path, remembered):
     remembered.write_bytes(saved(texts=text))
-    assert read_cache("ab", tmp_path) is None
+    assert read_cache("ab", tmp_path, 2) is None
 
 
 def put_folder(path: Path) -> None:
@@ -283,7 +297,7 @@ def test_a_cache_folder_that_cannot_be_used_is_a_note(way, index, tmp_path, monk
     assert_same(store, ImageStore(index, 32))
     if way == "no home":
         write_cache("ab", KNOWN, None)
-        assert read_cache("ab", None) is None
+        assert read_cache("ab", None, 2) is None
 
 
 @pytest.mark.fault(

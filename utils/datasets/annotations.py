@@ -54,6 +54,14 @@ def label_bytes(source: Source) -> bytes | None:
         ) from error
 
 
+def class_limit(layout: Layout, names: Sequence[str], single_cls: bool) -> int:
+    """Return the number that class ids in labels are below.
+
+    single_cls: the classes will be merged, so class ids of layout `yolo` need not have names.
+    """
+    return _ID_LIMIT if single_cls and layout == "yolo" else len(names)
+
+
 def parse_annotation(
     content: bytes, layout: Layout, names: Sequence[str], single_cls: bool = False
 ) -> tuple[Annotation, list[tuple[int, str]]]:
@@ -63,7 +71,7 @@ def parse_annotation(
     names identify the classes, they still do.
     """
     if layout == "yolo":
-        boxes, wrong = parse_yolo(content, _ID_LIMIT if single_cls else len(names))
+        boxes, wrong = parse_yolo(content, class_limit(layout, names, single_cls))
         return Annotation(boxes), wrong
     try:
         parsed = parse_voc(content, {name: number for number, name in enumerate(names)})

@@ -17,7 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.config.dataset import DatasetConfig
-from utils.datasets.annotations import NOTHING, Annotation, label_bytes, normalised, parse_annotation
+from utils.datasets.annotations import (
+    NOTHING,
+    Annotation,
+    class_limit,
+    label_bytes,
+    normalised,
+    parse_annotation,
+)
 from utils.datasets.images import UnreadableImageError, check_image
 from utils.datasets.index_cache import CheckedImages, ContentDigest, read_cache, write_cache
 from utils.datasets.labels import Labels
@@ -146,7 +153,8 @@ def build_index(
     digest = ContentDigest(config.layout, config.names, has_truth, single_cls)
     for source, content in zip(sources, _label_files(sources, has_truth), strict=True):
         digest.add(source, content)
-    checked = read_cache(str(digest), cache_dir)
+    classes = class_limit(config.layout, config.names, single_cls)
+    checked = read_cache(str(digest), cache_dir, classes)
     if checked is None:
         if has_truth:
             _refuse_wrong_labels(sources, config, single_cls)

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from utils.datasets.sources import Source
 from utils.errors import UserError
 
 _VERSION = "4"
+_MAX_SIDE = 2**20  # pixels, as of the images that OpenCV reads
+_ROUNDING = 1e-5  # of float32, where a box ends at the edge of the image
 
 
 @dataclass(frozen=True)
@@ -62,21 +65,29 @@ class ContentDigest:
         return self._digest.hexdigest()
 
 
-def read_cache(digest: str, cache_dir: Path | None) -> CheckedImages | None:
-    """Return the cached result, or None if there is none or its file is damaged."""
+def read_cache(digest: str, cache_dir: Path | None, classes: int) -> CheckedImages | None:
+    """Return the cached result, or None if there is none or its file is damaged.
+
+    classes: the number that class ids are below.
+    """
     # Any exception: a damaged zip raises one of a dozen types, and the remedy is always to rebuild the
     # index.
     try:
         path = cache_path("index", digest, cache_dir)
-        checked = _parsed(read_regular(path, MAX_BYTES), digest)
+        checked = _parsed(read_regular(path, MAX_BYTES), digest, classes)
         mark_used(path)
         return checked
     except Exception:
         return None
 
 
-def _parsed(content: bytes, digest: str) -> CheckedImages:
+def _parsed(content: bytes, digest: str, classes: int) -> CheckedImages:
     """Parse the content of a cache file; raises some exception if this code did not write it."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = archive.infolist()
+    # Compressed ones could expand to a thousand times their size.
+    if any(entry.compress_type != zipfile.ZIP_STORED or entry.file_size > len(content) for entry in members):
+        raise ValueError("the cache is compressed")
     with np.load(io.BytesIO(content), allow_pickle=False) as file:
         texts, labels, counts, sizes = (file[name] for name in ("texts", "labels", "counts", "sizes_wh"))
         names, ends = file["paths"], file["path_ends"]
@@ -90,12 +101,21 @@ def _parsed(content: bytes, digest: str) -> CheckedImages:
         and (names.dtype, ends.dtype, names.ndim, ends.ndim) == (np.uint8, np.int64, 1, 1)
         and (labels.shape, counts.shape, sizes.shape) == ((counts.sum(), 5), (len(ends),), (len(ends), 2))
         and (counts >= 0).all()
-        and (sizes > 0).all()
-        and np.isfinite(labels).all()
+        and ((sizes > 0) & (sizes <= _MAX_SIDE)).all()
+        and _are_labels(labels, classes)
     )
     if not sound:
         raise ValueError("the cache is of another kind")
     return CheckedImages(PackedTexts.of_parts(names, ends), sizes, PackedRows(labels, counts), problems)
+
+
+def _are_labels(labels: NDArray[np.float32], classes: int) -> bool:
+    """Return whether all rows are a class id below `classes` and a box within its image."""
+    ids, centre, half = labels[:, 0], labels[:, 1:3], labels[:, 3:] / 2
+    are_ids = (ids == np.floor(ids)) & (ids >= 0) & (ids < classes)
+    # A NaN compares as False.
+    are_inside = (half >= 0) & (centre - half >= -_ROUNDING) & (centre + half <= 1 + _ROUNDING)
+    return bool(are_ids.all() and are_inside.all())
 
 
 def write_cache(digest: str, checked: CheckedImages, cache_dir: Path | None) -> None:
