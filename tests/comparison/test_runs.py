@@ -1,5 +1,7 @@
 """What is read back of a run's folder, whole or not."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -85,3 +87,27 @@ def test_a_path_may_be_a_run_its_weights_a_folder_of_runs_or_a_pattern(make_run,
     assert said == []
     assert find_runs([tmp_path, tmp_path / "nowhere", tmp_path / ("x" * 300)], said.append) == []
     assert ["no results.csv" in said[0], *("is not there" in line for line in said[1:])] == [True] * 3
+
+
+@pytest.mark.fault(
+    "a results.csv or references.json of a run that is huge, or a table of very many cells",
+    "the table is refused; without the references, the comparison goes on with a remark",
+)
+@pytest.mark.parametrize(
+    "content", [b",\n" * (7 << 20), b"a,\n" * 600_000, b"\n" * (2 << 20), 3 << 30], ids=range(4)
+)
+def test_huge_files_of_a_run_are_not_read(make_run, said, content):
+    folder = make_run("exp", [0.1])
+    (folder / "references.json").write_bytes(b"{}")
+    os.truncate(folder / "references.json", 3 << 30)
+    assert read_run(folder, said.append).references == {}
+    assert len(said) == 1 and "references.json is not as a run writes it" in said[0]
+    (folder / "times.csv").touch()
+    os.truncate(folder / "times.csv", 3 << 30)
+    assert np.isnan(read_run(folder, [].append).seconds).all()
+    if isinstance(content, int):
+        os.truncate(folder / "results.csv", content)
+    else:
+        (folder / "results.csv").write_bytes(content)
+    with pytest.raises(UserError, match="more than 1,048,576 cells|more than 16 MiB"):
+        read_run(folder, said.append)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.checkpoint import build_model, read_checkpoint
+from utils.config.files import read_regular
 from utils.config.hyperparameters import Hyperparameters
 from utils.config.schema import load_yaml
 from utils.config.settings import to_plain
@@ -28,6 +29,7 @@ from utils.reporting.results import KEY, REFERENCES_NAME, RESULTS_NAME, SCORES, 
 
 Floats = NDArray[np.float64]
 Warn = Callable[[str], None]
+_MAX_REFERENCES = 1 << 20  # bytes of references.json: a few dozen a teacher
 
 # Short names of the most used columns of results.csv.
 METRICS = dict(zip(("mAP50-95", "mAP50", "recall", "precision"), reversed(SCORES), strict=True))
@@ -220,7 +222,7 @@ def _seconds(path: Path, columns: dict[str, Floats], epochs: int) -> Floats:
         return seconds
     try:
         times = read_results(path)
-    except (OSError, csv.Error):
+    except UserError:
         return seconds
     parts = [np.nan_to_num(values) for name, values in times.items() if name.endswith("_seconds")]
     if KEY in times and parts:
@@ -247,7 +249,7 @@ def _references(path: Path, gone: list[str]) -> dict[str, tuple[float, float]]:
     if not os.path.isfile(path):
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_regular(path, _MAX_REFERENCES))
         scores = {str(name): (float(e["map50"]), float(e["map50_95"])) for name, e in content.items()}
         if not all(0 <= score <= 1 for pair in scores.values() for score in pair):
             raise ValueError("no scores")

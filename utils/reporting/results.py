@@ -15,11 +15,13 @@ from utils.config.files import read_regular, refusals, write_text_atomically
 from utils.errors import UserError
 
 KEY = "epoch"
-_MAX_BYTES = 256 << 20
+# A run of a thousand epochs writes 300 kB. A cell takes a hundred times its size in memory.
+_MAX_BYTES, _MAX_CELLS = 16 << 20, 1 << 20
 RESULTS_NAME, TIMES_NAME, REFERENCES_NAME = "results.csv", "times.csv", "references.json"
 TIMES = (KEY, "train_seconds", "val_seconds")
 # The scores on the validation split, under the names that YOLOv5 users know.
 SCORES = ("metrics/precision", "metrics/recall", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95")
+_FIX = "move it away, a run begins another"
 DIGITS = 8  # significant; enough to tell apart two runs that differ in the last bits of a float32
 
 
@@ -72,18 +74,28 @@ def _read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 
 def _cells(path: Path) -> list[list[str]]:
+    rows, count = [], 0
     try:
-        return [[cell.strip() for cell in row] for row in csv.reader(_whole_lines(path))]
+        for row in csv.reader(_whole_lines(path)):
+            count += len(row)
+            _check_count(count, path)
+            rows.append([cell.strip() for cell in row])
     except csv.Error as error:
-        fix = "move it away, a run begins another"
-        raise UserError(f"is not a table of results ({error})", path, fix) from error
+        raise UserError(f"is not a table of results ({error})", path, _FIX) from error
+    return rows
 
 
 def _whole_lines(path: Path) -> list[str]:
     """Return the complete lines, without what a killed run left behind them."""
     with refusals("cannot be read", path):
         text = read_regular(path, _MAX_BYTES).decode("utf-8", errors="replace")
+    _check_count(text.count("\n"), path)
     return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _check_count(cells: int, path: Path) -> None:
+    if cells > _MAX_CELLS:
+        raise UserError(f"has more than {_MAX_CELLS:,} cells, too many for a table of results", path, _FIX)
 
 
 def _is_before(row: Mapping[str, str], epoch: int) -> bool:
