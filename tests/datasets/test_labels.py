@@ -108,3 +108,14 @@ def test_empty_and_repeated_labels_go_and_the_order_stays():
 def test_no_boxes_give_an_empty_array_of_five_columns():
     labels, notes = correct_boxes(np.zeros((0, 5)))
     assert (labels.shape, notes) == ((0, 5), [])
+
+
+@pytest.mark.fault("a label file with a million wrong lines", "refused; the first 1,000 are listed")
+def test_of_very_many_wrong_lines_the_first_are_kept():
+    boxes, wrong = parse_yolo(b"0 0.5 0.5 1 1\n" + b"a\n" * 1_000_000, 1)
+    assert len(boxes) == 1 and len(wrong) == 1001
+    assert wrong[999:] == [
+        (1001, "'a' is not a row of numbers"),
+        (1002, "after 1,000 wrong lines, further ones are not listed"),
+    ]
+    assert len(parse_yolo(b"a\n" * 1000, 1)[1]) == 1000

@@ -49,8 +49,11 @@ def test_an_annotation_may_have_no_objects_and_no_size():
         (b"", 1, "no valid XML"),
         (annotation("", start='<!DOCTYPE a [<!ENTITY b "c">]>'), 1, "DTD"),
         (annotation("", start='<!DOCTYPE a SYSTEM "file:///etc/passwd">'), 1, "DTD"),
+        (annotation("\n" + "<a/>" * 1_000_000), 4, "more than 200,000 elements"),
+        (annotation(" " * (16 << 20)), 1, "more than 16 MiB"),
         (annotation("", start="<!DOCTYPE a>").decode().encode("utf-16"), 1, "DTD"),
     ],
+    ids=range(11),
 )
 def test_what_is_wrong_is_named_with_its_line(content, line, what):
     with pytest.raises(AnnotationError) as caught:

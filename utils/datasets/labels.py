@@ -18,6 +18,7 @@ _POLYGON_NUMBERS = 6
 _MIN_COORDINATE, _MAX_COORDINATE = -1.0, 2.0
 # Exports round to 3 to 6 digits; boxes that exceed the image by less than this are not reported.
 _ROUNDING = 2e-3
+_MAX_WRONG = 1000  # lines of a file that are listed: a message takes a hundred times the memory of its line
 # Line endings as editors count them. str.splitlines knows eight more, among them form feed and U+2028.
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
@@ -36,7 +37,8 @@ def parse_yolo(content: bytes, nc: int) -> tuple[NDArray[np.float64], list[tuple
 
     Boxes are (n, 5): class id, then x1, y1, x2, y2, normalised. A line is `class cx cy w h`, or a
     class and a polygon (`class x1 y1 x2 y2 x3 y3 ...`), which becomes its bounding box. The encoding is
-    UTF-8, or UTF-16 with a byte order mark, with any line endings.
+    UTF-8, or UTF-16 with a byte order mark, with any line endings. Of more than `_MAX_WRONG` invalid lines
+    the first are returned, and one that says so.
     """
     rows: list[list[float]] = []
     wrong: list[tuple[int, str]] = []
@@ -48,6 +50,9 @@ def parse_yolo(content: bytes, nc: int) -> tuple[NDArray[np.float64], list[tuple
         try:
             rows.append(_parse_line(line, nc))
         except LabelLineError as error:
+            if len(wrong) == _MAX_WRONG:
+                wrong.append((number, f"after {_MAX_WRONG:,} wrong lines, further ones are not listed"))
+                break
             wrong.append((number, str(error)))
     return np.array(rows, np.float64).reshape(-1, 5), wrong
 

@@ -9,6 +9,9 @@ from xml.parsers import expat
 import numpy as np
 from numpy.typing import NDArray
 
+_MAX_BYTES = 16 << 20
+_MAX_ELEMENTS = 200_000  # an element takes a hundred times the memory of its text
+
 
 class AnnotationError(ValueError):
     """An invalid annotation file: what is wrong with it, and in which line."""
@@ -75,13 +78,21 @@ def _parse_without_entities(content: bytes) -> ElementTree.Element:
     A document type may define entities that expand to gigabytes or read other files. Annotations do
     not need one, so it is rejected at its start.
     """
+    if len(content) > _MAX_BYTES:
+        raise AnnotationError(1, f"more than {_MAX_BYTES >> 20} MiB, too much for an annotation")
     builder = ElementTree.TreeBuilder()
     parser = expat.ParserCreate()
+    count = 0
 
     def refuse(*_: object) -> None:
         raise AnnotationError(parser.CurrentLineNumber, "a document type (DTD) is not accepted")
 
     def start(tag: str, _attributes: dict[str, str]) -> None:
+        nonlocal count
+        count += 1
+        if count > _MAX_ELEMENTS:
+            what = f"more than {_MAX_ELEMENTS:,} elements, too many for an annotation"
+            raise AnnotationError(parser.CurrentLineNumber, what)
         builder.start(tag, {"line": str(parser.CurrentLineNumber)})
 
     parser.StartDoctypeDeclHandler = refuse
