@@ -25,7 +25,7 @@ def test_data_comes_with_the_line_of_each_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault(
-    "YAML with syntax errors, deep nesting, duplicate keys, more than 4 MiB, or not in UTF-8",
+    "YAML with syntax errors, deep nesting, duplicate keys, over 4 MiB or 200,000 values, or not in UTF-8",
     "refused with the file name and, where there is one, the line",
 )
 @pytest.mark.parametrize(
@@ -51,6 +51,7 @@ def test_data_comes_with_the_line_of_each_key(tmp_path: Path) -> None:
         (b"a: 1\nb: caf\xe9\n", ("line 2", "UTF-8")),
         (b"a: 1\nb: \x00\n", ("line 2", "character 0x00")),
         (b"#" * (MAX_BYTES + 1), ("4 MiB",)),
+        (b"a: 1\nx: [" + b"1, " * 1_300_000 + b"]\n", ("line 2", "more than 200,000 values")),
     ],
     ids=lambda value: repr(value)[:30] if isinstance(value, str | bytes) else "",
 )  # fmt: skip

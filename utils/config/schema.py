@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from utils.config.expansion import ExpansionError, check_depth, check_expansion
+from utils.config.expansion import ExpansionError, check_expansion, check_size
 from utils.config.files import read_regular
 from utils.config.settings import SettingsError, read_plain
 from utils.errors import UsageError, UserError
@@ -86,10 +86,10 @@ def parse_yaml(text: str, path: Path, loader: Any) -> tuple[yaml.Node | None, An
     loader: one of PyYAML's safe ones.
 
     Raises:
-        UserError: if it is not valid YAML, nests too deep, or its aliases expand to too many values.
+        UserError: if it is not valid YAML, nests too deep, or has too many values, also by its aliases.
     """
     try:
-        check_depth(text)
+        check_size(text)
         node = yaml.compose(text, loader)
         if node is not None:
             check_expansion(node)
