@@ -54,8 +54,8 @@ class Warp:
 
     @property
     def is_upright(self) -> bool:
-        """Whether rectangles stay axis-aligned rectangles: only scaling and translation."""
-        return not (self.matrix - np.diag(self.matrix.diagonal()))[:, :2].any()
+        """Whether it only scales and translates."""
+        return keep_upright(self.matrix)
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,11 @@ class Tile:
     wh: tuple[int, int]
     origin_xy: tuple[int, int]
     span_xyxy: tuple[int, int, int, int]
+
+
+def keep_upright(matrices: Matrix) -> bool:
+    """Whether rectangles stay axis-aligned rectangles under all the maps (..., 3, 3)."""
+    return not matrices[..., [0, 1, 2, 2], [1, 0, 0, 1]].any()
 
 
 def random_warp(

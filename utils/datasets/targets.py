@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.batch import Letterbox
-from utils.datasets.geometry import Matrix, Tile
+from utils.datasets.geometry import Matrix, Tile, keep_upright
 from utils.datasets.labels import Labels
 
 Boxes = NDArray[np.float32]
@@ -23,6 +23,7 @@ _MIN_SIDE_PX = 2.0
 _MIN_AREA_RATIO = 0.1
 _MAX_ASPECT = 100.0
 _EPS = 1e-9
+_NEAREST = 1e-6  # smallest homogeneous coordinate of what shows: below 0 lies what is behind the camera
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def normalise_boxes(boxes: Boxes, wh: tuple[int, int]) -> Labels:
 
 
 def warp_boxes(boxes: Boxes, matrices: Matrix, out_hw: tuple[int, int]) -> Boxes:
-    """Return the boxes around warped boxes, clipped to the output.
+    """Return the boxes around what the output shows of warped boxes; without area where it shows nothing.
 
     Args:
         boxes: (n, 5).
@@ -125,10 +126,42 @@ def warp_boxes(boxes: Boxes, matrices: Matrix, out_hw: tuple[int, int]) -> Boxes
     corners = np.ones((len(boxes), 4, 3))
     corners[..., :2] = boxes[:, [1, 2, 3, 4, 1, 4, 3, 2]].reshape(-1, 4, 2)
     moved = corners @ np.swapaxes(matrices, -1, -2)
+    if not keep_upright(matrices):
+        # Turned, a corner beyond the border widens the box however far it is from what shows.
+        moved = _visible_parts(moved[:, [0, 2, 1, 3]], out_hw)  # opposite corners came first: now around
     # The short axis first: over the last one NumPy reduces each box by itself.
     places = np.ascontiguousarray((moved[..., :2] / moved[..., 2:]).swapaxes(0, 1))
     around = np.concatenate([places.min(0), places.max(0)], 1).clip(0, [out_hw[1], out_hw[0]] * 2)
     return np.concatenate([boxes[:, :1], around], 1).astype(np.float32)
+
+
+def _visible_parts(corners: NDArray[np.float64], out_hw: tuple[int, int]) -> NDArray[np.float64]:
+    """Return the parts (n, 9, 3) of convex quadrilaterals (n, 4, 3) before the camera and in the output."""
+    height, width = out_hw
+    parts = _cut(corners, [0, 0, 1], _NEAREST)
+    for border in ([1, 0, 0], [-1, 0, width], [0, 1, 0], [0, -1, height]):
+        parts = _cut(parts, border)
+    return parts
+
+
+def _cut(polygons: NDArray[np.float64], normal: Sequence[int], least: float = 0.0) -> NDArray[np.float64]:
+    """Return the parts (n, k + 1, 3) of convex polygons (n, k, 3): those with `normal` @ p >= `least`.
+
+    Vertices are homogeneous and in order; spare ones repeat the first. Nothing left is the output's origin.
+    """
+    count, sides, _ = polygons.shape
+    ends, depths = np.roll(polygons, -1, 1), polygons @ np.array(normal, np.float64) - least
+    end_depths = np.roll(depths, -1, 1)
+    inside = depths >= 0
+    crosses = inside != (end_depths >= 0)
+    shares = depths / np.where(crosses, depths - end_depths, 1.0)
+    crossings = polygons + shares[..., None] * (ends - polygons)
+    vertices = np.stack([polygons, crossings], 2).reshape(count, 2 * sides, 3)
+    kept = np.stack([inside, crosses], 2).reshape(count, 2 * sides)
+    vertices[~kept.any(1)] = [0.0, 0.0, 1.0]
+    order = np.argsort(~kept, 1, kind="stable")[:, : sides + 1]
+    order = np.where(np.take_along_axis(kept, order, 1), order, order[:, :1])
+    return np.take_along_axis(vertices, order[..., None], 1)
 
 
 def box_candidates(before: NDArray[np.floating], after: NDArray[np.floating]) -> NDArray[np.bool_]:
