@@ -230,6 +230,16 @@ def test_grey_is_filled_around_the_tiles_and_nowhere_else():
         assert abs((out == 255).mean() - share) < 0.03
 
 
+def test_what_lies_behind_the_camera_is_not_drawn():
+    tile, out = Tile(0, (100, 100), (0, 0), (0, 0, 100, 100)), np.zeros((80, 80, 3), np.uint8)
+    white = np.full((100, 100, 3), 255, np.uint8)
+    # What is right of 50 comes to lie right of 60; what is left of it would appear, upside down, left of 40.
+    matrix = np.array([[1.0, 0, 40], [0, 1, 40], [0, 0, 1]]) @ [[0.2, 0, 0], [0, 0.2, 0], [0.02, 0, -1]]
+    warp_canvas([tile], Warp(matrix, 1.0), out, lambda *_: white)
+    assert (out[:, :59] == FILL).all()
+    assert (out[42:58, 62:] == 255).all()
+
+
 def test_what_does_not_show_is_not_loaded():
     tile = Tile(0, (50, 50), (0, 0), (0, 0, 50, 50))
     asked: list[tuple[int, int]] = []

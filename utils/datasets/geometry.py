@@ -276,7 +276,8 @@ def _draw_freely(
     to_region = _for_indices(_translation(-x1, -y1) @ matrix @ _translation(start_x, start_y))
     wh = (x2 - x1, y2 - y1)
     whole = np.full(part.shape[:2], 255, np.uint8)
-    covered = cv2.warpPerspective(whole, to_region, wh, flags=cv2.INTER_NEAREST)
+    covered = np.asarray(cv2.warpPerspective(whole, to_region, wh, flags=cv2.INTER_NEAREST), np.uint8)
+    _uncover_behind(covered, to_region)
 
     def moved(image: Image) -> MatLike:
         return cv2.warpPerspective(
@@ -286,6 +287,14 @@ def _draw_freely(
     picture = _warped(part, wh, moved, colour)
     cv2.copyTo(picture, covered, out[y1:y2, x1:x2])
     return matrix
+
+
+def _uncover_behind(covered: NDArray[np.uint8], matrix: Matrix) -> None:
+    """Clear the mask (H, W) of a map where it shows, mirrored, what lies behind the camera."""
+    (down, across), back = covered.shape, np.linalg.inv(matrix)[2]
+    depths = [back @ [x, y, 1] for x in (0, across - 1) for y in (0, down - 1)]
+    if min(depths) <= 0:  # linear in x and y, so that the corners tell of the whole
+        covered[np.add.outer(back[1] * np.arange(down) + back[2], back[0] * np.arange(across)) <= 0] = 0
 
 
 def _covered_region(tile: Tile, matrix: Matrix, out: Image) -> tuple[int, int, int, int] | None:
