@@ -141,17 +141,49 @@ def test_anchors_that_fit_are_kept_and_bad_ones_replaced():
     model = Model("models/yolov5n.yaml", nc=2)
     before = model.head.anchors.clone()
     rng = np.random.default_rng(0)
-    assert "kept" in check_anchors(model, rng.uniform(12, 200, (300, 2)), 4.0)
+    assert "kept" in check_anchors(model, rng.uniform(12, 200, (300, 2)), 4.0, pytest.fail)
     assert torch.equal(model.head.anchors, before)
     thin = np.column_stack((rng.uniform(2, 4, 300), rng.uniform(150, 300, 300)))
-    assert "replaced" in check_anchors(model, thin, 4.0)
+    assert "replaced" in check_anchors(model, thin, 4.0, pytest.fail)
     assert not torch.equal(model.head.anchors, before)
     pixels = (model.head.anchors * model.head.stride.view(-1, 1, 1)).reshape(-1, 2).double().numpy()
     assert best_possible_recall(thin, pixels, 4.0)[0] > 0.98
 
 
 def test_boxes_under_two_pixels_leave_the_anchors_alone():
-    assert "kept" in check_anchors(None, np.full((20, 2), 1.5), 4.0)
+    warnings = []
+    assert "kept" in check_anchors(None, np.full((20, 2), 1.5), 4.0, warnings.append)
+    assert "under 2 px" in warnings[0]
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [[5, 300], [300, 5], [8, 8]],
+        [[3, 3], [600, 600]] * 50,
+        [[2, 100], [2, 640]] * 20,
+        np.repeat(np.exp(np.random.default_rng(0).uniform(1, 6, (8, 2))), 10, 0),
+        np.exp(np.random.default_rng(0).uniform(1, 6, (12, 2))),
+        np.column_stack((np.full(200, 3.0), np.linspace(10, 640, 200))),
+    ],
+    ids=["three", "two", "as wide", "eight", "twelve", "lines"],
+)
+def test_few_or_uniform_sizes_all_get_an_anchor(sizes):
+    anchors = fit_anchors(np.array(sizes, float), 9, 4.0)
+    assert anchors.shape == (9, 2)
+    assert best_possible_recall(np.array(sizes, float), anchors, 4.0)[0] == 1
+
+
+def test_boxes_that_no_anchors_can_fit_are_warned_of():
+    from models.yolo import Model
+
+    warnings = []
+    sizes = np.concatenate([np.full((90, 2), 0.5), np.full((10, 2), 30.0)])
+    check_anchors(Model("models/yolov5n.yaml", nc=2), sizes, 4.0, warnings.append)
+    assert warnings == [
+        "no anchor fits 90% of the boxes, from which nothing is learnt: "
+        "train with a larger --img, or raise anchor_t in the file of --hyp"
+    ]
 
 
 def test_momentum_starts_at_zero_even_when_the_first_step_is_skipped():

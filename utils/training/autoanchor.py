@@ -6,6 +6,7 @@ Shapes: M boxes, A anchors over all levels.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from models.yolo import Model
 
 Array = npt.NDArray[np.float64]
 GOOD_RECALL = 0.98
+POOR_RECALL = 0.5  # below it, most boxes train nothing
 MAX_BOXES = 10_000  # size of the random sample that the search uses
 
 
@@ -41,23 +43,31 @@ def fit_anchors(sizes: Array, count: int, limit: float, *, seed: int = 0, genera
     The search mutates all anchors at once and keeps what raises the mean closeness of each box to its best
     anchor, counted only where that anchor fits. Boxes with both sides under 2 px are ignored.
     """
-    from scipy.cluster.vq import kmeans  # takes half a second to import, and few runs need it
-
     rng = np.random.default_rng(seed)
     usable = sizes[(sizes >= 2).any(1)]
     if len(usable) > MAX_BOXES:
         usable = usable[rng.choice(len(usable), MAX_BOXES, replace=False)]
-    spread = usable.std(0)
-    start = None
-    if len(usable) > count and (spread > 0).all():
+    best = _refined(_start(usable, count, rng), usable, limit, generations, rng)
+    return best[np.argsort(best.prod(1))]
+
+
+def _start(sizes: Array, count: int, rng: np.random.Generator) -> Array:
+    """Return `count` anchors (count, 2), each near some sizes (M, 2): the search improves only what fits."""
+    from scipy.cluster.vq import kmeans  # takes half a second to import, and few runs need it
+
+    distinct, spread = np.unique(sizes, axis=0), sizes.std(0)
+    if len(distinct) <= count:
+        means: Array = distinct
+    else:
+        spread[spread == 0] = 1.0  # one side is the same everywhere
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # an empty cluster: handled below
-            means, _ = kmeans(usable / spread, count, iter=30, rng=rng)
-        start = means * spread if len(means) == count else None
-    if start is None:  # boxes too few or too uniform for k-means: start around their mean size
-        start = np.sort(rng.uniform(0.5, 1.5, (count, 2)) * usable.mean(0), 0)
-    best = _refined(start, usable, limit, generations, rng)
-    return best[np.argsort(best.prod(1))]
+            centres, _ = kmeans(sizes / spread, count, iter=30, rng=rng)
+        means = np.asarray(centres * spread, np.float64)
+        if len(means) == count:
+            return means
+    spare = np.arange(count - len(means)) % len(means)
+    return np.concatenate([means, means[spare] * rng.uniform(0.8, 1.25, (len(spare), 2))])
 
 
 def _refined(anchors: Array, sizes: Array, limit: float, generations: int, rng: np.random.Generator) -> Array:
@@ -76,12 +86,24 @@ def _refined(anchors: Array, sizes: Array, limit: float, generations: int, rng: 
     return anchors
 
 
-def check_anchors(model: Model, sizes: Array, limit: float, *, seed: int = 0) -> str:
+def check_anchors(
+    model: Model,
+    sizes_px: npt.NDArray[np.floating],
+    limit: float,
+    warn: Callable[[str], None],
+    *,
+    seed: int = 0,
+) -> str:
     """Replace the model's anchors if too few boxes fit them; return a line that says what was done.
 
-    sizes: (M, 2) label widths and heights in px at the training size.
+    sizes_px: (M, 2) of the labels, at the training size. warn: told if most boxes fit none.
     """
+    sizes = sizes_px.astype(np.float64)
+    if not len(sizes):
+        return "anchors: no labels to check them against"
+    advice = "train with a larger --img, or raise anchor_t in the file of --hyp"
     if not (sizes >= 2).any():
+        warn(f"every box is under 2 px, too small for any anchor: {advice}")
         return "anchors: kept, every box is under 2 px"
     head = model.head
     strides = head.stride.view(-1, 1, 1)
@@ -92,6 +114,8 @@ def check_anchors(model: Model, sizes: Array, limit: float, *, seed: int = 0) ->
         return f"{line}: kept"
     fitted = fit_anchors(sizes, len(current), limit, seed=seed)
     new_recall, _ = best_possible_recall(sizes, fitted, limit)
+    if (most := max(recall, new_recall)) < POOR_RECALL:
+        warn(f"no anchor fits {1 - most:.0%} of the boxes, from which nothing is learnt: {advice}")
     if new_recall <= recall:
         return f"{line}: kept, k-means found none better ({new_recall:.4f})"
     shaped = torch.from_numpy(fitted).view(head.anchors.shape)

@@ -37,6 +37,7 @@ from utils.losses.recipe import EpochReport, Loss, LossContext, LossRecipe
 from utils.reporting.console import Console, EpochBar, duration
 from utils.reporting.loggers import check_loggers, open_loggers
 from utils.training import setup, state
+from utils.training.autoanchor import check_anchors
 from utils.training.compiled import speed_up
 from utils.training.ema import ModelEma
 from utils.training.loop import BAR_FACTS, EpochHooks, Meters, Trainer
@@ -125,8 +126,8 @@ class TrainingRun:
 
     def _fit_anchors(self, model: Model) -> None:
         if self.saved is None and not self.options.noautoanchor:
-            data, seed = self.data.train, self.options.seed
-            self.console.info(setup.fit_anchors_to_data(model, data, self.image_size, self.hyp, seed))
+            sizes, seed = self.data.train.box_sizes_px(self.image_size), self.options.seed
+            self.console.info(check_anchors(model, sizes, self.hyp.anchor_t, self.console.warn, seed=seed))
 
     def _losses(self, recipe: LossRecipe) -> Sequence[Loss]:
         context = LossContext(

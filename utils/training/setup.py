@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
@@ -30,7 +29,6 @@ from utils.distributed import SharedBuffers, is_distributed, world_size
 from utils.errors import UsageError, UserError
 from utils.losses.detection import MOST_LEVELS, DetectionLoss, LossGains
 from utils.reporting.console import Console
-from utils.training.autoanchor import check_anchors
 from utils.training.ema import ModelEma
 from utils.training.exchange import GradientExchange
 from utils.training.guard import INTERVAL, StepGuard
@@ -293,16 +291,6 @@ def _images_of_last_batches(options: TrainOptions, index: DatasetIndex) -> set[i
         last = sum(batch_compositions(labelled, options.batch_size, share)[-1])
         return {max(last // ranks, 1), math.ceil(last / ranks)}
     return {images_of_rank(images, batch_size, number, ranks) % batch_size for number in range(ranks)}
-
-
-def fit_anchors_to_data(
-    model: Model, index: DatasetIndex, image_size: int, hyp: Hyperparameters, seed: int
-) -> str:
-    """Run AutoAnchor; return the line that says what it did."""
-    sizes = index.box_sizes_px(image_size).astype(np.float64)
-    if not len(sizes):
-        return "anchors: no labels to check them against"
-    return check_anchors(model, sizes, hyp.anchor_t, seed=seed)
 
 
 def loaders(
