@@ -195,10 +195,15 @@ def test_a_single_class_of_another_name_is_taken_and_told():
 
 
 @pytest.mark.parametrize(
-    ("asked", "image_size", "scale"), [(0, 64, 1), (128, 64, 2), (40, 64, 1), (32, 64, 0.5)]
-)
-def test_a_teachers_pictures_are_as_large_as_asked_for(asked, image_size, scale, monkeypatch):
-    """Sizes are rounded up to the student's multiple of 32, as --imgsz is."""
+    ("asked", "imgsz", "image_size", "scale"),
+    [
+        (0, 64, 64, 1), (128, 64, 64, 2), (40, 64, 64, 1), (32, 64, 64, 0.5), (96, 64, 64, 1.5),
+        (672, 336, 352, 2), (336, 336, 352, 1), (352, 336, 352, 1), (704, 336, 352, 2),
+        (84, 336, 352, 0.25), (112, 224, 224, 0.5), (400, 100, 128, 4), (0, 336, 352, 1),
+    ],
+)  # fmt: skip
+def test_a_teachers_pictures_are_as_large_as_asked_for(asked, imgsz, image_size, scale, monkeypatch):
+    """Ratios to --imgsz hold for its rounded size; others are rounded up to the multiple of 32, as it is."""
     members = []
 
     def kept(found, *_arguments):
@@ -210,5 +215,6 @@ def test_a_teachers_pictures_are_as_large_as_asked_for(asked, image_size, scale,
         model=network(NAMES), ema=network(NAMES), image_size=image_size, names=NAMES, merged=()
     )
     with pytest.raises(StopIteration):
-        recipe.build_distiller(DistillOptions(teacher=("ema",), teacher_img_size=asked), [None], context)
+        options = DistillOptions(teacher=("ema",), teacher_img_size=asked, imgsz=imgsz)
+        recipe.build_distiller(options, [None], context)
     assert [member.scale for member in members] == [scale]

@@ -29,6 +29,8 @@ from utils.losses.detection import DetectionLoss, level_balance
 from utils.losses.recipe import Loss, LossContext, LossRecipe, ground_truth_only
 from utils.words import counted, first_names, listed
 
+_MATCHED_SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)  # of images, so that strides agree: `fit_networks`
+
 
 def distillation_recipe(options: DistillOptions) -> LossRecipe:
     """Return a recipe for the ground-truth loss (unless turned off) and a Distiller.
@@ -52,10 +54,7 @@ def distillation_recipe(options: DistillOptions) -> LossRecipe:
 
 def build_distiller(options: DistillOptions, paths: Sequence[Path | None], context: LossContext) -> Distiller:
     """Load the teachers (None: the student's EMA), match them to the student and print their scores."""
-    multiple = context.model.size_multiple
-    # Rounded up like the student's image size, so that equal numbers mean equal sizes.
-    side = math.ceil(options.teacher_img_size / multiple) * multiple or context.image_size
-    scale = side / context.image_size
+    scale = teacher_scale(options, context)
     members = [
         Teacher(context.ema, "the student's own average", scale, frozen=False)
         if path is None
@@ -77,6 +76,18 @@ def build_distiller(options: DistillOptions, paths: Sequence[Path | None], conte
         options.feature_ratio,
         compare_scores(options, context, teachers),
     )
+
+
+def teacher_scale(options: DistillOptions, context: LossContext) -> float:
+    """Return the side of a teacher's images over that of the student's.
+
+    What is asked for as a multiple of --imgsz that can be matched holds for its rounded size as well. Other
+    sizes are rounded up like it, so that equal numbers mean equal sizes.
+    """
+    asked, multiple = options.teacher_img_size, context.model.size_multiple
+    if asked / options.imgsz in _MATCHED_SCALES:
+        return asked / options.imgsz
+    return (math.ceil(asked / multiple) * multiple or context.image_size) / context.image_size
 
 
 def response_gains(options: DistillOptions, class_count: int) -> ResponseGains:
