@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -37,6 +38,22 @@ def test_speed_is_measured_in_squares(task, rect, shapes) -> None:
     "`test.py` fails while writing its predictions",
     "the previous file is left intact; no partial file remains",
 )
+@pytest.mark.parametrize("found", [[], [[1.0, 1, 5, 5, 0.9, 0]]], ids=["nothing found", "something found"])
+def test_pycocotools_has_nothing_to_score_where_no_image_has_a_box(tmp_path: Path, capsys, found) -> None:
+    pytest.importorskip("pycocotools")
+    index = DatasetIndex(
+        ["x/1.jpg"], [np.zeros((0, 5), np.float32)], np.array([(9, 9)]), np.full(1, True), [], ["cat"]
+    )
+    report = _Report(Options(project=str(tmp_path), weights=("w.pt",), noplots=True), index)
+    config = DatasetConfig(tmp_path / "set.yaml", tmp_path, "yolo", {}, ["cat"], 1, None)
+    coco = CocoResults(index)
+    coco(SimpleNamespace(paths=index.paths), [torch.tensor(found).view(-1, 6)])
+    report._score_with_coco(coco, config, Console())
+    said = capsys.readouterr().out
+    assert "pycocotools against the labels: nothing to score, as no image has a box" in said
+    assert "mAP50" not in said
+
+
 def test_predictions_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = DatasetIndex(
         ["x/ü.jpg"], [np.zeros((0, 5), np.float32)], np.array([(9, 9)]), np.full(1, True), [], ["cat"]

@@ -289,6 +289,10 @@ class _Report:
             console.warn(f"{path} is not scored: pycocotools is missing (pip install pycocotools)")
             return
         map50_95, map50, table = scores
-        console.info(table)
         against = official or "the labels"
+        has_boxes = official is not None or any(map(len, self.index.labels))
+        if not has_boxes or map50 < 0:  # pycocotools gives -1 for what is not defined
+            console.info(f"pycocotools against {against}: nothing to score, as no image has a box")
+            return
+        console.info(table)
         console.info(f"pycocotools against {against}: mAP50 {map50:.4f}, mAP50-95 {map50_95:.4f}")
