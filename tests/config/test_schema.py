@@ -40,6 +40,7 @@ def test_data_comes_with_the_line_of_each_key(tmp_path: Path) -> None:
         ("a: 1\n---\nb: 2\n", ("not valid YAML", "another document")),
         ("d: 2001-99-99\n", ("not valid YAML", "month")),
         ("n: " + "9" * 5000 + "\n", ("not valid YAML", "5000 digits")),
+        ("x: 1:" + "59:" * 200 + "59.5\n", ("not valid YAML", "too large")),
         ("a: 1\nb: {9999999999999999: 1}\n", ("line 2", "a number of 16 digits")),
         ("[" * 3000 + "]" * 3000, ("not valid YAML", "deep")),
         ("- a\n- b\n", ("'key: value'",)),

@@ -104,7 +104,8 @@ def parse_yaml(text: str, path: Path, loader: Any) -> tuple[yaml.Node | None, An
         raise _invalid(path, line, f"character {error.character:#04x}") from error
     except RecursionError as error:
         raise _invalid(path, None, "nested too deep") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or number that Python cannot hold
+    # The latter two: a date or number that Python cannot hold.
+    except (yaml.YAMLError, ValueError, ArithmeticError) as error:
         raise _invalid(path, None, str(error)) from error
 
 
