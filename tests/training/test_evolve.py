@@ -3,6 +3,7 @@
 import csv
 import multiprocessing
 import os
+import re
 import signal
 from dataclasses import replace
 
@@ -139,9 +140,16 @@ def test_bare_resume_takes_the_newest_evolution_and_torchrun_is_refused(tmp_path
 def test_a_row_that_somebody_has_broken_is_named(tmp_path):
     folder = run(options_of(tmp_path, 2, noplots=True))
     text = (folder / "evolve.csv").read_text()
-    (folder / "evolve.csv").write_text(text.replace("\n1,", "\none,"))
-    with pytest.raises(UserError, match=r"evolve\.csv, line 3: is not a generation"):
-        run(options_of(tmp_path, 3))
+    row = text.splitlines()[2]
+    for broken in (
+        row.replace("1,", "one,", 1),
+        re.sub("^1,[^,]*,", "1,inf,", row),
+        re.sub("^1,[^,]*,", "1,nan,", row),
+        row + "x" * 200_000,
+    ):
+        (folder / "evolve.csv").write_text(text.replace(row, broken))
+        with pytest.raises(UserError, match=r"evolve\.csv, line \d: is not a generation"):
+            run(options_of(tmp_path, 3))
 
 
 def evolve_quietly(folder, count, train=trained):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -123,7 +124,10 @@ class Generations:
         if not self._csv.exists():
             return []
         rows = csv.DictReader(io.StringIO(read_text(self._csv)))
-        found = {outcome.number: outcome for outcome in (self._outcome(row, rows) for row in rows)}
+        try:
+            found = {outcome.number: outcome for outcome in (self._outcome(row, rows) for row in rows)}
+        except csv.Error as error:
+            raise self._damage(error, rows) from error
         return [found[number] for number in sorted(found)]
 
     def at_work(self) -> list[int]:
@@ -137,13 +141,16 @@ class Generations:
             hyp = settings_from(Hyperparameters, cells, {}, self._csv)
             scores = {name: float(row[name]) for name in row if name and "/" in name and row[name]}
             number, fitness = int(row[_NUMBER]), float(row[_FITNESS])
-            if number < 0 or not fitness >= 0:
+            if number < 0 or fitness < 0 or not math.isfinite(fitness):
                 raise ValueError(f"generation {number}, fitness {fitness}")
         except (KeyError, TypeError, ValueError, UserError) as error:
-            fix = "fix the line or remove it, or begin anew with another --name"
-            place = f"{self._csv}, line {rows.line_num}"
-            raise UserError(f"is not a generation of an evolution ({error})", place, fix) from error
+            raise self._damage(error, rows) from error
         return Outcome(number, hyp, fitness, scores, row.get(_FAILURE) or "")
+
+    def _damage(self, error: Exception, rows: csv.DictReader[str]) -> UserError:
+        fix = "fix the line or remove it, or begin anew with another --name"
+        place = f"{self._csv}, line {rows.line_num}"
+        return UserError(f"is not a generation of an evolution ({error})", place, fix)
 
     def _task(self, number: int, folder: Path, over: Mapping[int, Outcome]) -> Task:
         path = folder / HYP_NAME
