@@ -81,6 +81,13 @@ def test_what_lies_behind_the_camera_or_beyond_the_border_is_no_target():
         assert len(tile_targets([placed], labels, (200, 200))) == 0
 
 
+def test_an_object_off_the_canvas_is_no_target():
+    labels = [np.array([[0, 0.1, 0.5, 0.1, 0.5]], np.float32)]
+    tile = Tile(0, (100, 100), (-50, 0), (0, 0, 50, 100))
+    turned = np.array([[0.8, -0.6, 80], [0.6, 0.8, 0], [0, 0, 1]])
+    assert len(tile_targets([PlacedTile(0, tile, (200, 200), turned, 1.0)], labels, (200, 200))) == 0
+
+
 def test_upright_targets_are_the_clipped_boxes_of_the_moved_corners():
     rng = np.random.default_rng(0)
     boxes, settings = random_boxes(rng, 200), WarpSettings(scale=0.5, translate=0.3)

@@ -167,14 +167,19 @@ def _cut(polygons: NDArray[np.float64], normal: Sequence[int], least: float = 0.
 def box_candidates(before: NDArray[np.floating], after: NDArray[np.floating]) -> NDArray[np.bool_]:
     """Return a mask (n,) of the boxes (n, 4) that are still worth learning after augmentation.
 
-    Both sides above 2 px, more than a tenth of the area left, neither side 100 times the other.
+    Both sides above 2 px, more than a tenth of the area left, neither side 100 times the other. A box without
+    area before, off the canvas, would get one by turning.
     """
     (width_before, height_before), (width, height) = (
         (rows[:, 2:] - rows[:, :2]).T for rows in (before, after)
     )
     shorter, longer = np.minimum(width, height), np.maximum(width, height)
-    area_ratio = width * height / (width_before * height_before + _EPS)
+    area_before = width_before * height_before
+    area_ratio = width * height / (area_before + _EPS)
     keep = (
-        (shorter > _MIN_SIDE_PX) & (area_ratio > _MIN_AREA_RATIO) & (longer / (shorter + _EPS) < _MAX_ASPECT)
+        (area_before > 0)
+        & (shorter > _MIN_SIDE_PX)
+        & (area_ratio > _MIN_AREA_RATIO)
+        & (longer / (shorter + _EPS) < _MAX_ASPECT)
     )
     return np.asarray(keep, np.bool_)
