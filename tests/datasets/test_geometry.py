@@ -112,9 +112,9 @@ def test_boxes_of_a_mosaic_sit_on_the_pixels_they_mark(kind, seed):
         found = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
         low, high = found[:2] - corners[:2], corners[2:] - found[2:]
         assert min(*low, *high) >= -tolerance
-        if kind == "upright" or (min(corners) > 0 and max(corners) < SIZE):
-            # Beyond the border of the image a turned rectangle may be wider than what shows.
-            assert max(*low, *high) <= tolerance
+        # What the border cuts off a turned rectangle may end in a thinner corner than its own.
+        at_border = kind != "upright" and (min(corners) <= 0 or max(corners) >= SIZE)
+        assert max(*low, *high) <= tolerance * (2 if at_border else 1)
 
 
 @pytest.mark.parametrize("kind", SETTINGS)
