@@ -23,6 +23,7 @@ from utils.training.ema import ModelEma
 from utils.training.optimizer import WEIGHTS
 from utils.training.setup import check_batches, images_per_epoch, synchronised_norms
 from utils.training.step import TrainingStep
+from utils.words import counted
 
 
 def index_of(labelled, unlabelled=0):
@@ -112,7 +113,7 @@ def test_pictures_that_are_to_be_scored_are_learnt_from_in_no_way(tmp_path):
     assert len(read.train) == 5 and read.train.unlabelled_count == 2
     told = " ".join(read.train.problems)
     for count, split in ((2, "val"), (1, "test")):
-        assert f"{count} unlabelled images in '{split}' too, left out" in told
+        assert f"{counted(count, 'unlabelled image')} in '{split}' too, left out" in told
     shutil.rmtree(tmp_path / "images/more")
     with pytest.raises(UserError, match="every image of 'unlabeled' is in another split too"):
         setup.read_data(distilled(data=data, unlabeled_share=0.5), print)
