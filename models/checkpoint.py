@@ -201,7 +201,7 @@ def _public(content: Any, path: Path) -> Checkpoint:
         state = _clean_state(dict(text_items(network)), path)
         run = plain_value(holder.get("run"))  # in a run's state.pt
         told = run if isinstance(run, dict) else {}
-        own, names = told.get("network"), _names(holder.get("names") or told.get("names"))
+        own, names = told.get("network"), _names(holder.get("names", told.get("names")))
         cfg = own if isinstance(own, dict) and own.get("backbone") else _guess_config(state)
     else:
         raise UserError("it holds no network", path, "give weights of this project or public YOLOv5 ones")

@@ -184,6 +184,7 @@ def become(argv: Sequence[str], request: Request) -> None:
     os.environ.update(request.environment)
     # A shell that runs the tests in the background makes them ignore it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup
     if request.cpu_seconds:
         resource.setrlimit(resource.RLIMIT_AS, (MAX_ADDRESSES, MAX_ADDRESSES))
         resource.setrlimit(resource.RLIMIT_CPU, (request.cpu_seconds, request.cpu_seconds))

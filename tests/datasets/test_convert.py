@@ -356,7 +356,7 @@ def test_a_folder_of_images_within_a_name_does_not_part_a_picture_from_its_label
     assert {name: len(rows) for name, rows in found.items()} == {"a": 1, "a-2": 1, "b": 1}
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, Terminated, OSError])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), Terminated(15), OSError()])
 def test_an_interrupted_conversion_writes_through_no_old_link_and_leaves_nothing(
     tmp_path, monkeypatch, error
 ):
