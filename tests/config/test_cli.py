@@ -194,6 +194,7 @@ def fail(error: BaseException):
     return main
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_while_the_libraries_load_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """An exception there would leave them half loaded; the handler of before is back afterwards."""
     before, seen = signal.getsignal(signal.SIGINT), []
