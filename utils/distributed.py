@@ -45,7 +45,7 @@ def joined_ranks() -> Iterator[None]:
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         fix = "start it with torchrun, or unset WORLD_SIZE and RANK, which something else has left"
-        raise UserError("has WORLD_SIZE and RANK of several processes, but none of these", missing[0], fix)
+        raise UserError("is not set, although WORLD_SIZE and RANK are", missing[0], fix)
     # Both backends: the run may be asked to stay on the CPU although there is a GPU.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     store, own_rank, count = next(rendezvous("env://", timeout=PATIENCE))

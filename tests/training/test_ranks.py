@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from utils.distributed import joined_ranks
+from utils.errors import UserError
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("rank_step.py")
 
@@ -49,3 +52,12 @@ def check(alone, first, second):
         scale = float(wanted.abs().max())
         torch.testing.assert_close(first["gradients"][name], wanted, atol=1e-4 * scale, rtol=1e-4)
         assert torch.equal(first["gradients"][name], second["gradients"][name])
+
+
+def test_variables_that_another_program_has_left_are_named(monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(UserError, match="MASTER_ADDR: is not set, although .*; start it with torchrun"):
+        with joined_ranks():
+            pytest.fail("went on")

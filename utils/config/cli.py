@@ -151,8 +151,8 @@ def exit_code_of(work: Callable[[], object], *, debug: bool = False, interrupted
         print(interrupted, file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of the output (as in `| head`) has exited; Python would report an error on flushing.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of the output (as in `| head`) has exited.
+        discard_output()
         return PIPE_CLOSED
     return 0
 
@@ -165,10 +165,14 @@ def print_out(text: str = "") -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        # Python would report it once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         what = f"cannot be written ({error.strerror or error})"
         raise UserError(what, "standard output", "give it another place") from error
+
+
+def discard_output() -> None:
+    """Lead standard output nowhere, where Python would report a second error on flushing it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parse(options_class: type[AnyOptions], words: Sequence[str]) -> AnyOptions:

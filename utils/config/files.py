@@ -50,8 +50,7 @@ def replacement(path: Path, synced: bool = True) -> Iterator[BinaryIO]:
         UserError: as `replace_atomically`.
     """
     # Not tempfile.mkstemp, whose files are readable only by their owner, whatever the umask.
-    name = os.fsencode(path.name)[:_MAX_NAME].decode(errors="ignore")  # of 255 bytes, with what is added
-    beside = path.with_name(f".{name}.{uuid.uuid4().hex[:12]}.tmp")
+    beside = _unfinished_name(path)
     with refusals("cannot be written", path):
         try:
             with open(beside, "xb") as stream:
@@ -71,6 +70,12 @@ def replacement(path: Path, synced: bool = True) -> Iterator[BinaryIO]:
             beside.unlink(missing_ok=True)
 
 
+def _unfinished_name(path: Path) -> Path:
+    """Return a new path beside another one; `_UNFINISHED` matches its name."""
+    name = os.fsencode(path.name)[:_MAX_NAME].decode(errors="ignore")  # of 255 bytes, with what is added
+    return path.with_name(f".{name}.{uuid.uuid4().hex[:12]}.tmp")
+
+
 @contextmanager
 def temporary_folder(path: Path) -> Iterator[Path]:
     """Give a new, empty folder beside a path, from which results are renamed; removed after the block.
@@ -78,7 +83,7 @@ def temporary_folder(path: Path) -> Iterator[Path]:
     Raises:
         OSError: if it cannot be created.
     """
-    beside = path.parent / f".{path.name}.{uuid.uuid4().hex[:12]}.tmp"
+    beside = _unfinished_name(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         beside.mkdir()

@@ -36,7 +36,7 @@ def shared_images(
 
 
 def _by_size(splits: Mapping[str, Sequence[str]]) -> dict[str, int]:
-    """Return the size of every regular file of the splits."""
+    """Return the size of every regular file of the splits that has content."""
     sizes = {}
     for images in splits.values():
         for path in images:
@@ -44,7 +44,7 @@ def _by_size(splits: Mapping[str, Sequence[str]]) -> dict[str, int]:
                 status = os.stat(path)
             except (OSError, ValueError):
                 continue
-            if stat.S_ISREG(status.st_mode):
+            if stat.S_ISREG(status.st_mode) and status.st_size:
                 sizes[path] = status.st_size
     return sizes
 

@@ -125,11 +125,9 @@ class Outputs:
 
 def _check_outside(folder: Path, files: Sequence[str]) -> None:
     own = os.path.realpath(folder)
-    for place in sorted(
-        {os.path.dirname(os.path.abspath(file)) for file in files if not is_remote_file(file)}
-    ):
-        if os.path.commonpath((own, os.path.realpath(place))) == own:
-            what = f"the sources in {place} lie in the folder for the results, which could replace them"
+    for place in sorted({os.path.dirname(file) for file in files if not is_remote_file(file)}):
+        if Path(os.path.realpath(place)).is_relative_to(own):
+            what = f"the sources in {place or os.curdir} lie in the folder for the results and may be lost"
             raise UserError(what, folder, "give another --project or --name")
 
 
